@@ -1,0 +1,131 @@
+"""From flags, config file, work directory, recipe and defaults to options: the first that speaks wins."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from pipelines.errors import UsageError
+from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, Options, RunOptions
+from pipelines.options.stages import CamsOptions, EvalOptions, RefineOptions, ShowOptions, SuperpixelsOptions
+
+SECTIONS: dict[str, type[Options]] = {
+    "dataset": DatasetOptions,
+    "clip": ClipOptions,
+    "dino": DinoOptions,
+    "run": RunOptions,
+    "superpixels": SuperpixelsOptions,
+    "cams": CamsOptions,
+    "refine": RefineOptions,
+    "eval": EvalOptions,
+    "show": ShowOptions,
+}
+"""Every section of a config file and the options it holds."""
+
+Values = dict[str, dict[str, Any]]
+"""Section -> key -> value: one layer of configuration."""
+
+
+def flag_of(section: str, key: str) -> str:
+    """The command-line flag of an option, such as ``--clip-model``."""
+    extra = SECTIONS[section].model_fields[key].json_schema_extra
+    named = extra.get("flag") if isinstance(extra, dict) else None
+    return str(named) if named else "--" + key.replace("_", "-")
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(p.name.removesuffix(".toml") for p in resources.files("pipelines.recipes").iterdir() if p.name.endswith(".toml"))
+
+
+def read_recipe(name: str) -> Values:
+    """The options that a recipe sets.
+
+    Raises:
+        UsageError: No such recipe.
+    """
+    if name not in recipes():
+        raise UsageError(f"no recipe {name!r}: expected one of {', '.join(recipes())}", "--recipe")
+    text = (resources.files("pipelines.recipes") / f"{name}.toml").read_text(encoding="utf-8")
+    return _checked_keys(tomllib.loads(text), f"recipe {name}")
+
+
+def read_config(path: Path) -> tuple[Values, dict[str, Any]]:
+    """Read a config file; relative paths in it are relative to its folder.
+
+    Returns:
+        The options by section, and the top-level keys (``work``, ``recipe``).
+
+    Raises:
+        UsageError: Missing file, bad TOML, unknown section or key.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UsageError(f"cannot read config {path}: {error.strerror}", "--config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}", "--config") from error
+    top = {key: content.pop(key) for key in ("work", "recipe") if key in content}
+    if "work" in top:
+        top["work"] = path.parent / Path(str(top["work"])).expanduser()
+    values = _checked_keys(content, str(path))
+    for section, entries in values.items():
+        for key, value in entries.items():
+            if isinstance(value, str) and _is_path(section, key, value):
+                entries[key] = path.parent / Path(value).expanduser()
+    return values, top
+
+
+def _is_path(section: str, key: str, value: str) -> bool:
+    annotation = SECTIONS[section].model_fields[key].annotation
+    if annotation is Path or Path in get_args(annotation):
+        return True
+    names_file = (section, key) in {("clip", "pretrained"), ("dino", "pretrained"), ("dataset", "split")}
+    return names_file and Path(value).suffix in {".safetensors", ".pt", ".pth", ".bin", ".txt"}
+
+
+def _checked_keys(content: Mapping[str, Any], where: str) -> Values:
+    for section, entries in content.items():
+        if section not in SECTIONS:
+            raise UsageError(f"{where}: unknown section [{section}]{_did_you_mean(section, SECTIONS)}", "--config")
+        if not isinstance(entries, dict):
+            raise UsageError(f"{where}: [{section}] must be a table, found {entries!r}", "--config")
+        known = SECTIONS[section].model_fields
+        for key in entries:
+            if key not in known:
+                raise UsageError(f"{where}: unknown key {key!r} in [{section}]{_did_you_mean(key, known)}", "--config")
+    return {section: dict(entries) for section, entries in content.items()}
+
+
+def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
+
+
+def build_options(section: str, *layers: Mapping[str, Any]) -> Options:
+    """Build one section's options from layers, weakest first.
+
+    Raises:
+        UsageError: A value of the wrong type or out of range; the message names the flag.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update(layer)
+    try:
+        return SECTIONS[section].model_validate({k: str(v) if _wants_str(section, k, v) else v for k, v in merged.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else ""
+        flag = flag_of(section, key) if key in SECTIONS[section].model_fields else f"[{section}]"
+        raise UsageError(f"{flag}: {first['msg'].lower()}, found {first['input']!r}", f"{flag}, or {key} in [{section}]") from error
+
+
+def _wants_str(section: str, key: str, value: Any) -> bool:
+    field = SECTIONS[section].model_fields.get(key)
+    return isinstance(value, Path) and field is not None and field.annotation is str

@@ -1,0 +1,63 @@
+"""What a dataset is to the rest of the toolkit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.datasets.classes import ClassList
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its image-level labels.
+
+    Args:
+        image_id: Unique in the dataset, safe as a file name.
+        image_path: Where the image should lie; it may be missing.
+        labels: Class indices present, ascending, from 0, background not among them; may be empty.
+    """
+
+    image_id: str
+    image_path: Path
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images of one split, in split order.
+
+    Args:
+        kind: ``voc``, ``coco`` or ``folder``.
+        root: Dataset folder.
+        split: Split name, or the name of the split file without ``.txt``.
+        classes: Its classes.
+        samples: Its images.
+        mask_folder: Where ground truth lies, None if there is none; never opened here.
+        mask_fallback: Second folder for ids that ``mask_folder`` lacks.
+    """
+
+    kind: str
+    root: Path
+    split: str
+    classes: ClassList
+    samples: tuple[Sample, ...]
+    mask_folder: Path | None
+    mask_fallback: Path | None = None
+
+    def mask_path(self, image_id: str) -> Path | None:
+        """Where an image's ground truth should lie; the file is not opened and may be missing."""
+        if self.mask_folder is None:
+            return None
+        path = self.mask_folder / f"{image_id}.png"
+        if self.mask_fallback is not None and not path.is_file():
+            other = self.mask_fallback / path.name
+            return other if other.is_file() else path
+        return path
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over class names and every sample's id and labels, in order; no paths."""
+        content = [self.classes.names, [(sample.image_id, sample.labels) for sample in self.samples]]
+        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,90 @@
+"""What is wrong with a dataset, found before hours are spent on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.datasets.base import Dataset, Sample
+from pipelines.datasets.image import image_size
+from pipelines.errors import ImageError
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """Findings on one split.
+
+    Args:
+        images: Number of images listed.
+        class_counts: Images of each class, by name, in class order; zeros included.
+        missing: Ids whose image file is not there.
+        unreadable: ``(image_id, reason)`` of images whose header cannot be read.
+        unlabelled: Ids without any class.
+        missing_masks: Ids without ground truth; None if masks were not looked at.
+        size_mismatches: ``(image_id, what)`` where mask and image differ in size or the mask's header cannot be read; None if
+            masks were not looked at.
+    """
+
+    images: int
+    class_counts: dict[str, int]
+    missing: tuple[str, ...]
+    unreadable: tuple[tuple[str, str], ...]
+    unlabelled: tuple[str, ...]
+    missing_masks: tuple[str, ...] | None = None
+    size_mismatches: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True if every image and every mask looked at can be used; images without classes and missing masks are no fault."""
+        return not (self.missing or self.unreadable or self.size_mismatches)
+
+
+def check_dataset(dataset: Dataset, open_masks: bool = False) -> DatasetReport:
+    """Look at every image's header; nothing is decoded.
+
+    Args:
+        dataset: Any dataset.
+        open_masks: Also read the headers of ground-truth masks; without it no mask is opened.
+    """
+    counts = dict.fromkeys(dataset.classes.names, 0)
+    missing: list[str] = []
+    unreadable: list[tuple[str, str]] = []
+    without: list[str] = []
+    mismatches: list[tuple[str, str]] = []
+    for sample in dataset.samples:
+        for index in sample.labels:
+            counts[dataset.classes.names[index]] += 1
+        if not sample.image_path.exists():
+            missing.append(sample.image_id)
+            continue
+        try:
+            size = image_size(sample.image_path)
+        except ImageError as error:
+            unreadable.append((sample.image_id, error.message))
+            continue
+        if open_masks:
+            _check_mask(dataset, sample, size, without, mismatches)
+    return DatasetReport(
+        images=len(dataset.samples),
+        class_counts=counts,
+        missing=tuple(missing),
+        unreadable=tuple(unreadable),
+        unlabelled=tuple(sample.image_id for sample in dataset.samples if not sample.labels),
+        missing_masks=tuple(without) if open_masks else None,
+        size_mismatches=tuple(mismatches) if open_masks else None,
+    )
+
+
+def _check_mask(
+    dataset: Dataset, sample: Sample, size: tuple[int, int], without: list[str], mismatches: list[tuple[str, str]]
+) -> None:
+    path = dataset.mask_path(sample.image_id)
+    if path is None or not path.exists():
+        without.append(sample.image_id)
+        return
+    try:
+        mask = image_size(path)
+    except ImageError as error:
+        mismatches.append((sample.image_id, error.message))
+        return
+    if mask != size:
+        mismatches.append((sample.image_id, f"image {size[1]}x{size[0]}, mask {mask[1]}x{mask[0]} (width x height)"))

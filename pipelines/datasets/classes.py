@@ -1,0 +1,152 @@
+"""Class lists: names, prompts, background words, and the palette that paints them."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from pipelines.errors import UsageError
+from pipelines.options.sources import Options
+
+DEFAULT_TEMPLATE = "a clean origami {}."
+MAX_CLASSES = 254  # label maps are uint8: 0 is background, 255 is ignored
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """The classes of a dataset, without background.
+
+    Args:
+        names: Class names; the place in this tuple is the class index.
+        prompts: What the text tower reads for each class.
+        background: Words that compete with the classes.
+        template: Sentence with one ``{}`` for the prompt or word.
+        aliases: ``(alias, name)`` pairs that label files may use.
+
+    Raises:
+        UsageError: Names are empty, double, reserved or too many, or the template is not one.
+    """
+
+    names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    background: tuple[str, ...]
+    template: str = DEFAULT_TEMPLATE
+    aliases: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what a label map or a label file could not hold."""
+        known = [*self.names, *(alias for alias, _ in self.aliases)]
+        double = sorted({name for name in known if known.count(name) > 1})
+        if not 0 < len(self.names) <= MAX_CLASSES:
+            raise UsageError(f"expected 1 to {MAX_CLASSES} classes, found {len(self.names)}")
+        if len(self.prompts) != len(self.names):
+            raise UsageError(f"expected one prompt a class, found {len(self.prompts)} for {len(self.names)} classes")
+        if double:
+            raise UsageError(f"class name {double[0]!r} stands twice")
+        for name in known:
+            if name == "background" or not name.isprintable() or ";" in name or name != name.strip() or not name:
+                raise UsageError(f"{name!r} cannot be a class name: expected printable text without ';', not 'background'")
+        if not all(text.strip() for text in (*self.prompts, *self.background)):
+            raise UsageError("a prompt or background word is empty")
+        if self.template.count("{}") != 1 or set("{}") & set(self.template.replace("{}", "")):
+            raise UsageError(f"expected a template with one {{}}, found {self.template!r}")
+
+    @property
+    def label_map_names(self) -> tuple[str, ...]:
+        """Names by label-map value: background first."""
+        return ("background", *self.names)
+
+    def index(self, name: str) -> int:
+        """Class index of a name or alias.
+
+        Raises:
+            UsageError: No such class; says which name comes near.
+        """
+        canonical = dict(self.aliases).get(name, name)
+        if canonical in self.names:
+            return self.names.index(canonical)
+        by_case = {known.casefold(): known for known in (*self.names, *dict(self.aliases))}
+        near = difflib.get_close_matches(name.casefold(), by_case, n=1)
+        guess = f"; did you mean {by_case[near[0]]!r}?" if near else ""
+        raise UsageError(
+            f"unknown class {name!r}, expected one of {len(self.names)} classes{guess}", "--classes for other classes"
+        )
+
+    def indices(self, names: Iterable[str], where: str) -> tuple[int, ...]:
+        """Ascending class indices of names, each once; errors start with ``where``."""
+        try:
+            return tuple(sorted({self.index(name) for name in names}))
+        except UsageError as error:
+            raise UsageError(f"{where}: {error.message}", error.hint) from None
+
+
+class _Entry(Options):
+    name: str
+    prompt: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+class _File(Options):
+    template: str = DEFAULT_TEMPLATE
+    background: tuple[str, ...] | None = None
+    classes: tuple[_Entry, ...]
+
+
+def load_class_list(path: Path) -> ClassList:
+    """Read a class list.
+
+    Args:
+        path: ``.toml`` or ``.yaml``: ``template`` and ``background`` (both optional, default CLIP-ES's for VOC), and
+            ``classes``, each with ``name`` and optionally ``prompt`` and ``aliases``.
+
+    Raises:
+        UsageError: The file cannot be read or is no class list.
+    """
+    if path.suffix.lower() not in {".toml", ".yaml", ".yml"}:
+        raise UsageError(f"{path}: expected a class list .toml or .yaml, found {path.suffix!r}", "--classes")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = _File.model_validate(tomllib.loads(text) if path.suffix.lower() == ".toml" else yaml.safe_load(text))
+        return ClassList(
+            names=tuple(entry.name for entry in content.classes),
+            prompts=tuple(entry.name if entry.prompt is None else entry.prompt for entry in content.classes),
+            background=VOC12.background if content.background is None else content.background,
+            template=content.template,
+            aliases=tuple((alias, entry.name) for entry in content.classes for alias in entry.aliases),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        entry = ".".join(map(str, first["loc"])) or "file"
+        raise UsageError(f"{path}: {entry}: {first['msg']}", "--classes") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the class list: {error.strerror}", "--classes") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"{path}: {' '.join(str(error).split())}", "--classes") from None
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}", "--classes") from None
+
+
+def palette() -> NDArray[np.uint8]:
+    """PASCAL VOC's palette, used for COCO as well.
+
+    Returns:
+        ``(256, 3)`` uint8, RGB; row 255 (ignored pixels) is ``(224, 224, 192)``.
+    """
+    colours = np.zeros((256, 3), np.uint8)
+    for level in range(8):  # bits 0, 1, 2 of each base-8 digit go to red, green, blue, lowest digit to the highest bit
+        bits = (np.arange(256)[:, None] >> (3 * level + np.arange(3))) & 1  # (256, 3)
+        colours |= (bits << (7 - level)).astype(np.uint8)
+    return colours
+
+
+_LISTS = Path(__file__).parent / "class_lists"
+VOC12 = load_class_list(_LISTS / "voc12.toml")
+COCO14 = load_class_list(_LISTS / "coco14.toml")

@@ -1,0 +1,73 @@
+"""A folder of images with a label file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.datasets.base import Dataset, Sample
+from pipelines.datasets.classes import VOC12, ClassList, load_class_list
+from pipelines.datasets.label_files import IMAGE_SUFFIXES, label_names, read_label_file, select_labels
+from pipelines.datasets.splits import read_split, split_file
+from pipelines.errors import UsageError
+from pipelines.options.sources import DatasetOptions
+
+
+def load_folder(options: DatasetOptions) -> Dataset:
+    """List a folder dataset: ``images/`` or the folder itself, ``labels.csv | .json | .jsonl``, and optionally ``masks/``.
+
+    Without a class list the classes are the label file's names, sorted: keep one label file for all splits, or give a class
+    list, so that indices agree. Split ``train`` is every image with labels unless ``train.txt`` says otherwise.
+    """
+    if options.root is None or not options.root.is_dir():
+        raise UsageError(f"expected a folder of images, found {options.root or 'no dataset root'}", "--root FOLDER")
+    root = options.root
+    label_file = options.labels or _label_file(root)
+    classes = load_class_list(options.classes) if options.classes else _classes_of(label_file)
+    given = read_label_file(label_file, classes)
+    listed = _split(root, options.split)
+    labels = select_labels(given, read_split(listed), label_file) if listed else given
+    folder = root / "images" if (root / "images").is_dir() else root
+    images = _images(folder)
+    masks = root / "masks"
+    return Dataset(
+        kind="folder",
+        root=root,
+        split=listed.stem if listed else options.split,
+        classes=classes,
+        samples=tuple(Sample(key, images.get(key, folder / f"{key}.jpg"), present) for key, present in labels.items()),
+        mask_folder=masks if masks.is_dir() else None,
+    )
+
+
+def _classes_of(label_file: Path) -> ClassList:
+    names = label_names(label_file)
+    try:
+        return ClassList(names, names, VOC12.background)
+    except UsageError as error:
+        raise UsageError(f"{label_file}: {error.message}", "--classes FILE") from None
+
+
+def _label_file(root: Path) -> Path:
+    there = [root / f"labels.{suffix}" for suffix in ("csv", "json", "jsonl") if (root / f"labels.{suffix}").is_file()]
+    if len(there) == 1:
+        return there[0]
+    found = ", ".join(path.name for path in there) or "none"
+    raise UsageError(f"{root}: expected one of labels.csv, labels.json, labels.jsonl, found {found}", "--labels FILE")
+
+
+def _split(root: Path, split: str) -> Path | None:
+    path = split_file(split) or root / f"{split}.txt"
+    if path.is_file() or split != "train":
+        return path
+    return None
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    images: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.is_file():
+            continue
+        if path.stem in images:
+            raise UsageError(f"{folder}: expected one image of each name, found {images[path.stem].name} and {path.name}")
+        images[path.stem] = path
+    return images

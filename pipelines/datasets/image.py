@@ -1,0 +1,80 @@
+"""From an image file to RGB pixels, or to one clear line that says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pipelines.errors import ImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+MAX_PIXELS = 100_000_000
+
+
+def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a JPEG, PNG, WEBP, BMP or TIFF, told by content and not by name.
+
+    EXIF orientation is not applied: VOC's and COCO's masks are for the pixels as stored. (Only TIFF is turned, by Pillow.)
+    Greyscale of 16 bits is divided by 257; transparency is dropped, not composited; CMYK is converted without its ICC profile.
+
+    Args:
+        path: Image file.
+        max_pixels: Larger images are refused before decoding.
+
+    Returns:
+        RGB, 8 bits, fully decoded.
+
+    Raises:
+        ImageError: Names the file and what was found.
+    """
+    with open_image(path, max_pixels=max_pixels) as image:
+        image.load()
+        if image.mode.startswith("I;16"):
+            levels = (np.asarray(image).astype(np.uint32) + 128) // 257  # convert("RGB") would cut off at 255
+            return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+        if image.mode in {"I", "F"}:
+            raise ImageError(f"{path}: expected 8 or 16 bits a channel, found 32 (mode {image.mode})")
+        if image.mode == "P" and "transparency" in image.info:
+            return image.convert("RGBA").convert("RGB")  # straight to RGB warns
+        return image.convert("RGB")
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """``(height, width)`` in pixels from the header alone; errors as `load_image`."""
+    with open_image(path) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def open_image(path: Path, formats: tuple[str, ...] = FORMATS, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """Open an image file lazily; whatever goes wrong until the block ends is an `ImageError`."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ImageError(f"{path}: expected an image, found {'a folder' if path.is_dir() else 'no regular file'}")
+        with Image.open(path, formats=formats) as image:
+            if image.width * image.height > max_pixels:
+                raise ImageError(f"{path}: expected at most {max_pixels} pixels, found {image.width} x {image.height}")
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a camera's JPEG with a preview behind it
+                raise ImageError(f"{path}: expected one image, found {getattr(image, 'n_frames', 1)} frames")
+            yield image
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        start = _first_bytes(path)
+        found = f"a file that starts with {start!r}" if start else "an empty file"
+        raise ImageError(f"{path}: expected {', '.join(formats)}, found {found}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{path}: refused before decoding: {error}") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot read the image: {error.strerror or error}") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+        raise ImageError(f"{path}: broken image: {type(error).__name__}: {' '.join(str(error).split())}") from None
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(8)

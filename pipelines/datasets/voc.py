@@ -1,0 +1,106 @@
+"""PASCAL VOC's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from xml.etree.ElementTree import ParseError  # the class only: defusedxml parses
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import parse
+
+from pipelines.datasets.base import Dataset, Sample
+from pipelines.datasets.classes import VOC12, ClassList, load_class_list
+from pipelines.datasets.label_files import read_label_file, select_labels
+from pipelines.datasets.splits import read_split, split_file
+from pipelines.errors import SsrError, UsageError
+from pipelines.options.sources import DatasetOptions
+
+
+def load_voc(options: DatasetOptions) -> Dataset:
+    """List a VOC split: ``ImageSets``, ``JPEGImages``, and ``Annotations`` or a label file.
+
+    ``train_aug`` has its masks in ``SegmentationClassAug``. It and splits from a file take what one mask folder lacks from the
+    other.
+    """
+    root = _root(options.root)
+    classes = load_class_list(options.classes) if options.classes else VOC12
+    listed = split_file(options.split) or _image_set(root, options.split)
+    ids = read_split(listed)
+    label_file = options.labels
+    if label_file is None and not (root / "Annotations").is_dir() and (root / "labels.csv").is_file():
+        label_file = root / "labels.csv"
+    if label_file is not None:
+        labels = select_labels(read_label_file(label_file, classes), ids, label_file)
+    elif (root / "Annotations").is_dir():
+        labels = labels_from_xml(root / "Annotations", classes, ids)
+    else:
+        raise UsageError(f"{root}: expected labels in Annotations/*.xml or labels.csv, found neither", "--labels FILE")
+    augmented = listed.stem in {"train_aug", "trainaug"}
+    names = ("SegmentationClassAug", "SegmentationClass") if augmented else ("SegmentationClass", "SegmentationClassAug")
+    masks = [root / name for name in names if (root / name).is_dir()]
+    if not augmented and split_file(options.split) is None:
+        masks = [folder for folder in masks if folder.name == "SegmentationClass"]
+    return Dataset(
+        kind="voc",
+        root=root,
+        split=listed.stem,
+        classes=classes,
+        samples=tuple(Sample(image_id, root / "JPEGImages" / f"{image_id}.jpg", labels[image_id]) for image_id in ids),
+        mask_folder=masks[0] if masks else None,
+        mask_fallback=masks[1] if len(masks) > 1 else None,
+    )
+
+
+def labels_from_xml(folder: Path, classes: ClassList, ids: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
+    """Labels from VOC annotations: every ``object/name``, difficult and truncated ones too.
+
+    Args:
+        folder: Holds ``<image_id>.xml``.
+        classes: Class list that the names are looked up in.
+        ids: Images to read; None reads every XML file, in name order.
+
+    Raises:
+        SsrError: A file is missing, broken, or uses entities.
+        UsageError: An object's class is not in the list.
+    """
+    wanted = sorted(path.stem for path in folder.glob("*.xml")) if ids is None else ids
+    return {image_id: _xml_labels(folder / f"{image_id}.xml", classes) for image_id in wanted}
+
+
+def _xml_labels(path: Path, classes: ClassList) -> tuple[int, ...]:
+    try:
+        annotation = parse(path).getroot()
+    except OSError as error:
+        raise SsrError(f"{path}: cannot read the annotation: {error.strerror}", "--labels FILE for a label file") from None
+    except DefusedXmlException as error:
+        raise SsrError(f"{path}: refused: XML with {type(error).__name__} content") from None
+    except (ParseError, ValueError, LookupError) as error:
+        raise SsrError(f"{path}: broken XML: {' '.join(str(error).split())}") from None
+    if annotation is None or annotation.tag != "annotation":
+        found = "nothing" if annotation is None else f"<{annotation.tag}>"
+        raise SsrError(f"{path}: expected VOC's <annotation>, found {found}")
+    names = ((element.text or "").strip() for element in annotation.iterfind("object/name"))
+    return classes.indices(names, str(path))
+
+
+def _root(root: Path | None) -> Path:
+    expected = "expected VOC's folder with JPEGImages and ImageSets"
+    if root is None:
+        raise UsageError(f"{expected}, found no dataset root", "--root VOCdevkit/VOC2012")
+    if (root / "JPEGImages").is_dir():
+        return root
+    inner = [root / name for name in ("VOC2012", "VOCdevkit/VOC2012") if (root / name / "JPEGImages").is_dir()]
+    raise UsageError(f"{expected}, found no JPEGImages in {root}", f"--root {inner[0] if inner else 'VOCdevkit/VOC2012'}")
+
+
+def _image_set(root: Path, split: str) -> Path:
+    folders = [root / "ImageSets" / name for name in ("Segmentation", "Main")]
+    for folder in folders:
+        if (folder / f"{split}.txt").is_file():
+            return folder / f"{split}.txt"
+    there = sorted(path.stem for folder in folders for path in folder.glob("*.txt"))[:8]
+    raise UsageError(
+        f"{root}: expected ImageSets/Segmentation/{split}.txt, found {', '.join(there) or 'no splits'}",
+        "--split NAME or --split FILE.txt",
+    )

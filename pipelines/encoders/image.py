@@ -1,0 +1,47 @@
+"""From a decoded photo to an encoder's input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def token_grid(height: int, width: int, patch_size: int, scale: float = 1.0) -> tuple[int, int]:
+    """Grid of patch tokens that covers a photo at native resolution.
+
+    Args:
+        height: Photo height in pixels.
+        width: Photo width in pixels.
+        patch_size: Patch side in pixels.
+        scale: Resolution factor.
+
+    Returns:
+        ``(h, w)``, each side rounded up to whole patches (CLIP-ES).
+    """
+    return max(1, math.ceil(height * scale / patch_size)), max(1, math.ceil(width * scale / patch_size))
+
+
+def encoder_input(
+    image: Image.Image, grid: tuple[int, int], patch_size: int, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """Resize a photo to ``grid * patch_size`` (PIL, bicubic) and normalise it.
+
+    Args:
+        image: RGB photo of any size.
+        grid: ``(h, w)`` in patches.
+        patch_size: Patch side in pixels.
+        mean: Per-channel mean in [0, 1], RGB order.
+        std: Per-channel standard deviation in [0, 1], RGB order.
+
+    Returns:
+        ``(3, h * patch_size, w * patch_size)`` fp32, RGB.
+    """
+    size = (grid[1] * patch_size, grid[0] * patch_size)
+    resized = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(resized, dtype=np.uint8)).permute(2, 0, 1).float() / 255  # (3, H, W)
+    return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)

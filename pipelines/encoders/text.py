@@ -1,0 +1,110 @@
+"""Class embeddings: from open_clip's text tower, or from a text bank.
+
+A text bank is a safetensors file with ``embeddings`` (M, D), L2-normalised fp32, and the metadata ``names`` (JSON list),
+``model``, ``pretrained`` and ``template``. It stands in for the text tower: no tokenizer, no 250 MB of weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipelines.encoders.weights import LoadedClip
+from pipelines.errors import SsrError, UsageError
+from pipelines.stores.files import atomic_path
+
+
+@dataclass(frozen=True)
+class TextBank:
+    """Embeddings of class names or background words.
+
+    Attributes:
+        embeddings: ``(M, D)`` fp32, L2-normalised.
+        names: One a row.
+        model: open_clip model name of the tower that made them.
+        pretrained: Its tag.
+        template: Prompt template, ``{}`` for the name.
+    """
+
+    embeddings: Tensor
+    names: tuple[str, ...]
+    model: str
+    pretrained: str
+    template: str
+
+
+def read_bank(path: Path, model: str | None = None) -> TextBank:
+    """Read and check a text bank.
+
+    Args:
+        path: The ``.safetensors`` file.
+        model: CLIP model that it must belong to; a bank of another activation of the same architecture is refused too.
+
+    Raises:
+        UsageError: Missing file, or a bank of another model.
+        SsrError: Not a text bank, or damaged.
+    """
+    if not path.is_file():
+        raise UsageError(f"no text bank at {path}", "--text-bank, --background-bank")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            embeddings = file.get_tensor("embeddings").float()
+        names = json.loads(metadata["names"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise SsrError(f"{path} is not a text bank: expected `embeddings` and the metadata `names`", "`ssr text` writes one") from error
+    fits = isinstance(names, list) and embeddings.ndim == 2 and len(names) == len(embeddings)
+    if not fits or not torch.isfinite(embeddings).all():
+        raise SsrError(f"{path}: expected finite (M, D) embeddings and M names, found {tuple(embeddings.shape)}, {len(names)} names")
+    if len(set(names)) != len(names):
+        raise SsrError(f"{path}: names are not unique")
+    if (embeddings.norm(dim=1) - 1).abs().max() > 1e-2:
+        raise SsrError(f"{path}: embeddings are not L2-normalised", "`ssr text` writes normalised ones")
+    bank = TextBank(
+        F.normalize(embeddings, dim=1), tuple(map(str, names)), metadata.get("model", ""), metadata.get("pretrained", ""),
+        metadata.get("template", ""),
+    )
+    if model is not None and bank.model and bank.model != model:
+        raise UsageError(f"{path} was made by {bank.model}, the CLIP here is {model}", "--text-bank or --clip-model")
+    return bank
+
+
+def write_bank(path: Path, bank: TextBank) -> None:
+    """Write a text bank, whole or not at all."""
+    metadata = {
+        "names": json.dumps(list(bank.names)), "model": bank.model, "pretrained": bank.pretrained, "template": bank.template,
+    }
+    with atomic_path(path) as temporary:
+        save_file({"embeddings": bank.embeddings.contiguous()}, temporary, metadata)
+
+
+@torch.inference_mode()
+def encode_prompts(clip: LoadedClip, names: Sequence[str], prompts: Sequence[str], template: str) -> TextBank:
+    """Embed prompts with the text tower: encode, L2-normalise.
+
+    Args:
+        clip: A CLIP with its text tower.
+        names: Names of the rows.
+        prompts: What stands for each name in the template; synonyms go into one prompt (CLIP-ES).
+        template: Such as ``a clean origami {}.``
+
+    Raises:
+        UsageError: The weights hold no text tower.
+    """
+    if not clip.has_text:
+        raise UsageError(
+            f"{clip.weights.pretrained} holds the image tower alone: class embeddings must come from a bank",
+            "--text-bank and --background-bank",
+        )
+    tokens = open_clip.get_tokenizer(clip.weights.model)([template.format(prompt) for prompt in prompts])  # (M, L)
+    embeddings = F.normalize(clip.model.encode_text(tokens).float(), dim=1)  # (M, D)
+    return TextBank(embeddings, tuple(names), clip.weights.model, clip.weights.pretrained, template)

@@ -1,0 +1,249 @@
+"""Where frozen weights come from: a local file, the cache, the hub, in this order.
+
+Only safetensors, or pickles that ``weights_only=True`` admits, are read. A file is known by its SHA-256, which goes into every
+manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import open_clip
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from pipelines.errors import SsrError, UsageError
+
+if TYPE_CHECKING:
+    from open_clip import CLIP
+    from torch import Tensor, nn
+
+OPENAI_LOGIT_SCALE = 100.0
+"""exp(logit_scale) of every released CLIP: training clips it there. Used for files that hold the image tower alone."""
+
+# SHA-256 of `visual.class_embedding` (fp16 bytes) of released towers that were trained with QuickGELU.
+_QUICK_GELU_TOWERS = {
+    "48f61989319f64dd9ad133d0b904de2736297aa691e7729c4f70747cce24f67d": "OpenAI's CLIP ViT-B/16",
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model name and where its weights are.
+
+    Attributes:
+        model: open_clip or timm model name.
+        pretrained: Tag, or the path as the user gave it.
+        path: Local file, or None if the library fetches the tag from its cache or hub.
+        sha256: Checksum of the local file, or None.
+    """
+
+    model: str
+    pretrained: str
+    path: Path | None = None
+    sha256: str | None = None
+
+    def provenance(self) -> dict[str, str]:
+        """What a manifest records: the name, and the checksum or the tag (never a path)."""
+        return {"model": self.model, "weights": f"sha256:{self.sha256}" if self.sha256 else self.pretrained}
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_file_name(pretrained: str) -> bool:
+    return Path(pretrained).suffix in {".safetensors", ".pt", ".pth", ".bin"} or "/" in pretrained
+
+
+def _local(model: str, pretrained: str, flag: str) -> Weights:
+    path = Path(pretrained).expanduser()
+    if not path.is_file():
+        raise UsageError(f"no weights at {path}", f"give an existing .safetensors with {flag}")
+    return Weights(model, pretrained, path, file_sha256(path))
+
+
+def resolve_clip(model: str, pretrained: str) -> Weights:
+    """Check a CLIP model name and its weights without loading anything heavy.
+
+    Args:
+        model: Name known to open_clip, such as ``ViT-B-16-quickgelu``.
+        pretrained: Tag known to open_clip, or a local ``.safetensors`` / ``.pt`` file (image tower alone is enough with
+            text banks).
+
+    Raises:
+        UsageError: Unknown model or tag, missing file, or a tag trained with another activation than the model's.
+    """
+    config = open_clip.get_model_config(model)
+    if config is None:
+        raise UsageError(f"open_clip has no model {model!r}", "see open_clip.list_models(); --clip-model")
+    if _is_file_name(pretrained):
+        return _local(model, pretrained, "--clip-pretrained")
+    tag = open_clip.get_pretrained_cfg(model, pretrained)
+    if not tag:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise UsageError(f"open_clip has no weights {pretrained!r} for {model} (it has: {known})", "--clip-pretrained")
+    _check_activation(model, bool(config.get("quick_gelu")), bool(tag.get("quick_gelu")), f"tag {pretrained!r}")
+    return Weights(model, pretrained)
+
+
+def _check_activation(model: str, model_quick: bool, weights_quick: bool, what: str) -> None:
+    if model_quick != weights_quick:
+        names = ("GELU", "QuickGELU")
+        mended = model.removesuffix("-quickgelu") + ("-quickgelu" if weights_quick else "")
+        raise UsageError(
+            f"{what} was trained with {names[weights_quick]}, model {model} computes {names[model_quick]}",
+            f"--clip-model {mended}",
+        )
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SsrError(f"cannot read weights {path}: {reason}", "bring an intact .safetensors") from error
+    except Exception as error:  # pickle.UnpicklingError and friends: never fall back to an unsafe load
+        raise SsrError(f"{path} holds more than tensors and was not loaded", "convert it to .safetensors") from error
+    return cast("dict[str, Tensor]", state.get("state_dict", state))
+
+
+@dataclass(frozen=True)
+class LoadedClip:
+    """A CLIP in fp32 on the CPU.
+
+    Attributes:
+        model: open_clip's model.
+        weights: What it was built from.
+        has_text: The weights held the text tower; without it, its parameters are random and must not be used.
+    """
+
+    model: CLIP
+    weights: Weights
+    has_text: bool
+
+
+def build_clip(weights: Weights) -> LoadedClip:
+    """Build a CLIP in fp32 on the CPU and load its weights.
+
+    Raises:
+        UsageError: The file does not fit the model, or its activation does not.
+        SsrError: The hub cannot be reached and the tag is not in the cache.
+    """
+    if weights.path is None:
+        return LoadedClip(_clip_from_hub(weights), weights, has_text=True)
+    with _quiet_root_logger():
+        model = cast("CLIP", open_clip.create_model(weights.model, pretrained=None, load_weights=False))
+    model.logit_scale.data.fill_(torch.tensor(OPENAI_LOGIT_SCALE).log())
+    state = {k.removeprefix("module."): v for k, v in _read_state(weights.path).items()}
+    if not any(k.startswith("visual.") for k in state):
+        state = {f"visual.{k}": v for k, v in state.items()}
+    marker = state.get("visual.class_embedding")
+    if marker is not None:
+        fingerprint = hashlib.sha256(marker.half().numpy().tobytes()).hexdigest()
+        if fingerprint in _QUICK_GELU_TOWERS:
+            quick = bool((open_clip.get_model_config(weights.model) or {}).get("quick_gelu"))
+            _check_activation(weights.model, quick, True, f"{_QUICK_GELU_TOWERS[fingerprint]} in {weights.path.name}")
+    _load_state(model, state, weights, optional=("transformer.", "token_embedding", "positional_embedding", "ln_final",
+                                                 "text_projection", "logit_scale", "attn_mask", "text."))
+    return LoadedClip(model, weights, has_text="token_embedding.weight" in state)
+
+
+@contextmanager
+def _quiet_root_logger() -> Iterator[None]:
+    """open_clip warns that a model without a tag is random; we are about to load a file into it."""
+    logger = logging.getLogger()
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _load_state(model: nn.Module, state: dict[str, Tensor], weights: Weights, optional: tuple[str, ...]) -> None:
+    own = model.state_dict()
+    missing = [k for k in own if k not in state and not k.startswith(optional)]
+    misfit = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
+    if missing or misfit:
+        detail = f"lacks {missing[0]}" if missing else (
+            f"has {misfit[0]} of shape {tuple(state[misfit[0]].shape)}, not {tuple(own[misfit[0]].shape)}")
+        raise UsageError(f"{weights.path} does not fit {weights.model}: it {detail}", "bring the weights of this model")
+    if not all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point()):
+        raise SsrError(f"{weights.path} holds NaN or infinite weights", "bring an intact file")
+    model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+
+
+def _clip_from_hub(weights: Weights) -> CLIP:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = open_clip.create_model(weights.model, pretrained=weights.pretrained, weights_only=True)
+    except Exception as error:  # huggingface_hub raises a dozen network types
+        raise SsrError(
+            f"cannot fetch CLIP {weights.model} / {weights.pretrained}: {_first_line(error)}",
+            "bring open_clip_model.safetensors of that tag (0.6 GB) and give --clip-pretrained FILE",
+        ) from error
+    return cast("CLIP", model)
+
+
+def resolve_dino(model: str, pretrained: str) -> Weights:
+    """Check a timm model name and its weights.
+
+    Args:
+        model: timm name, such as ``vit_small_patch16_224.dino`` or ``vit_small_patch14_dinov2``.
+        pretrained: ``hub`` for timm's own weights, or a local ``.safetensors``.
+
+    Raises:
+        UsageError: Unknown model or missing file.
+    """
+    if not timm.is_model(model.split(".")[0]):
+        raise UsageError(f"timm has no model {model!r}", "see timm.list_models('vit_*'); --dino-model")
+    if _is_file_name(pretrained):
+        return _local(model, pretrained, "--dino-pretrained")
+    return Weights(model, pretrained)
+
+
+def build_dino(weights: Weights) -> nn.Module:
+    """Build a timm ViT without classifier and load its weights.
+
+    Raises:
+        UsageError: The file does not fit the model.
+        SsrError: The hub cannot be reached and the model is not in the cache.
+    """
+    options: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True}
+    if weights.path is not None:
+        _read_state(weights.path)  # one clear line for a bad file, before timm's own words
+        options["pretrained_cfg_overlay"] = {"file": str(weights.path), "custom_load": False}
+    try:
+        return timm.create_model(weights.model, pretrained=True, **options)
+    except RuntimeError as error:
+        if weights.path is None:
+            raise _no_dino(weights, error) from error
+        raise UsageError(f"{weights.path} does not fit {weights.model}: {_first_line(error)}", "--dino-model") from error
+    except Exception as error:  # huggingface_hub raises a dozen network types
+        raise _no_dino(weights, error) from error
+
+
+def _no_dino(weights: Weights, error: Exception) -> SsrError:
+    return SsrError(
+        f"cannot fetch DINO {weights.model}: {_first_line(error)}",
+        "bring model.safetensors of that timm model (85 MB) and give --dino-pretrained FILE",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

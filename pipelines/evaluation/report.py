@@ -1,0 +1,175 @@
+"""The report of one evaluation: what was scored, how, and what came out.
+
+Kept as ``report.json``, with a table of the classes as CSV and the confusion counts as ``.npy`` beside it. A file appears
+whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
+
+from pipelines.errors import SsrError
+from pipelines.evaluation.metrics import Metrics
+from pipelines.stores.files import atomic_path
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One evaluation. Values are fractions, None = not defined.
+
+    Attributes:
+        what: What was scored, ``cams``, ``refined``, ``masks`` or a folder.
+        split: Name of the split.
+        images: Number of images scored.
+        oracle: The background exponent was chosen on ground truth.
+        background_power: Exponent p of the background score ``(1 - max cam)^p``; None for label maps.
+        crf: Whether the label maps went through a CRF; None where that is not known.
+        options_digest: Digest of the options that made what was scored.
+        rules: How it was scored, in words; see `rules`.
+        confusion_matrix: File name of the counts beside the report.
+
+    The metrics are those of `Metrics`.
+    """
+
+    what: str
+    split: str
+    images: Annotated[int, Field(ge=1)]
+    miou: Fraction
+    miou_covered: Fraction | None
+    pixel_accuracy: Fraction
+    precision: Fraction | None
+    recall: Fraction
+    confusion_ratio: Annotated[float, Field(ge=0)] | None
+    classes_never_hit: Annotated[int, Field(ge=0)]
+    coverage: Fraction
+    per_class_iou: dict[str, Fraction | None]
+    options_digest: str
+    crf: bool | None = None
+    background_power: float | None = None
+    oracle: bool = False
+    rules: dict[str, str] = field(default_factory=dict)
+    confusion_matrix: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an oracle that does not name its exponent."""
+        if self.oracle and self.background_power is None:
+            raise ValueError("an oracle report must say its background_power")
+
+    @property
+    def caption(self) -> str:
+        """One line for the head of a table or picture: what, split, images, CRF, background rule."""
+        parts = [self.what, f"split {self.split}", f"{self.images:,} image{'s' if self.images != 1 else ''}"]
+        if self.crf is not None:
+            parts.append(f"CRF {'on' if self.crf else 'off'}")
+        if self.background_power is not None:
+            parts.append(f"background p = {self.background_power:g}" + (", an ORACLE" if self.oracle else ""))
+        return " · ".join(parts)
+
+
+def rules(background_power: float | None, *, oracle: bool = False) -> dict[str, str]:
+    """Say in words how an evaluation scores.
+
+    Args:
+        background_power: Exponent p of the background score; None where label maps are scored.
+        oracle: p was chosen on the ground truth that it is scored on.
+    """
+    if background_power is None:
+        background = "class 0 of the label maps"
+    elif oracle:
+        background = f"(1 - max cam)^p, p = {background_power:g} chosen on ground truth: an ORACLE"
+    else:
+        background = f"(1 - max cam)^p, p = {background_power:g} (fixed)"
+    return {
+        "miou": "mean over classes with ground-truth pixels; counts summed over all images first",
+        "miou_covered": "the same over pixels where 255 is not predicted",
+        "ignore": "pixels of 255 in ground truth left out; predicted 255 counts as a miss",
+        "precision": "mean over classes with ground-truth pixels that are predicted",
+        "recall": "mean over classes with ground-truth pixels",
+        "confusion_ratio": "mean of FP / TP over classes with ground-truth pixels and TP > 0",
+        "background": background,
+    }
+
+
+def make_report(
+    metrics: Metrics,
+    *,
+    what: str,
+    split: str,
+    images: int,
+    options_digest: str,
+    crf: bool | None = None,
+    background_power: float | None = None,
+    oracle: bool = False,
+    confusion_matrix: str | None = None,
+) -> Report:
+    """Join metrics and circumstances; the rules follow from them."""
+    return Report(
+        what=what,
+        split=split,
+        images=images,
+        miou=metrics.miou,
+        miou_covered=metrics.miou_covered,
+        pixel_accuracy=metrics.pixel_accuracy,
+        precision=metrics.precision,
+        recall=metrics.recall,
+        confusion_ratio=metrics.confusion_ratio,
+        classes_never_hit=metrics.classes_never_hit,
+        coverage=metrics.coverage,
+        per_class_iou=metrics.per_class_iou,
+        options_digest=options_digest,
+        crf=crf,
+        background_power=background_power,
+        oracle=oracle,
+        rules=rules(background_power, oracle=oracle),
+        confusion_matrix=confusion_matrix,
+    )
+
+
+_ADAPTER = TypeAdapter(Report)
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write ``report.json``."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(_ADAPTER.dump_json(report, indent=2, ensure_ascii=False) + b"\n")
+
+
+def read_report(path: Path) -> Report:
+    """Read and check ``report.json``.
+
+    Raises:
+        SsrError: No such file, not JSON, a key is missing, or a value is out of its range (e.g. percent).
+    """
+    try:
+        return _ADAPTER.validate_json(path.read_bytes())
+    except OSError as error:
+        raise SsrError(f"expected a report, cannot read {path}: {error.strerror}", hint="ssr eval writes it") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise SsrError(f"expected a report in {path}, but {where}: {first['msg']}", hint="ssr eval writes it anew") from error
+
+
+def write_csv(metrics: Metrics, path: Path) -> None:
+    """Write one row a class: ``class, iou, precision, recall, pixels``; an empty cell is a value that is not defined."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["class", "iou", "precision", "recall", "pixels"])
+        for name, iou in metrics.per_class_iou.items():
+            row = (iou, metrics.per_class_precision[name], metrics.per_class_recall[name])
+            writer.writerow([name, *("" if value is None else f"{value:.6f}" for value in row), metrics.per_class_pixels[name]])
+
+
+def write_confusion(counts: NDArray[np.int64], path: Path) -> None:
+    """Write the counts ``(C, C + 1)`` as ``.npy``."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, counts, allow_pickle=False)

@@ -1,0 +1,40 @@
+"""Group images of one size into batches without holding more than a few of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def batches_by(items: Iterable[Item], key: Callable[[Item], Hashable], size: int, waiting: int = 0) -> Iterator[list[Item]]:
+    """Yield lists of at most ``size`` items with equal keys.
+
+    Args:
+        items: Any iterable.
+        key: What must be equal within a batch, such as the padded size.
+        size: Items a batch.
+        waiting: Items held back at most in unfinished batches (default ``8 * size``); beyond that the fullest is yielded
+            as it is, so memory does not grow with the number of images or of sizes.
+
+    Yields:
+        Batches; within one, items keep their order. With ``size`` 1, exactly the order of the items.
+    """
+    waiting = waiting or 8 * size
+    groups: dict[Hashable, list[Item]] = {}
+    held = 0
+    for item in items:
+        group = groups.setdefault(key(item), [])
+        group.append(item)
+        held += 1
+        full: Hashable | None = None
+        if len(group) == size:
+            full = key(item)
+        elif held > waiting:
+            full = max(groups, key=lambda name: len(groups[name]))
+        if full is not None:
+            batch = groups.pop(full)
+            held -= len(batch)
+            yield batch
+    yield from groups.values()

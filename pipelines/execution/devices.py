@@ -1,0 +1,38 @@
+"""Which device, which precision, how large a batch."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from pipelines.errors import UsageError
+from pipelines.options.sources import RunOptions
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` takes the first GPU, else the CPU.
+
+    Raises:
+        UsageError: An unknown name, or a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"no device {name!r}: expected auto, cpu, cuda or cuda:N", "--device")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"no device {name}: this machine has {torch.cuda.device_count()} CUDA devices", "--device cpu")
+    return device
+
+
+def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bf16 on a GPU and fp32 elsewhere."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def resolve_batch_size(run: RunOptions, device: torch.device) -> int:
+    """A CPU is busy with one image; a GPU wants several."""
+    return run.batch_size or (16 if device.type == "cuda" else 1)

@@ -1,0 +1,131 @@
+"""One HTML page of many panels: no script, no link outside, pictures inside, so that it can be mailed or kept."""
+
+from __future__ import annotations
+
+import io
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from html import escape
+from string import Template
+
+from PIL import Image
+
+from pipelines.figures.panel import RGB
+
+
+@dataclass(frozen=True)
+class PageRow:
+    """One image of the page.
+
+    Attributes:
+        image_id: Also the row's anchor.
+        labels: Names of its classes.
+        picture: The panel as JPEG or PNG; a PNG is made a JPEG.
+        note: One line under the names, e.g. a score.
+    """
+
+    image_id: str
+    labels: tuple[str, ...]
+    picture: bytes
+    note: str = ""
+
+
+def html_page(title: str, rows: Iterable[PageRow], summary: Mapping[str, str], colors: Mapping[str, RGB] | None = None) -> str:
+    """Build the page.
+
+    Args:
+        title: Head of the page.
+        rows: In order.
+        summary: Facts for the head, name -> value.
+        colors: Colours of the class names; none, no chip.
+
+    Returns:
+        HTML. Every text is escaped.
+
+    Raises:
+        ValueError: A picture is neither JPEG nor PNG.
+    """
+    articles = [_article(row, colors or {}) for row in rows]
+    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in summary.items())
+    count = f"{len(articles):,} image{'s' if len(articles) != 1 else ''}"
+    return _PAGE.substitute(title=escape(title), count=count, facts=facts, articles="\n".join(articles), style=_STYLE)
+
+
+def _article(row: PageRow, colors: Mapping[str, RGB]) -> str:
+    name = escape(row.image_id)
+    chips = "".join(f"<li>{_chip(colors.get(label))}{escape(label)}</li>" for label in row.labels)
+    note = f"<p>{escape(row.note)}</p>" if row.note else ""
+    data, (width, height) = _jpeg(row)
+    return (
+        f'<article id="{name}"><header><h2>{name}</h2><ul>{chips}</ul>{note}</header>'
+        f'<img src="data:image/jpeg;base64,{b64encode(data).decode()}" width="{width}" height="{height}"'
+        f' alt="{escape(row.image_id + ": " + ", ".join(row.labels))}"></article>'
+    )
+
+
+def _chip(color: RGB | None) -> str:
+    return "" if color is None else '<i style="background:rgb({},{},{})"></i>'.format(*map(int, color))
+
+
+def _jpeg(row: PageRow) -> tuple[bytes, tuple[int, int]]:
+    try:
+        with Image.open(io.BytesIO(row.picture), formats=("JPEG", "PNG")) as image:
+            if image.format == "JPEG":
+                return row.picture, image.size
+            out = io.BytesIO()
+            image.convert("RGB").save(out, format="JPEG", quality=88, optimize=True)
+            return out.getvalue(), image.size
+    except OSError as error:
+        raise ValueError(f"the picture of {row.image_id} is neither JPEG nor PNG") from error
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ground: #f4f5f7; --card: #fff; --ink: #1c1f24; --muted: #69707d; --line: #dfe2e7; }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #121418; --card: #1b1e24; --ink: #e8eaee; --muted: #969eac; --line: #2c313a; }
+}
+* { box-sizing: border-box; margin: 0; }
+html { scroll-padding-top: 6rem; }
+body { background: var(--ground); color: var(--ink); font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+body > header { position: sticky; top: 0; z-index: 1; background: var(--card); border-bottom: 1px solid var(--line);
+  padding: .7rem 1.5rem; display: flex; flex-wrap: wrap; gap: .3rem 2.2rem; align-items: center; }
+h1 { font-size: 1.2rem; letter-spacing: -.01em; }
+h1 small { color: var(--muted); font-weight: 400; font-size: .85rem; margin-left: .6rem; }
+dl { display: flex; flex-wrap: wrap; gap: .2rem 1.8rem; }
+dt { color: var(--muted); font-size: .68rem; text-transform: uppercase; letter-spacing: .06em; }
+dd { font-weight: 600; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+main { display: grid; gap: 1rem; padding: 1.2rem 1.5rem 3rem; justify-items: start; }
+article { background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; max-width: 100%; }
+article:target { outline: 2px solid #4c8dff; }
+article header { display: flex; flex-wrap: wrap; gap: .2rem .9rem; align-items: center; padding: .55rem .9rem; }
+h2 { font: 600 .9rem ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+ul { display: flex; flex-wrap: wrap; gap: .3rem; list-style: none; padding: 0; }
+li { border: 1px solid var(--line); border-radius: 99px; padding: .05rem .6rem; font-size: .8rem; }
+li i { display: inline-block; width: .65rem; height: .65rem; border-radius: 3px; margin-right: .4rem; }
+article p { color: var(--muted); font-size: .85rem; margin-left: auto; font-variant-numeric: tabular-nums; }
+img { display: block; max-width: 100%; height: auto; }
+@media print { body > header { position: static; } article { break-inside: avoid; } }
+""".strip()
+
+_PAGE = Template(
+    """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>$title</title>
+<style>
+$style
+</style>
+</head>
+<body>
+<header><h1>$title<small>$count</small></h1><dl>$facts</dl></header>
+<main>
+$articles
+</main>
+</body>
+</html>
+"""
+)

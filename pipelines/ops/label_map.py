@@ -1,0 +1,67 @@
+"""From CAMs on the token grid to scores and a label map at the photo's size.
+
+Runs in worker processes that never load torch, so it is numpy, with Pillow's resampling as the bilinear filter (half-pixel
+centres: the same as OpenCV's and as torch's ``align_corners=False``).
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+IGNORE_INDEX = 255
+
+
+def resize_maps(maps: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Bilinear resize of each map.
+
+    Args:
+        maps: ``(K, h, w)``.
+        size: ``(H, W)``, not smaller than the grid (a smaller size would be filtered).
+
+    Returns:
+        ``(K, H, W)`` fp32.
+    """
+    out = np.empty((len(maps), *size), dtype=np.float32)
+    for target, source in zip(out, maps, strict=True):
+        picture = Image.fromarray(np.ascontiguousarray(source, dtype=np.float32))
+        target[:] = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return out
+
+
+def with_background(cams: NDArray[np.float32], power: float) -> NDArray[np.float32]:
+    """Put the background score ``(1 - max_c M_c) ** power`` before the classes (CLIP-ES).
+
+    Args:
+        cams: ``(K, H, W)`` in [0, 1]; K may be 0.
+        power: Exponent; larger means less background.
+
+    Returns:
+        ``(K + 1, H, W)`` fp32 in [0, 1], background first. The scores do not sum to 1.
+    """
+    if len(cams) == 0:
+        return np.ones((1, *cams.shape[1:]), dtype=np.float32)
+    background = np.clip(1 - cams.max(axis=0), 0, 1) ** np.float32(power)
+    return np.concatenate([background[None], cams]).astype(np.float32, copy=False)
+
+
+def label_map(scores: NDArray[np.float32], labels: tuple[int, ...], min_confidence: float = 0.0) -> NDArray[np.uint8]:
+    """The class of the highest score at each pixel.
+
+    Args:
+        scores: ``(K + 1, H, W)``, background first, non-negative.
+        labels: The K class indices of the other rows, 0-based without background.
+        min_confidence: Pixels whose highest share of the scores' sum is below this become 255. 0 keeps all.
+
+    Returns:
+        ``(H, W)`` uint8: 0 background, ``i + 1`` for class i, 255 ignored.
+    """
+    values = np.array([0, *(index + 1 for index in labels)], dtype=np.uint8)
+    result = values[scores.argmax(axis=0)]  # (H, W)
+    if min_confidence > 0:
+        confidence = scores.max(axis=0) / np.maximum(scores.sum(axis=0), np.finfo(np.float32).tiny)
+        result[confidence < min_confidence] = IGNORE_INDEX
+    return cast("NDArray[np.uint8]", result)

@@ -1,0 +1,64 @@
+"""Options that say what goes in: the dataset, the frozen encoders, and how a command runs.
+
+Every field's description is its only documentation: the command line's help, the config reference and this file share it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Options(BaseModel):
+    """Base of all options: frozen, strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def option(description: str, *, flag: str | None = None) -> object:
+    """Field metadata: its one-line description and, where it differs from the field's name, its flag."""
+    return Field(description=description, json_schema_extra={"flag": flag} if flag else None)
+
+
+class DatasetOptions(Options):
+    """``[dataset]``: which images, and which classes each has."""
+
+    kind: Annotated[Literal["voc", "coco", "folder"], option("layout of the dataset", flag="DATASET")] = "voc"
+    root: Annotated[Path | None, option("dataset folder, e.g. VOCdevkit/VOC2012")] = None
+    split: Annotated[str, option("split name, e.g. train, or a .txt file with one image id a line")] = "train"
+    labels: Annotated[
+        Path | None, option("image-level labels: .csv, .json, .jsonl; default: VOC's XML, COCO's instances JSON, a folder's labels.*")
+    ] = None
+    classes: Annotated[Path | None, option("own class list with prompts and background words: .toml or .yaml")] = None
+
+
+class ClipOptions(Options):
+    """``[clip]``: the frozen CLIP."""
+
+    model: Annotated[str, option("open_clip model", flag="--clip-model")] = "ViT-B-16-quickgelu"
+    pretrained: Annotated[
+        str, option("open_clip tag, or a local .safetensors (image tower alone is enough with text banks)", flag="--clip-pretrained")
+    ] = "openai"
+    text_bank: Annotated[Path | None, option("class embeddings as .safetensors instead of the text tower")] = None
+    background_bank: Annotated[Path | None, option("background embeddings as .safetensors instead of the text tower")] = None
+
+
+class DinoOptions(Options):
+    """``[dino]``: the frozen DINO."""
+
+    model: Annotated[str, option("timm ViT", flag="--dino-model")] = "vit_small_patch16_224.dino"
+    pretrained: Annotated[str, option("'hub', or a local .safetensors", flag="--dino-pretrained")] = "hub"
+
+
+class RunOptions(Options):
+    """``[run]``: where and how a command runs; none of these changes a result beyond rounding."""
+
+    device: Annotated[str, option("auto, cpu, cuda or cuda:N")] = "auto"
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], option("precision of all blocks but the last; auto = bf16 on a GPU, fp32 elsewhere")
+    ] = "auto"
+    batch_size: Annotated[int, Field(ge=0, description="images of one padded size a batch; 0 = 16 on a GPU, 1 elsewhere")] = 0
+    workers: Annotated[int, Field(ge=0, description="processes for superpixels and CRF; 0 = one a core")] = 0
+    max_failures: Annotated[int, Field(ge=-1, description="bad images a run may leave out before it stops; -1 = any number")] = 0

@@ -1,0 +1,81 @@
+"""Options of the stages, one class a section of the config file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipelines.options.sources import Options, option
+
+
+class SuperpixelsOptions(Options):
+    """``[superpixels]``: SLIC."""
+
+    segments: Annotated[int, Field(ge=1, le=60000, description="superpixels asked for; SLIC returns fewer")] = 400
+    compactness: Annotated[float, Field(gt=0, description="weight of place against Lab colour")] = 10.0
+    iterations: Annotated[int, Field(ge=1, description="rounds of SLIC's k-means")] = 10
+
+
+class CamsOptions(Options):
+    """``[cams]``: softmax-GradCAM on the frozen CLIP."""
+
+    ckpt: Annotated[Path | None, option("alignment heads trained by `ssr align` (.safetensors); plain CLIP without")] = None
+    scales: Annotated[tuple[float, ...], option("resolution factors whose maps are averaged; CLIP-ES uses 1.0 alone")] = (1.0,)
+    flip: Annotated[bool, option("average with the mirrored photo's map")] = False
+
+
+class RefineOptions(Options):
+    """``[refine]``: affinity, masks, propagation, label map, CRF."""
+
+    clip_blocks: Annotated[
+        int, Field(ge=0, description="last CLIP blocks whose attention is averaged, 0 = none (CLIP-ES: 8)")
+    ] = 8
+    dino_blocks: Annotated[int, Field(ge=0, description="last DINO blocks whose attention is averaged, 0 = none")] = 1
+    dino_weight: Annotated[float, Field(ge=0, le=1, description="share of DINO in the fused attention (SSR: 0.6)")] = 0.6
+    normalise: Annotated[Literal["row", "sinkhorn"], option("normalisation of the fused attention")] = "row"
+    sinkhorn_rounds: Annotated[int, Field(ge=1, description="column-then-row rounds (CLIP-ES: 3)")] = 3
+    symmetrise: Annotated[bool, option("average the affinity with its transpose (CLIP-ES does)")] = False
+    power: Annotated[int, Field(ge=1, description="propagation steps (CLIP-ES: 2)")] = 2
+    box_mask: Annotated[bool, option("keep source columns inside boxes around strong regions (CLIP-ES)")] = False
+    box_threshold: Annotated[
+        float, Field(ge=0, lt=1, description="share of the maximum that makes a region (CLIP-ES: 0.4 VOC, 0.7 COCO)")
+    ] = 0.4
+    superpixel_mask: Annotated[
+        Literal["none", "colour", "gate"], option("keep source columns that superpixels support (SGC); REPLACED LATER")
+    ] = "none"
+    mask_every_step: Annotated[bool, option("mask before every propagation step instead of the first only")] = False
+    background_power: Annotated[float, Field(gt=0, description="exponent p of the background score (1 - max cam)^p")] = 1.0
+    crf: Annotated[bool, option("dense CRF over the image's own classes")] = False
+    crf_iterations: Annotated[int, Field(ge=1, description="mean-field steps")] = 10
+    crf_bilateral_sxy: Annotated[float, Field(gt=0, description="spatial width of the appearance kernel, pixels")] = 67.0
+    crf_bilateral_srgb: Annotated[float, Field(gt=0, description="colour width of the appearance kernel, grey levels")] = 3.0
+    crf_bilateral_compat: Annotated[float, Field(ge=0, description="weight of the appearance kernel")] = 4.0
+    crf_gaussian_sxy: Annotated[float, Field(gt=0, description="width of the smoothness kernel, pixels")] = 1.0
+    crf_gaussian_compat: Annotated[float, Field(ge=0, description="weight of the smoothness kernel")] = 3.0
+    min_confidence: Annotated[
+        float, Field(ge=0, le=1, description="pixels whose best class holds less than this share become 255; 0 = off")
+    ] = 0.0
+
+
+class EvalOptions(Options):
+    """``[eval]``: scoring against ground truth."""
+
+    background_power: Annotated[
+        float | None, Field(gt=0, description="exponent p for cams and refined; default: the recipe's refine.background_power")
+    ] = None
+    oracle: Annotated[bool, option("also choose p in 1..10 on the ground truth: an upper bound, never a result")] = False
+    mask_folder: Annotated[Path | None, option("ground-truth PNGs; default: the dataset's own")] = None
+    images: Annotated[Path | None, option("score only the ids of this .txt (one a line)")] = None
+    pictures: Annotated[bool, option("draw the confusion matrix and the per-class bars")] = True
+
+
+class ShowOptions(Options):
+    """``[show]``: pictures."""
+
+    count: Annotated[int, Field(ge=1, description="photos to show, evenly spread over the split")] = 24
+    ids: Annotated[str, option("image ids to show, separated by commas, instead of --count")] = ""
+    gt: Annotated[bool, option("add the ground-truth mask (opens it)")] = False
+    height: Annotated[int, Field(ge=64, le=1024, description="height of a panel, pixels")] = 240
+    columns: Annotated[int, Field(ge=1, le=8, description="panels side by side on the contact sheet")] = 1

@@ -1,0 +1,151 @@
+"""The work directory: what the stages of one dataset share, and where each finds what the one before it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipelines.datasets import load_dataset
+from pipelines.datasets.base import Dataset
+from pipelines.errors import SsrError, UsageError
+from pipelines.execution.failures import Failures
+from pipelines.execution.progress import Progress
+from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
+from pipelines.stores.files import read_json, write_json
+from pipelines.stores.manifest import Manifest, differences
+
+MEMORY = "work.json"
+"""File in which a work directory remembers its dataset, encoders and recipe for the commands that follow."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One work directory and what every stage of it needs.
+
+    Attributes:
+        work: The directory.
+        dataset_options: The images and labels.
+        clip: The frozen CLIP.
+        dino: The frozen DINO.
+        run: Device, precision, workers, tolerated failures.
+        recipe: Name of the recipe in force, or None.
+        force: Start a stage over if its options changed.
+    """
+
+    work: Path
+    dataset_options: DatasetOptions
+    clip: ClipOptions
+    dino: DinoOptions
+    run: RunOptions
+    recipe: str | None = None
+    force: bool = False
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The work list, read once."""
+        return load_dataset(self.dataset_options)
+
+    @property
+    def superpixels(self) -> Path:
+        """Store of superpixels, ``(H, W)`` uint16 an image."""
+        return self.work / "superpixels.h5"
+
+    @property
+    def cams(self) -> Path:
+        """Store of initial CAMs, ``(K, h, w)`` fp16 an image."""
+        return self.work / "cams.h5"
+
+    @property
+    def refined(self) -> Path:
+        """Store of refined CAMs, ``(K, h, w)`` fp16 an image."""
+        return self.work / "refined.h5"
+
+    @property
+    def masks(self) -> Path:
+        """Folder of pseudo-masks, palette PNGs."""
+        return self.work / "masks"
+
+    def remember(self) -> None:
+        """Write down dataset, encoders and recipe; refuse a directory that belongs to another dataset.
+
+        Raises:
+            UsageError: The directory was made for other images.
+        """
+        now = {
+            "dataset": self.dataset_options.model_dump(mode="json"),
+            "clip": self.clip.model_dump(mode="json"),
+            "dino": self.dino.model_dump(mode="json"),
+            "recipe": self.recipe,
+        }
+        before = recall(self.work)
+        if before.get("dataset"):
+            changed = [d for d in differences(before["dataset"], now["dataset"]) if d.startswith(("kind", "root"))]
+            if changed:
+                raise UsageError(f"{self.work} belongs to another dataset ({'; '.join(changed)})", "give another --work")
+        if before != now:
+            write_json(self.work / MEMORY, now)
+
+    def failures(self, stage: str, progress: Progress) -> Failures:
+        """The failure log of a stage's run."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        return Failures(self.work / "failures.jsonl", stage, self.run.max_failures, progress)
+
+    def manifest(self, stage: str, settings: dict[str, Any]) -> Manifest:
+        """A fresh manifest of a stage over this dataset."""
+        dataset = self.dataset
+        described = {"kind": dataset.kind, "split": dataset.split, "images": len(dataset.samples), "digest": dataset.digest()}
+        return Manifest(stage, settings, described)
+
+    def settle(self, output: Path, stage: str, settings: dict[str, Any], clear: Callable[[], None]) -> Manifest:
+        """Compare a stage's settings with those that made its output.
+
+        Args:
+            output: The store or folder; its manifest lies beside it, with the suffix ``.json``.
+            stage: Stage name.
+            settings: Whatever changes the output.
+            clear: Removes the output; called if the settings changed and ``force`` is on, before the new manifest
+                is written, so that a kill in between cannot pair old output with new settings.
+
+        Returns:
+            The new manifest, already written.
+
+        Raises:
+            UsageError: The settings changed and ``force`` is off; the message says which.
+        """
+        path = output.with_suffix(".json")
+        old = Manifest.read(path)
+        new = self.manifest(stage, settings)
+        if old is not None and old.settings != new.settings:
+            changed = differences(old.settings, new.settings)
+            if not self.force:
+                shown = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
+                raise UsageError(f"{output} was made with other options ({shown})", "--force starts it over, or give another --work")
+            clear()
+        new.write(path)
+        return new
+
+
+def recall(work: Path) -> dict[str, Any]:
+    """What a work directory remembers; empty if it is new."""
+    path = work / MEMORY
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise SsrError(f"{path} is damaged", "remove it and give DATASET and --root again")
+    return content
+
+
+def input_digest(output: Path, command: str) -> str:
+    """Digest of the settings that made a stage's input.
+
+    Raises:
+        SsrError: The input is not there.
+    """
+    manifest = Manifest.read(output.with_suffix(".json"))
+    if manifest is None:
+        raise SsrError(f"no {output.stem} in {output.parent}", f"run `{command}` first")
+    return manifest.options_digest

@@ -1,0 +1,71 @@
+"""Files that are either whole or absent: temp file in the same folder, fsync, rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import SsrError
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``target``; on success it becomes ``target``, on any error it is removed.
+
+    Raises:
+        SsrError: The folder cannot be written, or the disk is full.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        os.close(handle)
+    except OSError as error:
+        raise SsrError(f"cannot write {target}: {error.strerror}", "choose another --work folder") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+    except OSError as error:
+        raise SsrError(f"cannot write {target}: {error.strerror or error}", "free disk space or choose another --work") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def write_json(target: Path, content: Any) -> None:
+    """Write JSON with sorted keys, whole or not at all."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        SsrError: Missing or damaged file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SsrError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise SsrError(f"{path} is not valid JSON: {error}", "remove the file and run its stage again") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of a killed run. Only for the one writer of ``folder``."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,113 @@
+"""What made an output: options, inputs, weights, versions, counts.
+
+A manifest lies beside each output (``cams.json`` beside ``cams.h5``). Its `settings` decide whether a later run may
+continue: if any of them differ, the output was made by another recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UsageError
+from pipelines.stores.files import read_json, write_json
+
+PACKAGES = ("ssr", "torch", "open_clip_torch", "timm", "scikit-image", "numpy", "h5py", "pillow", "pydensecrf2")
+
+
+def digest(settings: Any) -> str:
+    """Short SHA-256 of anything JSON can hold, independent of key order."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass
+class Manifest:
+    """Provenance of one output.
+
+    Attributes:
+        stage: Stage name.
+        settings: Whatever changes the output: options, weights, class names, digests of the inputs' settings.
+        dataset: Kind, split, number of images and digest of the work list.
+        counts: Images done, skipped and failed in the last run.
+        complete: The last run reached its end.
+        versions: Of the packages that compute.
+        commit: Git commit of the toolkit, if it runs from a checkout.
+        updated: UTC time of the last change.
+    """
+
+    stage: str
+    settings: dict[str, Any]
+    dataset: dict[str, Any]
+    counts: dict[str, int] = field(default_factory=dict)
+    complete: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    updated: str = ""
+
+    @property
+    def options_digest(self) -> str:
+        """Digest of the settings; equal digests mean equal outputs."""
+        return digest(self.settings)
+
+    def write(self, path: Path) -> None:
+        """Stamp and write, whole or not at all."""
+        self.versions = package_versions()
+        self.commit = git_commit()
+        self.updated = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(path, {**asdict(self), "options_digest": self.options_digest})
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest | None:
+        """Read a manifest; None if there is none."""
+        if not path.is_file():
+            return None
+        content = read_json(path)
+        names = cls.__dataclass_fields__
+        if not isinstance(content, dict) or not {"stage", "settings", "dataset"} <= content.keys():
+            raise UsageError(f"{path} is not a manifest", "remove it and run its stage again with --force")
+        return cls(**{key: value for key, value in content.items() if key in names})
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Leaves that differ, as ``key: old -> new``, sorted."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines: list[str] = []
+        for key in sorted(old.keys() | new.keys()):
+            lines += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
+        return lines
+    return [] if old == new else [f"{prefix}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that compute, and of Python."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this file lies in, or None outside one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,108 @@
+"""How ``ssr`` speaks: progress, tables, errors and exit codes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from pipelines.errors import SsrError
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+EXIT_PARTLY = 3
+EXIT_INTERRUPTED = 130
+
+
+@contextmanager
+def reports_errors(debug: bool) -> Iterator[None]:
+    """Turn errors into one line and an exit code: 2 usage, 1 failure. Tracebacks only with ``--debug``."""
+    try:
+        yield
+    except SsrError as error:
+        if debug:
+            raise
+        err.print(f"[bold red]error:[/] {escape(str(error))}")
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        err.print("[bold yellow]stopped:[/] what was computed is kept; run the same command to go on")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        where = f"{type(error).__name__}: {error}".splitlines()[0]
+        err.print(f"[bold red]error:[/] unexpected {escape(where)} (run again with --debug and report what it prints)")
+        raise typer.Exit(1) from None
+
+
+def next_step(command: str) -> None:
+    """Print the one obvious next command."""
+    out.print(f"[dim]next:[/] [bold]{escape(command)}[/]")
+
+
+class ConsoleProgress:
+    """A stage's progress: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._title, self._total, self._done, self._before = "", 0, 0, 0
+        self._started = self._spoken = 0.0
+
+    def start(self, title: str, total: int, done: int = 0) -> None:
+        """Begin a run of ``total`` images, ``done`` of them there already."""
+        self._title, self._total, self._done, self._before = title, total, done, done
+        self._started = self._spoken = time.monotonic()
+        if err.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=err,
+            )
+            self._task = self._bar.add_task(title, total=total, completed=done, rate="")
+            self._bar.start()
+        else:
+            known = f", {done} there already" if done else ""
+            self._say(f"{title}: {total} images{known}")
+
+    def advance(self, count: int = 1) -> None:
+        """Count finished images."""
+        self._done += count
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=count, rate=self._rate())
+        elif time.monotonic() - self._spoken > 10:
+            self._spoken = time.monotonic()
+            self._say(f"{self._title}: {self._done}/{self._total}, {self._rate()}, {self._left()} left")
+
+    def note(self, message: str) -> None:
+        """Say something beside the bar."""
+        err.print(f"[yellow]{escape(message)}[/]")
+
+    def finish(self) -> None:
+        """End the run."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        seconds = time.monotonic() - self._started
+        self._say(f"{self._title}: {self._done}/{self._total} in {seconds:.1f} s, {self._rate()}")
+
+    def _rate(self) -> str:
+        seconds = time.monotonic() - self._started
+        return f"{(self._done - self._before) / seconds:.1f} images/s" if seconds > 0 else ""
+
+    def _left(self) -> str:
+        made = self._done - self._before
+        seconds = (time.monotonic() - self._started) / made * (self._total - self._done) if made else 0
+        return f"{seconds:.0f} s"
+
+    @staticmethod
+    def _say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,107 @@
+"""What one command was asked to do: flags, config file, work directory and recipe, brought together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from pipelines.config import SECTIONS, Values, build_options, read_config, read_recipe
+from pipelines.errors import UsageError
+from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, Options, RunOptions
+from pipelines.stores.files import read_json
+
+if TYPE_CHECKING:
+    from pipelines.stages.workspace import Workspace
+
+DEFAULT_RECIPE = "ssr"
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One command line.
+
+    Attributes:
+        sections: Sections whose flags the command has.
+        flags: The flags that were given.
+        config: Config file, or None.
+        work_flag: ``--work``, or None.
+        recipe_flag: ``--recipe``, or None.
+        force: ``--force``.
+    """
+
+    sections: tuple[str, ...]
+    flags: Values
+    config: Path | None
+    work_flag: Path | None
+    recipe_flag: str | None
+    force: bool
+
+    @cached_property
+    def _config(self) -> tuple[Values, dict[str, Any]]:
+        return read_config(self.config) if self.config else ({}, {})
+
+    @cached_property
+    def work(self) -> Path:
+        """The work directory: ``--work``, the config's, ``runs/DATASET``, or the only one under ``runs``."""
+        values, top = self._config
+        if self.work_flag or "work" in top:
+            return self.work_flag or Path(top["work"])
+        kind = self.flags.get("dataset", {}).get("kind") or values.get("dataset", {}).get("kind")
+        if kind:
+            return Path("runs") / str(kind)
+        found = sorted(path.parent for path in Path("runs").glob("*/work.json"))
+        if len(found) == 1:
+            return found[0]
+        which = f"there are {', '.join(map(str, found))}" if found else "there is none under runs/"
+        raise UsageError(f"which work directory? {which}", "give DATASET (voc, coco or folder), --work or --config")
+
+    @cached_property
+    def _memory(self) -> dict[str, Any]:
+        path = self.work / "work.json"
+        return cast("dict[str, Any]", read_json(path)) if path.is_file() else {}
+
+    @cached_property
+    def recipe(self) -> str:
+        """``--recipe``, the config's, the work directory's, or the default."""
+        return self.recipe_flag or self._config[1].get("recipe") or self._memory.get("recipe") or DEFAULT_RECIPE
+
+    def options(self, section: str, kind: type[AnyOptions]) -> AnyOptions:
+        """One section's options: flag > config > work directory > recipe > default."""
+        if SECTIONS[section] is not kind:
+            raise TypeError(f"[{section}] holds {SECTIONS[section].__name__}, not {kind.__name__}")
+        remembered = self._memory.get(section) or {}
+        if section == "dataset" and self.flags.get("dataset", {}).get("root"):
+            remembered = {}
+        layers = (read_recipe(self.recipe).get(section, {}), remembered, self._config[0].get(section, {}))
+        return cast("AnyOptions", build_options(section, *layers, self.flags.get(section, {})))
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """The work directory with everything that stages need."""
+        from pipelines.stages.workspace import Workspace
+
+        dataset = self.options("dataset", DatasetOptions)
+        return Workspace(
+            work=self.work,
+            dataset_options=_absolute(dataset),
+            clip=_absolute(self.options("clip", ClipOptions)),
+            dino=_absolute(self.options("dino", DinoOptions)),
+            run=self.options("run", RunOptions),
+            recipe=self.recipe,
+            force=self.force,
+        )
+
+
+def _absolute(options: AnyOptions) -> AnyOptions:
+    """Paths as absolute ones, so that later commands may run from another folder."""
+    changes: dict[str, Any] = {}
+    for key, value in options:
+        if isinstance(value, Path):
+            changes[key] = value.expanduser().absolute()
+        elif isinstance(value, str) and Path(value).suffix in {".safetensors", ".pt", ".pth", ".bin", ".txt"}:
+            changes[key] = str(Path(value).expanduser().absolute())
+    return options.model_copy(update=changes)

@@ -1,0 +1,38 @@
+"""Run a stage from the command line: remember the work directory, show progress, say what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import typer
+
+from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, next_step
+from ssr_cli.invocation import Invocation
+
+if TYPE_CHECKING:
+    from pipelines.execution.progress import Progress
+    from pipelines.stages.counts import Counts
+    from pipelines.stages.workspace import Workspace
+
+
+def run_stage(invocation: Invocation, stage: Callable[[Workspace, Progress], Counts], then: str) -> None:
+    """Run one stage.
+
+    Args:
+        invocation: The command line.
+        stage: Called with the workspace and a progress display.
+        then: The obvious next command.
+
+    Raises:
+        typer.Exit: Code 3 if some images failed and the run went on without them.
+    """
+    workspace = invocation.workspace
+    _ = workspace.dataset  # a wrong --root must not become the directory's memory
+    workspace.remember()
+    counts = stage(workspace, ConsoleProgress())
+    if counts.failed:
+        err.print(f"[yellow]{counts.failed} bad images left out, listed in {workspace.work / 'failures.jsonl'}[/]")
+    next_step(f"{then} --work {workspace.work}")
+    if counts.failed:
+        raise typer.Exit(EXIT_PARTLY)
