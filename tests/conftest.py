@@ -9,8 +9,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of real photos beside the repository; tests that need them are skipped where it is absent."""
-    folder = Path(__file__).parents[2] / "shared" / "data"
-    if not folder.is_dir():
+    """Folder beside the repository with real photos and reference facts; tests that need it are skipped where it is absent."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not (folder / "data").is_dir():
         pytest.skip(f"needs the real photos in {folder}")
     return folder

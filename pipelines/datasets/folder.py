@@ -65,7 +65,7 @@ def _split(root: Path, split: str) -> Path | None:
 def _images(folder: Path) -> dict[str, Path]:
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.is_file():
+        if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
             continue
         if path.stem in images:
             raise UsageError(f"{folder}: expected one image of each name, found {images[path.stem].name} and {path.name}")

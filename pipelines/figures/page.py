@@ -58,9 +58,9 @@ def _article(row: PageRow, colors: Mapping[str, RGB]) -> str:
     note = f"<p>{escape(row.note)}</p>" if row.note else ""
     data, (width, height) = _jpeg(row)
     return (
-        f'<article id="{name}"><header><h2>{name}</h2><ul>{chips}</ul>{note}</header>'
+        f'<article id="{name}"><header><h2>{name}</h2><ul>{chips}</ul>{note}</header><div>'
         f'<img src="data:image/jpeg;base64,{b64encode(data).decode()}" width="{width}" height="{height}"'
-        f' alt="{escape(row.image_id + ": " + ", ".join(row.labels))}"></article>'
+        f' alt="{escape(row.image_id + ": " + ", ".join(row.labels))}"></div></article>'
     )
 
 
@@ -102,9 +102,12 @@ article header { display: flex; flex-wrap: wrap; gap: .2rem .9rem; align-items: 
 h2 { font: 600 .9rem ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 ul { display: flex; flex-wrap: wrap; gap: .3rem; list-style: none; padding: 0; }
 li { border: 1px solid var(--line); border-radius: 99px; padding: .05rem .6rem; font-size: .8rem; }
-li i { display: inline-block; width: .65rem; height: .65rem; border-radius: 3px; margin-right: .4rem; }
+li i { display: inline-block; width: .65rem; height: .65rem; border-radius: 3px; margin-right: .4rem;
+  box-shadow: 0 0 0 1px var(--line); }
 article p { color: var(--muted); font-size: .85rem; margin-left: auto; font-variant-numeric: tabular-nums; }
+article div { overflow-x: auto; }
 img { display: block; max-width: 100%; height: auto; }
+@media (max-width: 50rem) { body > header { position: static; } img { max-width: none; width: auto; height: 11rem; } }
 @media print { body > header { position: static; } article { break-inside: avoid; } }
 """.strip()
 

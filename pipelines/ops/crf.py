@@ -60,7 +60,7 @@ def dense_crf(image: NDArray[np.uint8], scores: NDArray[np.float32], parameters:
     field.addPairwiseBilateral(
         sxy=parameters.bilateral_sxy,
         srgb=parameters.bilateral_srgb,
-        rgbim=np.ascontiguousarray(image),
+        rgbim=np.array(image, order="C"),
         compat=parameters.bilateral_compat,
     )
     posterior = np.asarray(field.inference(parameters.iterations), dtype=np.float32)

@@ -1,0 +1,249 @@
+"""`ssr eval`: score CAMs, masks or any folder of PNGs. The one stage that opens ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.datasets.base import Dataset, Sample
+from pipelines.datasets.splits import read_split
+from pipelines.errors import ImageError, SsrError, UsageError
+from pipelines.evaluation.confusion import confusion_counts
+from pipelines.evaluation.figures import confusion_figure, iou_figure, save_figure
+from pipelines.evaluation.ground_truth import read_mask
+from pipelines.evaluation.metrics import Metrics, metrics_from_counts
+from pipelines.evaluation.report import Report, make_report, write_confusion, write_csv, write_report
+from pipelines.execution.pool import map_bounded, resolve_workers
+from pipelines.execution.progress import Progress, Silent
+from pipelines.ops.label_map import label_map, resize_maps, with_background
+from pipelines.options.stages import EvalOptions
+from pipelines.stages.workspace import Workspace
+from pipelines.stores.array_store import ArrayReader, store_exists
+from pipelines.stores.manifest import Manifest
+
+STAGE = "eval"
+
+ORACLE_POWERS = tuple(float(p) for p in range(1, 11))
+"""Exponents that ``--oracle`` tries, those of CLIP-ES."""
+
+Predict = Callable[[Sample, tuple[int, int]], dict[float | None, NDArray[np.uint8]]]
+"""Image and ``(H, W)`` of its ground truth -> label maps, by background power."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One report, with what it was computed from.
+
+    Attributes:
+        report: As written.
+        metrics: All metrics, per class too.
+        folder: Where ``report.json``, the table and the pictures are.
+        failed: Images left out because they could not be scored.
+    """
+
+    report: Report
+    metrics: Metrics
+    folder: Path
+    failed: int
+
+
+def run(
+    workspace: Workspace, what: str, options: EvalOptions, background_power: float, progress: Progress | None = None
+) -> list[Evaluation]:
+    """Score one output of a work directory.
+
+    Args:
+        workspace: Names the images and where their ground truth is.
+        what: ``cams``, ``refined``, ``masks``, or a folder of PNGs named after the image ids.
+        options: What to score with.
+        background_power: Exponent p of the background score for ``cams`` and ``refined``.
+        progress: Told about each image.
+
+    Returns:
+        The evaluation, and with ``options.oracle`` a second one at the p that is best on the ground truth.
+
+    Raises:
+        UsageError: No ground truth is known, or p is asked for where label maps are scored.
+        SsrError: Nothing to score.
+        TooManyFailures: More images than allowed lack a prediction or ground truth.
+    """
+    progress = progress or Silent()
+    samples = _selected(workspace.dataset, options)
+    targets = _ground_truth(workspace.dataset, options)
+    scores_cams = what in {"cams", "refined"}
+    if options.oracle and not scores_cams:
+        raise UsageError("--oracle chooses the background exponent of CAMs; masks have none", "ssr eval cams --oracle")
+    powers: tuple[float | None, ...] = (background_power,) if scores_cams else (None,)
+    if options.oracle:
+        powers = (*powers, *(p for p in ORACLE_POWERS if p != background_power))
+    classes = len(workspace.dataset.classes.names) + 1
+    totals = {power: np.zeros((classes, classes + 1), dtype=np.int64) for power in powers}
+    failures = workspace.failures(f"{STAGE} {what}", progress)
+    with ExitStack() as stack:
+        predict = _predictor(workspace, what, powers, stack)
+
+        def score(sample: Sample) -> dict[float | None, NDArray[np.int64]]:
+            target = _read_target(targets(sample.image_id))
+            predictions = predict(sample, target.shape)
+            try:
+                return {power: confusion_counts(found, target, classes) for power, found in predictions.items()}
+            except ValueError as error:
+                raise ImageError(str(error)) from error
+
+        workers = resolve_workers(workspace.run.workers)
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        progress.start(f"eval {what}", len(samples))
+        for sample, counts in map_bounded(pool, score, samples, ahead=4 * workers):
+            if isinstance(counts, ImageError):
+                failures.add(sample.image_id, counts)
+            else:
+                for power, matrix in counts.items():
+                    totals[power] += matrix
+            progress.advance()
+        progress.finish()
+    scored = len(samples) - failures.count
+    if scored == 0:
+        raise SsrError(f"none of {len(samples)} images could be scored", f"see {failures.path}")
+    finish = _Finish(workspace, what, options, scored, failures.count)
+    evaluations = [finish(background_power if scores_cams else None, totals[powers[0]], oracle=False)]
+    if options.oracle:
+        best = max(powers, key=lambda p: metrics_from_counts(totals[p], _names(workspace.dataset)).miou)
+        evaluations.append(finish(best, totals[best], oracle=True))
+    return evaluations
+
+
+@dataclass(frozen=True)
+class _Finish:
+    """Turns counts into a written report."""
+
+    workspace: Workspace
+    what: str
+    options: EvalOptions
+    images: int
+    failed: int
+
+    def __call__(self, power: float | None, counts: NDArray[np.int64], *, oracle: bool) -> Evaluation:
+        dataset = self.workspace.dataset
+        metrics = metrics_from_counts(counts, _names(dataset))
+        manifest = _manifest_of(self.workspace, self.what)
+        name = Path(self.what).name
+        folder = self.workspace.work / "eval" / (f"{name}-oracle" if oracle else name)
+        report = make_report(
+            metrics,
+            what=name,
+            split=dataset.split if self.options.images is None else f"{dataset.split}, ids of {self.options.images.name}",
+            images=self.images,
+            options_digest=manifest.options_digest if manifest else "unknown",
+            crf=_crf(self.what, manifest),
+            background_power=power,
+            oracle=oracle,
+            confusion_matrix="confusion.npy",
+        )
+        write_confusion(counts, folder / "confusion.npy")
+        write_csv(metrics, folder / "per_class.csv")
+        if self.options.pictures:
+            save_figure(confusion_figure(counts, report), folder / "confusion.png")
+            save_figure(iou_figure(report), folder / "per_class_iou.png")
+        write_report(report, folder / "report.json")
+        return Evaluation(report, metrics, folder, self.failed)
+
+
+def _names(dataset: Dataset) -> list[str]:
+    return ["background", *dataset.classes.names]
+
+
+def _selected(dataset: Dataset, options: EvalOptions) -> Sequence[Sample]:
+    if options.images is None:
+        return dataset.samples
+    wanted = set(read_split(options.images))
+    known = {sample.image_id for sample in dataset.samples}
+    unknown = sorted(wanted - known)
+    if unknown:
+        raise UsageError(f"{options.images}: {unknown[0]} is not in split {dataset.split}", "--images, --split")
+    return [sample for sample in dataset.samples if sample.image_id in wanted]
+
+
+def _ground_truth(dataset: Dataset, options: EvalOptions) -> Callable[[str], Path]:
+    if options.mask_folder is not None:
+        folder = options.mask_folder
+        if not folder.is_dir():
+            raise UsageError(f"no ground truth: {folder} is not a folder", "--mask-folder")
+        return lambda image_id: folder / f"{image_id}.png"
+    if dataset.mask_folder is None or not dataset.mask_folder.is_dir():
+        raise UsageError(f"this dataset has no ground truth at {dataset.mask_folder or dataset.root}", "--mask-folder FOLDER")
+
+    def path(image_id: str) -> Path:
+        found = dataset.mask_path(image_id)
+        assert found is not None  # noqa: S101 - mask_folder was checked
+        return found
+
+    return path
+
+
+def _read_target(path: Path) -> NDArray[np.uint8]:
+    try:
+        return read_mask(path)
+    except SsrError as error:
+        raise ImageError(error.message, error.hint) from error
+
+
+def _predictor(workspace: Workspace, what: str, powers: Sequence[float | None], stack: ExitStack) -> Predict:
+    if what in {"cams", "refined"}:
+        store = workspace.cams if what == "cams" else workspace.refined
+        if not store_exists(store):
+            raise SsrError(f"no {what} in {workspace.work}", f"run `ssr {'cams' if what == 'cams' else 'refine'}` first")
+        return _cam_predictor(stack.enter_context(ArrayReader(store)), what, [p for p in powers if p is not None])
+    folder = workspace.masks if what == "masks" else Path(what)
+    if not folder.is_dir():
+        hint = "run `ssr refine` first" if what == "masks" else "expected cams, refined, masks or a folder of PNGs"
+        raise SsrError(f"nothing to score at {folder}", hint)
+
+    def predict(sample: Sample, size: tuple[int, int]) -> dict[float | None, NDArray[np.uint8]]:
+        found = _read_target(folder / f"{sample.image_id}.png")
+        if found.shape != size:
+            raise ImageError(f"the mask is {found.shape[0]} x {found.shape[1]}, ground truth {size[0]} x {size[1]} (rows x columns)")
+        return {None: found}
+
+    return predict
+
+
+def _cam_predictor(reader: ArrayReader, what: str, powers: Sequence[float]) -> Predict:
+    lock = Lock()  # HDF5 reads one at a time anyway; the decoding around them does not
+
+    def predict(sample: Sample, size: tuple[int, int]) -> dict[float | None, NDArray[np.uint8]]:
+        if sample.image_id not in reader:
+            raise ImageError(f"it has no {what}", f"run `ssr {'cams' if what == 'cams' else 'refine'}`")
+        with lock:
+            cam, attributes = reader.read(sample.image_id)
+        if list(size) != attributes.get("size"):
+            raise ImageError(f"the photo is {attributes.get('size')}, ground truth {list(size)} (rows, columns)")
+        maps = resize_maps(cam, size)  # (K, H, W)
+        labels = tuple(attributes["labels"])
+        return {power: label_map(with_background(maps, power), labels) for power in powers}
+
+    return predict
+
+
+def _manifest_of(workspace: Workspace, what: str) -> Manifest | None:
+    known = {"cams": workspace.cams, "refined": workspace.refined, "masks": workspace.masks}
+    output = known.get(what, Path(what))
+    return Manifest.read(output.with_suffix(".json"))
+
+
+def _crf(what: str, manifest: Manifest | None) -> bool | None:
+    if what in {"cams", "refined"}:
+        return False
+    value = manifest.settings.get("crf") if manifest else None
+    return value if isinstance(value, bool) else None
+
+
+def reports_in(work: Path) -> Iterator[Path]:
+    """Every report of a work directory."""
+    yield from sorted((work / "eval").glob("*/report.json"))

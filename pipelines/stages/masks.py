@@ -1,0 +1,122 @@
+"""From refined CAMs to pseudo-mask PNGs, in workers beside the encoders."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.datasets.classes import palette
+from pipelines.datasets.image import load_image
+from pipelines.errors import ImageError, SsrError
+from pipelines.execution.pool import process_pool
+from pipelines.ops.crf import CrfParameters, dense_crf
+from pipelines.ops.label_map import label_map, resize_maps, with_background
+from pipelines.options.stages import RefineOptions
+from pipelines.stores.mask_store import write_mask
+
+CRF_KEYS = {
+    "crf_iterations": "iterations",
+    "crf_bilateral_sxy": "bilateral_sxy",
+    "crf_bilateral_srgb": "bilateral_srgb",
+    "crf_bilateral_compat": "bilateral_compat",
+    "crf_gaussian_sxy": "gaussian_sxy",
+    "crf_gaussian_compat": "gaussian_compat",
+}
+"""Option -> parameter of the CRF."""
+
+MASK_KEYS = ("background_power", "min_confidence", "crf", *CRF_KEYS)
+"""Options that act after the propagation: changing them leaves the refined CAMs as they are."""
+
+
+@dataclass(frozen=True)
+class MaskJob:
+    """One pseudo-mask to make.
+
+    Attributes:
+        image_id: Whose mask.
+        image_path: The photo; opened only for the CRF.
+        cam: Refined CAM ``(K, h, w)`` fp16.
+        labels: The K class indices.
+        size: ``(H, W)`` of the photo.
+        target: The PNG.
+    """
+
+    image_id: str
+    image_path: Path
+    cam: NDArray[np.float16]
+    labels: tuple[int, ...]
+    size: tuple[int, int]
+    target: Path
+
+
+def mask_settings(options: RefineOptions) -> dict[str, Any]:
+    """The options that change a mask once its refined CAM is given."""
+    keys = MASK_KEYS if options.crf else [key for key in MASK_KEYS if key not in CRF_KEYS]
+    return options.model_dump(mode="json", include=set(keys))
+
+
+def make_mask(job: MaskJob, options: RefineOptions) -> None:
+    """Make one pseudo-mask: resize, background rule, CRF, argmax, PNG.
+
+    Raises:
+        ImageError: The photo cannot be read any more.
+    """
+    scores = with_background(resize_maps(job.cam, job.size), options.background_power)  # (K + 1, H, W)
+    if options.crf:
+        image = np.asarray(load_image(job.image_path))  # (H, W, 3)
+        scores = dense_crf(image, scores, CrfParameters(**{name: getattr(options, key) for key, name in CRF_KEYS.items()}))
+    write_mask(job.target, label_map(scores, job.labels, options.min_confidence), palette())
+
+
+class MaskMakers:
+    """Makes masks in the background, a bounded number at a time.
+
+    Args:
+        options: Background rule, CRF, confidence.
+        workers: Processes with the CRF (it holds the interpreter lock), threads without.
+        done: Called for each mask, with the error of a bad image or None.
+    """
+
+    def __init__(self, options: RefineOptions, workers: int, done: Callable[[str, ImageError | None], None]) -> None:
+        self._options = options
+        self._done = done
+        self._ahead = 4 * workers
+        self._pool: Executor = process_pool(workers) if options.crf else ThreadPoolExecutor(workers)
+        self._waiting: deque[tuple[str, Future[None]]] = deque()
+
+    def submit(self, job: MaskJob) -> None:
+        """Queue one mask; blocks while too many are under way."""
+        self._waiting.append((job.image_id, self._pool.submit(make_mask, job, self._options)))
+        while len(self._waiting) > self._ahead or (self._waiting and self._waiting[0][1].done()):
+            self._take()
+
+    def drain(self) -> None:
+        """Wait for all masks."""
+        while self._waiting:
+            self._take()
+
+    def _take(self) -> None:
+        image_id, future = self._waiting.popleft()
+        try:
+            future.result()
+        except ImageError as error:
+            self._done(image_id, error)
+        except BrokenProcessPool as error:
+            raise SsrError("a CRF process died (killed, or out of memory)", "run again to go on; fewer --workers need less") from error
+        else:
+            self._done(image_id, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)

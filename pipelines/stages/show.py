@@ -1,0 +1,184 @@
+"""`ssr show`: panels of photo, superpixels, CAM, refined CAM, mask and, if asked, ground truth; one page of all."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines.datasets.base import Sample
+from pipelines.datasets.classes import palette
+from pipelines.datasets.image import load_image
+from pipelines.errors import ImageError, SsrError, UsageError
+from pipelines.evaluation.ground_truth import read_mask
+from pipelines.execution.progress import Progress, Silent
+from pipelines.figures.page import PageRow, html_page
+from pipelines.figures.panel import contact_sheet, legend, overlay_cam, overlay_mask, overlay_superpixels, panel
+from pipelines.ops.label_map import resize_maps
+from pipelines.options.stages import ShowOptions
+from pipelines.stages.workspace import Workspace
+from pipelines.stores.array_store import ArrayReader, store_exists
+from pipelines.stores.files import atomic_path
+
+STAGE = "show"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What `run` wrote.
+
+    Attributes:
+        page: The self-contained HTML page.
+        sheet: The contact sheet.
+        panels: One PNG a photo.
+        failed: Photos that could not be drawn.
+    """
+
+    page: Path
+    sheet: Path
+    panels: list[Path]
+    failed: int
+
+
+def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = None) -> Shown:
+    """Draw what a work directory holds.
+
+    Args:
+        workspace: The photos and every output that is there.
+        options: Which photos, and whether ground truth is opened.
+        progress: Told about each photo.
+
+    Returns:
+        The files written, under ``WORK/show``.
+
+    Raises:
+        UsageError: An id that is not in the split.
+        TooManyFailures: More bad photos than allowed.
+    """
+    progress = progress or Silent()
+    samples = _selected(workspace.dataset.samples, options)
+    failures = workspace.failures(STAGE, progress)
+    folder = workspace.work / "show"
+    names = ["background", *workspace.dataset.classes.names]
+    rows: list[PageRow] = []
+    pictures: list[Image.Image] = []
+    paths: list[Path] = []
+    with ExitStack() as stack:
+        drawer = _Drawer(workspace, options, stack)
+        progress.start("show", len(samples))
+        for sample in samples:
+            try:
+                picture = drawer.draw(sample)
+            except ImageError as error:
+                failures.add(sample.image_id, error)
+            else:
+                path = folder / f"{sample.image_id}.png"
+                _save(picture, path)
+                paths.append(path)
+                pictures.append(picture)
+                labels = tuple(names[index + 1] for index in sample.labels)
+                rows.append(PageRow(sample.image_id, labels, _jpeg(picture)))
+            progress.advance()
+        progress.finish()
+    if not pictures:
+        raise SsrError("no photo could be drawn", f"see {failures.path}")
+    sheet, page = folder / "contact_sheet.png", folder / "index.html"
+    _save(contact_sheet(pictures, options.columns), sheet)
+    colours = {name: tuple(map(int, palette()[index])) for index, name in enumerate(names) if index}
+    facts = {
+        "dataset": workspace.dataset.kind,
+        "split": workspace.dataset.split,
+        "photos": f"{len(rows)} of {len(workspace.dataset.samples)}",
+        "recipe": workspace.recipe or "",
+        "ground truth": "shown" if options.gt else "not opened",
+    }
+    with atomic_path(page) as temporary:
+        temporary.write_text(html_page(f"ssr: {workspace.work.name}", rows, facts, colours), encoding="utf-8")
+    return Shown(page, sheet, paths, failures.count)
+
+
+class _Drawer:
+    """Draws one photo's panel from whatever outputs exist."""
+
+    def __init__(self, workspace: Workspace, options: ShowOptions, stack: ExitStack) -> None:
+        self._workspace = workspace
+        self._options = options
+        self._names = ["background", *workspace.dataset.classes.names]
+        self._stores = {
+            name: stack.enter_context(ArrayReader(path))
+            for name, path in (
+                ("superpixels", workspace.superpixels), ("cams", workspace.cams), ("refined", workspace.refined),
+            )
+            if store_exists(path)
+        }  # fmt: skip
+
+    def draw(self, sample: Sample) -> Image.Image:
+        """The panel of one photo."""
+        image = np.asarray(load_image(sample.image_path))  # (H, W, 3)
+        tiles: list[tuple[str, NDArray[np.uint8]]] = [("photo", image)]
+        shown = np.zeros(image.shape[:2], dtype=np.uint8)
+        superpixels = self._read("superpixels", sample)
+        if superpixels is not None:
+            tiles.append(("superpixels", overlay_superpixels(image, superpixels)))
+        for store, title in (("cams", "CAM"), ("refined", "refined")):
+            maps = self._read(store, sample)
+            if maps is not None:
+                resized = resize_maps(maps, (image.shape[0], image.shape[1]))  # (K, H, W)
+                for index, heat in zip(sample.labels, resized, strict=False):
+                    tiles.append((f"{title}: {self._names[index + 1]}", overlay_cam(image, heat)))
+        for path, title in self._masks(sample):
+            mask = _mask(path)
+            if mask.shape != image.shape[:2]:
+                raise ImageError(f"{path} is {mask.shape}, the photo {image.shape[:2]}")
+            tiles.append((title, overlay_mask(image, mask, palette())))
+            shown = np.concatenate([shown.ravel(), mask.ravel()])[None]
+        return panel(tiles, self._options.height, legend(shown, self._names, palette()))
+
+    def _read(self, store: str, sample: Sample) -> NDArray[np.generic] | None:
+        reader = self._stores.get(store)
+        return reader.read(sample.image_id)[0] if reader is not None and sample.image_id in reader else None
+
+    def _masks(self, sample: Sample) -> list[tuple[Path, str]]:
+        found = [(self._workspace.masks / f"{sample.image_id}.png", "pseudo-mask")]
+        if self._options.gt:
+            truth = self._workspace.dataset.mask_path(sample.image_id)
+            if truth is None:
+                raise UsageError("this dataset has no ground truth", "leave out --gt")
+            found.append((truth, "ground truth"))
+        return [(path, title) for path, title in found if path.is_file()]
+
+
+def _selected(samples: Sequence[Sample], options: ShowOptions) -> list[Sample]:
+    if options.ids:
+        by_id = {sample.image_id: sample for sample in samples}
+        wanted = [image_id.strip() for image_id in options.ids.split(",") if image_id.strip()]
+        unknown = [image_id for image_id in wanted if image_id not in by_id]
+        if unknown:
+            raise UsageError(f"{unknown[0]} is not in the split", "--ids")
+        return [by_id[image_id] for image_id in wanted]
+    count = min(options.count, len(samples))
+    return [samples[index * len(samples) // count] for index in range(count)]
+
+
+def _mask(path: Path) -> NDArray[np.uint8]:
+    try:
+        return read_mask(path)
+    except SsrError as error:
+        raise ImageError(error.message, error.hint) from error
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.convert("RGB").save(out, format="JPEG", quality=88, optimize=True)
+    return out.getvalue()

@@ -1,0 +1,102 @@
+"""``ssr eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.errors import UsageError
+from pipelines.options.stages import EvalOptions, RefineOptions
+from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, next_step, out
+from ssr_cli.invocation import Invocation
+from ssr_cli.parameters import command_with
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.report import Report
+    from pipelines.stages.evaluate import Evaluation
+
+
+@command_with("eval", "dataset", "run")
+def command(
+    invocation: Invocation,
+    what: Annotated[str, typer.Argument(metavar="[cams|refined|masks|FOLDER]", help="what to score", show_default=True)] = "masks",
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="show two runs side by side: work directories, eval folders or report.json")
+    ] = None,
+) -> None:
+    """Score CAMs, pseudo-masks or any folder of PNGs against ground truth (opens it)."""
+    if compare is not None:
+        _compare(*compare)
+        return
+    from pipelines.stages import evaluate
+
+    options = invocation.options("eval", EvalOptions)
+    power = options.background_power or invocation.options("refine", RefineOptions).background_power
+    evaluations = evaluate.run(invocation.workspace, what, options, power, ConsoleProgress())
+    for evaluation in evaluations:
+        _print(evaluation)
+    next_step(f"ssr show --work {invocation.work}")
+    if evaluations[0].failed:
+        err.print(f"[yellow]{evaluations[0].failed} images left out, listed in {invocation.work / 'failures.jsonl'}[/]")
+        raise typer.Exit(EXIT_PARTLY)
+
+
+def _print(evaluation: Evaluation) -> None:
+    report, metrics = evaluation.report, evaluation.metrics
+    table = Table(title=escape(report.caption), title_justify="left")
+    table.add_column("class")
+    for column in ("IoU", "precision", "recall"):
+        table.add_column(column, justify="right")
+    for name, iou in metrics.per_class_iou.items():
+        if iou is not None:
+            table.add_row(name, _percent(iou), _percent(metrics.per_class_precision[name]), _percent(metrics.per_class_recall[name]))
+    table.add_section()
+    table.add_row("[bold]mean", f"[bold]{_percent(report.miou)}", _percent(report.precision), _percent(report.recall))
+    out.print(table)
+    confusion = "-" if report.confusion_ratio is None else f"{report.confusion_ratio:.3f}"
+    out.print(f"mIoU {_percent(report.miou)}   pixel accuracy {_percent(report.pixel_accuracy)}   FP/TP {confusion}")
+    if report.coverage < 1:
+        out.print(f"coverage {_percent(report.coverage)}: 255 counts as a miss; without those pixels mIoU {_percent(report.miou_covered)}")
+    for name, rule in report.rules.items():
+        out.print(f"[dim]{name}: {escape(rule)}[/]")
+    out.print(f"[dim]options digest {report.options_digest}; {evaluation.folder / 'report.json'}[/]")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _compare(first: Path, second: Path) -> None:
+    from pipelines.evaluation.figures import compare_figure, save_figure
+    from pipelines.evaluation.report import read_report
+
+    a, b = read_report(_report_path(first)), read_report(_report_path(second))
+    table = Table(title="A: " + escape(f"{first}: {a.caption}") + "\nB: " + escape(f"{second}: {b.caption}"), title_justify="left")
+    table.add_column("class")
+    for column in ("A", "B", "B - A"):
+        table.add_column(column, justify="right")
+    for name, before, after in _rows(a, b):
+        gain = None if before is None or after is None else after - before
+        colour = "" if gain is None or abs(gain) < 5e-5 else "[green]" if gain > 0 else "[red]"
+        table.add_row(name, _percent(before), _percent(after), "-" if gain is None else f"{colour}{100 * gain:+.2f}")
+    out.print(table)
+    picture = _report_path(second).parent / "compare.png"
+    save_figure(compare_figure(a, b, (str(first), str(second))), picture)
+    out.print(f"[dim]{picture}[/]")
+
+
+def _rows(a: Report, b: Report) -> list[tuple[str, float | None, float | None]]:
+    names = [n for n in a.per_class_iou if a.per_class_iou[n] is not None or b.per_class_iou.get(n) is not None]
+    rows: list[tuple[str, float | None, float | None]] = [(n, a.per_class_iou[n], b.per_class_iou.get(n)) for n in names]
+    return [*rows, ("mIoU", a.miou, b.miou), ("precision", a.precision, b.precision), ("recall", a.recall, b.recall)]
+
+
+def _report_path(path: Path) -> Path:
+    for candidate in (path, path / "report.json", path / "eval" / "masks" / "report.json"):
+        if candidate.is_file():
+            return candidate
+    raise UsageError(f"no report at {path}", "give a work directory with `ssr eval` done, an eval folder or a report.json")

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.datasets.classes import COCO14, VOC12, ClassList, load_class_list, palette
+from pipelines.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("classes", "key", "names"), [(VOC12, "voc12", "official"), (COCO14, "coco14", "official_80_contiguous")]
+)
+def test_shipped_lists_equal_the_published_facts(shared_data: Path, classes: ClassList, key: str, names: str) -> None:
+    facts = json.loads((shared_data / "reference" / "class_names.json").read_text())
+    assert list(classes.names) == facts[key][names]
+    assert list(classes.prompts) == facts[key]["prompt_names"]
+    assert list(classes.background) == facts[key]["background"]
+    assert classes.template == facts["prompt_template"]
+
+
+def test_shipped_lists_have_their_sizes() -> None:
+    assert (len(VOC12.names), len(VOC12.background), len(COCO14.names), len(COCO14.background)) == (20, 25, 80, 23)
+    assert VOC12.label_map_names[:2] == ("background", "aeroplane")
+    assert len(VOC12.label_map_names) == 21
+
+
+@pytest.mark.parametrize(
+    ("official", "ours"),
+    [
+        ("airplane", "aeroplane"),
+        ("motorcycle", "motorbike"),
+        ("couch", "sofa"),
+        ("potted plant", "pottedplant"),
+        ("dining table", "diningtable"),
+        ("tv", "tvmonitor"),
+        ("person", "person"),
+    ],
+)
+def test_coco_knows_official_names(official: str, ours: str) -> None:
+    assert COCO14.index(official) == COCO14.names.index(ours)
+
+
+@pytest.mark.parametrize(("wrong", "near"), [("aeroplan", "aeroplane"), ("Person", "person"), ("tv monitor", "tvmonitor")])
+def test_unknown_class_says_which_is_near(wrong: str, near: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown class '{wrong}'.*did you mean '{near}'"):
+        VOC12.index(wrong)
+
+
+def test_unknown_class_without_neighbour() -> None:
+    with pytest.raises(UsageError, match=r"unknown class 'qqqq', expected one of 20 classes \("):
+        VOC12.index("qqqq")
+
+
+def test_indices_are_ascending_and_single() -> None:
+    assert VOC12.indices(["person", "aeroplane", "person"], "here") == (0, 14)
+    with pytest.raises(UsageError, match=r"^here: unknown class 'x'"):
+        VOC12.indices(["x"], "here")
+
+
+TOML = """
+template = "a photo of a {}."
+background = ["sky"]
+[[classes]]
+name = "cat"
+prompt = "small cat"
+aliases = ["kitten"]
+[[classes]]
+name = "dog"
+"""
+YAML = """
+template: a photo of a {}.
+background: [sky]
+classes:
+  - {name: cat, prompt: small cat, aliases: [kitten]}
+  - name: dog
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("c.toml", TOML), ("c.yaml", YAML), ("c.yml", "\ufeff" + YAML.replace("\n", "\r\n"))]
+)
+def test_own_list(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(text.encode())
+    classes = load_class_list(path)
+    assert classes == ClassList(("cat", "dog"), ("small cat", "dog"), ("sky",), "a photo of a {}.", (("kitten", "cat"),))
+    assert classes.index("kitten") == 0
+
+
+def test_own_list_has_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("classes: [{name: cat}]")
+    assert load_class_list(path) == ClassList(("cat",), ("cat",), VOC12.background, "a clean origami {}.")
+    path.write_text("background: []\nclasses: [{name: cat}]")
+    assert load_class_list(path).background == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("c.toml", "classes = [", "line 1|Invalid|Unclosed"),
+        ("c.toml", "", "classes: Field required"),
+        ("c.toml", "[[classes]]\nname = 3", r"classes\.0\.name: Input should be a valid string"),
+        ("c.toml", "[[classes]]\nname = 'a'\ncolour = 3", r"classes\.0\.colour: Extra inputs"),
+        ("c.toml", "[[classes]]\nname = 'a'\n[[classes]]\nname = 'a'", "'a' stands twice"),
+        ("c.toml", "[[classes]]\nname = 'a'\naliases = ['a']", "'a' stands twice"),
+        ("c.toml", "[[classes]]\nname = 'background'", "'background' cannot be a class name"),
+        ("c.toml", "[[classes]]\nname = 'a;b'", "'a;b' cannot be a class name"),
+        ("c.toml", "[[classes]]\nname = ''", "'' cannot be a class name"),
+        ("c.toml", "[[classes]]\nname = 'a'\nprompt = ' '", "prompt or background word is empty"),
+        ("c.toml", "classes = []", "expected 1 to 254 classes, found 0"),
+        ("c.toml", "template = 'a photo'\n[[classes]]\nname = 'a'", "expected a template with one {}"),
+        ("c.toml", "template = '{} {0.__class__}'\n[[classes]]\nname = 'a'", "expected a template with one {}"),
+        ("c.yaml", "classes: [{name: no}]", r"classes\.0\.name: Input should be a valid string"),
+        ("c.yaml", "classes: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("c.yaml", "just text", "valid dictionary"),
+        ("c.json", "{}", "expected a class list .toml or .yaml, found '.json'"),
+    ],
+)
+def test_bad_list_is_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_class_list(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_binary_list(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        load_class_list(tmp_path / "c.toml")
+    (tmp_path / "c.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="utf-8"):
+        load_class_list(tmp_path / "c.toml")
+
+
+def test_label_maps_bound_the_number_of_classes() -> None:
+    names = tuple(f"c{number}" for number in range(255))
+    with pytest.raises(UsageError, match="expected 1 to 254 classes, found 255"):
+        ClassList(names, names, ())
+    assert len(ClassList(names[:254], names[:254], ()).label_map_names) == 255
+
+
+def test_palette_equals_the_devkit_loop() -> None:
+    twin = np.zeros((256, 3), np.uint8)
+    for index in range(256):
+        rest, colour = index, [0, 0, 0]
+        for bit in range(7, -1, -1):
+            for channel in range(3):
+                colour[channel] |= ((rest >> channel) & 1) << bit
+            rest >>= 3
+        twin[index] = colour
+    assert palette().dtype == np.uint8
+    np.testing.assert_array_equal(palette(), twin)
+    assert palette()[[0, 1, 15, 255]].tolist() == [[0, 0, 0], [128, 0, 0], [192, 128, 128], [224, 224, 192]]
