@@ -41,7 +41,9 @@ def flag_of(section: str, key: str) -> str:
 
 def recipes() -> list[str]:
     """Names of the recipes that ship with the package."""
-    return sorted(p.name.removesuffix(".toml") for p in resources.files("pipelines.recipes").iterdir() if p.name.endswith(".toml"))
+    return sorted(
+        p.name.removesuffix(".toml") for p in resources.files("pipelines.recipes").iterdir() if p.name.endswith(".toml")
+    )
 
 
 def read_recipe(name: str) -> Values:
@@ -71,7 +73,7 @@ def read_config(path: Path) -> tuple[Values, dict[str, Any]]:
         raise UsageError(f"cannot read config {path}: {error.strerror}", "--config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}", "--config") from error
-    top = {key: content.pop(key) for key in ("work", "recipe") if key in content}
+    top: dict[str, Any] = {key: content.pop(key) for key in ("work", "recipe") if key in content}
     if "work" in top:
         top["work"] = path.parent / Path(str(top["work"])).expanduser()
     values = _checked_keys(content, str(path))
@@ -123,7 +125,9 @@ def build_options(section: str, *layers: Mapping[str, Any]) -> Options:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else ""
         flag = flag_of(section, key) if key in SECTIONS[section].model_fields else f"[{section}]"
-        raise UsageError(f"{flag}: {first['msg'].lower()}, found {first['input']!r}", f"{flag}, or {key} in [{section}]") from error
+        raise UsageError(
+            f"{flag}: {first['msg'].lower()}, found {first['input']!r}", f"{flag}, or {key} in [{section}]"
+        ) from error
 
 
 def _wants_str(section: str, key: str, value: Any) -> bool:

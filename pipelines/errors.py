@@ -35,5 +35,5 @@ class ImageError(SsrError):
     """One image cannot be used; the run may go on without it (``--max-failures``)."""
 
 
-class TooManyFailures(SsrError):
+class TooManyFailures(SsrError):  # noqa: N818 - it counts errors, it is not one more
     """More images failed than ``--max-failures`` allows."""

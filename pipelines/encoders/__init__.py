@@ -1,0 +1,1 @@
+"""Frozen backbones: tokens, attention, embeddings, and where their weights come from."""

@@ -68,7 +68,7 @@ class ClipEncoder:
     @property
     def blocks(self) -> list[ResidualAttentionBlock]:
         """The residual blocks, first to last."""
-        return cast("list[ResidualAttentionBlock]", list(self.tower.transformer.resblocks))
+        return list(self.tower.transformer.resblocks)
 
     @property
     def last_block(self) -> LastBlock:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
 from pipelines.encoders.weights import Weights, build_dino
@@ -40,16 +39,16 @@ class DinoEncoder:
         self.weights = weights
         self.device = device
         self.dtype = dtype
-        self.model = cast("VisionTransformer", build_dino(weights)).to(device, dtype).eval().requires_grad_(False)
+        self.model = cast("Any", build_dino(weights)).to(device, dtype).eval().requires_grad_(False)
         self.patch_size: int = self.model.patch_embed.patch_size[0]
         config = self.model.pretrained_cfg
         self.mean = cast("tuple[float, float, float]", tuple(config["mean"]))
         self.std = cast("tuple[float, float, float]", tuple(config["std"]))
 
     @property
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> list[Any]:
         """The transformer blocks, first to last."""
-        return cast("list[Block]", list(self.model.blocks))
+        return list(self.model.blocks)
 
     @torch.inference_mode()
     def encode(self, images: Tensor, attention_blocks: Collection[int]) -> DinoTokens:
@@ -82,7 +81,7 @@ class DinoEncoder:
         return DinoTokens(x[:, prefix:].float(), attention)
 
     @staticmethod
-    def _attention(block: Block, x: Tensor) -> Tensor:
+    def _attention(block: Any, x: Tensor) -> Tensor:
         attn = block.attn
         query, key, _ = attn.qkv(block.norm1(x)).chunk(3, dim=-1)
         heads, split = attn.num_heads, (x.shape[0], x.shape[1], attn.num_heads, -1)

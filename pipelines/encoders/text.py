@@ -61,16 +61,23 @@ def read_bank(path: Path, model: str | None = None) -> TextBank:
             embeddings = file.get_tensor("embeddings").float()
         names = json.loads(metadata["names"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise SsrError(f"{path} is not a text bank: expected `embeddings` and the metadata `names`", "`ssr text` writes one") from error
+        raise SsrError(
+            f"{path} is not a text bank: expected `embeddings` and the metadata `names`", "`ssr text` writes one"
+        ) from error
     fits = isinstance(names, list) and embeddings.ndim == 2 and len(names) == len(embeddings)
     if not fits or not torch.isfinite(embeddings).all():
-        raise SsrError(f"{path}: expected finite (M, D) embeddings and M names, found {tuple(embeddings.shape)}, {len(names)} names")
+        raise SsrError(
+            f"{path}: expected finite (M, D) embeddings and M names, found {tuple(embeddings.shape)}, {len(names)} names"
+        )
     if len(set(names)) != len(names):
         raise SsrError(f"{path}: names are not unique")
     if (embeddings.norm(dim=1) - 1).abs().max() > 1e-2:
         raise SsrError(f"{path}: embeddings are not L2-normalised", "`ssr text` writes normalised ones")
     bank = TextBank(
-        F.normalize(embeddings, dim=1), tuple(map(str, names)), metadata.get("model", ""), metadata.get("pretrained", ""),
+        F.normalize(embeddings, dim=1),
+        tuple(map(str, names)),
+        metadata.get("model", ""),
+        metadata.get("pretrained", ""),
         metadata.get("template", ""),
     )
     if model is not None and bank.model and bank.model != model:
@@ -81,7 +88,10 @@ def read_bank(path: Path, model: str | None = None) -> TextBank:
 def write_bank(path: Path, bank: TextBank) -> None:
     """Write a text bank, whole or not at all."""
     metadata = {
-        "names": json.dumps(list(bank.names)), "model": bank.model, "pretrained": bank.pretrained, "template": bank.template,
+        "names": json.dumps(list(bank.names)),
+        "model": bank.model,
+        "pretrained": bank.pretrained,
+        "template": bank.template,
     }
     with atomic_path(path) as temporary:
         save_file({"embeddings": bank.embeddings.contiguous()}, temporary, metadata)

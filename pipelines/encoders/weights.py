@@ -157,8 +157,21 @@ def build_clip(weights: Weights) -> LoadedClip:
         if fingerprint in _QUICK_GELU_TOWERS:
             quick = bool((open_clip.get_model_config(weights.model) or {}).get("quick_gelu"))
             _check_activation(weights.model, quick, True, f"{_QUICK_GELU_TOWERS[fingerprint]} in {weights.path.name}")
-    _load_state(model, state, weights, optional=("transformer.", "token_embedding", "positional_embedding", "ln_final",
-                                                 "text_projection", "logit_scale", "attn_mask", "text."))
+    _load_state(
+        model,
+        state,
+        weights,
+        optional=(
+            "transformer.",
+            "token_embedding",
+            "positional_embedding",
+            "ln_final",
+            "text_projection",
+            "logit_scale",
+            "attn_mask",
+            "text.",
+        ),
+    )
     return LoadedClip(model, weights, has_text="token_embedding.weight" in state)
 
 
@@ -179,8 +192,11 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], weights: Weights, op
     missing = [k for k in own if k not in state and not k.startswith(optional)]
     misfit = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
     if missing or misfit:
-        detail = f"lacks {missing[0]}" if missing else (
-            f"has {misfit[0]} of shape {tuple(state[misfit[0]].shape)}, not {tuple(own[misfit[0]].shape)}")
+        detail = (
+            f"lacks {missing[0]}"
+            if missing
+            else (f"has {misfit[0]} of shape {tuple(state[misfit[0]].shape)}, not {tuple(own[misfit[0]].shape)}")
+        )
         raise UsageError(f"{weights.path} does not fit {weights.model}: it {detail}", "bring the weights of this model")
     if not all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point()):
         raise SsrError(f"{weights.path} holds NaN or infinite weights", "bring an intact file")

@@ -1,0 +1,1 @@
+"""Devices, pools, batches, progress and failures."""

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipelines.errors import ImageError, SsrError
 
@@ -56,21 +56,24 @@ def map_bounded(
         for item in iterator:
             waiting.append((item, pool.submit(function, item)))
             if len(waiting) >= ahead:
-                yield _result(*waiting.popleft())
+                first, future = waiting.popleft()
+                yield first, _outcome(future)
         while waiting:
-            yield _result(*waiting.popleft())
+            first, future = waiting.popleft()
+            yield first, _outcome(future)
     finally:
         for _, future in waiting:
             future.cancel()
 
 
-def _result(item: Item, future: Future[Result]) -> tuple[Item, Result | ImageError]:
+def _outcome(future: Future[Any]) -> Any:
     try:
-        return item, future.result()
+        return future.result()
     except ImageError as error:
-        return item, error
+        return error
     except BrokenProcessPool as error:
-        raise SsrError("a worker process died (killed, or out of memory)", "run again to go on; fewer --workers need less") from error
+        hint = "run again to go on; fewer --workers need less memory"
+        raise SsrError("a worker process died (killed, or out of memory)", hint) from error
 
 
 def prefetch(

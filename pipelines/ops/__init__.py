@@ -1,0 +1,1 @@
+"""Pure functions on tensors and arrays, one idea a file; they know no files, no config, no dataset."""

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def attention_with_weights(
-    query: Tensor, key: Tensor, value: Tensor | None, heads: int
-) -> tuple[Tensor | None, Tensor]:
+def attention_with_weights(query: Tensor, key: Tensor, value: Tensor | None, heads: int) -> tuple[Tensor | None, Tensor]:
     """Scaled dot-product attention that keeps what fused kernels throw away.
 
     Args:

@@ -26,7 +26,8 @@ def box_mask(cam: Tensor, grid: tuple[int, int], threshold: float, keep_last: bo
     levels = (cam.detach().cpu().numpy() * 255).astype(np.uint8).reshape(-1, height, width)  # (K, h, w)
     mask = np.zeros(levels.shape, dtype=bool)
     for inside, level in zip(mask, levels, strict=True):
-        for region in regionprops(label(level > int(threshold * level.max()), connectivity=2)):
+        strong = label(level > int(threshold * level.max()), connectivity=2)  # type: ignore[no-untyped-call]
+        for region in regionprops(strong):  # type: ignore[no-untyped-call]
             top, left, bottom, right = region.bbox  # ends exclusive
             inside[top : min(bottom, height - last), left : min(right, width - last)] = True
     return torch.from_numpy(mask.reshape(len(levels), -1)).to(cam.device)

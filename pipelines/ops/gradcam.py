@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,18 +21,29 @@ Logits = Callable[[Tensor], Tensor]
 """Pooled, projected image features ``(B, E)`` -> logits ``(B, M)``. Alignment heads plug in here."""
 
 
+class ResidualBlock(Protocol):
+    """A pre-norm transformer block, as open_clip builds it."""
+
+    attn: nn.MultiheadAttention
+    ln_1: Callable[[Tensor], Tensor]
+    ls_1: Callable[[Tensor], Tensor]
+    ln_2: Callable[[Tensor], Tensor]
+    ls_2: Callable[[Tensor], Tensor]
+    mlp: Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class LastBlock:
     """What stands behind the last block's input.
 
     Attributes:
-        block: A pre-norm residual block with ``ln_1``, ``attn`` (an `nn.MultiheadAttention`), ``ln_2`` and ``mlp``.
+        block: The last block.
         ln_post: The tower's closing LayerNorm.
         projection: ``(D, E)`` into the joint space.
     """
 
-    block: nn.Module
-    ln_post: nn.Module
+    block: ResidualBlock
+    ln_post: Callable[[Tensor], Tensor]
     projection: Tensor
 
     def features(self, tokens_cls: Tensor, activation: Tensor) -> Tensor:

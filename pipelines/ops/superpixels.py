@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from skimage.color import rgb2lab
 from torch import Tensor
 
 
@@ -32,3 +33,19 @@ def token_membership(superpixels: NDArray[np.integer], grid: tuple[int, int]) ->
         x = np.minimum(((empty % grid[1] + 0.5) * width / grid[1]).astype(int), width - 1)
         membership[superpixels[y, x], empty] = 1
     return torch.from_numpy(membership / membership.sum(axis=0, keepdims=True))
+
+
+def mean_lab(image: NDArray[np.uint8], superpixels: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Mean Lab colour of each superpixel.
+
+    Args:
+        image: ``(H, W, 3)`` RGB.
+        superpixels: ``(H, W)`` contiguous ids from 0.
+
+    Returns:
+        ``(S, 3)``: L in [0, 100], a and b about [-100, 100].
+    """
+    ids = superpixels.astype(np.int64).ravel()
+    channels = rgb2lab(image).reshape(-1, 3).T  # (3, H * W)
+    area = np.bincount(ids)  # (S,)
+    return np.stack([np.bincount(ids, weights=channel) / area for channel in channels], axis=1)

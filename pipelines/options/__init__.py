@@ -1,0 +1,1 @@
+"""Every option of every stage, with its one line of documentation."""

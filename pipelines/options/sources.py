@@ -29,7 +29,8 @@ class DatasetOptions(Options):
     root: Annotated[Path | None, option("dataset folder, e.g. VOCdevkit/VOC2012")] = None
     split: Annotated[str, option("split name, e.g. train, or a .txt file with one image id a line")] = "train"
     labels: Annotated[
-        Path | None, option("image-level labels: .csv, .json, .jsonl; default: VOC's XML, COCO's instances JSON, a folder's labels.*")
+        Path | None,
+        option("image-level labels: .csv, .json, .jsonl; default: VOC's XML, COCO's instances JSON, a folder's labels.*"),
     ] = None
     classes: Annotated[Path | None, option("own class list with prompts and background words: .toml or .yaml")] = None
 
@@ -39,7 +40,10 @@ class ClipOptions(Options):
 
     model: Annotated[str, option("open_clip model", flag="--clip-model")] = "ViT-B-16-quickgelu"
     pretrained: Annotated[
-        str, option("open_clip tag, or a local .safetensors (image tower alone is enough with text banks)", flag="--clip-pretrained")
+        str,
+        option(
+            "open_clip tag, or a local .safetensors (image tower alone is enough with text banks)", flag="--clip-pretrained"
+        ),
     ] = "openai"
     text_bank: Annotated[Path | None, option("class embeddings as .safetensors instead of the text tower")] = None
     background_bank: Annotated[Path | None, option("background embeddings as .safetensors instead of the text tower")] = None
@@ -61,4 +65,6 @@ class RunOptions(Options):
     ] = "auto"
     batch_size: Annotated[int, Field(ge=0, description="images of one padded size a batch; 0 = 16 on a GPU, 1 elsewhere")] = 0
     workers: Annotated[int, Field(ge=0, description="processes for superpixels and CRF; 0 = one a core")] = 0
-    max_failures: Annotated[int, Field(ge=-1, description="bad images a run may leave out before it stops; -1 = any number")] = 0
+    max_failures: Annotated[
+        int, Field(ge=-1, description="bad images a run may leave out before it stops; -1 = any number")
+    ] = 0

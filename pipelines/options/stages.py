@@ -22,6 +22,15 @@ class CamsOptions(Options):
     """``[cams]``: softmax-GradCAM on the frozen CLIP."""
 
     ckpt: Annotated[Path | None, option("alignment heads trained by `ssr align` (.safetensors); plain CLIP without")] = None
+    readout: Annotated[
+        Literal["gradcam", "dense", "mix"],
+        option("gradcam = CLIP-ES; dense = class probabilities of each patch's value vector; mix = both"),
+    ] = "gradcam"
+    dense_weight: Annotated[float, Field(ge=0, le=1, description="share of the dense map in readout mix")] = 0.7
+    dense_scale: Annotated[float, Field(gt=0, description="scale of the cosines in the dense map's softmax")] = 50.0
+    superpixel_share: Annotated[
+        float, Field(ge=0, le=1, description="share of the superpixel's mean in each value vector; 0 needs no superpixels")
+    ] = 0.5
     scales: Annotated[tuple[float, ...], option("resolution factors whose maps are averaged; CLIP-ES uses 1.0 alone")] = (1.0,)
     flip: Annotated[bool, option("average with the mirrored photo's map")] = False
 
@@ -43,8 +52,16 @@ class RefineOptions(Options):
         float, Field(ge=0, lt=1, description="share of the maximum that makes a region (CLIP-ES: 0.4 VOC, 0.7 COCO)")
     ] = 0.4
     superpixel_mask: Annotated[
-        Literal["none", "colour", "gate"], option("keep source columns that superpixels support (SGC); REPLACED LATER")
+        Literal["none", "colour", "gate", "token"],
+        option(
+            "source columns kept: colour = SGC as written, gate = superpixels active on average, token = gate on single patches"
+        ),
     ] = "none"
+    mask_threshold: Annotated[
+        float, Field(ge=0, lt=1, description="gate, token: mean activation needed; colour: share of a class's activation")
+    ] = 0.2
+    colour_clusters: Annotated[int, Field(ge=1, description="colour: k of the k-means over mean Lab colours")] = 5
+    colour_high: Annotated[float, Field(ge=0, lt=1, description="colour: activation that counts as high-confidence")] = 0.3
     mask_every_step: Annotated[bool, option("mask before every propagation step instead of the first only")] = False
     background_power: Annotated[float, Field(gt=0, description="exponent p of the background score (1 - max cam)^p")] = 1.0
     crf: Annotated[bool, option("dense CRF over the image's own classes")] = False

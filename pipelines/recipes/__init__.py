@@ -1,0 +1,1 @@
+"""Named sets of options that ship with the package."""

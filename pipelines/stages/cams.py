@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.datasets.base import Sample
 from pipelines.datasets.image import load_image
-from pipelines.encoders.clip import ClipEncoder
+from pipelines.encoders.clip import ClipEncoder, ClipTokens
 from pipelines.encoders.image import encoder_input, token_grid
 from pipelines.encoders.weights import Weights, build_clip, resolve_clip
 from pipelines.errors import ImageError, UsageError
@@ -22,11 +23,13 @@ from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
 from pipelines.execution.pool import prefetch
 from pipelines.execution.progress import Progress, Silent
+from pipelines.ops.dense_readout import dense_probabilities, smooth_over_superpixels, value_tokens
 from pipelines.ops.gradcam import Logits, cosine_logits, min_max, softmax_gradcam
+from pipelines.ops.superpixels import token_membership
 from pipelines.options.stages import CamsOptions
 from pipelines.stages.counts import Counts
 from pipelines.stages.embeddings import TextEmbeddings, text_embeddings
-from pipelines.stages.workspace import Workspace
+from pipelines.stages.workspace import Workspace, input_digest
 from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
 
 STAGE = "cams"
@@ -43,12 +46,14 @@ class Photo:
         size: ``(H, W)`` of the file.
         grid: Token grid at scale 1.
         inputs: Encoder inputs ``(3, H', W')``, one a scale.
+        memberships: Superpixels on each scale's grid, ``(S, N')``; empty if no option asks for them.
     """
 
     sample: Sample
     size: tuple[int, int]
     grid: Grid
     inputs: tuple[Tensor, ...]
+    memberships: tuple[Tensor, ...] = ()
 
 
 class CamMaker:
@@ -66,25 +71,33 @@ class CamMaker:
         self.encoder = encoder
         self.options = options
         self.classes = len(text.classes)
-        self.words = len(text.classes) + len(text.background)
-        self.logits = logits or cosine_logits(text.all.to(encoder.device), encoder.logit_scale)
+        self.text = text.all.to(encoder.device)  # (C + M, E)
+        self.logits = logits or cosine_logits(self.text, encoder.logit_scale)
 
-    def load(self, sample: Sample) -> Photo:
+    def load(self, sample: Sample, superpixels: NDArray[np.integer] | None = None) -> Photo:
         """Decode a photo and resize it to every scale.
 
+        Args:
+            sample: The photo.
+            superpixels: Its superpixels ``(H, W)``, if ``superpixel_share`` asks for them.
+
         Raises:
-            ImageError: The file cannot be used.
+            ImageError: The file cannot be used, or its superpixels are of another size.
         """
-        return self.prepare(load_image(sample.image_path), sample)
-
-    def prepare(self, image: Image.Image, sample: Sample) -> Photo:
-        """Resize a decoded RGB photo to every scale."""
+        image = load_image(sample.image_path)
         size, patch = (image.height, image.width), self.encoder.patch_size
+        if superpixels is not None and superpixels.shape != size:
+            raise ImageError(f"its superpixels are {superpixels.shape}, the photo {size}", "ssr superpixels --force")
         grids = [token_grid(*size, patch, scale) for scale in self.options.scales]
-        inputs = tuple(encoder_input(image, grid, patch, self.encoder.mean, self.encoder.std) for grid in grids)
-        return Photo(sample, size, token_grid(*size, patch), inputs)
+        return Photo(
+            sample,
+            size,
+            token_grid(*size, patch),
+            tuple(encoder_input(image, grid, patch, self.encoder.mean, self.encoder.std) for grid in grids),
+            () if superpixels is None else tuple(token_membership(superpixels, grid) for grid in grids),
+        )
 
-    def cams(self, photos: list[Photo]) -> list[Tensor]:
+    def cams(self, photos: Sequence[Photo]) -> list[Tensor]:
         """Initial CAMs of photos of one padded size.
 
         Args:
@@ -94,32 +107,66 @@ class CamMaker:
             For each photo ``(K, h, w)`` fp32 in [0, 1], K = its classes, in the order of ``sample.labels``. With several
             scales or the mirror image, maps are averaged on the grid of scale 1 and scaled to [0, 1] again.
         """
-        device = self.encoder.device
-        targets = torch.zeros(len(photos), self.words, dtype=torch.bool)  # (B, C + M)
+        grid = photos[0].grid
+        passes = [
+            (scale, mirrored)
+            for scale in range(len(self.options.scales))
+            for mirrored in (False, True)[: 1 + self.options.flip]
+        ]
+        total: Tensor | None = None
+        for scale, mirrored in passes:
+            maps = self._maps(photos, scale, mirrored)  # (T, h', w')
+            if maps.shape[1:] != grid:
+                maps = F.interpolate(maps[None], size=grid, mode="bilinear")[0]  # (T, h, w)
+            total = maps if total is None else total + maps
+        assert total is not None  # noqa: S101 - options guarantee a scale
+        if len(passes) > 1:
+            total = min_max(total.flatten(1)).view_as(total)
+        return list(torch.split(total, [len(photo.sample.labels) for photo in photos]))
+
+    def _maps(self, photos: Sequence[Photo], scale: int, mirrored: bool) -> Tensor:
+        """Maps of all (image, class) pairs at one scale, ``(T, h', w')``, each in [0, 1]."""
+        images = torch.stack([photo.inputs[scale] for photo in photos])  # (B, 3, H', W')
+        tokens = self.encoder.encode(images.flip(-1) if mirrored else images)
+        options = self.options
+        if options.readout == "gradcam":
+            maps = min_max(self._gradcam(photos, tokens))  # (T, N)
+        else:
+            maps = min_max(self._dense(photos, tokens, scale, mirrored))  # (T, N)
+            if options.readout == "mix":
+                gradcam = min_max(self._gradcam(photos, tokens))  # (T, N)
+                maps = min_max(options.dense_weight * maps + (1 - options.dense_weight) * gradcam)
+        maps = maps.view(-1, *tokens.grid)
+        return maps.flip(-1) if mirrored else maps
+
+    def _gradcam(self, photos: Sequence[Photo], tokens: ClipTokens) -> Tensor:
+        targets = torch.zeros(len(photos), len(self.text), dtype=torch.bool)  # (B, C + M)
         for row, photo in zip(targets, photos, strict=True):
             row[list(photo.sample.labels)] = True
-        counts = targets.sum(dim=1).tolist()
         present = targets.clone()
         present[:, self.classes :] = True
-        targets, present = targets.to(device), present.to(device)
-        total: Tensor | None = None
-        for scale in range(len(self.options.scales)):
-            images = torch.stack([photo.inputs[scale] for photo in photos]).to(device)  # (B, 3, H', W')
-            for mirrored in (False, True) if self.options.flip else (False,):
-                maps = self._maps(images.flip(-1) if mirrored else images, present, targets)  # (T, h', w')
-                maps = maps.flip(-1) if mirrored else maps
-                if maps.shape[1:] != photos[0].grid:
-                    maps = F.interpolate(maps[None], size=photos[0].grid, mode="bilinear")[0]  # (T, h, w)
-                total = maps if total is None else total + maps
-        assert total is not None  # noqa: S101 - options guarantee a scale
-        if len(self.options.scales) > 1 or self.options.flip:
-            total = min_max(total.flatten(1)).view_as(total)
-        return list(total.split(counts))
+        device = tokens.tokens_cls.device
+        return softmax_gradcam(tokens.tokens_cls, self.encoder.last_block, self.logits, present.to(device), targets.to(device))
 
-    def _maps(self, images: Tensor, present: Tensor, targets: Tensor) -> Tensor:
-        tokens = self.encoder.encode(images)
-        raw = softmax_gradcam(tokens.tokens_cls, self.encoder.last_block, self.logits, present, targets)  # (T, N)
-        return min_max(raw).view(-1, *tokens.grid) if len(raw) else raw.new_zeros(0, *tokens.grid)
+    def _dense(self, photos: Sequence[Photo], tokens: ClipTokens, scale: int, mirrored: bool) -> Tensor:
+        values = value_tokens(tokens.tokens_cls, self.encoder.last_block)  # (B, N, D)
+        background = self.text[self.classes :]  # (M, E)
+        maps: list[Tensor] = []
+        for value, photo in zip(values, photos, strict=True):
+            if photo.memberships:
+                membership = photo.memberships[scale].to(value.device)  # (S, N)
+                if mirrored:
+                    membership = membership.view(-1, *tokens.grid).flip(-1).flatten(1)
+                value = smooth_over_superpixels(value, membership, self.options.superpixel_share)  # (N, D)
+            labels = list(photo.sample.labels)
+            text = torch.cat([self.text[labels], background])  # (K + M, E)
+            maps.append(dense_probabilities(value, self.encoder.last_block, text, len(labels), self.options.dense_scale))
+        return torch.cat(maps)  # (T, N)
+
+
+def uses_superpixels(options: CamsOptions) -> bool:
+    """Whether the read-out needs the superpixel store."""
+    return options.readout != "gradcam" and options.superpixel_share > 0
 
 
 def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = None) -> Counts:
@@ -145,12 +192,14 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
     clip = build_clip(weights)
     text = text_embeddings(clip, dataset.classes, workspace.clip)
     maker = CamMaker(ClipEncoder(clip, device, resolve_dtype(workspace.run.precision, device)), text, options)
-    with ArrayWriter(workspace.cams) as writer:
+    with ExitStack() as stack:
+        writer = stack.enter_context(ArrayWriter(workspace.cams))
         settings = cam_settings(workspace, options, weights, text)
         manifest = workspace.settle(workspace.cams, STAGE, settings, writer.clear)
         todo = _todo(workspace)
         counts = Counts(skipped=len(dataset.samples) - len(todo))
         failures = workspace.failures(STAGE, progress)
+        superpixels = stack.enter_context(ArrayReader(workspace.superpixels)) if uses_superpixels(options) else None
         progress.start("cams", len(dataset.samples), counts.skipped)
 
         def add(photo: Photo, cam: Tensor) -> None:
@@ -159,8 +208,15 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
             counts.done += 1
             progress.advance()
 
+        def load(sample: Sample) -> Photo:
+            if superpixels is None:
+                return maker.load(sample)
+            if sample.image_id not in superpixels:
+                raise ImageError("it has no superpixels", "run `ssr superpixels`")
+            return maker.load(sample, superpixels.read(sample.image_id)[0])
+
         def decoded() -> Iterator[Photo]:
-            for sample, photo in prefetch(maker.load, todo):
+            for sample, photo in prefetch(load, todo):
                 if isinstance(photo, ImageError):
                     counts.failed += 1
                     failures.add(sample.image_id, photo)
@@ -180,13 +236,21 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
 
 
 def cam_settings(workspace: Workspace, options: CamsOptions, weights: Weights, text: TextEmbeddings) -> dict[str, Any]:
-    """Whatever changes a CAM."""
-    return {
-        **options.model_dump(mode="json"),
+    """Whatever changes a CAM.
+
+    Raises:
+        SsrError: The options need superpixels and there are none.
+    """
+    dense_only = {"dense_weight", "dense_scale", "superpixel_share"} if options.readout == "gradcam" else set()
+    settings = {
+        **options.model_dump(mode="json", exclude=dense_only),
         "clip": weights.provenance(),
         "text": text.provenance(),
         "classes": list(workspace.dataset.classes.names),
     }
+    if uses_superpixels(options):
+        settings["superpixels"] = input_digest(workspace.superpixels, "ssr superpixels")
+    return settings
 
 
 def _todo(workspace: Workspace) -> list[Sample]:

@@ -208,7 +208,9 @@ def _predictor(workspace: Workspace, what: str, powers: Sequence[float | None], 
     def predict(sample: Sample, size: tuple[int, int]) -> dict[float | None, NDArray[np.uint8]]:
         found = _read_target(folder / f"{sample.image_id}.png")
         if found.shape != size:
-            raise ImageError(f"the mask is {found.shape[0]} x {found.shape[1]}, ground truth {size[0]} x {size[1]} (rows x columns)")
+            raise ImageError(
+                f"the mask is {found.shape[0]} x {found.shape[1]}, ground truth {size[0]} x {size[1]} (rows x columns)"
+            )
         return {None: found}
 
     return predict

@@ -111,7 +111,9 @@ class MaskMakers:
         except ImageError as error:
             self._done(image_id, error)
         except BrokenProcessPool as error:
-            raise SsrError("a CRF process died (killed, or out of memory)", "run again to go on; fewer --workers need less") from error
+            raise SsrError(
+                "a CRF process died (killed, or out of memory)", "run again to go on; fewer --workers need less"
+            ) from error
         else:
             self._done(image_id, None)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.datasets.base import Sample
@@ -28,11 +29,11 @@ from pipelines.execution.devices import resolve_batch_size, resolve_device, reso
 from pipelines.execution.failures import Failures
 from pipelines.execution.pool import prefetch, resolve_workers
 from pipelines.execution.progress import Progress, Silent
-from pipelines.ops.superpixels import token_membership
+from pipelines.ops.superpixels import mean_lab, token_membership
 from pipelines.options.stages import RefineOptions
 from pipelines.stages.counts import Counts
 from pipelines.stages.masks import MASK_KEYS, MaskJob, MaskMakers, mask_settings
-from pipelines.stages.refinement import build_affinity, column_mask, refine_cam
+from pipelines.stages.refinement import GridSuperpixels, build_affinity, column_mask, refine_cam
 from pipelines.stages.workspace import Workspace, input_digest
 from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
 from pipelines.stores.files import remove_leftovers
@@ -51,12 +52,14 @@ class Photo:
         grid: Token grid ``(h, w)``.
         clip_input: ``(3, 16 h, 16 w)``.
         dino_input: ``(3, P h, P w)`` with DINO's patch size P.
+        superpixels: On the same grid, or None if no option asks for them.
     """
 
     sample: Sample
     grid: tuple[int, int]
     clip_input: Tensor
     dino_input: Tensor
+    superpixels: GridSuperpixels | None
 
 
 class AttentionMaker:
@@ -77,18 +80,31 @@ class AttentionMaker:
         if dino is not None:
             self._dino_blocks = range(max(0, len(dino.blocks) - options.dino_blocks), len(dino.blocks))
 
-    def load(self, sample: Sample) -> Photo:
+    def load(self, sample: Sample, superpixels: NDArray[np.integer] | None, colours: bool) -> Photo:
         """Decode a photo and resize it for both encoders.
 
+        Args:
+            sample: The photo.
+            superpixels: Its superpixels ``(H, W)``, or None if no option asks for them.
+            colours: Also compute the superpixels' mean colours.
+
         Raises:
-            ImageError: The file cannot be used.
+            ImageError: The file cannot be used, or its superpixels are of another size.
         """
         image = load_image(sample.image_path)
+        if superpixels is not None and superpixels.shape != (image.height, image.width):
+            raise ImageError(
+                f"its superpixels are {superpixels.shape}, the photo {image.height, image.width}", "ssr superpixels --force"
+            )
         clip, dino = self.clip, self.dino
         grid = token_grid(image.height, image.width, clip.patch_size)
         clip_input = encoder_input(image, grid, clip.patch_size, clip.mean, clip.std)
         dino_input = encoder_input(image, grid, dino.patch_size, dino.mean, dino.std) if dino else torch.empty(0)
-        return Photo(sample, grid, clip_input, dino_input)
+        on_grid = None
+        if superpixels is not None:
+            lab = mean_lab(np.asarray(image), superpixels) if colours else None
+            on_grid = GridSuperpixels(token_membership(superpixels, grid), lab)
+        return Photo(sample, grid, clip_input, dino_input, on_grid)
 
     def attention(self, photos: Sequence[Photo]) -> tuple[Tensor | None, Tensor | None]:
         """CLIP's and DINO's attention between patches, ``(B, N, N)`` each, or None for an encoder that is left out."""
@@ -161,7 +177,8 @@ def run_targets(workspace: Workspace, targets: Sequence[Target], progress: Progr
     shared = _shared_encoder_options(targets)
     with ExitStack() as stack:
         jobs = [
-            stack.enter_context(_TargetJob(workspace, target, clip_weights, dino_weights, stack, progress)) for target in targets
+            stack.enter_context(_TargetJob(workspace, target, clip_weights, dino_weights, stack, progress))
+            for target in targets
         ]
         total = len(workspace.dataset.samples) * len(jobs)
         progress.start("refine", total, sum(job.counts.skipped for job in jobs))
@@ -195,6 +212,10 @@ def _uses_clip(options: RefineOptions) -> bool:
     return options.clip_blocks > 0 and options.dino_weight < 1
 
 
+def _uses_superpixels(options: RefineOptions) -> bool:
+    return options.superpixel_mask in {"gate", "colour"}
+
+
 def _shared_encoder_options(targets: Sequence[Target]) -> RefineOptions:
     """One set of options whose encoder passes serve all targets."""
     clip = {t.options.clip_blocks for t in targets if _uses_clip(t.options)}
@@ -203,7 +224,9 @@ def _shared_encoder_options(targets: Sequence[Target]) -> RefineOptions:
         raise UsageError(f"one pass has one clip_blocks and one dino_blocks, found {sorted(clip)} and {sorted(dino)}")
     for target in targets:
         if not _uses_clip(target.options) and not _uses_dino(target.options):
-            raise UsageError("no attention left: clip_blocks and dino_blocks are both unused", "--clip-blocks, --dino-blocks, --dino-weight")
+            raise UsageError(
+                "no attention left: clip_blocks and dino_blocks are both unused", "--clip-blocks, --dino-blocks, --dino-weight"
+            )
     return RefineOptions(clip_blocks=max(clip, default=0), dino_blocks=max(dino, default=0))
 
 
@@ -212,8 +235,8 @@ class _Inputs:
 
     def __init__(self, workspace: Workspace, targets: Sequence[Target]) -> None:
         self.cams = ArrayReader(workspace.cams)
-        wants_superpixels = any(target.options.superpixel_mask != "none" for target in targets)
-        self.superpixels = ArrayReader(workspace.superpixels) if wants_superpixels else None
+        self.superpixels = ArrayReader(workspace.superpixels) if any(_uses_superpixels(t.options) for t in targets) else None
+        self.wants_colours = any(target.options.superpixel_mask == "colour" for target in targets)
 
     def cam(self, sample: Sample) -> Tensor:
         """``(K, h, w)`` fp32."""
@@ -243,7 +266,8 @@ def _decoded(maker: AttentionMaker, samples: list[Sample], jobs: list[_TargetJob
         error = inputs.missing(sample)
         if error is not None:
             raise error
-        return maker.load(sample)
+        superpixels = None if inputs.superpixels is None else inputs.superpixels.read(sample.image_id)[0]
+        return maker.load(sample, superpixels, inputs.wants_colours)
 
     for sample, photo in prefetch(load, samples):
         if isinstance(photo, ImageError):
@@ -258,12 +282,11 @@ def _refine_one(
 ) -> None:
     cam = inputs.cam(photo.sample)  # (K, h, w)
     if tuple(cam.shape[1:]) != photo.grid:
-        raise SsrError(f"CAM of {photo.sample.image_id} is on grid {tuple(cam.shape[1:])}, the photo on {photo.grid}", "ssr cams --force")
+        raise SsrError(
+            f"CAM of {photo.sample.image_id} is on grid {tuple(cam.shape[1:])}, the photo on {photo.grid}", "ssr cams --force"
+        )
     device = next(a.device for a in (clip_attention, dino_attention) if a is not None)
     flat = cam.flatten(1).to(device)  # (K, N)
-    membership = None
-    if inputs.superpixels is not None:
-        membership = token_membership(inputs.superpixels.read(photo.sample.image_id)[0], photo.grid).to(device)  # (S, N)
     for job in jobs:
         if photo.sample.image_id not in job.unrefined:
             continue
@@ -271,9 +294,11 @@ def _refine_one(
         affinity = build_affinity(
             clip_attention if _uses_clip(options) else None, dino_attention if _uses_dino(options) else None, options
         )  # (N, N)
-        mask = column_mask(flat, photo.grid, membership, options)
+        mask = column_mask(flat, photo.grid, photo.superpixels, options)
         refined = refine_cam(flat, affinity, mask, options).view_as(cam)  # (K, h, w)
-        job.refined(photo.sample, refined.cpu().numpy().astype(np.float16), inputs.cams.attributes(photo.sample.image_id)["size"])
+        job.refined(
+            photo.sample, refined.cpu().numpy().astype(np.float16), inputs.cams.attributes(photo.sample.image_id)["size"]
+        )
 
 
 class _TargetJob:
@@ -357,7 +382,7 @@ def _refined_settings(workspace: Workspace, options: RefineOptions, clip: Weight
     settings["clip"] = clip.provenance() if _uses_clip(options) else None
     settings["dino"] = dino.provenance() if dino and _uses_dino(options) else None
     settings["cams"] = input_digest(workspace.cams, "ssr cams")
-    if options.superpixel_mask != "none":
+    if _uses_superpixels(options):
         settings["superpixels"] = input_digest(workspace.superpixels, "ssr superpixels")
     return settings
 

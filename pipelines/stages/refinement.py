@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.ops.affinity import fuse_attention, normalise_rows, propagate, sinkhorn
 from pipelines.ops.box_mask import box_mask
 from pipelines.ops.gradcam import min_max
-from pipelines.ops.superpixel_mask import superpixel_gate
+from pipelines.ops.superpixel_mask import colour_clusters, colour_mask, superpixel_gate, token_gate
 from pipelines.options.stages import RefineOptions
 
 
@@ -28,27 +32,50 @@ def build_affinity(clip_attention: Tensor | None, dino_attention: Tensor | None,
     return (affinity + affinity.transpose(-2, -1)) / 2 if options.symmetrise else affinity
 
 
-def column_mask(cam: Tensor, grid: tuple[int, int], membership: Tensor | None, options: RefineOptions) -> Tensor | None:
+@dataclass(frozen=True)
+class GridSuperpixels:
+    """A photo's superpixels as the refinement needs them.
+
+    Attributes:
+        membership: ``(S, N)`` share of each token in each superpixel.
+        colours: ``(S, 3)`` mean Lab colours, or None if no option asks for them.
+    """
+
+    membership: Tensor
+    colours: NDArray[np.float64] | None
+
+
+def column_mask(
+    cam: Tensor, grid: tuple[int, int], superpixels: GridSuperpixels | None, options: RefineOptions
+) -> Tensor | None:
     """Product of the column masks that the options ask for, or None.
 
     Args:
         cam: ``(K, N)`` in [0, 1].
         grid: ``(h, w)``.
-        membership: ``(S, N)`` superpixels on the grid; needed by the superpixel masks.
+        superpixels: Needed by ``superpixel_mask`` gate and colour.
         options: ``box_mask``, ``superpixel_mask`` and their numbers.
 
     Returns:
-        ``(K, N)`` in [0, 1].
+        ``(K, N)`` of zeros and ones.
     """
-    mask: Tensor | None = None
+    masks: list[Tensor] = []
     if options.box_mask:
-        mask = box_mask(cam, grid, options.box_threshold).to(cam.dtype)
-    if options.superpixel_mask != "none":
-        if membership is None:
+        masks.append(box_mask(cam, grid, options.box_threshold))
+    if options.superpixel_mask == "token":
+        masks.append(token_gate(cam, options.mask_threshold))
+    elif options.superpixel_mask != "none":
+        if superpixels is None:
             raise ValueError(f"superpixel_mask {options.superpixel_mask!r} needs superpixels")
-        support = superpixel_gate(cam, membership, 0.25)
-        mask = support if mask is None else mask * support
-    return mask
+        membership = superpixels.membership.to(cam.device)
+        if options.superpixel_mask == "gate":
+            masks.append(superpixel_gate(cam, membership, options.mask_threshold))
+        else:
+            if superpixels.colours is None:
+                raise ValueError("superpixel_mask 'colour' needs the superpixels' colours")
+            cluster = colour_clusters(superpixels.colours, options.colour_clusters)
+            masks.append(colour_mask(cam, membership, cluster, options.colour_high, options.mask_threshold))
+    return torch.stack(masks).all(dim=0).to(cam.dtype) if masks else None
 
 
 def refine_cam(cam: Tensor, affinity: Tensor, mask: Tensor | None, options: RefineOptions) -> Tensor:

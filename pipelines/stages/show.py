@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.execution.progress import Progress, Silent
 from pipelines.figures.page import PageRow, html_page
-from pipelines.figures.panel import contact_sheet, legend, overlay_cam, overlay_mask, overlay_superpixels, panel
+from pipelines.figures.panel import RGB, contact_sheet, legend, overlay_cam, overlay_mask, overlay_superpixels, panel
 from pipelines.ops.label_map import resize_maps
 from pipelines.options.stages import ShowOptions
 from pipelines.stages.workspace import Workspace
@@ -90,7 +91,7 @@ def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = 
         raise SsrError("no photo could be drawn", f"see {failures.path}")
     sheet, page = folder / "contact_sheet.png", folder / "index.html"
     _save(contact_sheet(pictures, options.columns), sheet)
-    colours = {name: tuple(map(int, palette()[index])) for index, name in enumerate(names) if index}
+    colours: dict[str, RGB] = {name: tuple(palette()[index].tolist()) for index, name in enumerate(names) if index}
     facts = {
         "dataset": workspace.dataset.kind,
         "split": workspace.dataset.split,
@@ -140,7 +141,7 @@ class _Drawer:
             shown = np.concatenate([shown.ravel(), mask.ravel()])[None]
         return panel(tiles, self._options.height, legend(shown, self._names, palette()))
 
-    def _read(self, store: str, sample: Sample) -> NDArray[np.generic] | None:
+    def _read(self, store: str, sample: Sample) -> NDArray[Any] | None:
         reader = self._stores.get(store)
         return reader.read(sample.image_id)[0] if reader is not None and sample.image_id in reader else None
 

@@ -122,7 +122,9 @@ class Workspace:
             changed = differences(old.settings, new.settings)
             if not self.force:
                 shown = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
-                raise UsageError(f"{output} was made with other options ({shown})", "--force starts it over, or give another --work")
+                raise UsageError(
+                    f"{output} was made with other options ({shown})", "--force starts it over, or give another --work"
+                )
             clear()
         new.write(path)
         return new

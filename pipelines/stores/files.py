@@ -34,7 +34,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
     except OSError as error:
-        raise SsrError(f"cannot write {target}: {error.strerror or error}", "free disk space or choose another --work") from error
+        raise SsrError(
+            f"cannot write {target}: {error.strerror or error}", "free disk space or choose another --work"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @command_with("eval", "dataset", "run")
 def command(
     invocation: Invocation,
-    what: Annotated[str, typer.Argument(metavar="[cams|refined|masks|FOLDER]", help="what to score", show_default=True)] = "masks",
+    what: Annotated[
+        str, typer.Argument(metavar="[cams|refined|masks|FOLDER]", help="what to score", show_default=True)
+    ] = "masks",
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="show two runs side by side: work directories, eval folders or report.json")
     ] = None,
@@ -53,14 +55,18 @@ def _print(evaluation: Evaluation) -> None:
         table.add_column(column, justify="right")
     for name, iou in metrics.per_class_iou.items():
         if iou is not None:
-            table.add_row(name, _percent(iou), _percent(metrics.per_class_precision[name]), _percent(metrics.per_class_recall[name]))
+            table.add_row(
+                name, _percent(iou), _percent(metrics.per_class_precision[name]), _percent(metrics.per_class_recall[name])
+            )
     table.add_section()
     table.add_row("[bold]mean", f"[bold]{_percent(report.miou)}", _percent(report.precision), _percent(report.recall))
     out.print(table)
     confusion = "-" if report.confusion_ratio is None else f"{report.confusion_ratio:.3f}"
     out.print(f"mIoU {_percent(report.miou)}   pixel accuracy {_percent(report.pixel_accuracy)}   FP/TP {confusion}")
     if report.coverage < 1:
-        out.print(f"coverage {_percent(report.coverage)}: 255 counts as a miss; without those pixels mIoU {_percent(report.miou_covered)}")
+        out.print(
+            f"coverage {_percent(report.coverage)}: 255 counts as a miss, left out mIoU is {_percent(report.miou_covered)}"
+        )
     for name, rule in report.rules.items():
         out.print(f"[dim]{name}: {escape(rule)}[/]")
     out.print(f"[dim]options digest {report.options_digest}; {evaluation.folder / 'report.json'}[/]")
@@ -75,7 +81,9 @@ def _compare(first: Path, second: Path) -> None:
     from pipelines.evaluation.report import read_report
 
     a, b = read_report(_report_path(first)), read_report(_report_path(second))
-    table = Table(title="A: " + escape(f"{first}: {a.caption}") + "\nB: " + escape(f"{second}: {b.caption}"), title_justify="left")
+    table = Table(
+        title="A: " + escape(f"{first}: {a.caption}") + "\nB: " + escape(f"{second}: {b.caption}"), title_justify="left"
+    )
     table.add_column("class")
     for column in ("A", "B", "B - A"):
         table.add_column(column, justify="right")

@@ -1,0 +1,130 @@
+"""The ladder and the ablation of the column mask, each rung scored on all photos and on given subsets.
+
+    python benchmarks/ladder.py --config my.toml --work runs/ladder [--images NAME=FILE.txt ...]
+
+Needs ground truth. Encoders run once for CLIP-ES's CAM and once for the mixed one, whatever the number of rungs. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.config import build_options, read_config, read_recipe
+from pipelines.evaluation.report import Report
+from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
+from pipelines.options.stages import CamsOptions, EvalOptions, RefineOptions, SuperpixelsOptions
+from pipelines.stages import cams, evaluate, refine, superpixels
+from pipelines.stages.workspace import Workspace
+from ssr_cli.console import ConsoleProgress
+
+SEVEN = ("background", "cat", "cow", "dog", "horse", "sheep", "person")
+"""VOC's well-populated classes in the small sample; the steadier number there."""
+
+SSR = RefineOptions(**read_recipe("ssr")["refine"])
+CLIP_ES = RefineOptions(**read_recipe("clip-es")["refine"])
+PLAIN = SSR.model_copy(update={"superpixel_mask": "none", "power": 1})
+
+GRADCAM_RUNGS = {
+    "clip-es": CLIP_ES,
+    "clip-es-crf": CLIP_ES.model_copy(update={"crf": True}),
+    "gradcam-ssr": SSR,
+}
+MIX_RUNGS = {
+    "clip-attention": PLAIN.model_copy(update={"dino_weight": 0.0}),
+    "dino": PLAIN,
+    "ssr": SSR,
+    "ssr-crf": SSR.model_copy(update={"crf": True}),
+}
+MASKS = {
+    "none": {"superpixel_mask": "none"},
+    "box": {"superpixel_mask": "none", "box_mask": True},
+    "colour": {"superpixel_mask": "colour", "mask_threshold": 0.03},
+    "token": {"superpixel_mask": "token", "mask_threshold": 0.15},
+    "gate": {"superpixel_mask": "gate"},
+}
+MASK_RUNGS = {
+    f"mask-{name}-power-{power}": SSR.model_copy(update={**update, "power": power})
+    for name, update in MASKS.items()
+    for power in (1, 2, 4)
+}
+
+
+def main() -> None:
+    """Run every rung and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="dataset, clip and dino sections")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--images", action="append", default=[], metavar="NAME=FILE.txt", help="also score these ids")
+    parser.add_argument("--no-masks", action="store_true", help="leave out the ablation of the column mask")
+    arguments = parser.parse_args()
+    values, _ = read_config(arguments.config)
+    base = Workspace(
+        work=arguments.work,
+        dataset_options=_typed(DatasetOptions, values, "dataset"),
+        clip=_typed(ClipOptions, values, "clip"),
+        dino=_typed(DinoOptions, values, "dino"),
+        run=_typed(RunOptions, values, "run"),
+    )
+    subsets: dict[str, Path | None] = {"all": None}
+    subsets |= {name: Path(file) for name, file in (entry.split("=", 1) for entry in arguments.images)}
+    mix_rungs = MIX_RUNGS if arguments.no_masks else {**MIX_RUNGS, **MASK_RUNGS}
+    rows = [
+        *_rows(base, "gradcam", CamsOptions(), GRADCAM_RUNGS, subsets),
+        *_rows(base, "mix", CamsOptions(**read_recipe("ssr")["cams"]), mix_rungs, subsets),
+    ]
+    _print(rows, list(subsets))
+
+
+def _typed(kind: type, values: dict, section: str):  # noqa: ANN202 - one of the options classes
+    options = build_options(section, values.get(section, {}))
+    assert isinstance(options, kind)
+    return options
+
+
+def _rows(
+    base: Workspace, name: str, cam_options: CamsOptions, rungs: dict[str, RefineOptions], subsets: dict[str, Path | None]
+) -> Iterator[tuple[str, dict[str, Report]]]:
+    work = dataclasses.replace(base, work=base.work / name)
+    superpixels.run(work, SuperpixelsOptions(**read_recipe("ssr")["superpixels"]), ConsoleProgress())
+    cams.run(work, cam_options, ConsoleProgress())
+    oracle = EvalOptions(oracle=True, pictures=False)
+    for number, label in enumerate((f"{name} CAM, p = 1", f"{name} CAM, oracle p")):
+        yield label, {
+            subset: evaluate.run(work, "cams", oracle.model_copy(update={"images": ids}), 1.0)[number].report
+            for subset, ids in subsets.items()
+        }
+    targets = [refine.Target(options, work.work / rung) for rung, options in rungs.items()]
+    refine.run_targets(work, targets, ConsoleProgress())
+    for rung in rungs:
+        place = dataclasses.replace(work, work=work.work / rung)
+        yield rung, {
+            subset: evaluate.run(place, "masks", EvalOptions(images=ids, pictures=False), 1.0)[0].report
+            for subset, ids in subsets.items()
+        }
+
+
+def _print(rows: list[tuple[str, dict[str, Report]]], subsets: list[str]) -> None:
+    head = " | ".join(f"{subset} ({rows[0][1][subset].images})" for subset in subsets)
+    print(f"| rung | {head} | P / R / FP:TP |\n|---|{'---|' * (len(subsets) + 1)}")
+    for label, reports in rows:
+        cells = [f"{100 * report.miou:.2f}{_seven(report)}" for report in reports.values()]
+        whole = reports["all"]
+        quality = f"{100 * (whole.precision or 0):.1f} / {100 * whole.recall:.1f} / {whole.confusion_ratio or 0:.3f}"
+        power = f" (p = {whole.background_power:g})" if whole.oracle else ""
+        print(f"| {label}{power} | {' | '.join(cells)} | {quality} |")
+    print("\nmIoU in %, fractions of classes in P and R" + (f"; after the slash: mean IoU of {', '.join(SEVEN)}" if _seven(rows[0][1]["all"]) else ""))
+    sys.stdout.flush()
+
+
+def _seven(report: Report) -> str:
+    values = [report.per_class_iou.get(name) for name in SEVEN]
+    known = [value for value in values if value is not None]
+    return f" / {100 * sum(known) / len(known):.2f}" if len(known) == len(SEVEN) and len(report.per_class_iou) == 21 else ""
+
+
+if __name__ == "__main__":
+    main()

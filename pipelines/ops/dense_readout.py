@@ -1,0 +1,66 @@
+"""Dense read-out: class probabilities of every patch, straight from the value path of CLIP's last block.
+
+CLIP's joint space is trained for the pooled token, but a patch's *value* vector, passed through the block's output projection
+alone (no attention, no residual, no MLP), can be compared with text as it stands (MaskCLIP, Zhou et al., ECCV 2022, section
+3.2). Single patches are noisy; averaging values inside superpixels before the comparison is what makes the map clean.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipelines.ops.gradcam import LastBlock
+
+
+@torch.inference_mode()
+def value_tokens(tokens_cls: Tensor, last_block: LastBlock) -> Tensor:
+    """Output projection of the values of the last block.
+
+    Args:
+        tokens_cls: Input of the last block, ``(B, N + 1, D)``, CLS first.
+        last_block: The modules behind it.
+
+    Returns:
+        ``(B, N, D)``, patches only.
+    """
+    attn = last_block.block.attn
+    normed = last_block.block.ln_1(tokens_cls[:, 1:])  # (B, N, D)
+    width = normed.shape[-1]
+    value = F.linear(normed, attn.in_proj_weight[2 * width :], attn.in_proj_bias[2 * width :])  # (B, N, D)
+    projected: Tensor = attn.out_proj(value)
+    return projected
+
+
+def smooth_over_superpixels(tokens: Tensor, membership: Tensor, share: float) -> Tensor:
+    """Mix each token with the mean of its superpixels.
+
+    Args:
+        tokens: ``(N, D)``.
+        membership: ``(S, N)``, columns sum to 1 (`pipelines.ops.superpixels.token_membership`).
+        share: Share of the superpixels' mean in [0, 1].
+
+    Returns:
+        ``(N, D)``.
+    """
+    means = membership @ tokens / membership.sum(dim=1, keepdim=True).clamp_min(1e-6)  # (S, D)
+    return (1 - share) * tokens + share * (membership.T @ means)
+
+
+@torch.inference_mode()
+def dense_probabilities(values: Tensor, last_block: LastBlock, text: Tensor, targets: int, scale: float) -> Tensor:
+    """Softmax over text of every patch.
+
+    Args:
+        values: ``(N, D)``, of `value_tokens`, smoothed or not.
+        last_block: Gives the closing LayerNorm and the projection.
+        text: ``(M, E)`` L2-normalised: the image's classes first, then the background words.
+        targets: Number of classes at the head of ``text``.
+        scale: Of the cosines; CLIP's own 100 makes maps too hard.
+
+    Returns:
+        ``(targets, N)`` in [0, 1].
+    """
+    features = F.normalize(last_block.ln_post(values) @ last_block.projection, dim=-1)  # (N, E)
+    return (scale * features @ text.T).softmax(dim=-1)[:, :targets].T  # (targets, N)

@@ -1,0 +1,145 @@
+"""`ssr doctor`: look at everything a run needs before hours are spent."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from pipelines.datasets.check import check_dataset
+from pipelines.encoders.weights import LoadedClip, build_clip, build_dino, resolve_clip, resolve_dino
+from pipelines.errors import SsrError
+from pipelines.execution.devices import resolve_device, resolve_dtype
+from pipelines.execution.pool import resolve_workers
+from pipelines.options.stages import RefineOptions
+from pipelines.stages.embeddings import text_embeddings
+from pipelines.stages.workspace import Workspace
+from pipelines.stores.manifest import package_versions
+
+FEW_PHOTOS = 5
+"""Classes with fewer photos than this are pointed out: their numbers will be noise."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        level: ``ok``, ``warning`` (a run can work) or ``error`` (it cannot).
+        topic: ``environment``, ``weights``, ``text`` or ``dataset``.
+        message: One line.
+    """
+
+    level: Literal["ok", "warning", "error"]
+    topic: str
+    message: str
+
+
+def diagnose(workspace: Workspace, refine: RefineOptions, ground_truth: bool = False) -> Iterator[Finding]:
+    """Check environment, weights, text and dataset, cheapest first.
+
+    Args:
+        workspace: What a run would use.
+        refine: Says whether DINO and the CRF are needed.
+        ground_truth: Also read the headers of ground-truth masks, to compare sizes.
+
+    Yields:
+        Findings as they are made.
+    """
+    yield from _environment(workspace, refine)
+    yield from _dataset(workspace, ground_truth)
+    clip: list[LoadedClip] = []
+    yield from _attempt("weights", lambda: _clip(workspace, clip))
+    if refine.dino_blocks and refine.dino_weight:
+        yield from _attempt("weights", lambda: _dino(workspace))
+    if clip:
+        yield from _attempt("text", lambda: _text(workspace, clip[0]))
+
+
+def _attempt(topic: str, check: Callable[[], str]) -> Iterator[Finding]:
+    try:
+        yield Finding("ok", topic, check())
+    except SsrError as error:
+        yield Finding("error", topic, str(error))
+
+
+def _environment(workspace: Workspace, refine: RefineOptions) -> Iterator[Finding]:
+    yield Finding("ok", "environment", ", ".join(f"{name} {version}" for name, version in package_versions().items()))
+
+    def device() -> str:
+        found = resolve_device(workspace.run.device)
+        name = torch.cuda.get_device_name(found) if found.type == "cuda" else f"{torch.get_num_threads()} threads"
+        precision = str(resolve_dtype(workspace.run.precision, found)).removeprefix("torch.")
+        return f"device {found} ({name}), {precision}, {resolve_workers(workspace.run.workers)} worker processes"
+
+    yield from _attempt("environment", device)
+    if importlib.util.find_spec("pydensecrf") is not None:
+        yield Finding("ok", "environment", "pydensecrf2 is there: --crf works")
+    else:
+        level: Literal["warning", "error"] = "error" if refine.crf else "warning"
+        yield Finding(level, "environment", "no pydensecrf2: --crf will not work (pip install 'ssr[crf]'; Python 3.11 or 3.12)")
+    place = next(path for path in (workspace.work, *workspace.work.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free / 2**30
+    yield Finding("ok" if free > 1 else "warning", "environment", f"{free:.0f} GiB free for {workspace.work}")
+
+
+def _dataset(workspace: Workspace, ground_truth: bool) -> Iterator[Finding]:
+    try:
+        dataset = workspace.dataset
+    except SsrError as error:
+        yield Finding("error", "dataset", str(error))
+        return
+    report = check_dataset(dataset, open_masks=ground_truth)
+    labels = sum(report.class_counts.values())
+    yield Finding(
+        "ok", "dataset", f"{dataset.kind} {dataset.split}: {report.images} images, {labels / report.images:.2f} labels an image"
+    )
+    few = [f"{name} {count}" for name, count in report.class_counts.items() if 0 < count < FEW_PHOTOS]
+    none = [name for name, count in report.class_counts.items() if count == 0]
+    if few:
+        yield Finding("warning", "dataset", f"classes with fewer than {FEW_PHOTOS} images: {_some(few)}")
+    if none:
+        yield Finding("warning", "dataset", f"classes without any image: {_some(none)}")
+    if report.unlabelled:
+        yield Finding("warning", "dataset", f"{len(report.unlabelled)} images without a class: {_some(report.unlabelled)}")
+    if report.missing:
+        yield Finding("error", "dataset", f"{len(report.missing)} image files missing: {_some(report.missing)}")
+    for image_id, reason in report.unreadable[:10]:
+        yield Finding("error", "dataset", f"{image_id}: {reason}")
+    if report.missing_masks:
+        yield Finding(
+            "warning", "dataset", f"{len(report.missing_masks)} images without ground truth: {_some(report.missing_masks)}"
+        )
+    for image_id, reason in (report.size_mismatches or ())[:10]:
+        yield Finding("error", "dataset", f"{image_id}: {reason}")
+
+
+def _some(names: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _clip(workspace: Workspace, loaded: list[LoadedClip]) -> str:
+    clip = build_clip(resolve_clip(workspace.clip.model, workspace.clip.pretrained))
+    loaded.append(clip)
+    tower = "image and text tower" if clip.has_text else "image tower (class embeddings come from text banks)"
+    return f"CLIP {workspace.clip.model} / {clip.weights.pretrained}: {tower}"
+
+
+def _dino(workspace: Workspace) -> str:
+    weights = resolve_dino(workspace.dino.model, workspace.dino.pretrained)
+    build_dino(weights)
+    return f"DINO {weights.model} / {weights.pretrained}"
+
+
+def _text(workspace: Workspace, clip: LoadedClip) -> str:
+    text = text_embeddings(clip, workspace.dataset.classes, workspace.clip)
+    nearest = (text.classes @ text.background.T).max(dim=1)  # (C,)
+    worst = int(nearest.values.argmax())
+    word = text.background_names[int(nearest.indices[worst])]
+    name = workspace.dataset.classes.names[worst]
+    similarity = float(nearest.values[worst])
+    return f"{len(text.classes)} classes, {len(text.background)} background words; nearest: {name} / {word} ({similarity:.2f})"

@@ -1,0 +1,40 @@
+"""`ssr text`: class names and background words through CLIP's text tower, once, into text banks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.datasets import COCO14, VOC12, load_class_list, load_dataset
+from pipelines.datasets.classes import ClassList
+from pipelines.encoders.text import encode_prompts, write_bank
+from pipelines.encoders.weights import build_clip, resolve_clip
+from pipelines.options.sources import ClipOptions, DatasetOptions
+
+
+def write_banks(dataset: DatasetOptions, clip: ClipOptions, target: Path) -> tuple[Path, Path]:
+    """Write one bank of classes and one of background words.
+
+    Args:
+        dataset: Its class list: ``classes``, or the kind's own.
+        clip: The CLIP whose text tower is used.
+        target: Bank of the classes; the background's gets ``-background`` before the suffix.
+
+    Returns:
+        Both paths.
+
+    Raises:
+        UsageError: The weights hold no text tower.
+    """
+    classes = _class_list(dataset)
+    loaded = build_clip(resolve_clip(clip.model, clip.pretrained))
+    background = target.with_name(f"{target.stem}-background{target.suffix}")
+    write_bank(target, encode_prompts(loaded, classes.names, classes.prompts, classes.template))
+    write_bank(background, encode_prompts(loaded, classes.background, classes.background, classes.template))
+    return target, background
+
+
+def _class_list(dataset: DatasetOptions) -> ClassList:
+    if dataset.classes is not None:
+        return load_class_list(dataset.classes)
+    shipped = {"voc": VOC12, "coco": COCO14}
+    return shipped[dataset.kind] if dataset.kind in shipped else load_dataset(dataset).classes

@@ -1,0 +1,40 @@
+"""``ssr labels``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ssr_cli.console import err, out, reports_errors
+
+
+def command(
+    source: Annotated[Path, typer.Argument(help="folder of XML or masks, or the file to convert")],
+    target: Annotated[Path, typer.Argument(help="label file to write: .csv, .json or .jsonl")],
+    kind: Annotated[
+        Literal["xml", "coco", "masks", "csv", "npy"],
+        typer.Option("--from", help="what SOURCE is; csv means any label file, masks opens ground truth"),
+    ],
+    class_list: Annotated[
+        str, typer.Option("--classes", help="voc12, coco14, or a class list (.toml or .yaml)", show_default=True)
+    ] = "voc12",
+    images: Annotated[Path | None, typer.Option(help="only the ids of this .txt, in its order (one a line)")] = None,
+    debug: Annotated[bool, typer.Option(help="show the traceback of an error")] = False,
+) -> None:
+    """Turn XML, COCO JSON, masks, a label file or a one-hot .npy into a label file."""
+    from pipelines.datasets import COCO14, VOC12, load_class_list
+    from pipelines.datasets.labels import convert_labels, write_label_file
+    from pipelines.datasets.splits import read_split
+
+    with reports_errors(debug):
+        classes = {"voc12": VOC12, "coco14": COCO14}.get(class_list) or load_class_list(Path(class_list))
+        if kind == "masks":
+            err.print(
+                "[yellow]--from masks reads ground-truth masks: results are then not weakly supervised by labels of your own[/]"
+            )
+        labels = convert_labels(kind, source, classes, read_split(images) if images else None)
+        write_label_file(target, labels, classes)
+        count = sum(len(indices) for indices in labels.values())
+        out.print(f"{target}: {len(labels)} images, {count} labels, {len({i for v in labels.values() for i in v})} classes")
