@@ -93,18 +93,24 @@ def _rows(
     cams.run(work, cam_options, ConsoleProgress())
     oracle = EvalOptions(oracle=True, pictures=False)
     for number, label in enumerate((f"{name} CAM, p = 1", f"{name} CAM, oracle p")):
-        yield label, {
-            subset: evaluate.run(work, "cams", oracle.model_copy(update={"images": ids}), 1.0)[number].report
-            for subset, ids in subsets.items()
-        }
+        yield (
+            label,
+            {
+                subset: evaluate.run(work, "cams", oracle.model_copy(update={"images": ids}), 1.0)[number].report
+                for subset, ids in subsets.items()
+            },
+        )
     targets = [refine.Target(options, work.work / rung) for rung, options in rungs.items()]
     refine.run_targets(work, targets, ConsoleProgress())
     for rung in rungs:
         place = dataclasses.replace(work, work=work.work / rung)
-        yield rung, {
-            subset: evaluate.run(place, "masks", EvalOptions(images=ids, pictures=False), 1.0)[0].report
-            for subset, ids in subsets.items()
-        }
+        yield (
+            rung,
+            {
+                subset: evaluate.run(place, "masks", EvalOptions(images=ids, pictures=False), 1.0)[0].report
+                for subset, ids in subsets.items()
+            },
+        )
 
 
 def _print(rows: list[tuple[str, dict[str, Report]]], subsets: list[str]) -> None:
@@ -116,7 +122,10 @@ def _print(rows: list[tuple[str, dict[str, Report]]], subsets: list[str]) -> Non
         quality = f"{100 * (whole.precision or 0):.1f} / {100 * whole.recall:.1f} / {whole.confusion_ratio or 0:.3f}"
         power = f" (p = {whole.background_power:g})" if whole.oracle else ""
         print(f"| {label}{power} | {' | '.join(cells)} | {quality} |")
-    print("\nmIoU in %, fractions of classes in P and R" + (f"; after the slash: mean IoU of {', '.join(SEVEN)}" if _seven(rows[0][1]["all"]) else ""))
+    print(
+        "\nmIoU in %, fractions of classes in P and R"
+        + (f"; after the slash: mean IoU of {', '.join(SEVEN)}" if _seven(rows[0][1]["all"]) else "")
+    )
     sys.stdout.flush()
 
 
