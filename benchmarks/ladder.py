@@ -2,7 +2,8 @@
 
     python benchmarks/ladder.py --config my.toml --work runs/ladder [--images NAME=FILE.txt ...]
 
-Needs ground truth. Encoders run once for CLIP-ES's CAM and once for the mixed one, whatever the number of rungs. Prints Markdown.
+Needs ground truth. Encoders run once for CLIP-ES's CAM and once for the mixed one, whatever the number of rungs.
+Prints Markdown.
 """
 
 from __future__ import annotations
@@ -42,14 +43,21 @@ MIX_RUNGS = {
 MASKS = {
     "none": {"superpixel_mask": "none"},
     "box": {"superpixel_mask": "none", "box_mask": True},
-    "colour": {"superpixel_mask": "colour", "mask_threshold": 0.03},
+    "colour": {"superpixel_mask": "colour", "clusters": 5, "mask_threshold": 0.03},
+    "colour-once": {"superpixel_mask": "colour", "clusters": 5, "mask_threshold": 0.03, "mask_every_step": False},
     "token": {"superpixel_mask": "token", "mask_threshold": 0.15},
     "gate": {"superpixel_mask": "gate"},
+    "gate-once": {"superpixel_mask": "gate", "mask_every_step": False},
+    "cluster": {"superpixel_mask": "cluster"},
 }
 MASK_RUNGS = {
     f"mask-{name}-power-{power}": SSR.model_copy(update={**update, "power": power})
     for name, update in MASKS.items()
     for power in (1, 2, 4)
+} | {
+    f"mask-{name}-power-{power}-crf": SSR.model_copy(update={**MASKS[name], "power": power, "crf": True})
+    for name in ("token", "gate", "cluster")
+    for power in (2, 4)
 }
 
 

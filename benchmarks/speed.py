@@ -2,8 +2,8 @@
 
     python benchmarks/speed.py --config my.toml [--count 24]
 
-Prints Markdown. The bare towers are open_clip's and timm's own forward passes over decoded, resized photos; the stages include
-everything: decoding, stores, masks. Rounds alternate, the median of each is printed: only the ratios mean something on a busy machine.
+Prints Markdown. The bare towers are open_clip's and timm's own forward passes over decoded, resized photos; the stages
+include decoding, stores and masks. Rounds alternate and medians are printed: on a busy machine only ratios mean something.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from pipelines.errors import UsageError
 from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, next_step
 from ssr_cli.invocation import Invocation
 
@@ -27,10 +28,17 @@ def run_stage(invocation: Invocation, stage: Callable[[Workspace, Progress], Cou
     Raises:
         typer.Exit: Code 3 if some images failed and the run went on without them.
     """
+    from pipelines.stages.workspace import recall
+
     workspace = invocation.workspace
     _ = workspace.dataset  # a wrong --root must not become the directory's memory
+    before = recall(workspace.work)
     workspace.remember()
-    counts = stage(workspace, ConsoleProgress())
+    try:
+        counts = stage(workspace, ConsoleProgress())
+    except UsageError:  # refused: the next command must not inherit what was wrong
+        workspace.restore(before)
+        raise
     if counts.failed:
         err.print(f"[yellow]{counts.failed} bad images left out, listed in {workspace.work / 'failures.jsonl'}[/]")
     next_step(f"{then} --work {workspace.work}")

@@ -33,6 +33,11 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
+def precision_name(run: RunOptions) -> str:
+    """``float32`` or ``bfloat16``, as manifests record it: CAMs are sensitive enough that the two must not be mixed."""
+    return str(resolve_dtype(run.precision, resolve_device(run.device))).removeprefix("torch.")
+
+
 def resolve_batch_size(run: RunOptions, device: torch.device) -> int:
     """A CPU is busy with one image; a GPU wants several."""
     return run.batch_size or (16 if device.type == "cuda" else 1)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 
@@ -30,8 +31,34 @@ def superpixel_gate(cam: Tensor, membership: Tensor, threshold: float) -> Tensor
     Returns:
         ``(K, N)`` bool.
     """
-    mean = cam @ membership.T / membership.sum(dim=1).clamp_min(1e-6)  # (K, S)
-    return mean @ membership > threshold  # (K, N)
+    return _superpixel_mean(cam, membership) @ membership > threshold  # (K, N)
+
+
+def cluster_gate(cam: Tensor, membership: Tensor, cluster: NDArray[np.int64], threshold: float) -> Tensor:
+    """Keep patches whose superpixels, and the clusters these belong to, are activated: half the vote each.
+
+    The paper's SGC asks colour clusters, which span the whole photo. Clusters of superpixels in DINO's feature space follow
+    objects, and the superpixels' own vote keeps a stray one from passing with its cluster.
+
+    Args:
+        cam: ``(K, N)`` in [0, 1].
+        membership: ``(S, N)``, columns sum to 1.
+        cluster: ``(S,)`` cluster of each superpixel (`cluster_superpixels`).
+        threshold: Mean activation that a patch needs.
+
+    Returns:
+        ``(K, N)`` bool.
+    """
+    mean = _superpixel_mean(cam, membership)  # (K, S)
+    one_hot = torch.nn.functional.one_hot(torch.from_numpy(cluster)).to(membership)  # (S, C)
+    weight = one_hot * membership.sum(dim=1, keepdim=True)  # (S, C) area of each superpixel in its cluster
+    cluster_mean = mean @ weight / weight.sum(dim=0).clamp_min(1e-6)  # (K, C)
+    return (mean + cluster_mean @ one_hot.T) / 2 @ membership > threshold  # (K, N)
+
+
+def _superpixel_mean(values: Tensor, membership: Tensor) -> Tensor:
+    """Area-weighted mean over each superpixel, ``(K, S)`` of ``(K, N)``."""
+    return values @ membership.T / membership.sum(dim=1).clamp_min(1e-6)
 
 
 def token_gate(cam: Tensor, threshold: float) -> Tensor:
@@ -47,20 +74,37 @@ def token_gate(cam: Tensor, threshold: float) -> Tensor:
     return cam > threshold
 
 
-def colour_clusters(colours: NDArray[np.floating], clusters: int, seed: int = 0) -> NDArray[np.int64]:
-    """k-means over the superpixels' mean colours (SSR, Eq. 8).
+def cluster_superpixels(features: NDArray[np.floating], clusters: int, seed: int = 0) -> NDArray[np.int64]:
+    """k-means over one vector a superpixel: mean Lab colours (SSR, Eq. 8) or `superpixel_features`.
 
     Args:
-        colours: ``(S, 3)`` mean Lab colour of each superpixel.
-        clusters: Clusters wanted; fewer distinct colours make fewer.
+        features: ``(S, F)``.
+        clusters: Clusters wanted; fewer distinct vectors make fewer.
         seed: Of k-means.
 
     Returns:
         ``(S,)`` cluster of each superpixel.
     """
-    count = min(clusters, len(np.unique(colours, axis=0)))
-    found: NDArray[np.int64] = KMeans(count, n_init=4, random_state=seed).fit_predict(colours).astype(np.int64)
+    count = min(clusters, len(np.unique(features, axis=0)))
+    with threadpool_limits(1):  # tens of points: threads cost more than they give
+        found: NDArray[np.int64] = KMeans(count, n_init=4, random_state=seed).fit_predict(features).astype(np.int64)
     return found
+
+
+def superpixel_features(tokens: Tensor, membership: Tensor) -> NDArray[np.float32]:
+    """Mean over each superpixel of centred, normalised tokens.
+
+    Args:
+        tokens: ``(N, D)``.
+        membership: ``(S, N)``, columns sum to 1.
+
+    Returns:
+        ``(S, D)`` fp32.
+    """
+    unit = torch.nn.functional.normalize(tokens - tokens.mean(dim=0), dim=1)  # (N, D)
+    pooled = _superpixel_mean(unit.T, membership).T  # (S, D)
+    features: NDArray[np.float32] = pooled.cpu().numpy()
+    return features
 
 
 def colour_mask(cam: Tensor, membership: Tensor, cluster: NDArray[np.int64], high: float, share: float) -> Tensor:
@@ -69,7 +113,7 @@ def colour_mask(cam: Tensor, membership: Tensor, cluster: NDArray[np.int64], hig
     Args:
         cam: ``(K, N)`` in [0, 1].
         membership: ``(S, N)``, columns sum to 1.
-        cluster: ``(S,)`` cluster of each superpixel (`colour_clusters`).
+        cluster: ``(S,)`` cluster of each superpixel (`cluster_superpixels`).
         high: Activation from which a patch counts as high-confidence.
         share: Part of a class's activation that its high-confidence patches in a cluster must hold.
 

@@ -52,15 +52,17 @@ class RefineOptions(Options):
         float, Field(ge=0, lt=1, description="share of the maximum that makes a region (CLIP-ES: 0.4 VOC, 0.7 COCO)")
     ] = 0.4
     superpixel_mask: Annotated[
-        Literal["none", "colour", "gate", "token"],
+        Literal["none", "colour", "gate", "cluster", "token"],
         option(
-            "source columns kept: colour = SGC as written, gate = superpixels active on average, token = gate on single patches"
+            "source columns kept: colour = SGC as written, gate = active superpixels, cluster = theirs too, token = no superpixels"
         ),
     ] = "none"
     mask_threshold: Annotated[
-        float, Field(ge=0, lt=1, description="gate, token: mean activation needed; colour: share of a class's activation")
+        float, Field(ge=0, lt=1, description="mean activation needed; colour: share of a class's activation")
     ] = 0.2
-    colour_clusters: Annotated[int, Field(ge=1, description="colour: k of the k-means over mean Lab colours")] = 5
+    clusters: Annotated[
+        int, Field(ge=1, description="k of the k-means over superpixels: their colours, or their DINO features")
+    ] = 24
     colour_high: Annotated[float, Field(ge=0, lt=1, description="colour: activation that counts as high-confidence")] = 0.3
     mask_every_step: Annotated[bool, option("mask before every propagation step instead of the first only")] = False
     background_power: Annotated[float, Field(gt=0, description="exponent p of the background score (1 - max cam)^p")] = 1.0

@@ -20,7 +20,7 @@ from pipelines.encoders.image import encoder_input, token_grid
 from pipelines.encoders.weights import Weights, build_clip, resolve_clip
 from pipelines.errors import ImageError, UsageError
 from pipelines.execution.batches import batches_by
-from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.execution.devices import precision_name, resolve_batch_size, resolve_device, resolve_dtype
 from pipelines.execution.pool import prefetch
 from pipelines.execution.progress import Progress, Silent
 from pipelines.ops.dense_readout import dense_probabilities, smooth_over_superpixels, value_tokens
@@ -246,6 +246,7 @@ def cam_settings(workspace: Workspace, options: CamsOptions, weights: Weights, t
         **options.model_dump(mode="json", exclude=dense_only),
         "clip": weights.provenance(),
         "text": text.provenance(),
+        "precision": precision_name(workspace.run),
         "classes": list(workspace.dataset.classes.names),
     }
     if uses_superpixels(options):

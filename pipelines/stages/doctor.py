@@ -13,7 +13,7 @@ import torch
 from pipelines.datasets.check import check_dataset
 from pipelines.encoders.weights import LoadedClip, build_clip, build_dino, resolve_clip, resolve_dino
 from pipelines.errors import SsrError
-from pipelines.execution.devices import resolve_device, resolve_dtype
+from pipelines.execution.devices import precision_name, resolve_device
 from pipelines.execution.pool import resolve_workers
 from pipelines.options.stages import RefineOptions
 from pipelines.stages.embeddings import text_embeddings
@@ -73,8 +73,7 @@ def _environment(workspace: Workspace, refine: RefineOptions) -> Iterator[Findin
     def device() -> str:
         found = resolve_device(workspace.run.device)
         name = torch.cuda.get_device_name(found) if found.type == "cuda" else f"{torch.get_num_threads()} threads"
-        precision = str(resolve_dtype(workspace.run.precision, found)).removeprefix("torch.")
-        return f"device {found} ({name}), {precision}, {resolve_workers(workspace.run.workers)} worker processes"
+        return f"device {found} ({name}), {precision_name(workspace.run)}, {resolve_workers(workspace.run.workers)} worker processes"
 
     yield from _attempt("environment", device)
     if importlib.util.find_spec("pydensecrf") is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -62,6 +62,13 @@ def mask_settings(options: RefineOptions) -> dict[str, Any]:
     """The options that change a mask once its refined CAM is given."""
     keys = MASK_KEYS if options.crf else [key for key in MASK_KEYS if key not in CRF_KEYS]
     return options.model_dump(mode="json", include=set(keys))
+
+
+def remove_masks(folder: Path, image_ids: Collection[str] | None = None) -> None:
+    """Remove the masks of some images, or of all."""
+    for path in folder.glob("*.png"):
+        if image_ids is None or path.stem in image_ids:
+            path.unlink()
 
 
 def make_mask(job: MaskJob, options: RefineOptions) -> None:

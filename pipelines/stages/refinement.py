@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,8 +12,30 @@ from torch import Tensor
 from pipelines.ops.affinity import fuse_attention, normalise_rows, propagate, sinkhorn
 from pipelines.ops.box_mask import box_mask
 from pipelines.ops.gradcam import min_max
-from pipelines.ops.superpixel_mask import colour_clusters, colour_mask, superpixel_gate, token_gate
+from pipelines.ops.superpixel_mask import (
+    cluster_gate,
+    cluster_superpixels,
+    colour_mask,
+    superpixel_features,
+    superpixel_gate,
+    token_gate,
+)
 from pipelines.options.stages import RefineOptions
+
+
+def uses_dino(options: RefineOptions) -> bool:
+    """Whether DINO's attention has a share in the affinity."""
+    return options.dino_blocks > 0 and options.dino_weight > 0
+
+
+def uses_clip(options: RefineOptions) -> bool:
+    """Whether CLIP's attention has a share in the affinity."""
+    return options.clip_blocks > 0 and options.dino_weight < 1
+
+
+def uses_superpixels(options: RefineOptions) -> bool:
+    """Whether the column mask is made from superpixels."""
+    return options.superpixel_mask in {"gate", "colour", "cluster"}
 
 
 def build_affinity(clip_attention: Tensor | None, dino_attention: Tensor | None, options: RefineOptions) -> Tensor:
@@ -39,10 +61,16 @@ class GridSuperpixels:
     Attributes:
         membership: ``(S, N)`` share of each token in each superpixel.
         colours: ``(S, 3)`` mean Lab colours, or None if no option asks for them.
+        features: ``(S, D)`` mean DINO features, or None if no option asks for them.
     """
 
     membership: Tensor
-    colours: NDArray[np.float64] | None
+    colours: NDArray[np.float64] | None = None
+    features: NDArray[np.float32] | None = None
+
+    def with_features(self, dino_tokens: Tensor) -> GridSuperpixels:
+        """Add the mean features of DINO's tokens ``(N, D)``."""
+        return replace(self, features=superpixel_features(dino_tokens, self.membership.to(dino_tokens.device)))
 
 
 def column_mask(
@@ -53,13 +81,15 @@ def column_mask(
     Args:
         cam: ``(K, N)`` in [0, 1].
         grid: ``(h, w)``.
-        superpixels: Needed by ``superpixel_mask`` gate and colour.
+        superpixels: Needed by ``superpixel_mask`` colour, gate and cluster.
         options: ``box_mask``, ``superpixel_mask`` and their numbers.
 
     Returns:
         ``(K, N)`` of zeros and ones.
     """
     masks: list[Tensor] = []
+    if len(cam) == 0:  # a photo without classes
+        return None
     if options.box_mask:
         masks.append(box_mask(cam, grid, options.box_threshold))
     if options.superpixel_mask == "token":
@@ -71,10 +101,14 @@ def column_mask(
         if options.superpixel_mask == "gate":
             masks.append(superpixel_gate(cam, membership, options.mask_threshold))
         else:
-            if superpixels.colours is None:
-                raise ValueError("superpixel_mask 'colour' needs the superpixels' colours")
-            cluster = colour_clusters(superpixels.colours, options.colour_clusters)
-            masks.append(colour_mask(cam, membership, cluster, options.colour_high, options.mask_threshold))
+            vectors = superpixels.colours if options.superpixel_mask == "colour" else superpixels.features
+            if vectors is None:
+                raise ValueError(f"superpixel_mask {options.superpixel_mask!r} needs one vector a superpixel")
+            cluster = cluster_superpixels(vectors, options.clusters)
+            if options.superpixel_mask == "colour":
+                masks.append(colour_mask(cam, membership, cluster, options.colour_high, options.mask_threshold))
+            else:
+                masks.append(cluster_gate(cam, membership, cluster, options.mask_threshold))
     return torch.stack(masks).all(dim=0).to(cam.dtype) if masks else None
 
 

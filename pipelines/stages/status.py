@@ -99,7 +99,8 @@ def _output(work: Path, name: str) -> OutputStatus:
 
 
 def _next(outputs: list[OutputStatus], reports: list[Report]) -> str:
-    for output in outputs:
-        if not output.complete:
+    for index, output in enumerate(outputs):
+        passed_over = not output.total and any(later.total for later in outputs[index + 1 :])  # not every recipe needs all
+        if not output.complete and not passed_over:
             return OUTPUTS[output.name]
     return "ssr show" if any(report.what == "masks" for report in reports) else "ssr eval"

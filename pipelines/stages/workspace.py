@@ -88,6 +88,13 @@ class Workspace:
         if before != now:
             write_json(self.work / MEMORY, now)
 
+    def restore(self, memory: dict[str, Any]) -> None:
+        """Put back what the directory remembered before a command that was refused."""
+        if memory:
+            write_json(self.work / MEMORY, memory)
+        else:
+            (self.work / MEMORY).unlink(missing_ok=True)
+
     def failures(self, stage: str, progress: Progress) -> Failures:
         """The failure log of a stage's run."""
         self.work.mkdir(parents=True, exist_ok=True)

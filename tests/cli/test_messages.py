@@ -1,0 +1,206 @@
+"""Help, errors and exit codes: one clear line, never a traceback that nobody asked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssr_cli.app import COMMANDS
+
+HEAVY = ("torch", "open_clip", "timm", "pydantic", "numpy", "skimage", "h5py", "matplotlib")
+
+
+def test_version(ssr):
+    from importlib.metadata import version
+
+    assert ssr("--version").out == f"ssr {version('ssr')}\n"
+
+
+def test_help_lists_the_commands_and_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom ssr_cli.app import main\nsys.argv = ['ssr', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        f"print('heavy:', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+    assert all(f" {name} " in done.stdout for name in COMMANDS)
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("module", ["pipelines.stages.superpixels", "pipelines.stages.masks"])
+def test_worker_processes_do_not_load_torch(module):
+    code = f"import sys, {module}\nprint([name for name in ('torch', 'open_clip', 'timm') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\n"
+
+
+def test_table_of_commands_is_the_folder_of_commands():
+    files = {path.stem for path in (Path(__file__).parents[2] / "ssr_cli/commands").glob("*.py")} - {"__init__"}
+    assert files == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(ssr, command):
+    out = ssr(command, "--help").out
+    assert f"ssr {command} " in out
+    assert "--debug" in out
+    assert "Traceback" not in out
+
+
+@pytest.mark.parametrize("command", ["cams", "refine", "superpixels", "eval"])
+def test_help_shows_defaults_and_panels(ssr, command):
+    out = ssr(command, "--help").out
+    assert "[default:" in out
+    assert "Running" in out
+    assert "Dataset" in out
+
+
+def test_without_a_command_there_is_help(ssr):
+    ran = ssr(code=None)
+    assert ran.code in {0, 2}
+    assert "superpixels" in ran.text
+
+
+@pytest.mark.parametrize("words", [("camz",), ("--verison",), ("cams", "--nope"), ("refine", "--power", "x"), ("labels",)])
+def test_mistyped_words_are_usage_errors(ssr, words):
+    ran = ssr(*words, code=2)
+    assert "Traceback" not in ran.text
+    assert words[-1].strip("-") in ran.err or "Missing argument" in ran.err
+
+
+def usage_errors(config: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:
+    made = ["--config", config, "--work", tmp / "w"]
+    (tmp / "file").write_text("x")
+    (tmp / "ids.txt").write_text("a_cat\nnobody\n")
+    return {
+        "no such root": (["superpixels", "voc", "--root", tmp / "none", "--work", tmp / "w"], "--root"),
+        "no root": (["superpixels", "voc", "--work", tmp / "w"], "--root"),
+        "no such split": (["superpixels", *made, "--split", "trian"], "--split"),
+        "no such split file": (["superpixels", *made, "--split", tmp / "none.txt"], "--split"),
+        "no such config": (["cams", "--config", tmp / "none.toml"], "--config"),
+        "no such recipe": (["cams", *made, "--recipe", "srr"], "--recipe"),
+        "no such model": (["cams", *made, "--clip-model", "ViT-Z"], "--clip-model"),
+        "no such weights": (["cams", *made, "--clip-pretrained", tmp / "none.safetensors"], "--clip-pretrained"),
+        "no such bank": (["cams", *made, "--text-bank", tmp / "none.safetensors", "--recipe", "clip-es"], "--text-bank"),
+        "no such device": (["cams", *made, "--device", "tpu"], "--device"),
+        "alignment heads": (["cams", *made, "--ckpt", tmp / "cmpa.safetensors"], "--ckpt"),
+        "value out of range": (["superpixels", *made, "--segments", 0], "--segments"),
+        "unknown kind": (["superpixels", "cityscapes", "--root", tmp, "--work", tmp / "w"], "DATASET"),
+        "no ground truth": (["eval", *made, "--mask-folder", tmp / "none"], "--mask-folder"),
+        "unknown id": (["show", *made, "--ids", "nobody"], "--ids"),
+        "unknown ids": (["eval", *made, "--images", tmp / "ids.txt"], "--images"),
+        "no attention": (["refine", *made, "--clip-blocks", 0, "--dino-blocks", 0], "--clip-blocks"),
+    }
+
+
+@pytest.mark.parametrize("case", [
+    "no such root", "no root", "no such split", "no such split file", "no such config", "no such recipe", "no such model",
+    "no such weights", "no such bank", "no such device", "alignment heads", "value out of range", "unknown kind",
+    "no ground truth", "unknown id", "unknown ids", "no attention",
+])  # fmt: skip
+def test_usage_errors_are_one_line_that_names_the_flag(ssr, tiny_voc, tmp_path, case):
+    words, flag = usage_errors(tiny_voc.config, tmp_path)[case]
+    ran = ssr(*words, code=2)
+    assert ran.err.startswith("error: ")
+    assert flag in ran.err
+    assert "Traceback" not in ran.err
+    assert "unexpected" not in ran.err
+    assert len([line for line in ran.err.splitlines() if line.startswith("error")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [(["refine"], "ssr cams"), (["cams"], "ssr superpixels"), (["eval"], "ssr refine"), (["eval", "cams"], "ssr cams")],
+)
+def test_missing_input_names_the_command_that_makes_it(ssr, tiny_voc, tmp_path, words, command):
+    ran = ssr(*words, "--config", tiny_voc.config, "--work", tmp_path / "w", code=1)
+    assert f"`{command}`" in ran.err
+
+
+def test_work_that_cannot_be_a_folder(ssr, tiny_voc, tmp_path):
+    (tmp_path / "file").write_text("x")
+    ran = ssr("superpixels", "--config", tiny_voc.config, "--work", tmp_path / "file", code=None)
+    assert ran.code in {1, 2}
+    assert "--work" in ran.err
+    assert "unexpected" not in ran.err
+
+
+def test_debug_shows_the_traceback(ssr_process, tmp_path):
+    quiet = ssr_process("superpixels", "voc", "--root", tmp_path / "none", "--work", tmp_path / "w", code=2)
+    assert "Traceback" not in quiet.err
+    loud = ssr_process("superpixels", "voc", "--root", tmp_path / "none", "--work", tmp_path / "w", "--debug", code=None)
+    assert loud.code != 0
+    assert "Traceback" in loud.err
+    assert "UsageError" in loud.err
+
+
+def test_output_without_a_terminal_has_no_escape_codes(finished, ssr_process, tmp_path):
+    work = Path(shutil.copytree(finished["ssr"], tmp_path / "work"))
+    ran = ssr_process("eval", "--work", work, "--no-pictures")
+    assert "mIoU" in ran.out
+    assert "\x1b" not in ran.text
+    assert "\r" not in ran.text
+
+
+def test_status_in_an_empty_place_says_what_to_do(ssr, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = ssr("status", code=2)
+    assert "there is none under runs/" in ran.err
+    assert "--work" in ran.err
+    ran = ssr("status", "--work", tmp_path / "new")
+    assert "not begun" in ran.out
+    assert f"next: ssr superpixels --work {tmp_path / 'new'}" in ran.out
+    assert not (tmp_path / "new").exists()
+
+
+def test_only_work_directory_is_found(ssr, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished["ssr"], tmp_path / "runs/voc")
+    assert "next: ssr eval --work runs/voc" in ssr("status").out
+    shutil.copytree(finished["ssr"], tmp_path / "runs/other")
+    assert "runs/other, runs/voc" in ssr("status", code=2).err
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"clip": 3}'])
+@pytest.mark.parametrize("command", ["status", "superpixels"])
+def test_damaged_memory_is_one_clear_line(ssr, tmp_path, tiny_voc, text, command):
+    (tmp_path / "work.json").write_text(text)
+    config = () if command == "status" else ("--config", tiny_voc.config)
+    ran = ssr(command, *config, "--work", tmp_path, code=None)
+    assert "Traceback" not in ran.text
+    assert "unexpected" not in ran.err
+    if text != '{"clip": 3}':
+        assert ran.code in {1, 2}
+        assert "work.json" in ran.err
+
+
+def test_doctor_finds_what_would_fail(ssr, tiny_voc, tmp_path):
+    good = ssr("doctor", "--config", tiny_voc.config, "--work", tmp_path / "w", "--gt")
+    for said in ("CLIP tiny-quickgelu", "DINO test_vit", "6 images", "1 images without a class: d_empty", "20 classes"):
+        assert said in good.out
+    assert not (tmp_path / "w").exists()
+    root = Path(shutil.copytree(tiny_voc.root, tmp_path / "voc"))
+    (root / "JPEGImages/a_cat.jpg").unlink()
+    (root / "JPEGImages/c_bird.jpg").write_bytes(b"")
+    shutil.copy(root / "SegmentationClass/a_cat.png", root / "SegmentationClass/f_car.png")
+    (root / "SegmentationClass/b_trio.png").unlink()
+    bad = ssr("doctor", "--config", tiny_voc.config, "--root", root, "--work", tmp_path / "w", "--gt", code=1)
+    for said in ("1 image files missing: a_cat", "c_bird: ", "without ground truth: b_trio", "f_car: image 51x37, mask 96x64"):
+        assert said in bad.out
+    weights = ("--dino-pretrained", tmp_path / "none.safetensors")
+    broken = ssr("doctor", "--config", tiny_voc.config, *weights, "--work", tmp_path / "w", code=1)
+    assert "no weights at" in broken.out
+
+
+def test_doctor_of_a_dataset_without_images(ssr, tiny_coco, tmp_path):
+    root = Path(shutil.copytree(tiny_coco.root, tmp_path / "coco"))
+    file = root / "annotations/instances_train2014.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "images": [], "annotations": []}))
+    ran = ssr("doctor", "--config", tiny_coco.config, "--root", root, "--work", tmp_path / "w", code=1)
+    assert "unexpected" not in ran.err

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+
+from pipelines.ops.gradcam import LastBlock, Logits, cosine_logits, min_max, softmax_gradcam
+
+WIDTH, JOINT, PATCHES, ENTRIES = 32, 16, 12, 6
+PRESENT = torch.tensor([[1, 0, 0, 0, 1, 1], [1, 1, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1]]).bool()
+TARGETS = torch.tensor([[1, 0, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=[None, 0.3], ids=["plain", "layer_scale"])
+def last_block(request: pytest.FixtureRequest) -> LastBlock:
+    torch.manual_seed(0)
+    block = ResidualAttentionBlock(WIDTH, 4, ls_init_value=request.param, act_layer=open_clip.transformer.QuickGELU).eval()
+    ln_post = nn.LayerNorm(WIDTH)
+    for norm in (block.ln_1, block.ln_2, ln_post):  # a fresh LayerNorm is all ones and zeros, which would hide mistakes
+        nn.init.normal_(norm.weight, 1, 0.3)
+        nn.init.normal_(norm.bias, 0, 0.3)
+    nn.init.normal_(block.attn.in_proj_bias, 0, 0.3)
+    return LastBlock(block, ln_post, torch.randn(WIDTH, JOINT))
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(3, PATCHES + 1, WIDTH)
+
+
+def _cosine() -> Logits:
+    torch.manual_seed(2)
+    return cosine_logits(F.normalize(torch.randn(ENTRIES, JOINT), dim=1), 20.0)
+
+
+def _head() -> Logits:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(JOINT, 8), nn.Tanh(), nn.Linear(8, ENTRIES))
+
+
+def _naive(tokens: Tensor, last: LastBlock, logits: Logits, present: Tensor, targets: Tensor) -> list[Tensor]:
+    """One image, one class at a time, through the block's own modules."""
+    maps = []
+    for image, allowed, wanted in zip(tokens, present, targets, strict=True):
+        for entry in wanted.nonzero().flatten().tolist():
+            block = last.block
+            a = block.ln_1(image[None]).detach().requires_grad_()
+            x = image[None] + block.ls_1(block.attn(a, a, a, need_weights=False)[0])
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+            pooled = (last.ln_post(x)[:, 1:] @ last.projection).mean(dim=1)
+            columns = allowed.nonzero().flatten().tolist()
+            probability = logits(pooled)[0, columns].softmax(dim=0)[columns.index(entry)]
+            (gradient,) = torch.autograd.grad(probability, a)
+            alpha = gradient[0, 1:].mean(dim=0)  # (D,)
+            maps.append(torch.stack([(alpha * patch).sum().clamp_min(0) for patch in a[0, 1:]]).detach())
+    return maps
+
+
+def _close(actual: Tensor, expected: Tensor) -> None:
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("logits", [_cosine(), _head()], ids=["cosine", "head"])
+def test_same_as_one_class_at_a_time(tokens: Tensor, last_block: LastBlock, logits: Logits) -> None:
+    expected = torch.stack(_naive(tokens, last_block, logits, PRESENT, TARGETS))
+    assert (expected > 0).any(dim=1).all()  # else the comparison says nothing
+    actual = softmax_gradcam(tokens, last_block, logits, PRESENT, TARGETS)
+    _close(actual, expected)
+    assert not actual.requires_grad
+    assert tokens.grad is None
+
+
+def test_all_present_entries_by_default(tokens: Tensor, last_block: LastBlock) -> None:
+    expected = torch.stack(_naive(tokens, last_block, _cosine(), PRESENT, PRESENT))
+    _close(softmax_gradcam(tokens, last_block, _cosine(), PRESENT), expected)
+
+
+def test_an_image_does_not_see_its_batch(tokens: Tensor, last_block: LastBlock) -> None:
+    together = softmax_gradcam(tokens, last_block, _cosine(), PRESENT, TARGETS)
+    one_by_one = [
+        softmax_gradcam(tokens[i : i + 1], last_block, _cosine(), PRESENT[i : i + 1], TARGETS[i : i + 1]) for i in range(3)
+    ]
+    assert [len(maps) for maps in one_by_one] == [1, 3, 0]
+    _close(together, torch.cat(one_by_one))
+
+
+def test_a_class_does_not_see_what_else_is_asked(tokens: Tensor, last_block: LastBlock) -> None:
+    together = softmax_gradcam(tokens[1:2], last_block, _cosine(), PRESENT[1:2], TARGETS[1:2])
+    for row, entry in enumerate(TARGETS[1].nonzero().flatten()):
+        alone = torch.zeros(1, ENTRIES, dtype=torch.bool)
+        alone[0, entry] = True
+        _close(softmax_gradcam(tokens[1:2], last_block, _cosine(), PRESENT[1:2], alone), together[row : row + 1])
+
+
+def test_present_set_changes_the_map(tokens: Tensor, last_block: LastBlock) -> None:
+    everything = torch.ones(1, ENTRIES, dtype=torch.bool)
+    few = softmax_gradcam(tokens[:1], last_block, _cosine(), PRESENT[:1], TARGETS[:1])
+    many = softmax_gradcam(tokens[:1], last_block, _cosine(), everything, TARGETS[:1])
+    assert not torch.allclose(few, many, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("batch", [0, 3])
+def test_nothing_asked(tokens: Tensor, last_block: LastBlock, batch: int) -> None:
+    none = torch.zeros(batch, ENTRIES, dtype=torch.bool)
+    assert softmax_gradcam(tokens[:batch], last_block, _cosine(), none).shape == (0, PATCHES)
+
+
+def test_an_image_without_any_entry_does_not_spoil_the_others(tokens: Tensor, last_block: LastBlock) -> None:
+    present = PRESENT.clone()
+    present[2] = False
+    _close(
+        softmax_gradcam(tokens, last_block, _cosine(), present, TARGETS),
+        softmax_gradcam(tokens, last_block, _cosine(), PRESENT, TARGETS),
+    )
+
+
+def test_tokens_made_under_inference_mode(tokens: Tensor, last_block: LastBlock) -> None:
+    with torch.inference_mode():
+        frozen = tokens.clone()
+        actual = softmax_gradcam(frozen, last_block, _cosine(), PRESENT, TARGETS)
+    _close(actual.clone(), softmax_gradcam(tokens, last_block, _cosine(), PRESENT, TARGETS))
+
+
+def test_cosine_logits() -> None:
+    text = F.normalize(torch.randn(3, 4), dim=1)
+    features = torch.randn(2, 4)
+    expected = [[10 * float(f @ t / f.norm()) for t in text] for f in features]
+    torch.testing.assert_close(cosine_logits(text, 10.0)(features), torch.tensor(expected))
+
+
+@given(st.lists(st.integers(-100, 100), min_size=2, max_size=9), st.sampled_from([1e-10, 1e-6, 1.0, 1e6]))
+def test_min_max(values: list[int], scale: float) -> None:
+    scaled = min_max(torch.tensor([values, values[::-1]], dtype=torch.float32) * scale)
+    if len(set(values)) == 1:
+        assert not scaled.any()
+    else:
+        low, high = min(values), max(values)
+        torch.testing.assert_close(scaled[0], torch.tensor([(v - low) / (high - low) for v in values]), rtol=1e-4, atol=1e-5)
+    assert torch.equal(scaled[1], scaled[0].flip(0))
+
+
+def test_min_max_reaches_one_however_small() -> None:
+    maps = torch.tensor([[0.0, 0.5e-12, 1e-12], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    assert min_max(maps)[:, 2].tolist() == [1, 0, 0]
+    assert float(min_max(maps)[0, 1]) == pytest.approx(0.5)
+
+
+def test_min_max_of_no_maps() -> None:
+    assert min_max(torch.zeros(0, 5)).shape == (0, 5)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.ops.label_map import label_map, resize_maps, with_background
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 30), st.integers(0, 30), st.integers(0, 1000))
+def test_resize_same_as_half_pixel_bilinear(h: int, w: int, more_rows: int, more_columns: int, seed: int) -> None:
+    maps = np.random.default_rng(seed).random((2, h, w), np.float32)
+    size = (h + more_rows, w + more_columns)
+    expected = F.interpolate(torch.from_numpy(maps)[None], size=size, mode="bilinear", align_corners=False)[0].numpy()
+    actual = resize_maps(maps, size)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("grid", "size"), [((5, 5), (80, 80)), ((3, 7), (33, 49)), ((5, 3), (67, 48))])
+def test_a_lit_token_stays_centred(grid: tuple[int, int], size: tuple[int, int]) -> None:
+    maps = np.zeros((1, *grid), np.float64)
+    maps[0, grid[0] // 2, grid[1] // 2] = 1
+    blob = resize_maps(maps, size)[0].astype(np.float64)
+    centre = [(blob.sum(axis=1 - axis) * np.arange(size[axis])).sum() / blob.sum() for axis in (0, 1)]
+    assert centre == pytest.approx([(size[0] - 1) / 2, (size[1] - 1) / 2], abs=1e-3)
+
+
+def test_resize_takes_half_precision_and_no_maps() -> None:
+    assert resize_maps(np.ones((1, 2, 2), np.float16), (5, 6)).tolist() == np.ones((1, 5, 6)).tolist()
+    assert resize_maps(np.ones((0, 2, 2), np.float32), (5, 6)).shape == (0, 5, 6)
+
+
+def test_background_is_what_the_strongest_class_leaves() -> None:
+    cams = np.array([[[0.0, 0.5, 1.0]], [[0.2, 0.1, 0.3]]], np.float32)
+    scores = with_background(cams, 2.0)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores[0], [[0.64, 0.25, 0]], rtol=1e-6)
+    assert np.array_equal(scores[1:], cams)
+    assert np.array_equal(with_background(cams * np.float32(1.000001), 0.5)[0, 0, 2:], [0])  # above 1 by rounding: no NaN
+
+
+def test_background_without_classes() -> None:
+    scores = with_background(np.zeros((0, 2, 3), np.float32), 4.0)
+    assert scores.dtype == np.float32
+    assert scores.tolist() == np.ones((1, 2, 3)).tolist()
+    assert label_map(scores, (), 0.5).tolist() == [[0] * 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("scores", "min_confidence", "expected"),
+    [
+        ([0.2, 0.7, 0.1], 0.0, 5),
+        ([0.5, 0.1, 0.4], 0.0, 0),
+        ([0.1, 0.2, 0.3], 0.0, 20),
+        ([0.2, 0.7, 0.1], 0.71, 255),
+        ([0.2, 0.7, 0.1], 0.69, 5),
+        ([0.4, 1.4, 0.2], 0.71, 255),  # a share of the sum, whatever the sum
+        ([0.25, 0.5, 0.25], 0.5, 5),  # not below
+        ([0.9, 0.05, 0.05], 0.95, 255),  # the background too
+        ([0.0, 0.0, 0.0], 0.0, 0),
+        ([0.0, 0.0, 0.0], 0.1, 255),
+    ],
+)
+def test_label_map(scores: list[float], min_confidence: float, expected: int) -> None:
+    result = label_map(np.array(scores, np.float32).reshape(3, 1, 1), (4, 19), min_confidence)
+    assert result.dtype == np.uint8
+    assert result.tolist() == [[expected]]
+
+
+@given(st.integers(0, 4), st.integers(0, 1000))
+def test_label_map_same_as_one_pixel_at_a_time(count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = tuple(sorted(int(i) for i in rng.choice(90, count, replace=False)))
+    scores = rng.random((count + 1, 3, 4), np.float32)
+    result = label_map(scores, labels, 0.4)
+    for y in range(3):
+        for x in range(4):
+            best = max(range(count + 1), key=lambda c: scores[c, y, x])
+            sure = scores[best, y, x] / scores[:, y, x].sum() >= 0.4
+            assert result[y, x] == ([0, *(i + 1 for i in labels)][best] if sure else 255)
