@@ -150,9 +150,8 @@ def _report(measured: tuple[dict[str, list[float]], int], base: Workspace) -> No
     median = {name: statistics.median(values) for name, values in seconds.items()}
     clip, both = median["bare CLIP tower"], median["bare CLIP tower"] + median["bare DINO"]
     against = {"cams, clip-es": clip, "cams, ssr": clip, "refine, clip-es": both, "refine, ssr": both}
-    print(
-        f"{count} photos, device {resolve_device(base.run.device)}, {torch.get_num_threads()} threads, precision {base.run.precision}\n"
-    )
+    threads = f"{torch.get_num_threads()} threads"
+    print(f"{count} photos, device {resolve_device(base.run.device)}, {threads}, precision {base.run.precision}\n")
     print("| | seconds a photo | x bare |\n|---|---|---|")
     for name, value in median.items():
         what = "CLIP + DINO" if name.startswith("refine") else "CLIP"

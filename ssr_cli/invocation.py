@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from pipelines.config import SECTIONS, Values, build_options, read_config, read_recipe
 from pipelines.errors import UsageError
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, Options, RunOptions
-from pipelines.stores.files import read_json
 
 if TYPE_CHECKING:
     from pipelines.stages.workspace import Workspace
@@ -61,8 +60,9 @@ class Invocation:
 
     @cached_property
     def _memory(self) -> dict[str, Any]:
-        path = self.work / "work.json"
-        return cast("dict[str, Any]", read_json(path)) if path.is_file() else {}
+        from pipelines.stages.workspace import recall
+
+        return recall(self.work)
 
     @cached_property
     def recipe(self) -> str:

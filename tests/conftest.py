@@ -257,7 +257,7 @@ def ssr(models: TinyModels) -> Ssr:
     from ssr_cli.app import app
 
     def run(*args: object, code: int | None = 0) -> Ran:
-        result = CliRunner().invoke(app, [str(arg) for arg in args])
+        result = CliRunner().invoke(app, [str(arg) for arg in args], prog_name="ssr")
         ran = Ran(result.exit_code, result.stdout, result.stderr)
         assert code is None or ran.code == code, f"ssr {' '.join(map(str, args))}: exit {ran.code}\n{ran.text}{result.exc_info}"
         return ran
@@ -266,25 +266,29 @@ def ssr(models: TinyModels) -> Ssr:
 
 
 RUNNER = """\
-import sys
-
 if __name__ == "__main__":
-    import open_clip, torch
-    open_clip.add_model_config({config!r})
-    torch.set_num_threads(1)
     {before}
     from ssr_cli.app import main
     main()
+"""
+TINY = """\
+import open_clip, torch
+open_clip.add_model_config({config!r})
+torch.set_num_threads(1)
 """
 
 
 @pytest.fixture
 def ssr_script(models: TinyModels, tmp_path: Path) -> Callable[..., list[str]]:
-    """Command line of ``ssr`` in a process of its own that knows the tiny CLIP; ``before`` is Python to run first."""
+    """Command line of ``ssr`` in a process of its own.
 
-    def make(before: str = "", name: str = "runner.py") -> list[str]:
+    ``before`` is Python to run first; with ``tiny`` the process knows the tiny CLIP, which takes seconds to import.
+    """
+
+    def make(before: str = "", tiny: bool = False, name: str = "runner.py") -> list[str]:
         script = tmp_path / name
-        script.write_text(RUNNER.format(config=str(models.clip_config), before=before.replace("\n", "\n    ")))
+        lines = before + "\n" + (TINY.format(config=str(models.clip_config)) if tiny else "")
+        script.write_text(RUNNER.format(before=lines.strip().replace("\n", "\n    ")))
         return [sys.executable, str(script)]
 
     return make
@@ -294,9 +298,9 @@ def ssr_script(models: TinyModels, tmp_path: Path) -> Callable[..., list[str]]:
 def ssr_process(ssr_script: Callable[..., list[str]]) -> Ssr:
     """Like `ssr`, in a process of its own."""
 
-    def run(*args: object, before: str = "", code: int | None = 0, **options: Any) -> Ran:
+    def run(*args: object, before: str = "", tiny: bool = False, code: int | None = 0, **options: Any) -> Ran:
         done = subprocess.run(
-            [*ssr_script(before), *map(str, args)], capture_output=True, text=True, timeout=120, check=False, **options
+            [*ssr_script(before, tiny), *map(str, args)], capture_output=True, text=True, timeout=120, check=False, **options
         )
         ran = Ran(done.returncode, done.stdout, done.stderr)
         assert code is None or ran.code == code, f"ssr {' '.join(map(str, args))}: exit {ran.code}\n{ran.text}"

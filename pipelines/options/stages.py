@@ -54,7 +54,7 @@ class RefineOptions(Options):
     superpixel_mask: Annotated[
         Literal["none", "colour", "gate", "cluster", "token"],
         option(
-            "source columns kept: colour = SGC as written, gate = active superpixels, cluster = theirs too, token = no superpixels"
+            "source columns kept: colour = SGC as written; gate = active superpixels; cluster = and clusters; token = patches"
         ),
     ] = "none"
     mask_threshold: Annotated[

@@ -101,7 +101,7 @@ class CamMaker:
         """Initial CAMs of photos of one padded size.
 
         Args:
-            photos: A batch; all have the same grid.
+            photos: A batch; all have the same grid at every scale.
 
         Returns:
             For each photo ``(K, h, w)`` fp32 in [0, 1], K = its classes, in the order of ``sample.labels``. With several
@@ -162,6 +162,11 @@ class CamMaker:
             text = torch.cat([self.text[labels], background])  # (K + M, E)
             maps.append(dense_probabilities(value, self.encoder.last_block, text, len(labels), self.options.dense_scale))
         return torch.cat(maps)  # (T, N)
+
+
+def _shapes(photo: Photo) -> tuple[tuple[int, ...], ...]:
+    """What photos of one batch share: equal grids at scale 1 may differ at another scale."""
+    return tuple(tuple(pixels.shape) for pixels in photo.inputs)
 
 
 def uses_superpixels(options: CamsOptions) -> bool:
@@ -226,7 +231,7 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
                 else:
                     yield photo
 
-        for photos in batches_by(decoded(), lambda photo: photo.grid, resolve_batch_size(workspace.run, device)):
+        for photos in batches_by(decoded(), _shapes, resolve_batch_size(workspace.run, device)):
             for photo, cam in zip(photos, maker.cams(photos), strict=True):
                 add(photo, cam)
         progress.finish()

@@ -73,7 +73,8 @@ def _environment(workspace: Workspace, refine: RefineOptions) -> Iterator[Findin
     def device() -> str:
         found = resolve_device(workspace.run.device)
         name = torch.cuda.get_device_name(found) if found.type == "cuda" else f"{torch.get_num_threads()} threads"
-        return f"device {found} ({name}), {precision_name(workspace.run)}, {resolve_workers(workspace.run.workers)} worker processes"
+        workers = resolve_workers(workspace.run.workers)
+        return f"device {found} ({name}), {precision_name(workspace.run)}, {workers} worker processes"
 
     yield from _attempt("environment", device)
     if importlib.util.find_spec("pydensecrf") is not None:

@@ -143,7 +143,9 @@ def recall(work: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     content = read_json(path)
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key) or {}, dict) for key in ("dataset", "clip", "dino")
+    ):
         raise SsrError(f"{path} is damaged", "remove it and give DATASET and --root again")
     return content
 

@@ -134,8 +134,10 @@ def test_an_image_without_any_entry_does_not_spoil_the_others(tokens: Tensor, la
 def test_tokens_made_under_inference_mode(tokens: Tensor, last_block: LastBlock) -> None:
     with torch.inference_mode():
         frozen = tokens.clone()
+    assert frozen.is_inference()
+    with torch.no_grad():
         actual = softmax_gradcam(frozen, last_block, _cosine(), PRESENT, TARGETS)
-    _close(actual.clone(), softmax_gradcam(tokens, last_block, _cosine(), PRESENT, TARGETS))
+    _close(actual, softmax_gradcam(tokens, last_block, _cosine(), PRESENT, TARGETS))
 
 
 def test_cosine_logits() -> None:

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipelines.datasets.image import load_image
+from pipelines.errors import ImageError, SsrError
+from pipelines.execution.pool import map_bounded, prefetch, process_pool, resolve_workers
+
+DIE = "import os; os._exit(3)"
+
+
+def _slow_if_even(number: int) -> int:
+    time.sleep(0.01 * (number % 2 == 0))
+    return number * number
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5, 100])
+def test_results_keep_the_order_of_the_items(ahead: int) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        assert list(map_bounded(pool, _slow_if_even, range(9), ahead)) == [(n, n * n) for n in range(9)]
+    assert list(prefetch(_slow_if_even, range(9), 3, ahead)) == [(n, n * n) for n in range(9)]
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 7])
+def test_reads_only_so_far_ahead(ahead: int) -> None:
+    read = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal read
+        while True:
+            read += 1
+            yield read
+
+    with ThreadPoolExecutor(2) as pool:
+        results = map_bounded(pool, abs, endless(), ahead)
+        assert read == 0
+        for done in range(1, 6):
+            next(results)
+            assert read - done < ahead
+            assert read == done + ahead - 1
+        results.close()
+
+
+def test_no_items() -> None:
+    assert list(prefetch(abs, [])) == []
+
+
+def _bad_two(number: int) -> int:
+    if number == 2:
+        raise ImageError("two", "mend it")
+    return number
+
+
+def test_an_image_error_is_a_value() -> None:
+    results = list(prefetch(_bad_two, range(4)))
+    assert [n for n, _ in results] == [0, 1, 2, 3]
+    error = results[2][1]
+    assert isinstance(error, ImageError)
+    assert (error.message, error.hint) == ("two", "mend it")
+    assert [r for n, r in results if n != 2] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), SsrError("x"), KeyError("x")])
+def test_other_errors_stop_the_run(error: Exception) -> None:
+    def fail(number: int) -> int:
+        if number == 1:
+            raise error
+        return number
+
+    results = prefetch(fail, range(100), 1, 4)
+    assert next(results) == (0, 0)
+    with pytest.raises(type(error)) as caught:
+        next(results)
+    assert caught.value is error
+
+
+def test_what_has_not_begun_is_cancelled_when_the_consumer_leaves() -> None:
+    gate, begun = threading.Event(), []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if number:
+            gate.wait(10)
+        return number
+
+    with ThreadPoolExecutor(1) as pool:
+        results = map_bounded(pool, work, range(100), 20)
+        assert next(results) == (0, 0)
+        results.close()
+        gate.set()
+    assert len(begun) <= 2
+
+
+def test_processes_are_fresh_and_hand_over_image_errors(tmp_path: Path) -> None:
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    with process_pool(1) as pool:
+        assert list(pool.map(os.getenv, names)) == ["1", "1", "1"]
+        assert pool.submit(os.getpid).result() != os.getpid()
+        ((_, error),) = map_bounded(pool, load_image, [tmp_path / "absent.png"], 2)
+    assert isinstance(error, ImageError)
+    assert "absent.png" in error.message
+
+
+def test_a_dead_worker_is_one_clear_line() -> None:
+    with process_pool(1) as pool, pytest.raises(SsrError, match="a worker process died") as caught:
+        list(map_bounded(pool, exec, ["pass", DIE, "pass"], 10))
+    assert "--workers" in str(caught.value)
+
+
+@pytest.mark.xfail(strict=True, reason="pool.submit raises BrokenProcessPool when the worker died between two results")
+def test_a_worker_that_died_while_nobody_looked() -> None:
+    with process_pool(1) as pool:
+        results = map_bounded(pool, exec, ["pass", DIE, "pass", "pass"], 2)
+        assert next(results) == ("pass", None)
+        while not pool._broken:  # the consumer is busy meanwhile
+            time.sleep(0.005)
+        with pytest.raises(SsrError, match="a worker process died"):
+            list(results)
+
+
+def test_resolve_workers() -> None:
+    assert resolve_workers(3) == 3
+    assert 1 <= resolve_workers(0) <= (os.cpu_count() or 1)

@@ -1,0 +1,63 @@
+"""The documentation says what the program does: commands run as written, references are current, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_option_reference_is_current() -> None:
+    from ssr_cli.reference import reference
+
+    written = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    assert written == reference() + "\n", "python -m ssr_cli.reference > docs/options.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path) if path else page
+        assert found.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}, target
+
+
+def readme_commands() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.startswith("ssr ")]
+
+
+def test_readme_commands_run_as_written(
+    ssr: Any, tiny_voc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tiny_voc.config, tmp_path / "my.toml")
+    commands = readme_commands()
+    assert len(commands) >= 4
+    for command in commands:
+        if "--crf" in command:
+            pytest.importorskip("pydensecrf", reason="the README's CRF needs pydensecrf2")
+        ssr(*shlex.split(command)[1:], code=0)
+    assert list((tmp_path / "runs" / "voc" / "masks").glob("*.png"))
+
+
+def test_makefile_chain_names_real_commands() -> None:
+    from ssr_cli.app import COMMANDS
+
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    steps = re.findall(r"\(call step,(\w+)", text)
+    assert steps[:4] == ["doctor", "superpixels", "cams", "refine"]
+    assert set(steps) <= set(COMMANDS)
