@@ -26,14 +26,8 @@ SEVEN = ("background", "cat", "cow", "dog", "horse", "sheep", "person")
 """VOC's well-populated classes in the small sample; the steadier number there."""
 
 SSR = RefineOptions(**read_recipe("ssr")["refine"])
-CLIP_ES = RefineOptions(**read_recipe("clip-es")["refine"])
 PLAIN = SSR.model_copy(update={"superpixel_mask": "none", "power": 1})
 
-GRADCAM_RUNGS = {
-    "clip-es": CLIP_ES,
-    "clip-es-crf": CLIP_ES.model_copy(update={"crf": True}),
-    "gradcam-ssr": SSR,
-}
 MIX_RUNGS = {
     "clip-attention": PLAIN.model_copy(update={"dino_weight": 0.0}),
     "dino": PLAIN,
@@ -81,10 +75,15 @@ def main() -> None:
     subsets |= {name: Path(file) for name, file in (entry.split("=", 1) for entry in arguments.images)}
     mix_rungs = MIX_RUNGS if arguments.no_masks else {**MIX_RUNGS, **MASK_RUNGS}
     rows = [
-        *_rows(base, "gradcam", CamsOptions(), GRADCAM_RUNGS, subsets),
+        *_rows(base, "gradcam", CamsOptions(), _gradcam_rungs(base.dataset_options.kind), subsets),
         *_rows(base, "mix", CamsOptions(**read_recipe("ssr")["cams"]), mix_rungs, subsets),
     ]
     _print(rows, list(subsets))
+
+
+def _gradcam_rungs(kind: str) -> dict[str, RefineOptions]:
+    clip_es = RefineOptions(**read_recipe("clip-es-coco" if kind == "coco" else "clip-es")["refine"])
+    return {"clip-es": clip_es, "clip-es-crf": clip_es.model_copy(update={"crf": True}), "gradcam-ssr": SSR}
 
 
 def _typed(kind: type, values: dict, section: str):  # noqa: ANN202 - one of the options classes

@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
 
 import typer
 from rich.console import Console
@@ -57,6 +59,13 @@ class ConsoleProgress:
         self._task: TaskID | None = None
         self._title, self._total, self._done, self._before = "", 0, 0, 0
         self._started = self._spoken = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:  # an error ended the run: give the terminal back
+            self._bar.stop()
 
     def start(self, title: str, total: int, done: int = 0) -> None:
         """Begin a run of ``total`` images, ``done`` of them there already."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE = "ssr"
 
+SOURCES = ("dataset", "clip", "dino")
+"""Sections that a work directory remembers as a whole, whoever set them."""
+
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 
@@ -65,6 +68,17 @@ class Invocation:
         return recall(self.work)
 
     @cached_property
+    def _remembered_config(self) -> Values:
+        """Stage sections of the config file, given now or with an earlier command of this work directory."""
+        if self.config is None:
+            return cast("Values", self._memory.get("config") or {})
+        sections = {name: entries for name, entries in self._config[0].items() if name not in SOURCES}
+        return {
+            name: {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in entries.items()}
+            for name, entries in sections.items()
+        }
+
+    @cached_property
     def recipe(self) -> str:
         """``--recipe``, the config's, the work directory's, or the default."""
         return self.recipe_flag or self._config[1].get("recipe") or self._memory.get("recipe") or DEFAULT_RECIPE
@@ -73,7 +87,7 @@ class Invocation:
         """One section's options: flag > config > work directory > recipe > default."""
         if SECTIONS[section] is not kind:
             raise TypeError(f"[{section}] holds {SECTIONS[section].__name__}, not {kind.__name__}")
-        remembered = self._memory.get(section) or {}
+        remembered = self._memory.get(section) or self._remembered_config.get(section) or {}
         if section == "dataset" and self.flags.get("dataset", {}).get("root"):
             remembered = {}
         layers = (read_recipe(self.recipe).get(section, {}), remembered, self._config[0].get(section, {}))
@@ -93,6 +107,7 @@ class Invocation:
             run=self.options("run", RunOptions),
             recipe=self.recipe,
             force=self.force,
+            config=self._remembered_config,
         )
 
 

@@ -35,7 +35,8 @@ def run_stage(invocation: Invocation, stage: Callable[[Workspace, Progress], Cou
     before = recall(workspace.work)
     workspace.remember()
     try:
-        counts = stage(workspace, ConsoleProgress())
+        with ConsoleProgress() as progress:
+            counts = stage(workspace, progress)
     except UsageError:  # refused: the next command must not inherit what was wrong
         workspace.restore(before)
         raise

@@ -85,13 +85,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
         key: value.contiguous().clone()
         for key, value in open_clip.create_model(TINY_CLIP, pretrained=None, load_weights=False).state_dict().items()
     }
+    state["token_embedding.weight"] *= 50  # else all prompts are nearly one, and gradients nothing but rounding
     save_file(state, folder / "full.safetensors")
     save_file({k: v for k, v in state.items() if k.startswith("visual.")}, folder / "visual.safetensors")
     dino = timm.create_model("test_vit", num_classes=0)
     save_file({k: v.contiguous().clone() for k, v in dino.state_dict().items()}, folder / "dino.safetensors")
     words = ("ground", "sky", "water", "grass", "wall")
+    centre = torch.nn.functional.normalize(torch.randn(32), dim=0)
     for name, names in (("voc", VOC12.names), ("coco", COCO14.names), ("background", words)):
-        rows = torch.nn.functional.normalize(torch.randn(len(names), 32), dim=1)
+        # near one another as CLIP's are: at a logit scale of 100, rows far apart saturate the softmax
+        rows = torch.nn.functional.normalize(centre + 0.03 * torch.randn(len(names), 32), dim=1)
         write_bank(folder / f"{name}.safetensors", TextBank(rows, tuple(names), TINY_CLIP, "random", "{}"))
     return TinyModels(
         folder, config, *(folder / f"{name}.safetensors" for name in ("visual", "full", "dino", "voc", "coco", "background"))

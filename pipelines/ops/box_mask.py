@@ -30,4 +30,4 @@ def box_mask(cam: Tensor, grid: tuple[int, int], threshold: float, keep_last: bo
         for region in regionprops(strong):  # type: ignore[no-untyped-call]
             top, left, bottom, right = region.bbox  # ends exclusive
             inside[top : min(bottom, height - last), left : min(right, width - last)] = True
-    return torch.from_numpy(mask.reshape(len(levels), -1)).to(cam.device)
+    return torch.from_numpy(mask.reshape(cam.shape)).to(cam.device)

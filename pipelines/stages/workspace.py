@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from pipelines.errors import SsrError, UsageError
 from pipelines.execution.failures import Failures
 from pipelines.execution.progress import Progress
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
+from pipelines.stores.array_store import store_exists
 from pipelines.stores.files import read_json, write_json
 from pipelines.stores.manifest import Manifest, differences
 
 MEMORY = "work.json"
-"""File in which a work directory remembers its dataset, encoders and recipe for the commands that follow."""
+"""File in which a work directory remembers its dataset, encoders, recipe and config for the commands that follow."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Workspace:
         run: Device, precision, workers, tolerated failures.
         recipe: Name of the recipe in force, or None.
         force: Start a stage over if its options changed.
+        config: Stage options of the config file, by section: remembered, so that later commands need no ``--config``.
     """
 
     work: Path
@@ -42,6 +44,7 @@ class Workspace:
     run: RunOptions
     recipe: str | None = None
     force: bool = False
+    config: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -69,7 +72,7 @@ class Workspace:
         return self.work / "masks"
 
     def remember(self) -> None:
-        """Write down dataset, encoders and recipe; refuse a directory that belongs to another dataset.
+        """Write down dataset, encoders, recipe and config; refuse a directory that belongs to another dataset.
 
         Raises:
             UsageError: The directory was made for other images.
@@ -79,6 +82,7 @@ class Workspace:
             "clip": self.clip.model_dump(mode="json"),
             "dino": self.dino.model_dump(mode="json"),
             "recipe": self.recipe,
+            "config": self.config,
         }
         before = recall(self.work)
         if before.get("dataset"):
@@ -157,6 +161,6 @@ def input_digest(output: Path, command: str) -> str:
         SsrError: The input is not there.
     """
     manifest = Manifest.read(output.with_suffix(".json"))
-    if manifest is None:
+    if manifest is None or not store_exists(output):  # killed before the first image: a manifest alone
         raise SsrError(f"no {output.stem} in {output.parent}", f"run `{command}` first")
     return manifest.options_digest

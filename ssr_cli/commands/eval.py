@@ -38,7 +38,8 @@ def command(
 
     options = invocation.options("eval", EvalOptions)
     power = options.background_power or invocation.options("refine", RefineOptions).background_power
-    evaluations = evaluate.run(invocation.workspace, what, options, power, ConsoleProgress())
+    with ConsoleProgress() as progress:
+        evaluations = evaluate.run(invocation.workspace, what, options, power, progress)
     for evaluation in evaluations:
         _print(evaluation)
     next_step(f"ssr show --work {invocation.work}")

@@ -15,7 +15,8 @@ def command(invocation: Invocation) -> None:
     """Draw panels, a contact sheet and one self-contained HTML page into WORK/show."""
     from pipelines.stages import show
 
-    shown = show.run(invocation.workspace, invocation.options("show", ShowOptions), ConsoleProgress())
+    with ConsoleProgress() as progress:
+        shown = show.run(invocation.workspace, invocation.options("show", ShowOptions), progress)
     out.print(f"{len(shown.panels)} panels, contact sheet [bold]{shown.sheet}[/], page [bold]{shown.page}[/]")
     if shown.failed:
         raise typer.Exit(EXIT_PARTLY)

@@ -1,0 +1,24 @@
+"""Workspaces over the tiny VOC photos, without the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import build_options, read_config
+from pipelines.stages.workspace import Workspace
+
+
+@pytest.fixture(scope="session")
+def workspace_in(tiny_voc) -> Callable[..., Workspace]:
+    """A workspace in a folder; ``root`` for other photos, ``force``, the rest are options of [run]."""
+    values, _ = read_config(tiny_voc.config)
+
+    def make(work: Path, root: Path = tiny_voc.root, force: bool = False, split: str = "train", **run: object) -> Workspace:
+        dataset = build_options("dataset", values["dataset"], {"root": root, "split": split})
+        others = (build_options(section, values[section]) for section in ("clip", "dino"))
+        return Workspace(work, dataset, *others, build_options("run", values["run"], run), "ssr", force)
+
+    return make
