@@ -57,9 +57,18 @@ def test_first_that_speaks_wins(tmp_path, section, key, given, expected):
 
 
 @pytest.mark.parametrize("memory", [3, None])
-def test_work_directory_wins_over_recipe(tmp_path, memory):
-    options = invocation(tmp_path, memory=memory, recipe="ssr").options("refine", RefineOptions)
+def test_remembered_config_wins_over_recipe(tmp_path, memory):
+    (tmp_path / "work").mkdir()
+    write_json(tmp_path / "work/work.json", {"config": {"refine": {"power": memory}} if memory else {}})
+    options = invocation(tmp_path, recipe="ssr").options("refine", RefineOptions)
     assert options.power == (memory or read_recipe("ssr")["refine"]["power"])
+
+
+def test_config_that_is_given_replaces_the_remembered_one(tmp_path):
+    (tmp_path / "work").mkdir()
+    write_json(tmp_path / "work/work.json", {"config": {"refine": {"crf_iterations": 3}}})
+    options = invocation(tmp_path, config=9, recipe="ssr").options("refine", RefineOptions)
+    assert (options.power, options.crf_iterations) == (9, RefineOptions().crf_iterations)
 
 
 @pytest.mark.parametrize(
@@ -174,9 +183,8 @@ def test_split_name_and_tag_are_no_paths(tmp_path):
     assert values == {"dataset": {"split": "train_aug"}, "clip": {"pretrained": "openai"}}
 
 
-@pytest.mark.parametrize("name", ["ssr", "clip-es"])
+@pytest.mark.parametrize("name", recipes())
 def test_recipes_set_known_keys_to_good_values(name):
-    assert name in recipes()
     recipe = read_recipe(name)
     for section, entries in recipe.items():
         options = build_options(section, entries)
@@ -191,7 +199,7 @@ def test_clip_es_recipe_is_that_of_the_paper():
 
 
 def test_unknown_recipe_says_which_there_are():
-    with pytest.raises(UsageError, match=r"no recipe 'srr'.*clip-es, ssr"):
+    with pytest.raises(UsageError, match=r"no recipe 'srr'.*clip-es,.* ssr"):
         read_recipe("srr")
     with pytest.raises(UsageError):
         read_recipe("../recipes/ssr")

@@ -40,9 +40,7 @@ def readme_commands() -> list[str]:
     return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.startswith("ssr ")]
 
 
-def test_readme_commands_run_as_written(
-    ssr: Any, tiny_voc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_readme_commands_run_as_written(ssr: Any, tiny_voc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(tiny_voc.config, tmp_path / "my.toml")
     commands = readme_commands()

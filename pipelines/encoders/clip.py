@@ -37,6 +37,18 @@ class ClipTokens:
     grid: tuple[int, int]
 
 
+def checked_blocks(wanted: Collection[int], count: int) -> frozenset[int]:
+    """The wanted block numbers, each once.
+
+    Raises:
+        ValueError: One of them is not in ``range(count)``.
+    """
+    found = frozenset(wanted)
+    if not found <= set(range(count)):
+        raise ValueError(f"attention_blocks {sorted(found)}: expected numbers from 0 to {count - 1}")
+    return found
+
+
 class ClipEncoder:
     """A frozen CLIP ViT from open_clip.
 
@@ -100,7 +112,11 @@ class ClipEncoder:
 
         Returns:
             Tokens, attention and grid.
+
+        Raises:
+            ValueError: A block that is not there.
         """
+        attention_blocks = checked_blocks(attention_blocks, len(self.blocks))
         x = self._embed(images)  # (B, N + 1, D)
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         *most, last = self.blocks

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from pipelines.encoders.clip import checked_blocks
 from pipelines.encoders.weights import Weights, build_dino
 from pipelines.ops.attention import attention_with_weights
 
@@ -60,7 +61,11 @@ class DinoEncoder:
 
         Returns:
             Tokens and attention, CLS and register tokens dropped.
+
+        Raises:
+            ValueError: No block, or one that is not there.
         """
+        attention_blocks = checked_blocks(attention_blocks, len(self.blocks))
         model = self.model
         x = model.patch_embed(images.to(self.device, self.dtype))  # (B, h, w, D)
         x = model.norm_pre(model.patch_drop(model._pos_embed(x)))  # (B, T, D)
@@ -75,7 +80,7 @@ class DinoEncoder:
             weights = self._attention(last, x)
             total = weights if total is None else total.add_(weights)
         if total is None:
-            raise ValueError(f"attention_blocks {sorted(attention_blocks)} names no block of {len(self.blocks)}")
+            raise ValueError("attention_blocks: expected at least one block")
         prefix = model.num_prefix_tokens
         attention = total[:, prefix:, prefix:] / len(attention_blocks)  # (B, N, N)
         return DinoTokens(x[:, prefix:].float(), attention)

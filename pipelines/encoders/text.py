@@ -64,10 +64,10 @@ def read_bank(path: Path, model: str | None = None) -> TextBank:
         raise SsrError(
             f"{path} is not a text bank: expected `embeddings` and the metadata `names`", "`ssr text` writes one"
         ) from error
-    fits = isinstance(names, list) and embeddings.ndim == 2 and len(names) == len(embeddings)
-    if not fits or not torch.isfinite(embeddings).all():
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not named or embeddings.ndim != 2 or not 0 < len(names) == len(embeddings) or not torch.isfinite(embeddings).all():
         raise SsrError(
-            f"{path}: expected finite (M, D) embeddings and M names, found {tuple(embeddings.shape)}, {len(names)} names"
+            f"{path}: expected finite (M, D) embeddings and M names, found {tuple(embeddings.shape)} and {names!r:.60}"
         )
     if len(set(names)) != len(names):
         raise SsrError(f"{path}: names are not unique")
@@ -75,7 +75,7 @@ def read_bank(path: Path, model: str | None = None) -> TextBank:
         raise SsrError(f"{path}: embeddings are not L2-normalised", "`ssr text` writes normalised ones")
     bank = TextBank(
         F.normalize(embeddings, dim=1),
-        tuple(map(str, names)),
+        tuple(names),
         metadata.get("model", ""),
         metadata.get("pretrained", ""),
         metadata.get("template", ""),

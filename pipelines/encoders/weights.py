@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
 from pipelines.errors import SsrError, UsageError
 
@@ -85,7 +86,7 @@ def resolve_clip(model: str, pretrained: str) -> Weights:
     Raises:
         UsageError: Unknown model or tag, missing file, or a tag trained with another activation than the model's.
     """
-    config = open_clip.get_model_config(model)
+    config = None if ":" in model else open_clip.get_model_config(model)  # no hf-hub: or local-dir: names
     if config is None:
         raise UsageError(f"open_clip has no model {model!r}", "see open_clip.list_models(); --clip-model")
     if _is_file_name(pretrained):
@@ -110,15 +111,17 @@ def _check_activation(model: str, model_quick: bool, weights_quick: bool, what: 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SsrError(f"cannot read weights {path}: {reason}", "bring an intact .safetensors") from error
+        raise SsrError(f"cannot read weights {path}: {_first_line(error)}", "bring an intact .safetensors") from error
     except Exception as error:  # pickle.UnpicklingError and friends: never fall back to an unsafe load
         raise SsrError(f"{path} holds more than tensors and was not loaded", "convert it to .safetensors") from error
-    return cast("dict[str, Tensor]", state.get("state_dict", state))
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    tensors = isinstance(state, dict) and {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    if not tensors:
+        raise SsrError(f"{path} is no dictionary of named tensors", "bring the model's state_dict as .safetensors")
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -157,22 +160,11 @@ def build_clip(weights: Weights) -> LoadedClip:
         if fingerprint in _QUICK_GELU_TOWERS:
             quick = bool((open_clip.get_model_config(weights.model) or {}).get("quick_gelu"))
             _check_activation(weights.model, quick, True, f"{_QUICK_GELU_TOWERS[fingerprint]} in {weights.path.name}")
-    _load_state(
-        model,
-        state,
-        weights,
-        optional=(
-            "transformer.",
-            "token_embedding",
-            "positional_embedding",
-            "ln_final",
-            "text_projection",
-            "logit_scale",
-            "attn_mask",
-            "text.",
-        ),
-    )
-    return LoadedClip(model, weights, has_text="token_embedding.weight" in state)
+    own = model.state_dict()
+    text = {key for key in own if not key.startswith("visual.") and key not in {"logit_scale", "logit_bias", "attn_mask"}}
+    has_text = not text.isdisjoint(state)  # all of a tower or nothing of it
+    _load_state(model, state, weights, optional={"logit_scale", "logit_bias", "attn_mask"} | (set() if has_text else text))
+    return LoadedClip(model, weights, has_text)
 
 
 @contextmanager
@@ -187,9 +179,9 @@ def _quiet_root_logger() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _load_state(model: nn.Module, state: dict[str, Tensor], weights: Weights, optional: tuple[str, ...]) -> None:
+def _load_state(model: nn.Module, state: dict[str, Tensor], weights: Weights, optional: Collection[str] = ()) -> None:
     own = model.state_dict()
-    missing = [k for k in own if k not in state and not k.startswith(optional)]
+    missing = [k for k in own if k not in state and k not in optional]
     misfit = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
     if missing or misfit:
         detail = (
@@ -237,21 +229,22 @@ def build_dino(weights: Weights) -> nn.Module:
     """Build a timm ViT without classifier and load its weights.
 
     Raises:
-        UsageError: The file does not fit the model.
+        UsageError: The model is no ViT, or the file does not fit it.
         SsrError: The hub cannot be reached and the model is not in the cache.
     """
     options: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True}
-    if weights.path is not None:
-        _read_state(weights.path)  # one clear line for a bad file, before timm's own words
-        options["pretrained_cfg_overlay"] = {"file": str(weights.path), "custom_load": False}
     try:
-        return timm.create_model(weights.model, pretrained=True, **options)
-    except RuntimeError as error:
-        if weights.path is None:
-            raise _no_dino(weights, error) from error
-        raise UsageError(f"{weights.path} does not fit {weights.model}: {_first_line(error)}", "--dino-model") from error
+        model = timm.create_model(weights.model, pretrained=weights.path is None, **options)
+    except TypeError as error:  # a model that does not know dynamic_img_size
+        raise UsageError(f"{weights.model} is no plain ViT", "--dino-model vit_...") from error
     except Exception as error:  # huggingface_hub raises a dozen network types
         raise _no_dino(weights, error) from error
+    if not isinstance(model, VisionTransformer):
+        raise UsageError(f"{weights.model} is no plain ViT", "--dino-model vit_...")
+    if weights.path is not None:
+        state = checkpoint_filter_fn(_read_state(weights.path), model)
+        _load_state(model, state, weights)
+    return model
 
 
 def _no_dino(weights: Weights, error: Exception) -> SsrError:

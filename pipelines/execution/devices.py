@@ -18,12 +18,11 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,9})?", name):
         raise UsageError(f"no device {name!r}: expected auto, cpu, cuda or cuda:N", "--device")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise UsageError(f"no device {name}: this machine has {torch.cuda.device_count()} CUDA devices", "--device cpu")
-    return device
+    return torch.device(name)
 
 
 def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -26,7 +26,7 @@ class Failures:
         self.count = 0
         self._progress = progress
         if path.is_file():
-            others = [line for line in path.read_text(encoding="utf-8").splitlines() if not _is_of(line, stage)]
+            others = [line for line in path.read_text(encoding="utf-8").split("\n") if line and not _is_of(line, stage)]
             path.write_text("".join(line + "\n" for line in others), encoding="utf-8")
 
     def add(self, image_id: str, error: ImageError) -> None:

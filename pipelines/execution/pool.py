@@ -15,6 +15,8 @@ from pipelines.errors import ImageError, SsrError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+DEAD_WORKER = ("a worker process died (killed, or out of memory)", "run again to go on; fewer --workers need less memory")
+
 
 def resolve_workers(workers: int) -> int:
     """0 = one process a core that this process may use."""
@@ -54,7 +56,7 @@ def map_bounded(
     iterator = iter(items)
     try:
         for item in iterator:
-            waiting.append((item, pool.submit(function, item)))
+            waiting.append((item, _submit(pool, function, item)))
             if len(waiting) >= ahead:
                 first, future = waiting.popleft()
                 yield first, _outcome(future)
@@ -66,14 +68,20 @@ def map_bounded(
             future.cancel()
 
 
+def _submit(pool: Executor, function: Callable[[Item], Result], item: Item) -> Future[Result]:
+    try:
+        return pool.submit(function, item)
+    except BrokenProcessPool as error:  # a worker died between two results
+        raise SsrError(*DEAD_WORKER) from error
+
+
 def _outcome(future: Future[Any]) -> Any:
     try:
         return future.result()
     except ImageError as error:
         return error
     except BrokenProcessPool as error:
-        hint = "run again to go on; fewer --workers need less memory"
-        raise SsrError("a worker process died (killed, or out of memory)", hint) from error
+        raise SsrError(*DEAD_WORKER) from error
 
 
 def prefetch(

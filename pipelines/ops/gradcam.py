@@ -97,7 +97,7 @@ def softmax_gradcam(
     slots = int(counts.max()) if counts.numel() else 0
     if slots == 0:
         return tokens_cls.new_zeros(0, tokens_cls.shape[1] - 1)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         tokens_cls = tokens_cls.detach().clone()  # tokens made under inference mode may not enter autograd
         activation = last_block.block.ln_1(tokens_cls).detach().requires_grad_()  # (B, N + 1, D)
         pooled = last_block.features(tokens_cls, activation).mean(dim=1)  # (B, E)

@@ -206,7 +206,10 @@ def _predictor(workspace: Workspace, what: str, powers: Sequence[float | None], 
         raise SsrError(f"nothing to score at {folder}", hint)
 
     def predict(sample: Sample, size: tuple[int, int]) -> dict[float | None, NDArray[np.uint8]]:
-        found = _read_target(folder / f"{sample.image_id}.png")
+        path = folder / f"{sample.image_id}.png"
+        if not path.is_file():
+            raise ImageError(f"nothing to score at {path}", "run `ssr refine`" if what == "masks" else None)
+        found = _read_target(path)
         if found.shape != size:
             raise ImageError(
                 f"the mask is {found.shape[0]} x {found.shape[1]}, ground truth {size[0]} x {size[1]} (rows x columns)"

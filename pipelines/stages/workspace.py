@@ -148,7 +148,7 @@ def recall(work: Path) -> dict[str, Any]:
         return {}
     content = read_json(path)
     if not isinstance(content, dict) or not all(
-        isinstance(content.get(key) or {}, dict) for key in ("dataset", "clip", "dino")
+        isinstance(content.get(key) or {}, dict) for key in ("dataset", "clip", "dino", "config")
     ):
         raise SsrError(f"{path} is damaged", "remove it and give DATASET and --root again")
     return content

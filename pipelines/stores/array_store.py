@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -49,7 +50,8 @@ class ArrayReader:
         for name in files:  # later parts replace earlier images
             file = _open(name)
             self._files.append(file)
-            self._where.update(dict.fromkeys(file, file))
+            with _damage_of(name):
+                self._where.update(dict.fromkeys(file, file))
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._where
@@ -63,7 +65,8 @@ class ArrayReader:
 
     def attributes(self, image_id: str) -> dict[str, Any]:
         """The image's attributes alone, as Python values."""
-        return _attributes(self._dataset(image_id))
+        with _damage_of(self.path, image_id):
+            return _attributes(self._dataset(image_id))
 
     def read(self, image_id: str) -> Record:
         """Array and attributes of one image.
@@ -71,11 +74,9 @@ class ArrayReader:
         Raises:
             SsrError: The image is missing, damaged, or stored in a way that could reach outside the file.
         """
-        dataset = self._dataset(image_id)
-        try:
+        with _damage_of(self.path, image_id):
+            dataset = self._dataset(image_id)
             return dataset[()], _attributes(dataset)
-        except OSError as error:
-            raise SsrError(f"{image_id} in {self.path} is damaged", "run its stage again with --force") from error
 
     def _dataset(self, image_id: str) -> h5py.Dataset:
         file = self._where.get(image_id)
@@ -140,11 +141,8 @@ class ArrayWriter:
         number = int(parts[-1].stem) + 1 if parts else 1
         with atomic_path(_parts_folder(self.path) / f"{number:06d}.h5") as temporary, h5py.File(temporary, "w") as file:
             for image_id, (array, attributes) in sorted(self._pending.items()):
-                dataset = file.create_dataset(
-                    image_id, data=array, chunks=array.shape if array.size else None, **_filters(array)
-                )
-                for key, value in attributes.items():
-                    dataset.attrs[key] = json.dumps(value)
+                dataset = _create(file, image_id, array.shape, array.dtype, attributes)
+                dataset[()] = array
         self._pending.clear()
 
     def clear(self) -> None:
@@ -172,7 +170,14 @@ class ArrayWriter:
     def _merge(self) -> None:
         with ArrayReader(self.path) as reader, atomic_path(self.path) as temporary, h5py.File(temporary, "w") as file:
             for image_id in reader.ids():
-                reader._where[image_id].copy(image_id, file, name=image_id)
+                source = reader._dataset(image_id)
+                target = _create(file, image_id, source.shape, source.dtype, reader.attributes(image_id))
+                if source.chunks == source.shape:
+                    origin = (0,) * source.ndim
+                    mask, chunk = source.id.read_direct_chunk(origin)  # as it is, compressed and with its checksum
+                    target.id.write_direct_chunk(origin, chunk, mask)
+                else:
+                    target[()] = source[()]
 
     def __enter__(self) -> Self:
         return self
@@ -193,8 +198,15 @@ def iter_records(path: Path) -> Iterator[tuple[str, Record]]:
             yield image_id, reader.read(image_id)
 
 
-def _filters(array: NDArray[Any]) -> dict[str, Any]:
-    return {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True} if array.size else {}
+def _create(
+    file: h5py.File, image_id: str, shape: tuple[int, ...], dtype: np.dtype[Any], attributes: Mapping[str, Any]
+) -> h5py.Dataset:
+    """An empty dataset in the store's layout. Equal content gives equal bytes: attributes are of fixed length, no times."""
+    filters = {"chunks": shape, "compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+    dataset = file.create_dataset(image_id, shape, dtype, **(filters if np.prod(shape) else {}))
+    for key, value in sorted(attributes.items()):
+        dataset.attrs[key] = np.bytes_(json.dumps(value).encode())
+    return dataset
 
 
 def _parts_folder(path: Path) -> Path:
@@ -207,6 +219,16 @@ def _parts(path: Path) -> list[Path]:
 
 def _files(path: Path) -> list[Path]:
     return [*([path] if path.is_file() else []), *_parts(path)]
+
+
+@contextmanager
+def _damage_of(path: Path, image_id: str | None = None) -> Iterator[None]:
+    """Whatever h5py raises for damaged bytes becomes one line."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        what = str(path) if image_id is None else f"{image_id} in {path}"
+        raise SsrError(f"{what} is damaged", "run its stage again with --force") from error
 
 
 def _open(path: Path) -> h5py.File:
@@ -233,4 +255,4 @@ def _checked(file: h5py.File, image_id: str, path: Path) -> h5py.Dataset:
 
 
 def _attributes(dataset: h5py.Dataset) -> dict[str, Any]:
-    return {key: json.loads(value) for key, value in dataset.attrs.items() if isinstance(value, str)}
+    return {key: json.loads(value) for key, value in dataset.attrs.items() if isinstance(value, bytes)}

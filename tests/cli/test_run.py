@@ -198,7 +198,9 @@ def test_eval_of_a_folder_scores_it_like_masks(work, ssr, tmp_path, tiny_voc):
     ssr("eval", tmp_path / "truth", "--work", work, "--no-pictures")
     assert json.loads((work / "eval/truth/report.json").read_text())["miou"] == 1.0
     (tmp_path / "mine/c_bird.png").unlink()
-    assert "c_bird" in ssr("eval", tmp_path / "mine", "--work", work, code=1).err
+    said = ssr("eval", tmp_path / "mine", "--work", work, code=1).err
+    assert f"c_bird: nothing to score at {tmp_path / 'mine/c_bird.png'}" in said
+    assert "ground-truth" not in said
     assert "1 images left out" in ssr("eval", tmp_path / "mine", "--work", work, "--max-failures", 1, code=3).err
 
 

@@ -98,11 +98,10 @@ def test_bf16_is_near(dino_file: Path) -> None:
 
 @pytest.mark.parametrize("blocks", [(), (99,)])
 def test_no_such_block(encoder: DinoEncoder, blocks: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="names no block"):
+    with pytest.raises(ValueError, match=r"expected at least one block|expected numbers from"):
         encoder.encode(_images(), blocks)
 
 
-@pytest.mark.xfail(strict=True, reason="the mean divides by the blocks asked for, not by those found: rows are too small")
 def test_a_block_that_is_not_there_does_not_dilute_the_mean(encoder: DinoEncoder) -> None:
     try:
         found = encoder.encode(_images(), (0, 99))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipelines.execution.batches import batches_by
 
-ITEMS = st.lists(st.tuples(st.integers(0, 5), st.integers()), max_size=60).map(lambda keys: [(k, i) for i, (k, _) in enumerate(keys)])
+ITEMS = st.lists(st.integers(0, 5), max_size=60).map(lambda keys: [(key, number) for number, key in enumerate(keys)])
 
 
 def _key(item: tuple[int, int]) -> int:
@@ -47,7 +47,7 @@ def test_no_more_than_waiting_are_held(items: list[tuple[int, int]], size: int, 
     assert yielded == len(items)
 
 
-@given(st.integers(1, 5), st.integers(0, 30))
+@given(st.integers(1, 5), st.integers(0, 300))
 def test_one_key_gives_full_batches(size: int, count: int) -> None:
     lengths = [len(batch) for batch in batches_by(range(count), lambda _: 0, size)]
     assert lengths == [size] * (count // size) + [count % size] * (count % size > 0)

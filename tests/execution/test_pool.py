@@ -114,7 +114,6 @@ def test_a_dead_worker_is_one_clear_line() -> None:
     assert "--workers" in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="pool.submit raises BrokenProcessPool when the worker died between two results")
 def test_a_worker_that_died_while_nobody_looked() -> None:
     with process_pool(1) as pool:
         results = map_bounded(pool, exec, ["pass", DIE, "pass", "pass"], 2)

@@ -97,7 +97,7 @@ def test_masking_every_step_same_as_loop(power: int) -> None:
     for mine, boxes in zip(cam.double(), mask.double(), strict=True):
         step = affinity.double() * boxes[None]
         for _ in range(power):
-            mine = step @ mine  # noqa: PLW2901
+            mine = step @ mine
         expected.append(mine)
     actual = propagate(affinity, cam, mask, power, mask_every_step=True)
     torch.testing.assert_close(actual, torch.stack(expected).float())

@@ -13,7 +13,7 @@ from PIL import Image
 
 GOOD = ("cmyk", "deep", "grey", "rotated", "thin", "narrow", "dot", "wrong_name", "plain")
 BAD = ("truncated", "empty", "text", "missing", "folder", "bomb")
-PLAIN = {name: ((40, 32), ("cat",)) for name in (*BAD[:2], *GOOD, *BAD[2:])}
+PLAIN = dict.fromkeys((*BAD[:2], *GOOD, *BAD[2:]), ((40, 32), ("cat",)))
 
 
 def spoil(folder: Path) -> None:

@@ -31,7 +31,7 @@ def test_an_error_leaves_the_old_content_and_nothing_else(tmp_path: Path, error:
     target = tmp_path / "a.txt"
     target.write_text("old")
     expected = SsrError if isinstance(error, OSError) else type(error)
-    with pytest.raises(expected) as caught, atomic_path(target) as temporary:
+    with pytest.raises(expected) as caught, atomic_path(target) as temporary:  # noqa: PT012
         temporary.write_text("new")
         raise error
     assert target.read_text() == "old"
@@ -55,13 +55,13 @@ def test_mode_honours_umask(tmp_path: Path, umask: int, mode: int) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_read_only_folder(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(SsrError, match="cannot write .*Permission denied"):
+    with pytest.raises(SsrError, match=r"cannot write .*Permission denied"):
         write_json(tmp_path / "a.json", 1)
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
-    with pytest.raises(SsrError, match="cannot write .*a.json"):
+    with pytest.raises(SsrError, match=r"cannot write .*a\.json"):
         write_json(tmp_path / "f" / "a.json", 1)
 
 

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipelines.encoders.text import TextBank, encode_prompts, read_bank, write_bank
+from pipelines.encoders.weights import LoadedClip
+from pipelines.errors import SsrError, UsageError
+
+
+def _bank(count: int = 3) -> TextBank:
+    torch.manual_seed(0)
+    names = tuple(f"class {i} é" for i in range(count))
+    return TextBank(F.normalize(torch.randn(count, 8), dim=1), names, "ViT-B-16-quickgelu", "openai", "a {}.")
+
+
+def _save(path: Path, embeddings: Tensor, metadata: dict[str, str] | None) -> Path:
+    save_file({"embeddings": embeddings}, path, metadata)
+    return path
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    bank = _bank()
+    strided = dataclasses.replace(bank, embeddings=bank.embeddings.T.contiguous().T)
+    write_bank(tmp_path / "new" / "b.safetensors", strided)
+    read = read_bank(tmp_path / "new" / "b.safetensors", "ViT-B-16-quickgelu")
+    torch.testing.assert_close(read.embeddings, bank.embeddings)
+    assert dataclasses.replace(read, embeddings=bank.embeddings) == bank
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["b.safetensors"]
+
+
+def test_half_precision_is_normalised_again(tmp_path: Path) -> None:
+    path = _save(tmp_path / "b.safetensors", _bank().embeddings.half(), {"names": '["a", "b", "c"]'})
+    read = read_bank(path, "any model")  # a bank that names no model fits all
+    assert read.embeddings.dtype == torch.float32
+    torch.testing.assert_close(read.embeddings.norm(dim=1), torch.ones(3))
+    assert (read.model, read.pretrained, read.template) == ("", "", "")
+
+
+@pytest.mark.parametrize("model", ["ViT-B-16", "ViT-L-14"])
+def test_another_model(tmp_path: Path, model: str) -> None:
+    write_bank(tmp_path / "b.safetensors", _bank())
+    with pytest.raises(UsageError, match=f"was made by ViT-B-16-quickgelu, the CLIP here is {model} .*--text-bank"):
+        read_bank(tmp_path / "b.safetensors", model)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no text bank at"):
+        read_bank(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"model": "x"}, {"names": "no json"}, {"names": ""}])
+def test_metadata_without_names(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    path = _save(tmp_path / "b.safetensors", torch.eye(2), metadata)
+    with pytest.raises(SsrError, match="is not a text bank"):
+        read_bank(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "embeddings"),
+    [
+        (["a"], torch.eye(2)),
+        (["a", "b", "c"], torch.eye(2)),
+        ({"a": 1, "b": 2}, torch.eye(2)),
+        (["a", "b"], torch.ones(2)),
+        (["a", "b"], torch.eye(2)[None]),
+        (["a", "a"], torch.eye(2)),
+        (["a", "b"], torch.eye(2) * 1.1),
+        (["a", "b"], torch.zeros(2, 2)),
+        (["a", "b"], torch.tensor([[1.0, 0.0], [float("nan"), 0.0]])),
+        (["a", "b"], torch.tensor([[1.0, 0.0], [float("inf"), 0.0]])),
+        pytest.param(5, torch.eye(2)),
+        pytest.param(None, torch.eye(2)),
+        pytest.param([["a"], ["b"]], torch.eye(2)),
+        pytest.param(["1", 1], torch.eye(2)),
+        pytest.param([], torch.zeros(0, 4)),
+    ],
+)
+def test_bad_bank(tmp_path: Path, names: object, embeddings: Tensor) -> None:
+    path = _save(tmp_path / "b.safetensors", embeddings, {"names": json.dumps(names)})
+    with pytest.raises(SsrError, match=r"b\.safetensors") as caught:
+        read_bank(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage, not safetensors", b"\x80\x04\x95", b"\xff" * 64])
+def test_damaged_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "b.safetensors").write_bytes(content)
+    with pytest.raises(SsrError, match="is not a text bank"):
+        read_bank(tmp_path / "b.safetensors")
+
+
+def test_truncated_file(tmp_path: Path) -> None:
+    path = tmp_path / "b.safetensors"
+    write_bank(path, _bank())
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(SsrError, match="is not a text bank"):
+        read_bank(path)
+
+
+def test_prompts_go_through_the_text_tower(tiny_clip: LoadedClip) -> None:
+    bank = encode_prompts(tiny_clip, ["cat", "dog"], ["cat, kitten", "dog"], "a clean origami {}.")
+    tokenizer = open_clip.get_tokenizer("tiny-clip-quickgelu")
+    with torch.no_grad():
+        raw = tiny_clip.model.encode_text(tokenizer(["a clean origami cat, kitten.", "a clean origami dog."]))
+    torch.testing.assert_close(bank.embeddings, raw / raw.norm(dim=1, keepdim=True))
+    assert bank.names == ("cat", "dog")
+    assert (bank.model, bank.template) == ("tiny-clip-quickgelu", "a clean origami {}.")
+
+
+def test_no_text_tower_no_prompts(tiny_clip: LoadedClip) -> None:
+    with pytest.raises(UsageError, match=r"image tower alone: .*--text-bank"):
+        encode_prompts(dataclasses.replace(tiny_clip, has_text=False), ["a"], ["a"], "{}")

@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipelines.encoders import weights as weights_module
+from pipelines.encoders.weights import Weights, build_clip, build_dino, resolve_clip, resolve_dino
+from pipelines.errors import SsrError, UsageError
+
+State = dict[str, Tensor]
+QUICK = "tiny-clip-quickgelu"
+
+
+def _build(path: Path, model: str = QUICK) -> weights_module.LoadedClip:
+    return build_clip(resolve_clip(model, str(path)))
+
+
+def _save(path: Path, state: State) -> Path:
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+def _visual(state: State) -> State:
+    return {name: tensor for name, tensor in state.items() if name.startswith("visual.")}
+
+
+def _bare(state: State) -> State:
+    return {name.removeprefix("visual."): tensor for name, tensor in _visual(state).items()}
+
+
+# --- names and tags, nothing is loaded
+
+
+def test_a_tag_is_taken_as_it_is() -> None:
+    assert resolve_clip("ViT-B-16-quickgelu", "openai") == Weights("ViT-B-16-quickgelu", "openai")
+    assert resolve_clip("ViT-B-16", "laion2b_s34b_b88k").provenance() == {"model": "ViT-B-16", "weights": "laion2b_s34b_b88k"}
+
+
+@pytest.mark.parametrize(
+    ("model", "tag", "mended"),
+    [
+        ("ViT-B-16", "openai", "ViT-B-16-quickgelu"),
+        ("ViT-L-14", "openai", "ViT-L-14-quickgelu"),
+        ("ViT-B-16", "metaclip_400m", "ViT-B-16-quickgelu"),
+    ],
+)
+def test_another_activation_is_refused_with_the_right_name(model: str, tag: str, mended: str) -> None:
+    with pytest.raises(UsageError, match=f"tag '{tag}' was trained with QuickGELU, model {model} computes GELU") as caught:
+        resolve_clip(model, tag)
+    assert caught.value.hint == f"--clip-model {mended}"
+    assert resolve_clip(mended, tag).model == mended
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(UsageError, match="open_clip has no model 'ViT-Z-99'"):
+        resolve_clip("ViT-Z-99", "openai")
+    with pytest.raises(UsageError, match=r"no weights 'nope' for ViT-B-16-quickgelu \(it has: .*openai") as caught:
+        resolve_clip("ViT-B-16-quickgelu", "nope")
+    assert caught.value.hint == "--clip-pretrained"
+    with pytest.raises(UsageError, match="timm has no model 'vit_nope'"):
+        resolve_dino("vit_nope", "hub")
+    assert resolve_dino("vit_small_patch16_224.dino", "hub") == Weights("vit_small_patch16_224.dino", "hub")
+
+
+@pytest.mark.parametrize("model", ["local-dir:/nowhere", "local-dir:"])
+def test_names_with_a_scheme(model: str) -> None:
+    with pytest.raises(SsrError):
+        resolve_clip(model, "openai")
+
+
+@pytest.mark.parametrize("name", ["absent.safetensors", "some/folder", "x.pt", "."])
+def test_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = "no weights at" if name != "." else "has no weights"
+    with pytest.raises(UsageError, match=expected):
+        resolve_clip("ViT-B-16-quickgelu", name)
+    if name != ".":
+        with pytest.raises(UsageError, match=r"no weights at .*--dino-pretrained"):
+            resolve_dino("test_vit", name)
+
+
+def test_a_file_is_known_by_its_checksum(clip_file: Path) -> None:
+    weights = resolve_clip(QUICK, str(clip_file))
+    expected = hashlib.sha256(clip_file.read_bytes()).hexdigest()
+    assert weights.provenance() == {"model": QUICK, "weights": f"sha256:{expected}"}
+
+
+# --- CLIP files
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize(("part", "has_text"), [("all", True), ("module", True), ("visual", False), ("bare", False)])
+def test_files_with_and_without_text_tower(tmp_path: Path, clip_state: State, suffix: str, part: str, has_text: bool) -> None:
+    state = {
+        "all": clip_state,
+        "module": {f"module.{name}": tensor for name, tensor in clip_state.items()},
+        "visual": _visual(clip_state),
+        "bare": _bare(clip_state),
+    }[part]
+    clip = _build(_save(tmp_path / f"w{suffix}", state))
+    assert clip.has_text == has_text
+    own = clip.model.state_dict()
+    for name, tensor in clip_state.items():
+        if has_text or name.startswith("visual."):
+            assert torch.equal(own[name], tensor)
+    assert clip.model.logit_scale.exp().item() == pytest.approx(20.0855 if has_text else 100.0, rel=1e-4)
+    assert own["visual.proj"].dtype == torch.float32
+
+
+def test_half_precision_file_and_checkpoint_of_a_training(tmp_path: Path, clip_state: State) -> None:
+    half = {name: tensor.half() for name, tensor in clip_state.items()}
+    torch.save({"epoch": 3, "state_dict": half}, tmp_path / "w.pt")
+    clip = _build(tmp_path / "w.pt")
+    assert clip.model.visual.proj.dtype == torch.float32
+    torch.testing.assert_close(clip.model.visual.proj.detach(), clip_state["visual.proj"].half().float(), rtol=0, atol=0)
+
+
+def test_the_tower_of_a_known_quick_gelu_model(clip_file: Path, clip_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprint = hashlib.sha256(clip_state["visual.class_embedding"].half().numpy().tobytes()).hexdigest()
+    monkeypatch.setattr(weights_module, "_QUICK_GELU_TOWERS", {fingerprint: "the known tower"})
+    with pytest.raises(UsageError, match=r"the known tower in full\.safetensors was trained with QuickGELU") as caught:
+        _build(clip_file, "tiny-clip")
+    assert caught.value.hint == f"--clip-model {QUICK}"
+    assert _build(clip_file, QUICK).has_text
+    monkeypatch.setattr(weights_module, "_QUICK_GELU_TOWERS", {})
+    assert _build(clip_file, "tiny-clip").has_text
+
+
+@pytest.mark.parametrize("name", ["visual.proj", "visual.transformer.resblocks.2.mlp.c_fc.bias", "visual.positional_embedding"])
+def test_wrong_shape_or_missing_tensor(tmp_path: Path, clip_state: State, name: str) -> None:
+    shape = tuple(clip_state[name].shape)
+    path = _save(tmp_path / "w.safetensors", {**clip_state, name: torch.zeros(3, 5)})
+    with pytest.raises(UsageError, match=re.escape(f"does not fit {QUICK}: it has {name} of shape (3, 5), not {shape}")):
+        _build(path)
+    path = _save(tmp_path / "w.safetensors", {n: t for n, t in clip_state.items() if n != name})
+    with pytest.raises(UsageError, match=f"does not fit {QUICK}: it lacks {name}"):
+        _build(path)
+
+
+@pytest.mark.parametrize("name", ["ln_final.weight", "transformer.resblocks.0.ln_1.bias", "text_projection"])
+def test_half_a_text_tower(tmp_path: Path, clip_state: State, name: str) -> None:
+    path = _save(tmp_path / "w.safetensors", {n: t for n, t in clip_state.items() if n != name})
+    try:
+        assert not _build(path).has_text
+    except UsageError as error:
+        assert name in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(tmp_path: Path, clip_state: State, value: float) -> None:
+    broken = clip_state["visual.proj"].clone()
+    broken[3, 4] = value
+    with pytest.raises(SsrError, match="holds NaN or infinite weights"):
+        _build(_save(tmp_path / "w.safetensors", {**clip_state, "visual.proj": broken}))
+
+
+@pytest.mark.parametrize("keep", [0, 4, 0.01, 0.5, 0.999])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_truncated_file(tmp_path: Path, clip_state: State, suffix: str, keep: float) -> None:
+    path = _save(tmp_path / f"w{suffix}", _bare(clip_state))
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    with pytest.raises(SsrError) as caught:
+        _build(path)
+    assert "\n" not in str(caught.value)
+    assert "safetensors" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"a": torch.zeros(2)},
+        torch.zeros(3),
+        [1, 2],
+        {1: torch.zeros(2)},
+        {"visual.class_embedding": 3.0},
+        {"state_dict": None},
+    ],
+    ids=str,
+)
+def test_file_without_weights(tmp_path: Path, tiny_folder: Path, content: object) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(SsrError):
+        _build(tmp_path / "w.pt")
+
+
+class _Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = str(target)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.target,)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".safetensors"])
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("kind", ["clip", "dino"])
+def test_a_malicious_pickle_does_not_run(tmp_path: Path, tiny_folder: Path, suffix: str, legacy: bool, kind: str) -> None:
+    path, touched = tmp_path / f"w{suffix}", tmp_path / "touched"
+    content = {"visual.proj": torch.zeros(2), "x": _Malicious(touched)}
+    if legacy:
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(SsrError, match="safetensors") as caught:
+        _build(path) if kind == "clip" else build_dino(resolve_dino("test_vit", str(path)))
+    assert not touched.exists()
+    assert "\n" not in str(caught.value)
+    with path.open("rb") as file:  # the trap is live
+        if legacy:
+            pickle.load(file)
+        else:
+            torch.load(file, weights_only=False)
+    assert touched.exists()
+
+
+# --- DINO files
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_dino_file_with_a_classifier_of_its_own(tmp_path: Path, dino_file: Path, suffix: str) -> None:
+    state = load_file(dino_file)
+    model = build_dino(resolve_dino("test_vit", str(_save(tmp_path / f"w{suffix}", state))))
+    own = model.state_dict()
+    assert not any(name.startswith("head.") for name in own)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in own.items())
+
+
+@pytest.mark.parametrize("name", ["norm.bias", "cls_token", "blocks.0.attn.qkv.weight"])
+def test_dino_file_with_a_wrong_shape(tmp_path: Path, dino_file: Path, name: str) -> None:
+    path = _save(tmp_path / "w.safetensors", {**load_file(dino_file), name: torch.zeros(3)})
+    with pytest.raises(UsageError, match=r"w\.safetensors does not fit test_vit") as caught:
+        build_dino(resolve_dino("test_vit", str(path)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["norm.bias", "cls_token", "blocks.0.attn.qkv.weight", ""])
+def test_dino_file_that_lacks_tensors(tmp_path: Path, dino_file: Path, name: str) -> None:
+    state = load_file(dino_file)
+    state = {n: t for n, t in state.items() if n != name} if name else {f"teacher.{n}": t for n, t in state.items()}
+    with pytest.raises(SsrError, match=name or "teacher|lacks|does not fit"):
+        build_dino(resolve_dino("test_vit", str(_save(tmp_path / "w.safetensors", state))))
+
+
+def test_truncated_dino_file(tmp_path: Path, dino_file: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(dino_file.read_bytes()[:-10])
+    with pytest.raises(SsrError, match="cannot read weights"):
+        build_dino(resolve_dino("test_vit", str(tmp_path / "w.safetensors")))
+
+
+def test_dino_weights_that_are_no_numbers(tmp_path: Path, dino_file: Path) -> None:
+    state = load_file(dino_file)
+    state["norm.bias"][0] = float("nan")
+    with pytest.raises(SsrError, match="NaN"):
+        build_dino(resolve_dino("test_vit", str(_save(tmp_path / "w.safetensors", state))))
+
+
+# --- the hub
+
+
+def _unreachable(*_: object, **__: object) -> None:
+    raise OSError("We couldn't connect to 'https://hub'\nsecond line")
+
+
+def test_unreachable_hub_names_the_file_to_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_clip, "create_model", _unreachable)
+    monkeypatch.setattr(timm, "create_model", _unreachable)
+    with pytest.raises(SsrError, match="cannot fetch CLIP ViT-B-16-quickgelu / openai: We couldn't connect") as caught:
+        build_clip(Weights("ViT-B-16-quickgelu", "openai"))
+    assert "open_clip_model.safetensors" in str(caught.value)
+    assert "--clip-pretrained" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SsrError, match=r"cannot fetch DINO vit_small_patch16_224\.dino: We couldn't connect") as caught:
+        build_dino(Weights("vit_small_patch16_224.dino", "hub"))
+    assert "model.safetensors" in str(caught.value)
+    assert "--dino-pretrained" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_hub_is_asked_for_tensors_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+
+    def create_model(name: str, **options: object) -> str:
+        asked.update(options, name=name)
+        return "model"
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    loaded = build_clip(Weights("ViT-B-16-quickgelu", "openai"))
+    assert loaded.has_text
+    assert asked == {"name": "ViT-B-16-quickgelu", "pretrained": "openai", "weights_only": True}
