@@ -87,7 +87,8 @@ def _plain(annotation: Any) -> Any:
     """``X | None`` -> X, ``tuple[float, ...]`` -> ``list[float]`` (a flag given several times)."""
     arguments = [a for a in get_args(annotation) if a is not type(None)]
     if get_origin(annotation) is tuple:
-        return list[arguments[0]]  # type: ignore[valid-type]
+        item: Any = get_args(arguments[0])[0] if get_origin(arguments[0]) is Annotated else arguments[0]
+        return list[item]
     if len(arguments) == 1 and type(None) in get_args(annotation):
         return arguments[0]
     return annotation

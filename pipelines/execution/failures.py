@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipelines.errors import ImageError, TooManyFailures
 from pipelines.execution.progress import Progress
+from pipelines.stores.files import atomic_path
 
 
 class Failures:
@@ -27,7 +28,8 @@ class Failures:
         self._progress = progress
         if path.is_file():
             others = [line for line in path.read_text(encoding="utf-8").split("\n") if line and not _is_of(line, stage)]
-            path.write_text("".join(line + "\n" for line in others), encoding="utf-8")
+            with atomic_path(path) as temporary:
+                temporary.write_text("".join(line + "\n" for line in others), encoding="utf-8")
 
     def add(self, image_id: str, error: ImageError) -> None:
         """Write one failure down.

@@ -31,7 +31,10 @@ class CamsOptions(Options):
     superpixel_share: Annotated[
         float, Field(ge=0, le=1, description="share of the superpixel's mean in each value vector; 0 needs no superpixels")
     ] = 0.5
-    scales: Annotated[tuple[float, ...], option("resolution factors whose maps are averaged; CLIP-ES uses 1.0 alone")] = (1.0,)
+    scales: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=4)], ...],
+        Field(min_length=1, description="resolution factors whose maps are averaged; CLIP-ES uses 1.0 alone"),
+    ] = (1.0,)
     flip: Annotated[bool, option("average with the mirrored photo's map")] = False
 
 

@@ -96,7 +96,9 @@ def _dataset(workspace: Workspace, ground_truth: bool) -> Iterator[Finding]:
     report = check_dataset(dataset, open_masks=ground_truth)
     labels = sum(report.class_counts.values())
     yield Finding(
-        "ok", "dataset", f"{dataset.kind} {dataset.split}: {report.images} images, {labels / report.images:.2f} labels an image"
+        "ok",
+        "dataset",
+        f"{dataset.kind} {dataset.split}: {report.images} images, {labels / max(1, report.images):.2f} labels an image",
     )
     few = [f"{name} {count}" for name, count in report.class_counts.items() if 0 < count < FEW_PHOTOS]
     none = [name for name, count in report.class_counts.items() if count == 0]

@@ -133,7 +133,7 @@ class _Finish:
         dataset = self.workspace.dataset
         metrics = metrics_from_counts(counts, _names(dataset))
         manifest = _manifest_of(self.workspace, self.what)
-        name = Path(self.what).name
+        name = _name_of(self.workspace, self.what)
         folder = self.workspace.work / "eval" / (f"{name}-oracle" if oracle else name)
         report = make_report(
             metrics,
@@ -153,6 +153,15 @@ class _Finish:
             save_figure(iou_figure(report), folder / "per_class_iou.png")
         write_report(report, folder / "report.json")
         return Evaluation(report, metrics, folder, self.failed)
+
+
+def _name_of(workspace: Workspace, what: str) -> str:
+    """Name of the report's folder; a foreign folder must not take the name of the work directory's own output."""
+    own = ("cams", "refined", "masks")
+    folder = Path(what).resolve()
+    if what in own or folder == workspace.masks.resolve():
+        return what if what in own else "masks"
+    return f"{folder.parent.name}-{folder.name}" if folder.name in own else folder.name
 
 
 def _names(dataset: Dataset) -> list[str]:
@@ -238,8 +247,12 @@ def _cam_predictor(reader: ArrayReader, what: str, powers: Sequence[float]) -> P
 
 def _manifest_of(workspace: Workspace, what: str) -> Manifest | None:
     known = {"cams": workspace.cams, "refined": workspace.refined, "masks": workspace.masks}
-    output = known.get(what, Path(what))
-    return Manifest.read(output.with_suffix(".json"))
+    if what in known:
+        return Manifest.read(known[what].with_suffix(".json"))
+    try:
+        return Manifest.read(Path(what).resolve().with_suffix(".json"))
+    except SsrError:  # a file of somebody else's beside a folder of somebody else's
+        return None
 
 
 def _crf(what: str, manifest: Manifest | None) -> bool | None:

@@ -73,8 +73,9 @@ class TargetJob:
         self._writer = stack.enter_context(ArrayWriter(target.refined))
         settings = _refined_settings(workspace, target.options, clip, dino)
         place = target.folder
-        self._refined_manifest = workspace.settle(target.refined, STAGE, settings, self._writer.clear)
         masks = {**mask_settings(target.options), "refined": digest(settings)}
+        masks_only = workspace.differs(target.masks, masks) and not workspace.differs(target.refined, settings)
+        self._refined_manifest = workspace.settle(target.refined, STAGE, settings, self._writer.clear, again=not masks_only)
         self._mask_manifest = workspace.settle(target.masks, "masks", masks, partial(remove_masks, target.masks))
         target.masks.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target.masks)

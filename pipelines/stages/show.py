@@ -160,6 +160,8 @@ def _selected(samples: Sequence[Sample], options: ShowOptions) -> list[Sample]:
         by_id = {sample.image_id: sample for sample in samples}
         wanted = [image_id.strip() for image_id in options.ids.split(",") if image_id.strip()]
         unknown = [image_id for image_id in wanted if image_id not in by_id]
+        if not wanted:
+            raise UsageError("--ids names no image", "--ids ID,ID")
         if unknown:
             raise UsageError(f"{unknown[0]} is not in the split", "--ids")
         return [by_id[image_id] for image_id in wanted]

@@ -110,15 +110,23 @@ class Workspace:
         described = {"kind": dataset.kind, "split": dataset.split, "images": len(dataset.samples), "digest": dataset.digest()}
         return Manifest(stage, settings, described)
 
-    def settle(self, output: Path, stage: str, settings: dict[str, Any], clear: Callable[[], None]) -> Manifest:
+    def differs(self, output: Path, settings: dict[str, Any]) -> bool:
+        """Whether an output was made with other settings; False if there is none."""
+        old = Manifest.read(output.with_suffix(".json"))
+        return old is not None and old.settings != settings
+
+    def settle(
+        self, output: Path, stage: str, settings: dict[str, Any], clear: Callable[[], None], again: bool = True
+    ) -> Manifest:
         """Compare a stage's settings with those that made its output.
 
         Args:
             output: The store or folder; its manifest lies beside it, with the suffix ``.json``.
             stage: Stage name.
             settings: Whatever changes the output.
-            clear: Removes the output; called if the settings changed and ``force`` is on, before the new manifest
-                is written, so that a kill in between cannot pair old output with new settings.
+            clear: Removes the output; called with ``force``, before the new manifest is written, so that a kill in
+                between cannot pair old output with new settings.
+            again: With ``force``, clear although the settings are the same.
 
         Returns:
             The new manifest, already written.
@@ -129,13 +137,13 @@ class Workspace:
         path = output.with_suffix(".json")
         old = Manifest.read(path)
         new = self.manifest(stage, settings)
-        if old is not None and old.settings != new.settings:
-            changed = differences(old.settings, new.settings)
-            if not self.force:
-                shown = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
-                raise UsageError(
-                    f"{output} was made with other options ({shown})", "--force starts it over, or give another --work"
-                )
+        changed = differences(old.settings, new.settings) if old is not None else []
+        if changed and not self.force:
+            shown = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
+            raise UsageError(
+                f"{output} was made with other options ({shown})", "--force starts it over, or give another --work"
+            )
+        if self.force and (again or changed):
             clear()
         new.write(path)
         return new

@@ -121,7 +121,6 @@ def test_next_command(workspace_in, tmp_path, begun, complete, following):
     ]
 
 
-@pytest.mark.xfail(reason="--force does nothing where no option changed, and yet several hints send people to it", strict=True)
 def test_hint_to_force_mends_a_photo_of_another_size(ssr, tiny_voc, tmp_path):
     """A photo is replaced after its superpixels were made: `ssr cams` says `ssr superpixels --force`."""
     root = Path(shutil.copytree(tiny_voc.root, tmp_path / "voc"))
