@@ -25,7 +25,7 @@ $(VENV)/.done: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else "ssr needs Python 3.11 or 3.12 (pydensecrf2 does not build on newer): make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[all,dev]'
+	$(BIN)/python -m pip install -e '.[all,dev]'
 	touch $@
 
 all: setup

@@ -26,6 +26,7 @@ SEVEN = ("background", "cat", "cow", "dog", "horse", "sheep", "person")
 """VOC's well-populated classes in the small sample; the steadier number there."""
 
 SSR = RefineOptions(**read_recipe("ssr")["refine"])
+GATE = SSR.model_copy(update={"superpixel_mask": "gate", "power": 4})
 PLAIN = SSR.model_copy(update={"superpixel_mask": "none", "power": 1})
 
 MIX_RUNGS = {
@@ -83,7 +84,7 @@ def main() -> None:
 
 def _gradcam_rungs(kind: str) -> dict[str, RefineOptions]:
     clip_es = RefineOptions(**read_recipe("clip-es-coco" if kind == "coco" else "clip-es")["refine"])
-    return {"clip-es": clip_es, "clip-es-crf": clip_es.model_copy(update={"crf": True}), "gradcam-ssr": SSR}
+    return {"clip-es": clip_es, "clip-es-crf": clip_es.model_copy(update={"crf": True}), "gradcam-gate": GATE}
 
 
 def _typed(kind: type, values: dict, section: str):  # noqa: ANN202 - one of the options classes
