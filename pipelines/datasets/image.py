@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from pipelines.errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 100_000_000
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `open_image` has its own limit, an error
 
 
 def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:

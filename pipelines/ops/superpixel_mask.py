@@ -12,10 +12,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -86,7 +89,8 @@ def cluster_superpixels(features: NDArray[np.floating], clusters: int, seed: int
         ``(S,)`` cluster of each superpixel.
     """
     count = min(clusters, len(np.unique(features, axis=0)))
-    with threadpool_limits(1):  # tens of points: threads cost more than they give
+    with threadpool_limits(1), warnings.catch_warnings():  # so few points: threads cost more than they give
+        warnings.simplefilter("ignore", ConvergenceWarning)  # points that differ by rounding alone make fewer clusters
         found: NDArray[np.int64] = KMeans(count, n_init=4, random_state=seed).fit_predict(features).astype(np.int64)
     return found
 

@@ -115,7 +115,7 @@ def test_second_run_skips_everything(work, ssr, tiny_voc, stage, then):
     [
         ("superpixels", ("--segments", 20), "segments: 12 -> 20"),
         ("cams", ("--dense-weight", 0.5), "dense_weight: 0.7 -> 0.5"),
-        ("refine", ("--power", 1), "power: 4 -> 1"),
+        ("refine", ("--power", 1), "power: 2 -> 1"),
         ("refine", ("--background-power", 2), "background_power: 1.0 -> 2.0"),
     ],
 )

@@ -178,11 +178,15 @@ def random_attention(count: int, seed: int) -> torch.Tensor:
 
 
 def test_refinement_is_the_written_formula():
-    """(A o mask) (A o mask) ... cam with explicit matrices, for the ssr recipe."""
+    """(A o mask) (A o mask) ... cam with explicit matrices, for the ssr recipe.
+
+    With a token in a superpixel of its own, and a cluster for each, both votes are the token's own activation.
+    """
     cam = torch.rand(2, 12, generator=torch.Generator().manual_seed(3))
     clip, dino = random_attention(12, 1), random_attention(12, 2)
     membership = torch.eye(12)
-    mask = column_mask(cam, (3, 4), GridSuperpixels(membership, None), SSR)
+    superpixels = GridSuperpixels(membership, features=np.eye(12, dtype=np.float32))
+    mask = column_mask(cam, (3, 4), superpixels, SSR)
     assert torch.equal(mask, (cam > SSR.mask_threshold).float())
     affinity = (1 - SSR.dino_weight) * clip + SSR.dino_weight * dino
     expected = []
