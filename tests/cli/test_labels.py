@@ -112,3 +112,9 @@ def test_text_of_coco_and_without_text_tower(ssr, tiny_coco, models, tmp_path):
     ran = ssr("text", tmp_path / "b.safetensors", "coco", "--config", tiny_coco.config, "--work", tmp_path / "w", code=2)
     assert "image tower alone" in ran.err
     assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_class_list_of_the_config(ssr, tiny_folder, tmp_path):
+    made = (tiny_folder.root / "labels.csv", tmp_path / "labels.json", "--from", "csv")
+    ssr("labels", *made, "--config", tiny_folder.config)
+    assert len(json.loads((tmp_path / "labels.json").read_text())) == len(tiny_folder.ids)
