@@ -89,16 +89,13 @@ def _measure(base: Workspace, count: int, rounds: int) -> tuple[dict[str, list[f
         encoder_input(i, g, dino.patch_size, dino.mean, dino.std)[None].to(device, dtype)
         for i, g in zip(images, grids, strict=True)
     ]
-    original = clip.tower.positional_embedding
+    positions = {grid: torch.nn.Parameter(clip.position_embedding(grid)[0].to(device, dtype), False) for grid in set(grids)}
 
     @torch.inference_mode()
     def bare_clip() -> None:
         for pixels, grid in zip(clip_inputs, grids, strict=True):
-            tower.positional_embedding = torch.nn.Parameter(
-                clip.position_embedding(grid)[0].to(device, dtype), requires_grad=False
-            )
+            tower.positional_embedding = positions[grid]
             tower(pixels)
-        tower.positional_embedding = original
         _wait(device)
 
     @torch.inference_mode()

@@ -70,6 +70,9 @@ class RefineOptions(Options):
     mask_every_step: Annotated[bool, option("mask before every propagation step instead of the first only")] = False
     background_power: Annotated[float, Field(gt=0, description="exponent p of the background score (1 - max cam)^p")] = 1.0
     crf: Annotated[bool, option("dense CRF over the image's own classes")] = False
+    crf_background_power: Annotated[
+        float | None, Field(gt=0, description="exponent p of the background score given to the CRF; default: background_power")
+    ] = None
     crf_iterations: Annotated[int, Field(ge=1, description="mean-field steps")] = 10
     crf_bilateral_sxy: Annotated[float, Field(gt=0, description="spatial width of the appearance kernel, pixels")] = 67.0
     crf_bilateral_srgb: Annotated[float, Field(gt=0, description="colour width of the appearance kernel, grey levels")] = 3.0

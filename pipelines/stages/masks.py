@@ -33,7 +33,7 @@ CRF_KEYS = {
 }
 """Option -> parameter of the CRF."""
 
-MASK_KEYS = ("background_power", "min_confidence", "crf", *CRF_KEYS)
+MASK_KEYS = ("background_power", "min_confidence", "crf", "crf_background_power", *CRF_KEYS)
 """Options that act after the propagation: changing them leaves the refined CAMs as they are."""
 
 
@@ -60,7 +60,7 @@ class MaskJob:
 
 def mask_settings(options: RefineOptions) -> dict[str, Any]:
     """The options that change a mask once its refined CAM is given."""
-    keys = MASK_KEYS if options.crf else [key for key in MASK_KEYS if key not in CRF_KEYS]
+    keys = MASK_KEYS if options.crf else [key for key in MASK_KEYS if not key.startswith("crf_")]
     return options.model_dump(mode="json", include=set(keys))
 
 
@@ -77,7 +77,8 @@ def make_mask(job: MaskJob, options: RefineOptions) -> None:
     Raises:
         ImageError: The photo cannot be read any more.
     """
-    scores = with_background(resize_maps(job.cam, job.size), options.background_power)  # (K + 1, H, W)
+    power = (options.crf and options.crf_background_power) or options.background_power
+    scores = with_background(resize_maps(job.cam, job.size), power)  # (K + 1, H, W)
     if options.crf:
         image = np.asarray(load_image(job.image_path))  # (H, W, 3)
         scores = dense_crf(image, scores, CrfParameters(**{name: getattr(options, key) for key, name in CRF_KEYS.items()}))
