@@ -50,7 +50,9 @@ MASK_RUNGS = {
     for name, update in MASKS.items()
     for power in (1, 2, 4)
 } | {
-    f"mask-{name}-power-{power}-crf": SSR.model_copy(update={**MASKS[name], "power": power, "crf": True})
+    f"mask-{name}-power-{power}-crf": SSR.model_copy(
+        update={**MASKS[name], "power": power, "crf": True, "crf_background_power": 1.0}
+    )
     for name in ("token", "gate", "cluster")
     for power in (2, 4)
 }
