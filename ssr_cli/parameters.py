@@ -111,6 +111,6 @@ def _shared_parameters() -> list[inspect.Parameter]:
         option("config", Path | None, "config file (.toml); flags win over it"),
         option("work", Path | None, "work directory; default: runs/DATASET"),
         option("recipe", str | None, f"named set of options: {', '.join(recipes())} (default: ssr)"),
-        option("force", bool, "start this stage over if its options changed", False),
+        option("force", bool, "start this stage over (refine: only the masks, if nothing before them changed)", False),
         option("debug", bool, "show the traceback of an error", False),
     ]

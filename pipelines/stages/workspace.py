@@ -33,7 +33,7 @@ class Workspace:
         dino: The frozen DINO.
         run: Device, precision, workers, tolerated failures.
         recipe: Name of the recipe in force, or None.
-        force: Start a stage over if its options changed.
+        force: Start a stage over.
         config: Stage options of the config file, by section: remembered, so that later commands need no ``--config``.
     """
 
