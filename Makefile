@@ -1,23 +1,32 @@
-# make all CONFIG=my.toml    photos and labels -> pseudo-masks, scores, pictures
-# make test                  the tests, from set-up on
-PYTHON ?= python3
-VENV   ?= .venv
-CONFIG ?=
-WORK   ?=
-RECIPE ?=
-EVAL   ?= yes
+# make all     set-up, then superpixels -> CAMs -> pseudo-masks -> scores -> pictures, on a small drawn set
+# make test    set-up, then the tests
+#
+# On one's own data: make all DATASET=voc|coco|folder ROOT=/data/VOCdevkit/VOC2012 [SPLIT=train] or make all CONFIG=my.toml;
+# WORK=folder, RECIPE=ssr|clip-es, EVAL=no without ground truth, FLAGS='--clip-pretrained FILE ...' for every stage.
+PYTHON  ?= python3
+VENV    ?= .venv
+CONFIG  ?=
+DATASET ?=
+ROOT    ?=
+SPLIT   ?=
+WORK    ?=
+RECIPE  ?=
+FLAGS   ?=
+EVAL    ?= $(if $(filter folder,$(DATASET)),no,yes)
 
-BIN  := $(VENV)/bin
-SSR  := $(BIN)/ssr
-ARGS  = --config $(CONFIG) $(if $(WORK),--work $(WORK)) $(if $(RECIPE),--recipe $(RECIPE))
+BIN    := $(VENV)/bin
+SSR    := $(BIN)/ssr
+SAMPLE := $(if $(CONFIG)$(DATASET),,$(or $(WORK),runs/sample))
+INPUT   = $(if $(DATASET),$(DATASET) $(if $(ROOT),--root $(ROOT)) $(if $(SPLIT),--split $(SPLIT)) $(if $(CONFIG),--config $(CONFIG)),--config $(or $(CONFIG),$(SAMPLE)/sample.toml))
+ARGS    = $(INPUT) $(if $(WORK),--work $(WORK)) $(if $(RECIPE),--recipe $(RECIPE))
 # exit code 3: done but for the bad images that --max-failures allows
-step  = $(SSR) $(1) $(ARGS) || [ $$? -eq 3 ]
+step    = $(SSR) $(1) $(ARGS) $(2) || [ $$? -eq 3 ]
 
-.PHONY: help setup all test lint check format bench clean
+.PHONY: help setup all test lint check format docs bench clean
 
 help:
-	@sed -n '1,2s/^# //p' Makefile
-	@echo 'make setup | check | lint | format | bench CONFIG=my.toml | clean'
+	@sed -n 's/^# \{0,1\}//p;/^PYTHON/q' Makefile
+	@echo 'make setup | check | lint | format | docs | bench CONFIG=my.toml | clean'
 
 setup: $(VENV)/.done
 
@@ -25,17 +34,18 @@ $(VENV)/.done: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else "ssr needs Python 3.11 or 3.12 (pydensecrf2 does not build on newer): make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install -e '.[all,dev]'
+	$(BIN)/python -m pip install -e '.[all,dev,docs]'
 	touch $@
 
 all: setup
-	@[ -n '$(CONFIG)' ] || { echo 'make all needs CONFIG=my.toml; README.md shows one' >&2; exit 2; }
-	$(call step,doctor)
+	$(if $(SAMPLE),$(SSR) sample --work $(SAMPLE))
+	$(call step,doctor,$(FLAGS))
 	$(call step,superpixels)
-	$(call step,cams)
-	$(call step,refine)
-	[ '$(EVAL)' != yes ] || { $(call step,eval cams) && { $(call step,eval masks); }; }
-	$(call step,show)
+	$(call step,cams,$(FLAGS))
+	$(call step,refine,$(FLAGS) $(if $(CONFIG),,--crf))
+	[ '$(EVAL)' != yes ] || { $(call step,eval masks); }
+	[ '$(EVAL)' != yes ] || { $(call step,ladder,$(FLAGS)) && { $(call step,eval ladder); }; }
+	$(call step,report,$(if $(filter yes,$(EVAL)),--gt))
 
 test: setup
 	$(BIN)/python -m pytest
@@ -44,13 +54,16 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/codespell pipelines ssr_cli tests docs benchmarks README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/codespell pipelines ssr_cli tests docs benchmarks scripts README.md CHANGELOG.md CONTRIBUTING.md
 
-check: lint test
+check: lint docs test
 
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 bench: setup
 	@[ -n '$(CONFIG)' ] || { echo 'make bench needs CONFIG=my.toml' >&2; exit 2; }

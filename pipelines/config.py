@@ -13,13 +13,21 @@ from pydantic import ValidationError
 
 from pipelines.errors import UsageError
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, Options, RunOptions
-from pipelines.options.stages import CamsOptions, EvalOptions, RefineOptions, ShowOptions, SuperpixelsOptions
+from pipelines.options.stages import (
+    CamsOptions,
+    EvalOptions,
+    RefineOptions,
+    SampleOptions,
+    ShowOptions,
+    SuperpixelsOptions,
+)
 
 SECTIONS: dict[str, type[Options]] = {
     "dataset": DatasetOptions,
     "clip": ClipOptions,
     "dino": DinoOptions,
     "run": RunOptions,
+    "sample": SampleOptions,
     "superpixels": SuperpixelsOptions,
     "cams": CamsOptions,
     "refine": RefineOptions,
@@ -37,6 +45,10 @@ def flag_of(section: str, key: str) -> str:
     extra = SECTIONS[section].model_fields[key].json_schema_extra
     named = extra.get("flag") if isinstance(extra, dict) else None
     return str(named) if named else "--" + key.replace("_", "-")
+
+
+FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".txt", ".json"}
+"""What makes a model, its weights or a split a file rather than a name."""
 
 
 def recipes() -> list[str]:
@@ -88,8 +100,8 @@ def _is_path(section: str, key: str, value: str) -> bool:
     annotation = SECTIONS[section].model_fields[key].annotation
     if annotation is Path or Path in get_args(annotation):
         return True
-    names_file = (section, key) in {("clip", "pretrained"), ("dino", "pretrained"), ("dataset", "split")}
-    return names_file and Path(value).suffix in {".safetensors", ".pt", ".pth", ".bin", ".txt"}
+    names_file = section in {"clip", "dino"} or (section, key) == ("dataset", "split")
+    return names_file and Path(value).suffix in FILE_SUFFIXES
 
 
 def _checked_keys(content: Mapping[str, Any], where: str) -> Values:

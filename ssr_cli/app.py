@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -12,13 +13,16 @@ from typer.core import TyperCommand, TyperGroup
 COMMANDS = {
     # name: what it does, in the order in which people need it
     "doctor": "Check environment, weights and dataset before hours are spent.",
+    "sample": "Draw a small dataset with masks, to try everything on.",
     "labels": "Turn XML, COCO JSON, masks, CSV or one-hot .npy into a label file.",
     "text": "Write a text bank: class embeddings without the text tower.",
     "superpixels": "1  SLIC superpixels of every photo -> superpixels.h5",
     "cams": "2  Class activation maps from the frozen CLIP -> cams.h5",
     "refine": "3  CLIP + DINO affinity, superpixel mask, CRF -> masks/*.png",
     "eval": "4  Score CAMs, masks or any folder of PNGs against ground truth.",
+    "ladder": "The same refinement, one part more at a time: what does each bring?",
     "show": "Pictures: panels, a contact sheet, one HTML page.",
+    "report": "Scores, ladder and pictures on one HTML page.",
     "status": "What is done in a work directory, and what comes next.",
 }
 
@@ -51,10 +55,18 @@ class LazyGroup(TyperGroup):
             return None
         return LazyCommand(cmd_name, callback=None, params=[], help=COMMANDS[cmd_name], rich_help_panel=None)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """A completion flag may be followed by the name of a shell; Typer's own takes none."""
+        if args and args[0] in {"--install-completion", "--show-completion"} and not ctx.resilient_parsing:
+            from ssr_cli.completion import complete
+
+            complete(ctx, args[0], args[1:])
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     cls=LazyGroup,
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -71,11 +83,20 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def ssr(
+    ctx: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", callback=_version, is_eager=True),
 ) -> None:
     """From photos and class names to pseudo-masks: superpixels, cams, refine, eval, in this order."""
+    if ctx.invoked_subcommand is None:
+        from ssr_cli.way import show_way
+
+        show_way(COMMANDS)
 
 
 def main() -> None:
     """Entry point of the ``ssr`` command."""
+    if "_SSR_COMPLETE" in os.environ:
+        from ssr_cli.completion import prepare
+
+        prepare(os.environ)
     sys.exit(app())

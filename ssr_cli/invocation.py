@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pipelines.config import SECTIONS, Values, build_options, read_config, read_recipe
+from pipelines.config import FILE_SUFFIXES, SECTIONS, Values, build_options, read_config, read_recipe
 from pipelines.errors import UsageError
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, Options, RunOptions
 
@@ -117,6 +117,6 @@ def _absolute(options: AnyOptions) -> AnyOptions:
     for key, value in options:
         if isinstance(value, Path):
             changes[key] = value.expanduser().absolute()
-        elif isinstance(value, str) and Path(value).suffix in {".safetensors", ".pt", ".pth", ".bin", ".txt"}:
+        elif isinstance(value, str) and Path(value).suffix in FILE_SUFFIXES:
             changes[key] = str(Path(value).expanduser().absolute())
     return options.model_copy(update=changes)

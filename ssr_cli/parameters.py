@@ -103,14 +103,16 @@ def _shown(default: Any) -> bool | str:
 
 
 def _shared_parameters() -> list[inspect.Parameter]:
-    def option(name: str, annotation: Any, text: str, default: Any = None) -> inspect.Parameter:
-        flag = typer.Option(f"--{name}", help=text, rich_help_panel="Running", show_default=False)
+    def option(
+        name: str, annotation: Any, text: str, default: Any = None, known: Callable[[], list[str]] | None = None
+    ) -> inspect.Parameter:
+        flag = typer.Option(f"--{name}", help=text, rich_help_panel="Running", show_default=False, autocompletion=known)
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, flag])
 
     return [
         option("config", Path | None, "config file (.toml); flags win over it"),
         option("work", Path | None, "work directory; default: runs/DATASET"),
-        option("recipe", str | None, f"named set of options: {', '.join(recipes())} (default: ssr)"),
+        option("recipe", str | None, f"named set of options: {', '.join(recipes())} (default: ssr)", known=recipes),
         option("force", bool, "start this stage over (refine: only the masks, if nothing before them changed)", False),
         option("debug", bool, "show the traceback of an error", False),
     ]

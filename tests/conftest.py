@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network is wrong
+os.environ["SSR_WEIGHTS"] = os.devnull  # nor does it find weights that lie about
 os.environ.pop("FORCE_COLOR", None)
 
 TINY_CLIP = "tiny-quickgelu"

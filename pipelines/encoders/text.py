@@ -115,6 +115,6 @@ def encode_prompts(clip: LoadedClip, names: Sequence[str], prompts: Sequence[str
             f"{clip.weights.pretrained} holds the image tower alone: class embeddings must come from a bank",
             "--text-bank and --background-bank",
         )
-    tokens = open_clip.get_tokenizer(clip.weights.model)([template.format(prompt) for prompt in prompts])  # (M, L)
+    tokens = open_clip.get_tokenizer(clip.weights.name)([template.format(prompt) for prompt in prompts])  # (M, L)
     embeddings = F.normalize(clip.model.encode_text(tokens).float(), dim=1)  # (M, D)
-    return TextBank(embeddings, tuple(names), clip.weights.model, clip.weights.pretrained, template)
+    return TextBank(embeddings, tuple(names), clip.weights.name, clip.weights.pretrained, template)

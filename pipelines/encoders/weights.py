@@ -1,4 +1,4 @@
-"""Where frozen weights come from: a local file, the cache, the hub, in this order.
+"""Where frozen weights come from: a given file, the weights folder, the library's cache, the hub, in this order.
 
 Only safetensors, or pickles that ``weights_only=True`` admits, are read. A file is known by its SHA-256, which goes into every
 manifest.
@@ -10,7 +10,7 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
+from pipelines.encoders.model_config import built, clip_name, dino_architecture, is_config_file
+from pipelines.encoders.weights_folder import clip_release, dino_known, dino_release, first_line
 from pipelines.errors import SsrError, UsageError
 
 if TYPE_CHECKING:
@@ -44,18 +46,26 @@ class Weights:
     Attributes:
         model: open_clip or timm model name.
         pretrained: Tag, or the path as the user gave it.
-        path: Local file, or None if the library fetches the tag from its cache or hub.
+        path: Local file, given or found in the weights folder; None if the library has it from its cache or the hub.
         sha256: Checksum of the local file, or None.
+        config_sha256: Checksum of the file that describes the model, or None.
     """
 
     model: str
     pretrained: str
     path: Path | None = None
     sha256: str | None = None
+    config_sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's name: as given, or that of the file that describes it."""
+        return Path(self.model).stem if is_config_file(self.model) else self.model
 
     def provenance(self) -> dict[str, str]:
         """What a manifest records: the name, and the checksum or the tag (never a path)."""
-        return {"model": self.model, "weights": f"sha256:{self.sha256}" if self.sha256 else self.pretrained}
+        found = {"model": self.name, "weights": f"sha256:{self.sha256}" if self.sha256 else self.pretrained}
+        return found | ({"config": f"sha256:{self.config_sha256}"} if self.config_sha256 else {})
 
 
 def file_sha256(path: Path) -> str:
@@ -72,31 +82,47 @@ def _local(model: str, pretrained: str, flag: str) -> Weights:
     path = Path(pretrained).expanduser()
     if not path.is_file():
         raise UsageError(f"no weights at {path}", f"give an existing .safetensors with {flag}")
-    return Weights(model, pretrained, path, file_sha256(path))
+    config = file_sha256(Path(model).expanduser()) if is_config_file(model) else None
+    return Weights(model, pretrained, path, file_sha256(path), config)
+
+
+def _released(model: str, pretrained: str, place: Path) -> Weights:
+    if place.is_file():
+        return Weights(model, pretrained, place, file_sha256(place))
+    return Weights(model, pretrained)
 
 
 def resolve_clip(model: str, pretrained: str) -> Weights:
-    """Check a CLIP model name and its weights without loading anything heavy.
+    """Check a CLIP model name and its weights without loading anything heavy, nor asking the hub.
 
     Args:
-        model: Name known to open_clip, such as ``ViT-B-16-quickgelu``.
+        model: Name known to open_clip, such as ``ViT-B-16-quickgelu``, or a ``.json`` of open_clip's form.
         pretrained: Tag known to open_clip, or a local ``.safetensors`` / ``.pt`` file (image tower alone is enough with
             text banks).
 
     Raises:
         UsageError: Unknown model or tag, missing file, or a tag trained with another activation than the model's.
     """
-    config = None if ":" in model else open_clip.get_model_config(model)  # no hf-hub: or local-dir: names
-    if config is None:
-        raise UsageError(f"open_clip has no model {model!r}", "see open_clip.list_models(); --clip-model")
+    name = clip_name(model)
     if _is_file_name(pretrained):
         return _local(model, pretrained, "--clip-pretrained")
-    tag = open_clip.get_pretrained_cfg(model, pretrained)
+    tag = open_clip.get_pretrained_cfg(name, pretrained)
     if not tag:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise UsageError(f"open_clip has no weights {pretrained!r} for {model} (it has: {known})", "--clip-pretrained")
-    _check_activation(model, bool(config.get("quick_gelu")), bool(tag.get("quick_gelu")), f"tag {pretrained!r}")
-    return Weights(model, pretrained)
+    quick = bool((open_clip.get_model_config(name) or {}).get("quick_gelu"))
+    _check_activation(model, quick, bool(tag.get("quick_gelu")), f"tag {pretrained!r}")
+    return _released(model, pretrained, clip_release(model, pretrained).place)
+
+
+def fetch_clip(weights: Weights) -> None:
+    """Have released weights on this machine before any work is done; a local file is there already.
+
+    Raises:
+        SsrError: The hub cannot be reached and they are not in the cache.
+    """
+    if weights.path is None:
+        clip_release(weights.model, weights.pretrained).fetch()
 
 
 def _check_activation(model: str, model_quick: bool, weights_quick: bool, what: str) -> None:
@@ -113,7 +139,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise SsrError(f"cannot read weights {path}: {_first_line(error)}", "bring an intact .safetensors") from error
+        raise SsrError(f"cannot read weights {path}: {first_line(error)}", "bring an intact .safetensors") from error
     except Exception as error:  # pickle.UnpicklingError and friends: never fall back to an unsafe load
         raise SsrError(f"{path} holds more than tensors and was not loaded", "convert it to .safetensors") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
@@ -148,8 +174,15 @@ def build_clip(weights: Weights) -> LoadedClip:
     """
     if weights.path is None:
         return LoadedClip(_clip_from_hub(weights), weights, has_text=True)
-    with _quiet_root_logger():
-        model = cast("CLIP", open_clip.create_model(weights.model, pretrained=None, load_weights=False))
+    name = clip_name(weights.model)
+    try:
+        with _quiet_root_logger():
+            model = cast("CLIP", open_clip.create_model(name, pretrained=None, load_weights=False))
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # a config file of odd numbers
+        raise built(weights.model, error) from error
+    for key in ("mean", "std"):  # of the tag that a file of the weights folder stands for: not every CLIP has OpenAI's
+        if value := open_clip.get_pretrained_cfg(name, weights.pretrained).get(key):
+            setattr(model.visual, f"image_{key}", value)
     model.logit_scale.data.fill_(torch.tensor(OPENAI_LOGIT_SCALE).log())
     state = {k.removeprefix("module."): v for k, v in _read_state(weights.path).items()}
     if not any(k.startswith("visual.") for k in state):
@@ -158,7 +191,7 @@ def build_clip(weights: Weights) -> LoadedClip:
     if marker is not None:
         fingerprint = hashlib.sha256(marker.half().numpy().tobytes()).hexdigest()
         if fingerprint in _QUICK_GELU_TOWERS:
-            quick = bool((open_clip.get_model_config(weights.model) or {}).get("quick_gelu"))
+            quick = bool((open_clip.get_model_config(name) or {}).get("quick_gelu"))
             _check_activation(weights.model, quick, True, f"{_QUICK_GELU_TOWERS[fingerprint]} in {weights.path.name}")
     own = model.state_dict()
     text = {key for key in own if not key.startswith("visual.") and key not in {"logit_scale", "logit_bias", "attn_mask"}}
@@ -196,15 +229,14 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], weights: Weights, op
 
 
 def _clip_from_hub(weights: Weights) -> CLIP:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = open_clip.create_model(weights.model, pretrained=weights.pretrained, weights_only=True)
-    except Exception as error:  # huggingface_hub raises a dozen network types
-        raise SsrError(
-            f"cannot fetch CLIP {weights.model} / {weights.pretrained}: {_first_line(error)}",
-            "bring open_clip_model.safetensors of that tag (0.6 GB) and give --clip-pretrained FILE",
-        ) from error
+    release = clip_release(weights.model, weights.pretrained)
+    with release.loading():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model = open_clip.create_model(weights.model, pretrained=weights.pretrained, weights_only=True)
+        except Exception as error:  # huggingface_hub raises a dozen network types
+            raise release.unavailable(error) from error
     return cast("CLIP", model)
 
 
@@ -212,17 +244,43 @@ def resolve_dino(model: str, pretrained: str) -> Weights:
     """Check a timm model name and its weights.
 
     Args:
-        model: timm name, such as ``vit_small_patch16_224.dino`` or ``vit_small_patch14_dinov2``.
+        model: timm name, such as ``vit_small_patch16_224.dino`` or ``vit_small_patch14_dinov2``, or a ``.json`` of timm's form.
         pretrained: ``hub`` for timm's own weights, or a local ``.safetensors``.
 
     Raises:
         UsageError: Unknown model or missing file.
     """
-    if not timm.is_model(model.split(".")[0]):
-        raise UsageError(f"timm has no model {model!r}", "see timm.list_models('vit_*'); --dino-model")
+    dino_architecture(model)
     if _is_file_name(pretrained):
         return _local(model, pretrained, "--dino-pretrained")
-    return Weights(model, pretrained)
+    if is_config_file(model):
+        raise UsageError(
+            f"{model} describes a model; its weights must be a file, found {pretrained!r}", "--dino-pretrained FILE"
+        )
+    weights = _released(model, pretrained, dino_release(model).place)
+    if weights.path is None and not dino_known(model).has_weights:
+        names = ", ".join(timm.list_pretrained(f"{model.split('.')[0]}*")) or "none"
+        raise UsageError(f"timm has no weights of {model} (it has: {names})", "--dino-model, or --dino-pretrained FILE")
+    return weights
+
+
+def fetch_dino(weights: Weights) -> None:
+    """Like `fetch_clip`, and nothing is fetched that could not be used.
+
+    Raises:
+        UsageError: The model is no ViT.
+        SsrError: The hub cannot be reached and the model is not in the cache.
+    """
+    if weights.path is None:
+        release = dino_release(weights.model)
+        with torch.device("meta"):
+            if not isinstance(release.skeleton(), VisionTransformer):
+                raise _no_vit(weights)
+        release.fetch()
+
+
+def _no_vit(weights: Weights) -> UsageError:
+    return UsageError(f"{weights.model} is no plain ViT", "--dino-model vit_...")
 
 
 def build_dino(weights: Weights) -> nn.Module:
@@ -232,27 +290,25 @@ def build_dino(weights: Weights) -> nn.Module:
         UsageError: The model is no ViT, or the file does not fit it.
         SsrError: The hub cannot be reached and the model is not in the cache.
     """
-    options: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True}
-    try:
-        model = timm.create_model(weights.model, pretrained=weights.path is None, **options)
-    except TypeError as error:  # a model that does not know dynamic_img_size
-        raise UsageError(f"{weights.model} is no plain ViT", "--dino-model vit_...") from error
-    except Exception as error:  # huggingface_hub raises a dozen network types
-        raise _no_dino(weights, error) from error
+    architecture = dino_architecture(weights.model)
+    options: dict[str, Any] = {**architecture.arguments, "num_classes": 0, "dynamic_img_size": True}
+    fetch_dino(weights)
+    release = dino_release(weights.model) if weights.path is None else None
+    with release.loading() if release else nullcontext():
+        try:
+            model = timm.create_model(
+                architecture.name,
+                pretrained=release is not None,
+                pretrained_cfg_overlay=architecture.normalisation or None,
+                **options,
+            )
+        except TypeError as error:  # a model that does not know dynamic_img_size
+            raise _no_vit(weights) from error
+        except Exception as error:  # huggingface_hub raises a dozen network types
+            raise (release.unavailable(error) if release else built(weights.model, error)) from error
     if not isinstance(model, VisionTransformer):
-        raise UsageError(f"{weights.model} is no plain ViT", "--dino-model vit_...")
+        raise _no_vit(weights)
     if weights.path is not None:
         state = checkpoint_filter_fn(_read_state(weights.path), model)
         _load_state(model, state, weights)
     return model
-
-
-def _no_dino(weights: Weights, error: Exception) -> SsrError:
-    return SsrError(
-        f"cannot fetch DINO {weights.model}: {_first_line(error)}",
-        "bring model.safetensors of that timm model (85 MB) and give --dino-pretrained FILE",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -31,7 +31,13 @@ class PageRow:
     note: str = ""
 
 
-def html_page(title: str, rows: Iterable[PageRow], summary: Mapping[str, str], colors: Mapping[str, RGB] | None = None) -> str:
+def html_page(
+    title: str,
+    rows: Iterable[PageRow],
+    summary: Mapping[str, str],
+    colors: Mapping[str, RGB] | None = None,
+    sections: Iterable[str] = (),
+) -> str:
     """Build the page.
 
     Args:
@@ -39,6 +45,7 @@ def html_page(title: str, rows: Iterable[PageRow], summary: Mapping[str, str], c
         rows: In order.
         summary: Facts for the head, name -> value.
         colors: Colours of the class names; none, no chip.
+        sections: HTML that comes before the panels, made by `pipelines.figures.score_sections`.
 
     Returns:
         HTML. Every text is escaped.
@@ -49,7 +56,9 @@ def html_page(title: str, rows: Iterable[PageRow], summary: Mapping[str, str], c
     articles = [_article(row, colors or {}) for row in rows]
     facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in summary.items())
     count = f"{len(articles):,} image{'s' if len(articles) != 1 else ''}"
-    return _PAGE.substitute(title=escape(title), count=count, facts=facts, articles="\n".join(articles), style=_STYLE)
+    return _PAGE.substitute(
+        title=escape(title), count=count, facts=facts, articles="\n".join([*sections, *articles]), style=_STYLE
+    )
 
 
 def _article(row: PageRow, colors: Mapping[str, RGB]) -> str:
@@ -107,6 +116,14 @@ li i { display: inline-block; width: .65rem; height: .65rem; border-radius: 3px;
 article p { color: var(--muted); font-size: .85rem; margin-left: auto; font-variant-numeric: tabular-nums; }
 article div { overflow-x: auto; }
 img { display: block; max-width: 100%; height: auto; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1.1rem 1.1rem;
+  max-width: 100%; }
+section h2 { font: 600 1rem system-ui, sans-serif; margin-bottom: .5rem; }
+section p { color: var(--muted); font-size: .85rem; margin-bottom: .6rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th { text-align: left; font-size: .68rem; text-transform: uppercase; letter-spacing: .06em; color: var(--muted); }
+th, td { padding: .18rem .9rem .18rem 0; } td.n, th.n { text-align: right; }
+td.bar { width: 22rem; padding-right: 0; } td.bar i { display: block; height: .8rem; border-radius: 3px; background: #4c8dff; }
 @media (max-width: 50rem) { body > header { position: static; } img { max-width: none; width: auto; height: 11rem; } }
 @media print { body > header { position: static; } article { break-inside: avoid; } }
 """.strip()

@@ -38,7 +38,9 @@ class DatasetOptions(Options):
 class ClipOptions(Options):
     """``[clip]``: the frozen CLIP."""
 
-    model: Annotated[str, option("open_clip model", flag="--clip-model")] = "ViT-B-16-quickgelu"
+    model: Annotated[str, option("open_clip model, or the .json that describes one", flag="--clip-model")] = (
+        "ViT-B-16-quickgelu"
+    )
     pretrained: Annotated[
         str,
         option(
@@ -52,7 +54,9 @@ class ClipOptions(Options):
 class DinoOptions(Options):
     """``[dino]``: the frozen DINO."""
 
-    model: Annotated[str, option("timm ViT", flag="--dino-model")] = "vit_small_patch16_224.dino"
+    model: Annotated[str, option("timm ViT, or the config.json that describes one", flag="--dino-model")] = (
+        "vit_small_patch16_224.dino"
+    )
     pretrained: Annotated[str, option("'hub', or a local .safetensors", flag="--dino-pretrained")] = "hub"
 
 

@@ -10,6 +10,14 @@ from pydantic import Field
 from pipelines.options.sources import Options, option
 
 
+class SampleOptions(Options):
+    """``[sample]``: the drawn set."""
+
+    train: Annotated[int, Field(ge=1, le=100_000, description="pictures of split train")] = 200
+    val: Annotated[int, Field(ge=1, le=100_000, description="pictures of split val")] = 60
+    seed: Annotated[int, Field(ge=0, lt=1_000_000, description="another seed draws another set")] = 0
+
+
 class SuperpixelsOptions(Options):
     """``[superpixels]``: SLIC."""
 

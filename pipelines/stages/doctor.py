@@ -40,7 +40,7 @@ class Finding:
 
 
 def diagnose(workspace: Workspace, refine: RefineOptions, ground_truth: bool = False) -> Iterator[Finding]:
-    """Check environment, weights, text and dataset, cheapest first.
+    """Check environment, weights, dataset and text; weights first, because whoever has to bring them wants to know soon.
 
     Args:
         workspace: What a run would use.
@@ -51,11 +51,11 @@ def diagnose(workspace: Workspace, refine: RefineOptions, ground_truth: bool = F
         Findings as they are made.
     """
     yield from _environment(workspace, refine)
-    yield from _dataset(workspace, ground_truth)
     clip: list[LoadedClip] = []
     yield from _attempt("weights", lambda: _clip(workspace, clip))
     if refine.dino_blocks and refine.dino_weight:
         yield from _attempt("weights", lambda: _dino(workspace))
+    yield from _dataset(workspace, ground_truth)
     if clip:
         yield from _attempt("text", lambda: _text(workspace, clip[0]))
 

@@ -49,11 +49,11 @@ def text_embeddings(clip: LoadedClip, classes: ClassList, options: ClipOptions) 
         UsageError: A class without embedding, a bank of another model, or neither bank nor text tower.
     """
     if options.text_bank:
-        of_classes = _in_class_order(read_bank(options.text_bank, options.model), classes, str(options.text_bank))
+        of_classes = _in_class_order(read_bank(options.text_bank, clip.weights.name), classes, str(options.text_bank))
     else:
         of_classes = encode_prompts(clip, classes.names, classes.prompts, classes.template).embeddings
     if options.background_bank:
-        background = read_bank(options.background_bank, options.model)
+        background = read_bank(options.background_bank, clip.weights.name)
     else:
         background = encode_prompts(clip, classes.background, classes.background, classes.template)
     if background.embeddings.shape[1] != of_classes.shape[1]:

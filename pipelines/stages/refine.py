@@ -15,7 +15,7 @@ from torch import Tensor
 from pipelines.datasets.base import Sample
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.dino import DinoEncoder
-from pipelines.encoders.weights import build_clip, resolve_clip, resolve_dino
+from pipelines.encoders.weights import build_clip, fetch_clip, fetch_dino, resolve_clip, resolve_dino
 from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
@@ -68,6 +68,9 @@ def run_targets(workspace: Workspace, targets: Sequence[Target], progress: Progr
     needs_dino = any(uses_dino(target.options) for target in targets)
     dino_weights = resolve_dino(workspace.dino.model, workspace.dino.pretrained) if needs_dino else None
     shared = _shared_encoder_options(targets)
+    fetch_clip(clip_weights)  # before --force clears what is there
+    if dino_weights is not None:
+        fetch_dino(dino_weights)
     with ExitStack() as stack:
         jobs = [
             stack.enter_context(TargetJob(workspace, target, clip_weights, dino_weights, stack, progress)) for target in targets

@@ -47,6 +47,25 @@ class Shown:
     failed: int
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Panels in memory.
+
+    Attributes:
+        rows: For an HTML page.
+        pictures: The same panels as images.
+        colours: Of the class names.
+        facts: For the head of a page.
+        failed: Photos that could not be drawn.
+    """
+
+    rows: list[PageRow]
+    pictures: list[Image.Image]
+    colours: dict[str, RGB]
+    facts: dict[str, str]
+    failed: int
+
+
 def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = None) -> Shown:
     """Draw what a work directory holds.
 
@@ -62,14 +81,32 @@ def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = 
         UsageError: An id that is not in the split.
         TooManyFailures: More bad photos than allowed.
     """
-    progress = progress or Silent()
+    drawn = draw(workspace, options, progress or Silent())
+    folder = workspace.work / "show"
+    paths = [folder / f"{row.image_id}.png" for row in drawn.rows]
+    for path, picture in zip(paths, drawn.pictures, strict=True):
+        _save(picture, path)
+    sheet, page = folder / "contact_sheet.png", folder / "index.html"
+    _save(contact_sheet(drawn.pictures, options.columns), sheet)
+    with atomic_path(page) as temporary:
+        html = html_page(f"ssr: {workspace.work.name}", drawn.rows, drawn.facts, drawn.colours)
+        temporary.write_text(html, encoding="utf-8")
+    return Shown(page, sheet, paths, drawn.failed)
+
+
+def draw(workspace: Workspace, options: ShowOptions, progress: Progress) -> Drawn:
+    """Draw panels of the photos that the options name; nothing is written.
+
+    Raises:
+        SsrError: No photo could be drawn.
+        UsageError: An id that is not in the split.
+        TooManyFailures: More bad photos than allowed.
+    """
     samples = _selected(workspace.dataset.samples, options)
     failures = workspace.failures(STAGE, progress)
-    folder = workspace.work / "show"
     names = ["background", *workspace.dataset.classes.names]
     rows: list[PageRow] = []
     pictures: list[Image.Image] = []
-    paths: list[Path] = []
     with ExitStack() as stack:
         drawer = _Drawer(workspace, options, stack)
         progress.start("show", len(samples))
@@ -79,9 +116,6 @@ def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = 
             except ImageError as error:
                 failures.add(sample.image_id, error)
             else:
-                path = folder / f"{sample.image_id}.png"
-                _save(picture, path)
-                paths.append(path)
                 pictures.append(picture)
                 labels = tuple(names[index + 1] for index in sample.labels)
                 rows.append(PageRow(sample.image_id, labels, _jpeg(picture)))
@@ -89,8 +123,6 @@ def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = 
         progress.finish()
     if not pictures:
         raise SsrError("no photo could be drawn", f"see {failures.path}")
-    sheet, page = folder / "contact_sheet.png", folder / "index.html"
-    _save(contact_sheet(pictures, options.columns), sheet)
     colours: dict[str, RGB] = {name: tuple(palette()[index].tolist()) for index, name in enumerate(names) if index}
     facts = {
         "dataset": workspace.dataset.kind,
@@ -99,9 +131,7 @@ def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = 
         "recipe": workspace.recipe or "",
         "ground truth": "shown" if options.gt else "not opened",
     }
-    with atomic_path(page) as temporary:
-        temporary.write_text(html_page(f"ssr: {workspace.work.name}", rows, facts, colours), encoding="utf-8")
-    return Shown(page, sheet, paths, failures.count)
+    return Drawn(rows, pictures, colours, facts, failures.count)
 
 
 class _Drawer:

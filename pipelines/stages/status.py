@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.errors import SsrError
 from pipelines.evaluation.report import Report, read_report
-from pipelines.stages.evaluate import reports_in
 from pipelines.stages.workspace import recall
 from pipelines.stores.array_store import ArrayReader, store_exists
 from pipelines.stores.manifest import Manifest
@@ -27,8 +27,9 @@ class OutputStatus:
 
     Attributes:
         name: ``superpixels``, ``cams``, ``refined`` or ``masks``.
-        images: Images it holds.
-        total: Images of the dataset when it was last worked on; 0 if it was never begun.
+        images: Images of the present work list that it holds.
+        total: Images of the work list when it was last worked on; 0 if it was never begun.
+        others: Images that it holds beyond those, such as the rest of a larger split before.
         failed: Bad images of the last run.
         complete: The last run reached its end.
         options_digest: Of the options that made it.
@@ -38,10 +39,19 @@ class OutputStatus:
     name: str
     images: int
     total: int
+    others: int
     failed: int
     complete: bool
     options_digest: str
     updated: str
+
+    @property
+    def state(self) -> str:
+        """``done``, ``broken off`` or ``not begun``, and what else must be known, in words."""
+        words = ["done" if self.complete else "broken off" if self.total else "not begun"]
+        words += [f"{self.failed} bad"] if self.failed else []
+        words += [f"{self.others} of another split"] if self.others else []
+        return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,8 @@ def status(work: Path) -> WorkStatus:
     memory = recall(work)
     dataset = memory.get("dataset") or {}
     outputs = [_output(work, name) for name in OUTPUTS]
-    reports = [read_report(path) for path in reports_in(work)]
+    # `evaluate.reports_in` would do, and import matplotlib: half a second that `ssr` without a command has not
+    reports = [read_report(path) for path in sorted((work / "eval").glob("*/report.json"))]
     return WorkStatus(
         dataset=f"{dataset.get('kind', '?')}, {dataset.get('split', '?')}, {dataset.get('root', '?')}",
         recipe=str(memory.get("recipe") or "?"),
@@ -86,16 +97,22 @@ def _output(work: Path, name: str) -> OutputStatus:
     path = work / (name if name == "masks" else f"{name}.h5")
     manifest = Manifest.read(path.with_suffix(".json"))
     if name == "masks":
-        images = len(written_masks(path))
+        held = len(written_masks(path))
     elif store_exists(path):
         with ArrayReader(path) as reader:
-            images = len(reader)
+            held = len(reader)
     else:
-        images = 0
+        held = 0
     if manifest is None:
-        return OutputStatus(name, images, 0, 0, False, "", "")
-    total, failed = int(manifest.dataset.get("images", 0)), manifest.counts.get("failed", 0)
-    return OutputStatus(name, images, total, failed, manifest.complete, manifest.options_digest, manifest.updated)
+        return OutputStatus(name, held, 0, 0, 0, False, "", "")
+    try:
+        total, counts = int(manifest.dataset.get("images", 0)), {key: int(value) for key, value in manifest.counts.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise SsrError(f"{path.with_suffix('.json')} is damaged", f"remove it and run `{OUTPUTS[name]}` again") from None
+    # an output keeps the images of earlier work lists; a run that reached its end has counted those of its own
+    images = min(held, counts.get("done", 0) + counts.get("skipped", 0) if counts else total)
+    others, failed = max(0, held - total), counts.get("failed", 0)
+    return OutputStatus(name, images, total, others, failed, manifest.complete, manifest.options_digest, manifest.updated)
 
 
 def _next(outputs: list[OutputStatus], reports: list[Report]) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def command(
     invocation: Invocation,
     what: Annotated[
-        str, typer.Argument(metavar="[cams|refined|masks|FOLDER]", help="what to score", show_default=True)
+        str, typer.Argument(metavar="[cams|refined|masks|ladder|FOLDER]", help="what to score", show_default=True)
     ] = "masks",
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="show two runs side by side: work directories, eval folders or report.json")
@@ -38,6 +38,9 @@ def command(
 
     options = invocation.options("eval", EvalOptions)
     power = options.background_power or invocation.options("refine", RefineOptions).background_power
+    if what == "ladder":
+        _ladder(invocation, options, power)
+        return
     with ConsoleProgress() as progress:
         evaluations = evaluate.run(invocation.workspace, what, options, power, progress)
     for evaluation in evaluations:
@@ -46,6 +49,25 @@ def command(
     if evaluations[0].failed:
         err.print(f"[yellow]{evaluations[0].failed} images left out, listed in {invocation.work / 'failures.jsonl'}[/]")
         raise typer.Exit(EXIT_PARTLY)
+
+
+def _ladder(invocation: Invocation, options: EvalOptions, power: float) -> None:
+    from pipelines.stages import ladder
+
+    with ConsoleProgress() as progress:
+        rungs = ladder.score(invocation.workspace, options, power, progress)
+    first = rungs[0][1]
+    table = Table(title=escape(f"ladder · split {first.split} · {first.images:,} images"), title_justify="left")
+    table.add_column("rung")
+    for column in ("mIoU", "gain", "precision", "recall"):
+        table.add_column(column, justify="right")
+    before: float | None = None
+    for title, report in rungs:
+        gain = "" if before is None else f"{100 * (report.miou - before):+.2f}"
+        table.add_row(escape(title), _percent(report.miou), gain, _percent(report.precision), _percent(report.recall))
+        before = report.miou
+    out.print(table)
+    next_step(f"ssr report --work {invocation.work}")
 
 
 def _print(evaluation: Evaluation) -> None:

@@ -21,11 +21,8 @@ def command(invocation: Invocation) -> None:
     for column in ("output", "images", "state", "options digest", "updated"):
         table.add_column(column)
     for output in found.outputs:
-        state = "done" if output.complete else "broken off" if output.total else "not begun"
-        failed = f", {output.failed} bad" if output.failed else ""
-        table.add_row(
-            output.name, f"{output.images}/{output.total or '?'}", state + failed, output.options_digest, output.updated
-        )
+        images = f"{output.images}/{output.total or '?'}"
+        table.add_row(output.name, images, output.state, output.options_digest, output.updated)
     out.print(table)
     for report in found.reports:
         out.print(f"{escape(report.caption)}: mIoU {100 * report.miou:.2f}")

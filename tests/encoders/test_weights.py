@@ -9,13 +9,13 @@ from typing import Any
 
 import open_clip
 import pytest
-import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines.encoders import weights as weights_module
 from pipelines.encoders.weights import Weights, build_clip, build_dino, resolve_clip, resolve_dino
+from pipelines.encoders.weights_folder import Release
 from pipelines.errors import SsrError, UsageError
 
 State = dict[str, Tensor]
@@ -73,6 +73,10 @@ def test_unknown_names() -> None:
     assert caught.value.hint == "--clip-pretrained"
     with pytest.raises(UsageError, match="timm has no model 'vit_nope'"):
         resolve_dino("vit_nope", "hub")
+    with pytest.raises(UsageError, match=r"no weights of vit_small_patch16_224\.nope \(it has: .*vit_small_patch16_224\.dino"):
+        resolve_dino("vit_small_patch16_224.nope", "hub")
+    with pytest.raises(UsageError, match=r"no weights of vit_small_patch16_36x1_224 \(it has: none\)"):
+        resolve_dino("vit_small_patch16_36x1_224", "hub")
     assert resolve_dino("vit_small_patch16_224.dino", "hub") == Weights("vit_small_patch16_224.dino", "hub")
 
 
@@ -271,26 +275,7 @@ def test_dino_weights_that_are_no_numbers(tmp_path: Path, dino_file: Path) -> No
         build_dino(resolve_dino("test_vit", str(_save(tmp_path / "w.safetensors", state))))
 
 
-# --- the hub
-
-
-def _unreachable(*_: object, **__: object) -> None:
-    raise OSError("We couldn't connect to 'https://hub'\nsecond line")
-
-
-def test_unreachable_hub_names_the_file_to_bring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_clip, "create_model", _unreachable)
-    monkeypatch.setattr(timm, "create_model", _unreachable)
-    with pytest.raises(SsrError, match="cannot fetch CLIP ViT-B-16-quickgelu / openai: We couldn't connect") as caught:
-        build_clip(Weights("ViT-B-16-quickgelu", "openai"))
-    assert "open_clip_model.safetensors" in str(caught.value)
-    assert "--clip-pretrained" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(SsrError, match=r"cannot fetch DINO vit_small_patch16_224\.dino: We couldn't connect") as caught:
-        build_dino(Weights("vit_small_patch16_224.dino", "hub"))
-    assert "model.safetensors" in str(caught.value)
-    assert "--dino-pretrained" in str(caught.value)
-    assert "\n" not in str(caught.value)
+# --- the hub: see test_weights_folder.py
 
 
 def test_the_hub_is_asked_for_tensors_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,6 +286,7 @@ def test_the_hub_is_asked_for_tensors_only(monkeypatch: pytest.MonkeyPatch) -> N
         return "model"
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
+    monkeypatch.setattr(Release, "fetch", lambda _: None)
     loaded = build_clip(Weights("ViT-B-16-quickgelu", "openai"))
     assert loaded.has_text
     assert asked == {"name": "ViT-B-16-quickgelu", "pretrained": "openai", "weights_only": True}

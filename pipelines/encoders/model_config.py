@@ -1,0 +1,92 @@
+"""Model names, or files that describe a model: open_clip's model config, timm's ``config.json``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+
+from pipelines.errors import SsrError, UsageError
+
+
+def is_config_file(model: str) -> bool:
+    """Whether a model is named by a file."""
+    return model.endswith(".json")
+
+
+def clip_name(model: str) -> str:
+    """The name that open_clip knows a CLIP by; a config file is made known to it first, under its own name.
+
+    Args:
+        model: Name, or a ``.json`` with ``embed_dim``, ``vision_cfg`` and ``text_cfg`` as open_clip writes them.
+
+    Raises:
+        UsageError: Unknown name, missing file, or a file of something else.
+    """
+    if is_config_file(model):
+        path = Path(model).expanduser()
+        _read(path, {"embed_dim", "vision_cfg", "text_cfg"}, "an open_clip model config", "--clip-model")
+        open_clip.add_model_config(path)
+        return path.stem
+    if ":" in model or open_clip.get_model_config(model) is None:  # no hf-hub: or local-dir: names
+        raise UsageError(f"open_clip has no model {model!r}", "see open_clip.list_models(), or give a .json; --clip-model")
+    return model
+
+
+@dataclass(frozen=True)
+class DinoArchitecture:
+    """What timm builds a model from.
+
+    Attributes:
+        name: Registered name.
+        arguments: Over the registered ones.
+        normalisation: ``mean`` and ``std`` over the registered ones.
+    """
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    normalisation: dict[str, Any] = field(default_factory=dict)
+
+
+def dino_architecture(model: str) -> DinoArchitecture:
+    """What a DINO is built from.
+
+    Args:
+        model: timm name, or a ``.json`` with ``architecture``, ``model_args`` and ``pretrained_cfg`` as timm writes them.
+
+    Raises:
+        UsageError: Unknown name, missing file, or a file of something else.
+    """
+    if not is_config_file(model):
+        if not timm.is_model(model.split(".")[0]):
+            raise UsageError(f"timm has no model {model!r}", "see timm.list_models('vit_*'), or give a .json; --dino-model")
+        return DinoArchitecture(model)
+    path = Path(model).expanduser()
+    content = _read(path, {"architecture"}, "a timm config.json", "--dino-model")
+    name, arguments, settings = content["architecture"], content.get("model_args", {}), content.get("pretrained_cfg", {})
+    if not isinstance(name, str) or not isinstance(arguments, dict) or not isinstance(settings, dict):
+        raise UsageError(f"{path} is not a timm config.json: architecture, model_args or pretrained_cfg", "--dino-model")
+    if not timm.is_model(name.split(".")[0]):
+        raise UsageError(f"{path}: timm has no model {name!r}", "--dino-model")
+    return DinoArchitecture(name, arguments, {key: settings[key] for key in ("mean", "std") if key in settings})
+
+
+def _read(path: Path, wanted: set[str], what: str, flag: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"no model config at {path}: {error.strerror}", flag) from None
+    except (UnicodeDecodeError, ValueError, RecursionError):
+        raise UsageError(f"{path} is not JSON", flag) from None
+    if not isinstance(content, dict) or not wanted <= set(content):
+        raise UsageError(f"{path} is not {what}: expected {', '.join(sorted(wanted))}", flag)
+    return content
+
+
+def built(model: str, error: Exception) -> SsrError:
+    """The error of a config that names things its library does not take."""
+    return UsageError(f"cannot build {model}: {(str(error).splitlines() or [type(error).__name__])[0][:160]}", "mend the .json")

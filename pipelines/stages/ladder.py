@@ -1,0 +1,151 @@
+"""`ssr ladder`: the same CAMs refined with one part more at a time, so that each part shows what it brings.
+
+One pass of the encoders serves all rungs. Making them opens no ground truth; `score` is called by `ssr eval ladder` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import SsrError
+from pipelines.evaluation.report import Report, read_report
+from pipelines.execution.progress import Progress
+from pipelines.options.stages import EvalOptions, RefineOptions
+from pipelines.stages import evaluate, refine
+from pipelines.stages.counts import Counts
+from pipelines.stages.refinement import uses_clip, uses_dino
+from pipelines.stages.workspace import Workspace
+from pipelines.stores.files import read_json, write_json
+
+LIST = "ladder.json"
+"""File in the work directory that names the rungs in order."""
+
+INITIAL = "initial CAM"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One set of options.
+
+    Attributes:
+        name: Folder under ``WORK/ladder``.
+        title: What it adds to the rung before.
+        options: All of its options.
+    """
+
+    name: str
+    title: str
+    options: RefineOptions
+
+
+def rungs(options: RefineOptions) -> list[Rung]:
+    """Start from affinity alone and switch on, one after another, what the options have; a CRF ends every ladder.
+
+    Args:
+        options: The whole recipe.
+
+    Returns:
+        Rungs in order; a part that the options do not have makes none. Without pydensecrf2, and with the CRF off in the
+        options, there is no CRF rung.
+    """
+    off: dict[str, Any] = {"box_mask": False, "superpixel_mask": "none", "crf": False, "min_confidence": 0.0}
+    found: list[Rung] = []
+    current = options.model_copy(update=off)
+    if uses_clip(options):
+        current = current.model_copy(update={"dino_weight": 0.0})
+        found.append(Rung("clip", "+ CLIP affinity", current))
+    steps: list[tuple[str, str, dict[str, Any]]] = []
+    if uses_dino(options):
+        steps.append(("dino", "+ DINO affinity", {"dino_weight": options.dino_weight}))
+    if options.box_mask:
+        steps.append(("box", "+ box mask", {"box_mask": True}))
+    if options.superpixel_mask != "none":
+        steps.append(("superpixels", "+ superpixels (SGC)", {"superpixel_mask": options.superpixel_mask}))
+    if options.crf or importlib.util.find_spec("pydensecrf") is not None:
+        steps.append(("crf", "+ CRF", {"crf": True, "min_confidence": options.min_confidence}))
+    for name, title, update in steps:
+        current = current.model_copy(update=update)
+        found.append(Rung(name, title, current))
+    return found
+
+
+def run(workspace: Workspace, options: RefineOptions, progress: Progress | None = None) -> Counts:
+    """Make the masks of every rung into ``WORK/ladder/<name>``.
+
+    Args:
+        workspace: Where images, CAMs and superpixels come from.
+        options: The whole recipe.
+        progress: Told about each mask.
+
+    Returns:
+        Masks of all rungs together: done, skipped and failed.
+
+    Raises:
+        UsageError: Made with other options before, and ``workspace.force`` is off.
+        SsrError: No CAMs, or no superpixels although a rung needs them.
+    """
+    wanted = rungs(options)
+    counts = refine.run_targets(
+        workspace, [refine.Target(rung.options, _folder(workspace.work, rung.name)) for rung in wanted], progress
+    )
+    write_json(workspace.work / LIST, [{"name": rung.name, "title": rung.title} for rung in wanted])
+    for folder in (workspace.work / "ladder").iterdir():  # rungs of a recipe that was in force before
+        if folder.is_dir() and folder.name not in {rung.name for rung in wanted}:
+            shutil.rmtree(folder)
+    return Counts(sum(c.done for c in counts), sum(c.skipped for c in counts), sum(c.failed for c in counts))
+
+
+def score(
+    workspace: Workspace, options: EvalOptions, background_power: float, progress: Progress | None = None
+) -> list[tuple[str, Report]]:
+    """Score the initial CAM and every rung. Opens ground truth.
+
+    Args:
+        workspace: A work directory with `run` done.
+        options: What to score with; ``oracle`` does not apply.
+        background_power: Exponent p of the background score for the initial CAM.
+        progress: Told about each image.
+
+    Returns:
+        Title and report of each rung, first to last.
+
+    Raises:
+        SsrError: No ladder was made.
+    """
+    plain = options.model_copy(update={"oracle": False})
+    names = _listed(workspace.work)
+    found = [(INITIAL, evaluate.run(workspace, "cams", plain, background_power, progress)[0].report)]
+    for name, title in names:
+        place = dataclasses.replace(workspace, work=_folder(workspace.work, name))
+        found.append((title, evaluate.run(place, "masks", plain, background_power, progress)[0].report))
+    return found
+
+
+def scored(work: Path) -> list[tuple[str, Report]]:
+    """The ladder as scored before; empty if it was not, or not as a whole."""
+    if not (work / LIST).is_file():
+        return []
+    places = [(INITIAL, work / "eval" / "cams")]
+    places += [(title, _folder(work, name) / "eval" / "masks") for name, title in _listed(work)]
+    reports = [(title, folder / "report.json") for title, folder in places]
+    return [(title, read_report(path)) for title, path in reports] if all(path.is_file() for _, path in reports) else []
+
+
+def _folder(work: Path, name: str) -> Path:
+    return work / "ladder" / name
+
+
+def _listed(work: Path) -> list[tuple[str, str]]:
+    path = work / LIST
+    if not path.is_file():
+        raise SsrError(f"no ladder in {work}", "run `ssr ladder` first")
+    content = read_json(path)
+    try:
+        return [(str(entry["name"]), str(entry["title"])) for entry in content]
+    except (TypeError, KeyError) as error:
+        raise SsrError(f"{path} is damaged", "run `ssr ladder` again") from error

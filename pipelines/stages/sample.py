@@ -1,0 +1,134 @@
+"""`ssr sample`: draw the embedded set in VOC's layout, with a config that runs every stage on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipelines.datasets.classes import palette
+from pipelines.errors import ImageError, UsageError
+from pipelines.execution.pool import map_bounded, process_pool, resolve_workers
+from pipelines.execution.progress import Progress, Silent
+from pipelines.options.stages import SampleOptions
+from pipelines.sample.picture import CLASSES, draw_picture
+from pipelines.sample.scenes import SCENES
+from pipelines.stages.counts import Counts
+from pipelines.stores.files import atomic_path, read_json, remove_leftovers, write_json
+from pipelines.stores.manifest import differences
+from pipelines.stores.mask_store import write_mask
+
+STAGE = "sample"
+
+CONFIG = "sample.toml"
+"""The config that is written beside the dataset."""
+
+SIDES = (160, 256)
+"""Shortest and longest side in pixels."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    image_id: str
+    number: int
+
+
+def models_folder() -> Path:
+    """Where the embedded CLIP and DINO are."""
+    return Path(str(resources.files("pipelines.sample"))) / "models"
+
+
+def run(work: Path, options: SampleOptions, force: bool = False, progress: Progress | None = None) -> Counts:
+    """Draw the pictures that are not there yet; then write labels, splits, class list and config.
+
+    Args:
+        work: Gets ``dataset/`` (VOC's layout) and ``sample.toml``.
+        options: How many, and the seed.
+        force: Draw all of them again.
+        progress: Told about each picture.
+
+    Returns:
+        Pictures done and skipped.
+
+    Raises:
+        UsageError: There is another drawn set in ``work``, and ``force`` is off.
+    """
+    progress = progress or Silent()
+    root, settings = work / "dataset", options.model_dump(mode="json")
+    _settle(root / "sample.json", settings, force)
+    jobs = [_Job(f"train_{index:04d}", index) for index in range(options.train)]
+    jobs += [_Job(f"val_{index:04d}", 500_000 + index) for index in range(options.val)]
+    for folder in (root / "JPEGImages", root / "SegmentationClass"):
+        remove_leftovers(folder)
+    todo = [job for job in jobs if force or not _mask_path(root, job.image_id).is_file()]
+    counts = Counts(skipped=len(jobs) - len(todo))
+    progress.start(STAGE, len(jobs), counts.skipped)
+    workers = min(resolve_workers(0), max(1, len(todo)))
+    with process_pool(workers) as pool:
+        for _, drawn in map_bounded(pool, partial(_draw, root=root, seed=options.seed), todo, ahead=4 * workers):
+            if isinstance(drawn, ImageError):
+                raise drawn
+            counts.done += 1
+            progress.advance()
+    progress.finish()
+    _write_lists(root, jobs)
+    with atomic_path(work / CONFIG) as temporary:
+        temporary.write_text(_config(), encoding="utf-8")
+    return counts
+
+
+def _settle(path: Path, settings: dict[str, int], force: bool) -> None:
+    before = read_json(path) if path.is_file() else settings
+    changed = differences(before, settings)
+    if changed and not force:
+        raise UsageError(f"{path.parent} is another drawn set ({'; '.join(changed)})", "--force draws it again, or --work")
+    write_json(path, settings)
+
+
+def _mask_path(root: Path, image_id: str) -> Path:
+    return root / "SegmentationClass" / f"{image_id}.png"
+
+
+def _draw(job: _Job, root: Path, seed: int) -> None:
+    rng = np.random.default_rng([seed, job.number])
+    long, short = SIDES[1], int(rng.integers(SIDES[0], SIDES[1] + 1))
+    height, width = (short, long) if rng.random() < 0.7 else (long, short)
+    picture = draw_picture(rng, height, width)
+    with atomic_path(root / "JPEGImages" / f"{job.image_id}.jpg") as temporary:
+        Image.fromarray(picture.image).save(temporary, format="JPEG", quality=95)
+    write_mask(_mask_path(root, job.image_id), picture.mask, palette())  # last: its presence says that both are there
+
+
+def _write_lists(root: Path, jobs: list[_Job]) -> None:
+    lines = []
+    for job in jobs:
+        with Image.open(_mask_path(root, job.image_id)) as mask:
+            present = [value for value in np.unique(np.asarray(mask)) if value]
+        lines.append(f"{job.image_id},{';'.join(CLASSES[value - 1] for value in present)}")
+    files = {
+        "labels.csv": "image,labels\n" + "\n".join(lines),
+        "classes.toml": _class_list(),
+        "ImageSets/Segmentation/train.txt": "\n".join(job.image_id for job in jobs if job.image_id.startswith("train")),
+        "ImageSets/Segmentation/val.txt": "\n".join(job.image_id for job in jobs if job.image_id.startswith("val")),
+    }
+    for name, text in files.items():
+        with atomic_path(root / name) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _class_list() -> str:
+    words = [word for _, word, _ in SCENES.values()]
+    words += sorted({name for _, _, clutter in SCENES.values() for name in clutter})
+    background = ", ".join(f'"{word}"' for word in words)
+    classes = "\n".join(f'  {{ name = "{name}" }},' for name in CLASSES)
+    return f'template = "a photo of a {{}}."\nbackground = [{background}]\nclasses = [\n{classes}\n]'
+
+
+def _config() -> str:
+    models = models_folder().as_posix()
+    recipe = (resources.files("pipelines.sample") / "sample.toml").read_text(encoding="utf-8")
+    return recipe.replace("{models}", models)

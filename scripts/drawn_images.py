@@ -1,0 +1,68 @@
+"""Pictures to train the embedded models on: drawn like the embedded set, from seeds that it never uses."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.sample.picture import draw_picture
+from pipelines.sample.scenes import SCENES
+
+SIDE = 128
+"""Pixels."""
+
+SMALLEST = 0.2
+"""Objects are somewhat larger than in the embedded set, so that its larger pictures show them at a like size in patches."""
+
+TRAINING_SEED = 7_000_000
+"""First seed; a number alone, where the embedded set's generators have two."""
+
+_CHUNK = 250
+
+
+@dataclass(frozen=True)
+class Described:
+    """What words can tell: classes with colours, the scene's word, clutter, and the labels."""
+
+    objects: tuple[tuple[str, str], ...]
+    scene: str
+    clutter: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def phrases(self) -> set[str]:
+        """Every phrase that is true of the picture."""
+        names = {f"a photo of a {name}." for name, _ in self.objects}
+        coloured = {f"a photo of a {colour} {name}." for name, colour in self.objects}
+        return names | coloured | {f"a photo of a {word}." for word in (self.scene, *self.clutter)}
+
+
+def _draw(first_seed: int) -> tuple[NDArray[np.uint8], list[Described]]:
+    images = np.empty((_CHUNK, SIDE, SIDE, 3), np.uint8)
+    described = []
+    for index in range(_CHUNK):
+        picture = draw_picture(np.random.default_rng(first_seed + index), SIDE, SIDE, SMALLEST)
+        images[index] = picture.image
+        described.append(Described(picture.objects, SCENES[picture.scene][1], picture.clutter, picture.labels))
+    return images, described
+
+
+def drawn_images(count: int) -> tuple[NDArray[np.uint8], list[Described]]:
+    """Draw in all cores.
+
+    Returns:
+        ``(count, 128, 128, 3)`` uint8 RGB, and what is in each.
+    """
+    count = -(-count // _CHUNK) * _CHUNK
+    images = np.empty((count, SIDE, SIDE, 3), np.uint8)
+    described: list[Described] = []
+    with ProcessPoolExecutor() as pool:
+        for chunk, (pixels, words) in enumerate(pool.map(_draw, range(TRAINING_SEED, TRAINING_SEED + count, _CHUNK))):
+            images[chunk * _CHUNK : (chunk + 1) * _CHUNK] = pixels
+            described += words
+            if chunk % 20 == 0:
+                print(f"drawn {len(described)} of {count}", flush=True)
+    return images, described

@@ -1,0 +1,18 @@
+"""``ssr report``."""
+
+from __future__ import annotations
+
+from pipelines.options.stages import ShowOptions
+from ssr_cli.console import ConsoleProgress, out
+from ssr_cli.invocation import Invocation
+from ssr_cli.parameters import command_with
+
+
+@command_with("show", "dataset", "run")
+def command(invocation: Invocation) -> None:
+    """Put the ladder, every evaluation and pictures on one HTML page, WORK/report.html."""
+    from pipelines.stages import report
+
+    with ConsoleProgress() as progress:
+        page = report.run(invocation.workspace, invocation.options("show", ShowOptions), progress)
+    out.print(f"report: [bold]{page.absolute()}[/]")

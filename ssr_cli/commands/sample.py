@@ -1,0 +1,24 @@
+"""``ssr sample``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.options.stages import SampleOptions
+from ssr_cli.console import ConsoleProgress, next_step, out
+from ssr_cli.invocation import Invocation
+from ssr_cli.parameters import command_with
+
+DEFAULT_WORK = Path("runs/sample")
+
+
+@command_with("sample")
+def command(invocation: Invocation) -> None:
+    """Draw a small dataset with masks into WORK (default: runs/sample), and a config that runs every stage on it."""
+    from pipelines.stages import sample
+
+    work = invocation.work_flag or DEFAULT_WORK
+    with ConsoleProgress() as progress:
+        sample.run(work, invocation.options("sample", SampleOptions), invocation.force, progress)
+    out.print(f"pictures, labels and masks in [bold]{work / 'dataset'}[/], config [bold]{work / sample.CONFIG}[/]")
+    next_step(f"ssr superpixels --config {work / sample.CONFIG}")
