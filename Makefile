@@ -63,7 +63,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 docs: setup
-	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 bench: setup
 	@[ -n '$(CONFIG)' ] || { echo 'make bench needs CONFIG=my.toml' >&2; exit 2; }

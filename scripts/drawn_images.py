@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,18 +25,24 @@ _CHUNK = 250
 
 @dataclass(frozen=True)
 class Described:
-    """What words can tell: classes with colours, the scene's word, clutter, and the labels."""
+    """What words can tell: classes with colours and boxes, the scene's word, clutter, and the labels."""
 
     objects: tuple[tuple[str, str], ...]
+    boxes: tuple[tuple[float, float, float, float], ...]
     scene: str
     clutter: tuple[str, ...]
     labels: tuple[int, ...]
 
     def phrases(self) -> set[str]:
         """Every phrase that is true of the picture."""
-        names = {f"a photo of a {name}." for name, _ in self.objects}
-        coloured = {f"a photo of a {colour} {name}." for name, colour in self.objects}
-        return names | coloured | {f"a photo of a {word}." for word in (self.scene, *self.clutter)}
+        names = {name for name, _ in self.objects}
+        coloured = {f"{colour} {name}" for name, colour in self.objects}
+        return names | coloured | {self.scene, *self.clutter}
+
+    def regions(self) -> list[tuple[tuple[float, float, float, float], set[str]]]:
+        """Boxes and the phrases that are true of them."""
+        phrases = [{name, f"{colour} {name}"} for name, colour in self.objects]
+        return list(zip(self.boxes, phrases, strict=True))
 
 
 def _draw(first_seed: int) -> tuple[NDArray[np.uint8], list[Described]]:
@@ -46,7 +51,7 @@ def _draw(first_seed: int) -> tuple[NDArray[np.uint8], list[Described]]:
     for index in range(_CHUNK):
         picture = draw_picture(np.random.default_rng(first_seed + index), SIDE, SIDE, SMALLEST)
         images[index] = picture.image
-        described.append(Described(picture.objects, SCENES[picture.scene][1], picture.clutter, picture.labels))
+        described.append(Described(picture.objects, picture.boxes, SCENES[picture.scene][1], picture.clutter, picture.labels))
     return images, described
 
 

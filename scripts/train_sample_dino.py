@@ -3,7 +3,8 @@
     python scripts/train_sample_dino.py --out pipelines/sample/models/dino.safetensors
 
 Self-distillation of two crops (DINO, Caron et al. 2021) and of masked patches (iBOT, Zhou et al. 2022), targets balanced by
-Sinkhorn (SwAV, Caron et al. 2020).
+Sinkhorn (SwAV, Caron et al. 2020). A large DINO's attention comes to join the patches of one thing by itself; here the values
+that it brings to a patch have to fit the patch's target too.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-CONFIG = json.loads((Path(__file__).parents[1] / "pipelines" / "sample" / "models" / "dino.json").read_text())
+CONFIG = json.loads((Path(__file__).resolve().parents[1] / "pipelines" / "sample" / "models" / "dino.json").read_text())
 SIDE = CONFIG["model_args"]["img_size"]
 WIDTH = CONFIG["model_args"]["embed_dim"]
-PROTOTYPES = 1024
+PROTOTYPES = 256
 
 
 class Head(nn.Module):
-    """Token -> logits over prototypes; prototypes are unit vectors."""
+    """Token -> cosine with each prototype."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +40,7 @@ class Head(nn.Module):
         self.prototypes = nn.Parameter(F.normalize(torch.randn(PROTOTYPES, 128), dim=1))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """``(..., D)`` -> ``(..., 1024)``, cosines."""
+        """``(..., D)`` -> ``(..., 256)``."""
         return F.normalize(self.mlp(tokens).float(), dim=-1) @ F.normalize(self.prototypes, dim=1).T
 
 
@@ -52,19 +53,32 @@ class Student(nn.Module):
         self.head = Head()
         self.masked = nn.Parameter(torch.zeros(WIDTH))
 
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits of CLS ``(B, P)`` and of patches ``(B, N, P)``, or of the masked ones ``(M, P)``."""
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Cosines of CLS ``(B, P)``, of patches ``(B, N, P)``, and of what the last block's attention brings to them."""
         vit = self.vit
         x = vit.patch_embed(images)  # (B, h, w, D)
         if mask is not None:
             x = torch.where(mask.view(*x.shape[:3], 1), self.masked.to(x.dtype), x)
-        x = vit.norm(vit.blocks(vit._pos_embed(x)))  # (B, N + 1, D)
-        patches = x[:, 1:] if mask is None else x[:, 1:][mask]
-        return self.head(x[:, 0]), self.head(patches)
+        x = vit._pos_embed(x)  # (B, N + 1, D)
+        *most, last = vit.blocks
+        for block in most:
+            x = block(x)
+        brought = vit.norm(attended_values(last, x[:, 1:]))
+        x = vit.norm(last(x))
+        return self.head(x[:, 0]), self.head(x[:, 1:]), self.head(brought)
+
+
+def attended_values(block: nn.Module, x: Tensor) -> Tensor:
+    """Values of a block, averaged by its head-averaged attention between patches, ``(B, N, D)``."""
+    attn = block.attn
+    query, key, value = attn.qkv(block.norm1(x)).chunk(3, -1)
+    query, key = (part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in (query, key))
+    attention = (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(-1).mean(1)  # (B, N, N)
+    return attn.proj(attention @ value)
 
 
 def crops(images: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """One random crop of each picture, mirrored, tinted, sometimes grey: ``(B, 3, 96, 96)``, normalised."""
+    """One random crop of each picture, mirrored, tinted, sometimes grey: ``(B, 3, 128, 128)``, normalised."""
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     count = len(x)
     zoom = np.sqrt(rng.uniform(0.35, 1.0, count))
@@ -100,8 +114,8 @@ def main() -> None:
     """Train and write fp16 safetensors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=30000)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--pictures", type=int, default=24000)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -120,27 +134,30 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = arguments.lr * share
         chosen = images[rng.integers(0, len(images), arguments.batch)]
-        views = torch.cat([crops(chosen, rng), crops(chosen, rng)])  # (2B, 3, 96, 96)
+        views = torch.cat([crops(chosen, rng), crops(chosen, rng)])  # (2B, 3, 128, 128)
         mask = torch.from_numpy(rng.random((len(views), patches)) < rng.uniform(0.1, 0.5, (len(views), 1)))  # (2B, N)
         with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                cls_teacher, patch_teacher = teacher(views)
-            cls_student, patch_student = student(views, mask)
+                cls_teacher, patch_teacher, _ = teacher(views)
+            cls_student, patch_student, brought = student(views, mask)
         half = arguments.batch
-        swapped = torch.cat([cls_teacher[half:], cls_teacher[:half]]).float()
-        loss_cls = cross_entropy(balanced(swapped, 0.05), cls_student.float())
-        loss_patch = cross_entropy(balanced(patch_teacher[mask].float(), 0.05), patch_student.float())
+        swapped = torch.cat([cls_teacher[half:], cls_teacher[:half]])
+        target = balanced(patch_teacher.flatten(0, 1), 0.05).view_as(patch_teacher)  # (2B, N, P)
+        loss_cls = cross_entropy(balanced(swapped, 0.05), cls_student)
+        loss_patch = cross_entropy(target[mask], patch_student[mask])
+        loss_brought = cross_entropy(target, brought)
         optimizer.zero_grad()
-        (loss_cls + loss_patch).backward()
+        (loss_cls + loss_patch + loss_brought).backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 3.0)
         optimizer.step()
-        momentum = 1 - (1 - 0.99) * (math.cos(math.pi * progress) + 1) / 2
+        momentum = 1 - (1 - 0.98) * (math.cos(math.pi * progress) + 1) / 2
         with torch.no_grad():
             for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
                 slow.lerp_(fast, 1 - momentum)
         if step % 50 == 49 or step == arguments.steps - 1:
             rate = (step + 1) * arguments.batch / (time.time() - start)
-            print(f"step {step + 1}  cls {loss_cls:.3f}  patch {loss_patch:.3f}  {rate:.0f} pictures/s", flush=True)
+            losses = f"cls {loss_cls:.3f}  patch {loss_patch:.3f}  brought {loss_brought:.3f}"
+            print(f"step {step + 1}  {losses}  {rate:.0f} pictures/s", flush=True)
             save_file({k: v.half().contiguous() for k, v in teacher.vit.state_dict().items()}, arguments.out)
 
 

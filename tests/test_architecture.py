@@ -25,6 +25,7 @@ FLOORS = [
         "pipelines.execution",
         "pipelines.evaluation",
         "pipelines.figures",
+        "pipelines.sample",
     },
     {"pipelines.options", "pipelines.ops"},
     {"pipelines.errors"},

@@ -1,4 +1,4 @@
-"""No ground truth is opened but where a person asks for it: `eval`, `show --gt`, `doctor --gt`, `labels --from masks`."""
+"""No ground truth is opened but where a person asks for it: `eval`, `--gt`, `labels --from masks`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ BLIND = {
     "cams": ["cams"],
     "refine": ["refine"],
     "refine, crf": ["refine", "--crf", "--force", "--workers", "1"],
+    "ladder": ["ladder", "--workers", "1"],
     "show": ["show", "--count", "2"],
+    "report": ["report", "--count", "2"],
     "status": ["status"],
     "doctor": ["doctor"],
     "text": ["text", "BANK"],
@@ -49,6 +51,8 @@ BLIND = {
 ASKED = {
     "eval": ["eval", "--no-pictures"],
     "eval cams": ["eval", "cams", "--no-pictures"],
+    "eval ladder": ["eval", "ladder", "--no-pictures"],
+    "report --gt": ["report", "--gt", "--count", "2"],
     "show --gt": ["show", "--gt", "--count", "2"],
     "doctor --gt": ["doctor", "--gt"],
     "labels from masks": ["labels", "MASKS", "OUT", "--from", "masks"],

@@ -29,6 +29,7 @@ class Picture:
         labels: Classes present, ascending.
         scene: Name of the scene.
         objects: Class and colour name of each visible object, back to front.
+        boxes: Of each visible object, what shows of it: left, top, right, bottom as shares of width and height.
         clutter: Names of what else is there.
     """
 
@@ -37,6 +38,7 @@ class Picture:
     labels: tuple[int, ...]
     scene: str
     objects: tuple[tuple[str, str], ...]
+    boxes: tuple[tuple[float, float, float, float], ...]
     clutter: tuple[str, ...]
 
 
@@ -95,8 +97,15 @@ def _attempt(rng: Rng, height: int, width: int, smallest: float) -> Picture:
         labels=tuple(int(value) - 1 for value in np.unique(mask) if value),
         scene=scene,
         objects=tuple(entry for entry, share in zip(found, shares, strict=True) if share >= MIN_VISIBLE),
+        boxes=tuple(_box(owner == index + 1) for index, share in enumerate(shares) if share >= MIN_VISIBLE),
         clutter=tuple(dict.fromkeys(clutter)),
     )
+
+
+def _box(shown: NDArray[np.bool_]) -> tuple[float, float, float, float]:
+    rows, columns = np.nonzero(shown.any(1))[0], np.nonzero(shown.any(0))[0]
+    height, width = shown.shape
+    return columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
 
 
 def _chosen_classes(rng: Rng, scene: str) -> list[str]:

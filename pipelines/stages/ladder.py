@@ -146,6 +146,8 @@ def _listed(work: Path) -> list[tuple[str, str]]:
         raise SsrError(f"no ladder in {work}", "run `ssr ladder` first")
     content = read_json(path)
     try:
+        if not isinstance(content, list):
+            raise TypeError
         return [(str(entry["name"]), str(entry["title"])) for entry in content]
     except (TypeError, KeyError) as error:
         raise SsrError(f"{path} is damaged", "run `ssr ladder` again") from error

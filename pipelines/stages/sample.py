@@ -64,6 +64,9 @@ def run(work: Path, options: SampleOptions, force: bool = False, progress: Progr
     jobs += [_Job(f"val_{index:04d}", 500_000 + index) for index in range(options.val)]
     for folder in (root / "JPEGImages", root / "SegmentationClass"):
         remove_leftovers(folder)
+        for path in folder.glob("*"):  # of a larger set
+            if path.stem not in {job.image_id for job in jobs}:
+                path.unlink()
     todo = [job for job in jobs if force or not _mask_path(root, job.image_id).is_file()]
     counts = Counts(skipped=len(jobs) - len(todo))
     progress.start(STAGE, len(jobs), counts.skipped)
@@ -125,7 +128,7 @@ def _class_list() -> str:
     words += sorted({name for _, _, clutter in SCENES.values() for name in clutter})
     background = ", ".join(f'"{word}"' for word in words)
     classes = "\n".join(f'  {{ name = "{name}" }},' for name in CLASSES)
-    return f'template = "a photo of a {{}}."\nbackground = [{background}]\nclasses = [\n{classes}\n]'
+    return f'template = "{{}}"\nbackground = [{background}]\nclasses = [\n{classes}\n]'
 
 
 def _config() -> str:

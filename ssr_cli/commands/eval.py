@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 def command(
     invocation: Invocation,
     what: Annotated[
-        str, typer.Argument(metavar="[cams|refined|masks|ladder|FOLDER]", help="what to score", show_default=True)
+        str,
+        typer.Argument(
+            metavar="[cams|refined|masks|ladder|FOLDER]",
+            help="what to score",
+            show_default=True,
+            autocompletion=lambda: ["cams", "refined", "masks", "ladder"],
+        ),
     ] = "masks",
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="show two runs side by side: work directories, eval folders or report.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.options.stages import SampleOptions
@@ -18,6 +19,7 @@ def command(invocation: Invocation) -> None:
     from pipelines.stages import sample
 
     work = invocation.work_flag or DEFAULT_WORK
+    invocation = replace(invocation, work_flag=work)
     with ConsoleProgress() as progress:
         sample.run(work, invocation.options("sample", SampleOptions), invocation.force, progress)
     out.print(f"pictures, labels and masks in [bold]{work / 'dataset'}[/], config [bold]{work / sample.CONFIG}[/]")

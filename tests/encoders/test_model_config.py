@@ -121,10 +121,10 @@ def test_numbers_that_no_model_has_are_one_line(
     clip_files: tuple[str, str], dino_files: tuple[str, str], tmp_path: Path
 ) -> None:
     odd_clip = write(tmp_path / "odd.json", {**CLIP, "vision_cfg": {"no_such_thing": 1}})
-    with pytest.raises(SsrError, match="cannot build .*odd.json"):
+    with pytest.raises(SsrError, match=r"cannot build .*odd\.json"):
         build_clip(resolve_clip(odd_clip, clip_files[1]))
     odd_dino = write(tmp_path / "odd.json", {**DINO, "model_args": {"embed_dim": 25, "num_heads": 2}})
-    with pytest.raises(SsrError, match="cannot build .*odd.json"):
+    with pytest.raises(SsrError, match=r"cannot build .*odd\.json"):
         build_dino(resolve_dino(odd_dino, dino_files[1]))
 
 

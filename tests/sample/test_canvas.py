@@ -35,7 +35,7 @@ def test_paint_marks_what_it_covers() -> None:
 def test_light_from_above_makes_the_upper_half_brighter() -> None:
     target = canvas()
     ball(target, Frame((30, 20), 12))
-    assert target.pixels[12:18, 25:35].mean() > 1.2 * target.pixels[23:29, 25:35].mean()
+    assert target.pixels[10:15, 27:34].mean() > 1.2 * target.pixels[26:31, 27:34].mean()
 
 
 def test_frame_turns_mirrors_and_scales() -> None:

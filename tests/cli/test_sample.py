@@ -1,0 +1,66 @@
+"""The drawn set and the models in the package, through the command line: what `make all` does, on fewer pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pipelines.stages import ladder
+
+
+@pytest.fixture(scope="module")
+def chain(ssr, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each command of the chain said, and the work directory."""
+    pytest.importorskip("pydensecrf", reason="the chain ends with a CRF")
+    work = tmp_path_factory.mktemp("chain") / "sample"
+    said = {"work": str(work), "sample": ssr("sample", "--work", work, "--train", 40, "--val", 4).text}
+    for command in ("doctor", "superpixels", "cams", "refine", "eval masks", "ladder", "eval ladder", "report --gt --count 3"):
+        said[command] = ssr(*command.split(), "--config", work / "sample.toml").text
+    return said
+
+
+def test_every_step_names_the_next(chain: dict[str, str]) -> None:
+    assert "next: ssr superpixels --config" in chain["sample"]
+    assert "next: ssr cams" in chain["superpixels"]
+    assert "next: ssr report" in chain["eval ladder"]
+    assert re.search(r"report: .*report\.html", chain["report --gt --count 3"])
+
+
+def test_doctor_finds_nothing_wrong_with_set_and_models(chain: dict[str, str]) -> None:
+    assert "image and text tower" in chain["doctor"]
+    assert "error" not in chain["doctor"].lower()
+
+
+def test_masks_are_far_better_than_chance_and_than_the_first_cam(chain: dict[str, str]) -> None:
+    scores = dict(ladder.scored(Path(chain["work"])))
+    masks = json.loads((Path(chain["work"]) / "eval" / "masks" / "report.json").read_text())
+    assert masks["miou"] > 0.5
+    assert masks["miou"] > scores[ladder.INITIAL].miou
+    assert scores["+ CRF"].miou == pytest.approx(masks["miou"]), "the last rung is what `ssr refine` makes"
+
+
+def test_the_page_has_the_ladder_and_needs_nothing_else(chain: dict[str, str]) -> None:
+    page = (Path(chain["work"]) / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Ladder</h2>" in page
+    assert page.count("<article") == 3
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
+
+
+def test_a_second_run_draws_and_computes_nothing(chain: dict[str, str], ssr) -> None:
+    work = Path(chain["work"])
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*.png") if "eval" not in path.parts}
+    ssr("sample", "--work", work, "--train", 40, "--val", 4)
+    for command in ("superpixels", "cams", "refine", "ladder"):
+        assert "40 there already" in ssr(command, "--config", work / "sample.toml").text or command == "ladder"
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_without_a_folder_it_goes_to_runs_sample(ssr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ssr("sample", "--train", 1, "--val", 1)
+    assert (tmp_path / "runs" / "sample" / "sample.toml").is_file()
+    assert "belongs" not in ssr("sample", "--train", 1, "--val", 1).text
+    assert "--force" in ssr("sample", "--train", 1, "--val", 1, "--seed", 3, code=2).err

@@ -1,0 +1,109 @@
+"""The ladder: each rung has one part more than the one before, and is what `ssr refine` makes with its options."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import read_recipe
+from pipelines.errors import SsrError
+from pipelines.options.stages import EvalOptions, RefineOptions, ShowOptions
+from pipelines.stages import ladder, refine, report
+
+SSR = RefineOptions(**read_recipe("ssr")["refine"])
+CLIP_ES = RefineOptions(**read_recipe("clip-es")["refine"])
+
+RUNGS = {
+    "ssr": (SSR, ["clip", "dino", "superpixels"]),
+    "clip-es": (CLIP_ES, ["clip", "box"]),
+    "dino alone": (RefineOptions(dino_weight=1.0), ["dino"]),
+    "no dino": (RefineOptions(dino_weight=0.0, superpixel_mask="gate"), ["clip", "superpixels"]),
+}
+
+
+@pytest.mark.parametrize("name", RUNGS)
+def test_rungs_are_the_parts_of_the_recipe_in_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, expected = RUNGS[name]
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    assert [rung.name for rung in ladder.rungs(options)] == expected
+    with_crf = ladder.rungs(options.model_copy(update={"crf": True}))
+    assert [rung.name for rung in with_crf] == [*expected, "crf"]
+    assert with_crf[-1].options == options.model_copy(update={"crf": True})
+    assert with_crf[-2].options == options.model_copy(update={"crf": False}), "the last rung before the CRF is the recipe"
+
+
+def test_each_rung_changes_one_thing() -> None:
+    rungs = ladder.rungs(SSR.model_copy(update={"crf": True}))
+    for before, after in zip(rungs, rungs[1:], strict=False):
+        old, new = before.options.model_dump(), after.options.model_dump()
+        assert len({key for key in old if old[key] != new[key]}) == 1, after.title
+
+
+@pytest.fixture
+def workspace(workspace_in, finished, tmp_path):
+    workspace = workspace_in(tmp_path / "work")
+    workspace.work.mkdir()
+    for name in ("superpixels.h5", "superpixels.json", "cams.h5", "cams.json"):
+        shutil.copy(finished["ssr"] / name, workspace.work / name)
+    return workspace
+
+
+def masks(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def test_rungs_equal_refine_and_their_scores_equal_eval(workspace, workspace_in, tmp_path) -> None:
+    pytest.importorskip("pydensecrf", reason="the last rung is the CRF's")
+    assert ladder.run(workspace, SSR).done == 6 * 4
+    assert ladder.run(workspace, SSR).skipped == 6 * 4
+    scores = ladder.score(workspace, EvalOptions(pictures=False), 1.0)
+    assert [title for title, _ in scores] == [ladder.INITIAL, *(rung.title for rung in ladder.rungs(SSR))]
+    assert ladder.scored(workspace.work) == scores
+    for rung, (_, found) in zip(ladder.rungs(SSR), scores[1:], strict=True):
+        alone = tmp_path / rung.name
+        refine.run_targets(workspace, [refine.Target(rung.options, alone)])
+        assert masks(alone / "masks") == masks(workspace.work / "ladder" / rung.name / "masks")
+        from pipelines.stages import evaluate
+
+        place = dataclasses.replace(workspace, work=alone)
+        again = evaluate.run(place, "masks", EvalOptions(pictures=False), 1.0)[0].report
+        assert again.miou == found.miou
+
+
+def test_the_ladder_of_another_recipe_leaves_no_old_rung(workspace) -> None:
+    ladder.run(workspace, SSR)
+    ladder.run(dataclasses.replace(workspace, force=True), CLIP_ES)
+    assert not (workspace.work / "ladder" / "superpixels").exists()
+    assert (workspace.work / "ladder" / "box" / "masks").is_dir()
+    assert ladder.scored(workspace.work) == [], "scores of one ladder are not those of another"
+
+
+def test_no_ladder_is_one_line(workspace) -> None:
+    with pytest.raises(SsrError, match="no ladder"):
+        ladder.score(workspace, EvalOptions(), 1.0)
+    assert ladder.scored(workspace.work) == []
+
+
+@pytest.mark.parametrize("text", ["{}", '[{"name": 1}]', '["x"]', "no"])
+def test_a_damaged_list_is_one_line(workspace, text) -> None:
+    (workspace.work / ladder.LIST).write_text(text)
+    with pytest.raises(SsrError, match=r"ladder\.json"):
+        ladder.score(workspace, EvalOptions(pictures=False), 1.0)
+
+
+def test_report_shows_ladder_scores_and_pictures_and_opens_no_truth_unasked(workspace) -> None:
+    ladder.run(workspace, SSR)
+    page = report.run(workspace, ShowOptions(count=2)).read_text()
+    assert "<h2>Ladder</h2>" not in page
+    ladder.score(workspace, EvalOptions(), 1.0)
+    page = report.run(workspace, ShowOptions(count=2)).read_text()
+    assert "<h2>Ladder</h2>" in page
+    for rung in ladder.rungs(SSR):
+        assert rung.title in page
+    assert "confusion matrix" in page
+    assert page.count("<article") == 2
+    assert "not opened" in page
+    assert "http" not in page.replace("http-equiv", "")
