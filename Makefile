@@ -1,8 +1,8 @@
 # make all     set-up, then superpixels -> CAMs -> pseudo-masks -> scores -> pictures, on a small drawn set
 # make test    set-up, then the tests
 #
-# On one's own data: make all DATASET=voc|coco|folder ROOT=/data/VOCdevkit/VOC2012 [SPLIT=train] or make all CONFIG=my.toml;
-# WORK=folder, RECIPE=ssr|clip-es, EVAL=no without ground truth, FLAGS='--clip-pretrained FILE ...' for every stage.
+# On one's own data: make all DATASET=voc|coco|folder ROOT=/data/VOCdevkit/VOC2012 [SPLIT=train], or make all CONFIG=my.toml;
+# WORK=folder, RECIPE=ssr|clip-es, CLIP=file and DINO=file for local weights, EVAL=no where there is no ground truth.
 PYTHON  ?= python3
 VENV    ?= .venv
 CONFIG  ?=
@@ -11,7 +11,8 @@ ROOT    ?=
 SPLIT   ?=
 WORK    ?=
 RECIPE  ?=
-FLAGS   ?=
+CLIP    ?=
+DINO    ?=
 EVAL    ?= $(if $(filter folder,$(DATASET)),no,yes)
 
 BIN    := $(VENV)/bin
@@ -19,8 +20,11 @@ SSR    := $(BIN)/ssr
 SAMPLE := $(if $(CONFIG)$(DATASET),,$(or $(WORK),runs/sample))
 INPUT   = $(if $(DATASET),$(DATASET) $(if $(ROOT),--root $(ROOT)) $(if $(SPLIT),--split $(SPLIT)) $(if $(CONFIG),--config $(CONFIG)),--config $(or $(CONFIG),$(SAMPLE)/sample.toml))
 ARGS    = $(INPUT) $(if $(WORK),--work $(WORK)) $(if $(RECIPE),--recipe $(RECIPE))
-# exit code 3: done but for the bad images that --max-failures allows
-step    = $(SSR) $(1) $(ARGS) $(2) || [ $$? -eq 3 ]
+CLIP_FLAG = $(if $(CLIP),--clip-pretrained $(CLIP))
+FLAGS   = $(CLIP_FLAG) $(if $(DINO),--dino-pretrained $(DINO))
+# says the command, runs it; exit code 3: done but for the bad images that --max-failures allows
+step    = @set -- $(1) $(ARGS) $(2); echo; echo "> ssr $$*"; $(SSR) "$$@" || [ $$? -eq 3 ]
+scored  = $(if $(filter yes,$(EVAL)),$(call step,$(1),$(2)))
 
 .PHONY: help setup all test lint check format docs bench clean
 
@@ -41,10 +45,11 @@ all: setup
 	$(if $(SAMPLE),$(SSR) sample --work $(SAMPLE))
 	$(call step,doctor,$(FLAGS))
 	$(call step,superpixels)
-	$(call step,cams,$(FLAGS))
+	$(call step,cams,$(CLIP_FLAG))
 	$(call step,refine,$(FLAGS) $(if $(CONFIG),,--crf))
-	[ '$(EVAL)' != yes ] || { $(call step,eval masks); }
-	[ '$(EVAL)' != yes ] || { $(call step,ladder,$(FLAGS)) && { $(call step,eval ladder); }; }
+	$(call scored,eval masks)
+	$(call scored,ladder,$(FLAGS))
+	$(call scored,eval ladder)
 	$(call step,report,$(if $(filter yes,$(EVAL)),--gt))
 
 test: setup

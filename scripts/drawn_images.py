@@ -6,7 +6,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipelines.sample.picture import draw_picture
 from pipelines.sample.scenes import SCENES
@@ -71,3 +74,13 @@ def drawn_images(count: int) -> tuple[NDArray[np.uint8], list[Described]]:
             if chunk % 20 == 0:
                 print(f"drawn {len(described)} of {count}", flush=True)
     return images, described
+
+
+def for_half_size(kernel: Tensor) -> Tensor:
+    """Patch embedding for patches of 8 pixels from one for 16: what the kernel sees of a patch enlarged twice (bilinear).
+
+    The models are trained on few patches, which is fast, and then look at pictures with patches of half the size.
+    """
+    basis = torch.eye(64).view(64, 1, 8, 8)
+    enlarge = F.interpolate(basis, scale_factor=2, mode="bilinear", align_corners=False).flatten(1)  # (64, 256)
+    return (kernel.flatten(2) @ enlarge.T).unflatten(-1, (8, 8))

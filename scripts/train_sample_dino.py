@@ -20,13 +20,15 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from drawn_images import drawn_images
+from drawn_images import drawn_images, for_half_size
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CONFIG = json.loads((Path(__file__).resolve().parents[1] / "pipelines" / "sample" / "models" / "dino.json").read_text())
-SIDE = CONFIG["model_args"]["img_size"]
+SIDE, PATCH = 2 * CONFIG["model_args"]["img_size"], 2 * CONFIG["model_args"]["patch_size"]
+"""In training; the file gets patches of half the size (`drawn_images.for_half_size`)."""
+
 WIDTH = CONFIG["model_args"]["embed_dim"]
 PROTOTYPES = 256
 
@@ -49,7 +51,8 @@ class Student(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.vit = timm.create_model(CONFIG["architecture"], num_classes=0, dynamic_img_size=True, **CONFIG["model_args"])
+        shape = CONFIG["model_args"] | {"img_size": SIDE, "patch_size": PATCH}
+        self.vit = timm.create_model(CONFIG["architecture"], num_classes=0, dynamic_img_size=True, **shape)
         self.head = Head()
         self.masked = nn.Parameter(torch.zeros(WIDTH))
 
@@ -126,7 +129,7 @@ def main() -> None:
     student = Student()
     teacher = copy.deepcopy(student).requires_grad_(False)
     optimizer = torch.optim.AdamW(student.parameters(), lr=arguments.lr, weight_decay=0.05, betas=(0.9, 0.99))
-    warmup, patches = arguments.steps // 12, (SIDE // CONFIG["model_args"]["patch_size"]) ** 2
+    warmup, patches = arguments.steps // 12, (SIDE // PATCH) ** 2
     start = time.time()
     for step in range(arguments.steps):
         progress = step / arguments.steps
@@ -158,7 +161,9 @@ def main() -> None:
             rate = (step + 1) * arguments.batch / (time.time() - start)
             losses = f"cls {loss_cls:.3f}  patch {loss_patch:.3f}  brought {loss_brought:.3f}"
             print(f"step {step + 1}  {losses}  {rate:.0f} pictures/s", flush=True)
-            save_file({k: v.half().contiguous() for k, v in teacher.vit.state_dict().items()}, arguments.out)
+    state = dict(teacher.vit.state_dict())
+    state["patch_embed.proj.weight"] = for_half_size(state["patch_embed.proj.weight"])
+    save_file({k: v.half().contiguous() for k, v in state.items()}, arguments.out)
 
 
 if __name__ == "__main__":

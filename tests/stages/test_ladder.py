@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_rungs_are_the_parts_of_the_recipe_in_order(name: str, monkeypatch: pyte
 
 def test_each_rung_changes_one_thing() -> None:
     rungs = ladder.rungs(SSR.model_copy(update={"crf": True}))
-    for before, after in zip(rungs, rungs[1:], strict=False):
+    for before, after in pairwise(rungs):
         old, new = before.options.model_dump(), after.options.model_dump()
         assert len({key for key in old if old[key] != new[key]}) == 1, after.title
 
