@@ -129,7 +129,7 @@ def main() -> None:
     student = Student()
     teacher = copy.deepcopy(student).requires_grad_(False)
     optimizer = torch.optim.AdamW(student.parameters(), lr=arguments.lr, weight_decay=0.05, betas=(0.9, 0.99))
-    warmup, patches = arguments.steps // 12, (SIDE // PATCH) ** 2
+    warmup, patches = max(1, arguments.steps // 12), (SIDE // PATCH) ** 2
     start = time.time()
     for step in range(arguments.steps):
         progress = step / arguments.steps

@@ -56,7 +56,7 @@ def test_clip_tells_which_classes_are_in_a_picture(clip: ClipEncoder, pictures: 
     for row, picture in enumerate(pictures):
         truth[row, list(picture.labels)] = True
         encoded = clip.encode(
-            encoder_input(Image.fromarray(picture.image), (12, 16), clip.patch_size, clip.mean, clip.std)[None]
+            encoder_input(Image.fromarray(picture.image), (24, 32), clip.patch_size, clip.mean, clip.std)[None]
         )
         block = clip.last_block
         features = block.features(encoded.tokens_cls, block.block.ln_1(encoded.tokens_cls)).mean(1)
@@ -69,7 +69,7 @@ def test_clip_tells_which_classes_are_in_a_picture(clip: ClipEncoder, pictures: 
 
 def attended_share(attention: torch.Tensor, mask: np.ndarray) -> tuple[float, float]:
     """Share of an object's attention that stays on it, and the object's share of the picture."""
-    tokens = torch.from_numpy(np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize((16, 12), Image.Resampling.BOX)))
+    tokens = torch.from_numpy(np.array(Image.fromarray(mask.astype(np.uint8) * 255).resize((32, 24), Image.Resampling.BOX)))
     inside = tokens.flatten() > 127
     if not inside.any():
         return 0.0, 0.0
@@ -81,7 +81,7 @@ def test_objects_attend_to_themselves(name: str, clip: ClipEncoder, dino: DinoEn
     stays, area = 0.0, 0.0
     for picture in pictures:
         encoder = clip if name == "clip" else dino
-        grid = (12, 16)
+        grid = (24, 32)
         image = encoder_input(Image.fromarray(picture.image), grid, encoder.patch_size, encoder.mean, encoder.std)[None]
         attention = encoder.encode(image, [len(encoder.blocks) - 1]).attention
         assert attention is not None
