@@ -214,7 +214,7 @@ def optimizer_of(
     warmup = max(1, steps // 12)
 
     def share(step: int) -> float:
-        return min(1, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / (steps - warmup)))
+        return min(1, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, steps - warmup)))
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
