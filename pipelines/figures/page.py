@@ -119,6 +119,8 @@ img { display: block; max-width: 100%; height: auto; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1.1rem 1.1rem;
   max-width: 100%; }
 section h2 { font: 600 1rem system-ui, sans-serif; margin-bottom: .5rem; }
+section div { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; align-items: flex-start; margin-bottom: .8rem; }
+section img { max-width: min(44rem, 100%); }
 section p { color: var(--muted); font-size: .85rem; margin-bottom: .6rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-size: .68rem; text-transform: uppercase; letter-spacing: .06em; color: var(--muted); }

@@ -40,10 +40,10 @@ def report_section(report: Report, confusion_png: bytes | None, colors: Mapping[
     picture = ""
     if confusion_png:
         data = b64encode(confusion_png).decode()
-        picture = f'<p></p><img src="data:image/png;base64,{data}" alt="confusion matrix" style="max-width:52rem;width:100%">'
+        picture = f'<img src="data:image/png;base64,{data}" alt="confusion matrix">'
     return (
-        f"<section><h2>{escape(report.caption)}: mIoU {100 * report.miou:.2f}</h2><table>{''.join(rows)}</table>"
-        f"{picture}<p>{rules}</p></section>"
+        f"<section><h2>{escape(report.caption)}: mIoU {100 * report.miou:.2f}</h2>"
+        f"<div><table>{''.join(rows)}</table>{picture}</div><p>{rules}</p></section>"
     )
 
 
