@@ -1,0 +1,69 @@
+"""The bash blocks of the documentation run as written, in a real shell, on a few drawn pictures.
+
+What is exchanged: a root that stands for the reader's own data becomes ``--config my.toml``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OWN_DATA = "voc --root /data/VOCdevkit/VOC2012"
+
+
+def blocks(page: str, heading: str) -> list[str]:
+    """Bash blocks below a heading, up to the next one; without a heading, those at the head of the page."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    section = re.split(r"^## ", text.split(f"\n## {heading}\n")[1] if heading else text, flags=re.MULTILINE)[0]
+    return re.findall(r"^```bash\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory):
+    """A shell in a folder with ``my.toml``; its ``ssr`` is this one."""
+    pytest.importorskip("pydensecrf", reason="the commands use the CRF")
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "bin").mkdir()
+    command = folder / "bin" / "ssr"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from ssr_cli.app import main; main()" "$@"\n')
+    command.chmod(0o755)
+    environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+    def run(script: str) -> str:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    run("ssr sample --work . --train 4 --val 1 && sed '/^work/d' sample.toml > my.toml")
+    return run
+
+
+def test_a_first_run_and_going_on(shell) -> None:
+    (first,) = [block for block in blocks("getting-started.md", "PASCAL VOC") if "ssr " in block]
+    assert OWN_DATA in first
+    lines = [line for line in first.replace(OWN_DATA, "voc --config my.toml").splitlines() if not line.startswith("source")]
+    said = shell("\n".join(lines))
+    assert "+ superpixels (SGC)" in said
+    assert "runs/voc/report.html" in said
+    (on,) = blocks("getting-started.md", "Going on, starting over")
+    for line in on.splitlines():
+        refused = "# refused" in line
+        said = shell(f"! {line}" if refused else line)
+        assert ("was made with other options" in said) == refused, line
+
+
+@pytest.mark.parametrize("heading", ["", "The built-in ablation", "An ablation of any option"])
+def test_recipes_and_ablations(shell, heading: str) -> None:
+    found = blocks("recipes.md", heading)
+    assert found
+    said = "".join(shell(block) for block in found)
+    assert "mIoU" in said
