@@ -22,6 +22,8 @@ INPUT   = $(if $(DATASET),$(DATASET) $(if $(ROOT),--root $(ROOT)) $(if $(SPLIT),
 ARGS    = $(INPUT) $(if $(WORK),--work $(WORK)) $(if $(RECIPE),--recipe $(RECIPE))
 CLIP_FLAG = $(if $(CLIP),--clip-pretrained $(CLIP))
 FLAGS   = $(CLIP_FLAG) $(if $(DINO),--dino-pretrained $(DINO))
+# the CRF is left out where it could not be built; a config of one's own decides for itself
+CRF_FLAG = $(if $(CONFIG),,$(shell $(BIN)/python -c 'import pydensecrf' 2>/dev/null && echo --crf || echo --no-crf))
 # says the command, runs it; exit code 3: done but for the bad images that --max-failures allows
 step    = @set -- $(1) $(ARGS) $(2); echo; echo "> ssr $$*"; $(SSR) "$$@" || [ $$? -eq 3 ]
 scored  = $(if $(filter yes,$(EVAL)),$(call step,$(1),$(2)))
@@ -38,7 +40,9 @@ $(VENV)/.done: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else "ssr needs Python 3.11 or 3.12 (pydensecrf2 does not build on newer): make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install -e '.[all,dev,docs]'
+	$(BIN)/python -m pip install -e '.[all,dev,docs]' || { \
+	  echo 'pydensecrf2 was not built (is there a C++ compiler?): going on without the CRF'; \
+	  $(BIN)/python -m pip install -e '.[mmseg,dev,docs]'; }
 	touch $@
 
 all: setup
@@ -46,9 +50,9 @@ all: setup
 	$(call step,doctor,$(FLAGS))
 	$(call step,superpixels)
 	$(call step,cams,$(CLIP_FLAG))
-	$(call step,refine,$(FLAGS) $(if $(CONFIG),,--crf))
+	$(call step,refine,$(FLAGS) $(CRF_FLAG))
 	$(call scored,eval masks)
-	$(call scored,ladder,$(FLAGS))
+	$(call scored,ladder,$(FLAGS) $(CRF_FLAG))
 	$(call scored,eval ladder)
 	$(call step,report,$(if $(filter yes,$(EVAL)),--gt))
 
