@@ -17,7 +17,16 @@ def chain(ssr, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     pytest.importorskip("pydensecrf", reason="the chain ends with a CRF")
     work = tmp_path_factory.mktemp("chain") / "sample"
     said = {"work": str(work), "sample": ssr("sample", "--work", work, "--train", 40, "--val", 4).text}
-    for command in ("doctor", "superpixels", "cams", "refine --crf", "eval masks", "ladder", "eval ladder", "report --gt --count 3"):
+    for command in (
+        "doctor",
+        "superpixels",
+        "cams",
+        "refine --crf",
+        "eval masks",
+        "ladder",
+        "eval ladder",
+        "report --gt --count 3",
+    ):
         said[command] = ssr(*command.split(), "--config", work / "sample.toml").text
     return said
 
