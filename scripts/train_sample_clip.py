@@ -22,9 +22,11 @@ import torch
 import torch.nn.functional as F
 from drawn_images import SIDE, Described, drawn_images, for_half_size
 from safetensors.torch import save_file
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pipelines.ops.attention import attention_with_weights
 from pipelines.sample.picture import CLASSES
 
 CONFIG = Path(__file__).resolve().parents[1] / "pipelines" / "sample" / "models" / "clip.json"
@@ -98,10 +100,8 @@ def view(
 
 def attention_of(block: torch.nn.Module, x: Tensor) -> Tensor:
     """Attention between patches, averaged over heads, ``(B, N, N)``, rows sum to 1."""
-    heads = block.attn.num_heads
     query, key, _ = F.linear(block.ln_1(x[:, 1:]), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
-    query, key = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key))  # (B, heads, N, D / heads)
-    return (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(-1).mean(1)
+    return attention_with_weights(query, key, None, block.attn.num_heads)[1]
 
 
 def image_features(visual: torch.nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -143,16 +143,7 @@ def label_quality(model: torch.nn.Module, prompts: Tensor, images: np.ndarray, d
         scores[0].append(pooled @ text.T)
         scores[1].append((patches[0] @ text.T).amax(1))
     model.train()
-    return "/".join(f"{mean_average_precision(torch.cat(s).numpy(), truth):.3f}" for s in scores)
-
-
-def mean_average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Over the columns."""
-    found = []
-    for column in range(truth.shape[1]):
-        hits = truth[np.argsort(-scores[:, column]), column]
-        found.append((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
-    return float(np.mean(found))
+    return "/".join(f"{average_precision_score(truth, torch.cat(s).numpy()):.3f}" for s in scores)
 
 
 def main() -> None:

@@ -25,6 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pipelines.ops.attention import attention_with_weights
+
 CONFIG = json.loads((Path(__file__).resolve().parents[1] / "pipelines" / "sample" / "models" / "dino.json").read_text())
 SIDE, PATCH = 2 * CONFIG["model_args"]["img_size"], 2 * CONFIG["model_args"]["patch_size"]
 """In training; the file gets patches of half the size (`drawn_images.for_half_size`)."""
@@ -75,8 +77,7 @@ def attended_values(block: nn.Module, x: Tensor) -> Tensor:
     """Values of a block, averaged by its head-averaged attention between patches, ``(B, N, D)``."""
     attn = block.attn
     query, key, value = attn.qkv(block.norm1(x)).chunk(3, -1)
-    query, key = (part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in (query, key))
-    attention = (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(-1).mean(1)  # (B, N, N)
+    _, attention = attention_with_weights(query, key, None, attn.num_heads)  # (B, N, N)
     return attn.proj(attention @ value)
 
 

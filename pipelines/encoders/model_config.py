@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 import timm
 
+from pipelines.encoders.weights_folder import first_line
 from pipelines.errors import SsrError, UsageError
 
 
@@ -87,6 +88,6 @@ def _read(path: Path, wanted: set[str], what: str, flag: str) -> dict[str, Any]:
     return content
 
 
-def built(model: str, error: Exception) -> SsrError:
+def cannot_build(model: str, error: Exception) -> SsrError:
     """The error of a config that names things its library does not take."""
-    return UsageError(f"cannot build {model}: {(str(error).splitlines() or [type(error).__name__])[0][:160]}", "mend the .json")
+    return UsageError(f"cannot build {model}: {first_line(error)}", "mend the .json")

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-from pipelines.encoders.model_config import built, clip_name, dino_architecture, is_config_file
+from pipelines.encoders.model_config import cannot_build, clip_name, dino_architecture, is_config_file
 from pipelines.encoders.weights_folder import clip_release, dino_known, dino_release, first_line
 from pipelines.errors import SsrError, UsageError
 
@@ -179,7 +179,7 @@ def build_clip(weights: Weights) -> LoadedClip:
         with _quiet_root_logger():
             model = cast("CLIP", open_clip.create_model(name, pretrained=None, load_weights=False))
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # a config file of odd numbers
-        raise built(weights.model, error) from error
+        raise cannot_build(weights.model, error) from error
     for key in ("mean", "std"):  # of the tag that a file of the weights folder stands for: not every CLIP has OpenAI's
         if value := open_clip.get_pretrained_cfg(name, weights.pretrained).get(key):
             setattr(model.visual, f"image_{key}", value)
@@ -305,7 +305,7 @@ def build_dino(weights: Weights) -> nn.Module:
         except TypeError as error:  # a model that does not know dynamic_img_size
             raise _no_vit(weights) from error
         except Exception as error:  # huggingface_hub raises a dozen network types
-            raise (release.unavailable(error) if release else built(weights.model, error)) from error
+            raise (release.unavailable(error) if release else cannot_build(weights.model, error)) from error
     if not isinstance(model, VisionTransformer):
         raise _no_vit(weights)
     if weights.path is not None:

@@ -77,6 +77,6 @@ def shift(colour: Colour, hue: float = 0.0, saturation: float = 1.0, value: floa
     return colorsys.hsv_to_rgb((h + hue) % 1, min(1.0, s * saturation), min(1.0, v * value))
 
 
-def matte(material: Material, colour: Colour) -> Material:
+def recoloured(material: Material, colour: Colour) -> Material:
     """The same surface in another colour."""
     return replace(material, colour=colour)

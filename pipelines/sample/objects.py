@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipelines.sample.brush import Brush, Texture, bands, checks, dots, matte, shift
+from pipelines.sample.brush import Brush, Texture, bands, checks, dots, recoloured, shift
 from pipelines.sample.canvas import Colour, Material, noise
 from pipelines.sample.shapes import blend, box, capsule, ellipse, intersection, polygon, ring, union
 
@@ -53,7 +53,7 @@ def car(b: Brush, rng: Rng, colour: Colour) -> None:
         [(0.0, 0.0), (0.0, top + 0.06), (0.22, top + 0.06), (0.47, 0.0)],
     ):
         b.fill(polygon(b.x, b.y, corners), GLASS)
-    b.fill(box(b.x, b.y, (0, 0.3), (0.97, 0.02)), matte(paint, shift(colour, value=0.6)))
+    b.fill(box(b.x, b.y, (0, 0.3), (0.97, 0.02)), recoloured(paint, shift(colour, value=0.6)))
     b.fill(ellipse(b.x, b.y, (0.9, 0.17), (0.07, 0.08)), Material((1.0, 0.95, 0.7), bevel=0.05, gloss=0.5))
     _wheels(b, (-0.55, 0.55), 0.45, rng.uniform(0.19, 0.23))
 
@@ -69,7 +69,7 @@ def bus(b: Brush, rng: Rng, colour: Colour) -> None:
         for x in np.linspace(-0.82, 0.82, 5):
             b.fill(box(b.x, b.y, (float(x), top + 0.26 + 0.42 * deck), (0.15, 0.14), 0.03), GLASS)
     stripe = shift(colour, value=0.55) if rng.random() < 0.5 else COLOURS["white"]
-    b.fill(box(b.x, b.y, (0, 0.2), (1.04, 0.05)), matte(paint, stripe))
+    b.fill(box(b.x, b.y, (0, 0.2), (1.04, 0.05)), recoloured(paint, stripe))
     _wheels(b, (-0.62, 0.62), 0.47, 0.2)
 
 
@@ -87,7 +87,7 @@ def boat(b: Brush, rng: Rng, colour: Colour) -> None:
         b.fill(box(b.x, b.y, (-0.15, -0.05), (0.4, 0.22), 0.05), cabin)
         for x in (-0.35, -0.05):
             b.fill(box(b.x, b.y, (x, -0.06), (0.1, 0.09), 0.02), GLASS)
-        b.fill(capsule(b.x, b.y, (-0.3, -0.25), (-0.3, -0.6), 0.05), matte(cabin, shift(colour, value=0.7)))
+        b.fill(capsule(b.x, b.y, (-0.3, -0.25), (-0.3, -0.6), 0.05), recoloured(cabin, shift(colour, value=0.7)))
     hull = polygon(b.x, b.y, [(-0.92, 0.12), (0.95, 0.12), (0.66, 0.6), (-0.68, 0.6)], 0.03)
     b.fill(hull, Material(colour, bevel=0.2, gloss=0.25))
     b.fill(intersection(hull, box(b.x, b.y, (0, 0.22), (1.1, 0.035))), Material(COLOURS["white"], bevel=0.1))
@@ -103,9 +103,9 @@ def duck(b: Brush, rng: Rng, colour: Colour) -> None:
     b.fill(polygon(b.x, b.y, [(0.7, -0.58), (1.08, -0.44), (0.7, -0.36)], 0.02), Material((0.93, 0.5, 0.1), bevel=0.1))
     b.fill(blend(blend(body, neck, 0.25), head, 0.12), feather)
     if rng.random() < 0.4:
-        b.fill(head, matte(feather, (0.08, 0.36, 0.22)))
+        b.fill(head, recoloured(feather, (0.08, 0.36, 0.22)))
     wing = blend(ellipse(b.x, b.y, (-0.12, 0.2), (0.42, 0.22)), capsule(b.x, b.y, (-0.3, 0.15), (-0.65, 0.05), 0.07), 0.1)
-    b.fill(wing, matte(feather, shift(colour, value=0.82)))
+    b.fill(wing, recoloured(feather, shift(colour, value=0.82)))
     b.fill(ellipse(b.x, b.y, (0.6, -0.55), (0.05, 0.05)), BLACK)
 
 
@@ -118,7 +118,7 @@ def balloon(b: Brush, rng: Rng, colour: Colour) -> None:
     shape = blend(ellipse(b.x, b.y, (0, -0.25), (0.55, 0.6)), ellipse(b.x, b.y, (0, 0.25), (0.22, 0.2)), 0.25)
     texture = bands(b.x + 0.02, (colour, shift(colour, value=1.25, saturation=0.6)), 0.22) if rng.random() < 0.35 else None
     b.fill(shape, rubber, texture)
-    b.fill(polygon(b.x, b.y, [(0, 0.38), (-0.09, 0.5), (0.09, 0.5)], 0.01), matte(rubber, shift(colour, value=0.75)))
+    b.fill(polygon(b.x, b.y, [(0, 0.38), (-0.09, 0.5), (0.09, 0.5)], 0.01), recoloured(rubber, shift(colour, value=0.75)))
 
 
 def kite(b: Brush, rng: Rng, colour: Colour) -> None:
@@ -169,7 +169,7 @@ def mushroom(b: Brush, rng: Rng, colour: Colour) -> None:
     b.fill(blend(box(b.x, b.y, (0, 0.3), (width, 0.36), 0.1), ellipse(b.x, b.y, (0, 0.55), (width * 1.5, 0.12)), 0.1), stem)
     dome = ellipse(b.x, b.y, (0, 0.08), (rng.uniform(0.7, 0.95), rng.uniform(0.7, 0.95)))
     cap = intersection(dome, np.asarray(b.y - 0.08 - 0.1 * b.x**2, np.float32))
-    b.fill(ellipse(b.x, b.y, (0, 0.1), (0.6, 0.1)), matte(stem, (0.75, 0.66, 0.55)))
+    b.fill(ellipse(b.x, b.y, (0, 0.1), (0.6, 0.1)), recoloured(stem, (0.75, 0.66, 0.55)))
     spots = dots(b.x, b.y, colour, (0.95, 0.92, 0.86), rng.uniform(0.28, 0.4), 0.09) if rng.random() < 0.75 else None
     b.fill(cap, Material(colour, bevel=0.45, gloss=0.25), spots)
 
@@ -192,7 +192,7 @@ def cup(b: Brush, rng: Rng, colour: Colour) -> None:
     """Straight sides, a handle, something to drink."""
     glaze = Material(colour, bevel=0.22, gloss=0.45, grain=0.05)
     b.shadow(ellipse(b.x, b.y, (0.05, 0.66), (0.6, 0.1)))
-    b.fill(ring(b.x, b.y, (0.55, 0.08), (0.27, 0.27), 0.07), matte(glaze, shift(colour, value=0.9)))
+    b.fill(ring(b.x, b.y, (0.55, 0.08), (0.27, 0.27), 0.07), recoloured(glaze, shift(colour, value=0.9)))
     narrow = rng.uniform(0.36, 0.52)
     side = polygon(b.x, b.y, [(-0.55, -0.45), (0.55, -0.45), (narrow, 0.6), (-narrow, 0.6)], 0.04)
     pale = COLOURS["white"] if colour != COLOURS["white"] else COLOURS["blue"]
@@ -205,7 +205,7 @@ def cup(b: Brush, rng: Rng, colour: Colour) -> None:
     elif choice < 0.55:
         texture = checks(b.x, b.y, (colour, pale), 0.22)
     b.fill(side, glaze, texture)
-    b.fill(ellipse(b.x, b.y, (0, -0.46), (0.57, 0.14)), matte(glaze, shift(colour, value=1.15, saturation=0.8)))
+    b.fill(ellipse(b.x, b.y, (0, -0.46), (0.57, 0.14)), recoloured(glaze, shift(colour, value=1.15, saturation=0.8)))
     b.fill(ellipse(b.x, b.y, (0, -0.44), (0.49, 0.1)), Material((0.24, 0.13, 0.07), bevel=0.3, gloss=0.3))
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.datasets.classes import palette
+from pipelines.datasets.classes import load_class_list, palette
+from pipelines.datasets.label_files import read_label_file, write_label_file
 from pipelines.errors import ImageError, UsageError
 from pipelines.execution.pool import map_bounded, process_pool, resolve_workers
 from pipelines.execution.progress import Progress, Silent
@@ -43,7 +44,7 @@ def models_folder() -> Path:
 
 
 def run(work: Path, options: SampleOptions, force: bool = False, progress: Progress | None = None) -> Counts:
-    """Draw the pictures that are not there yet; then write labels, splits, class list and config.
+    """Write splits and class list, draw the pictures that are not there yet, then write labels and config.
 
     Args:
         work: Gets ``dataset/`` (VOC's layout) and ``sample.toml``.
@@ -62,25 +63,24 @@ def run(work: Path, options: SampleOptions, force: bool = False, progress: Progr
     _settle(root / "sample.json", settings, force)
     jobs = [_Job(f"train_{index:04d}", index) for index in range(options.train)]
     jobs += [_Job(f"val_{index:04d}", 500_000 + index) for index in range(options.val)]
-    for folder in (root / "JPEGImages", root / "SegmentationClass"):
-        remove_leftovers(folder)
-        for path in folder.glob("*"):  # of a larger set
-            if path.stem not in {job.image_id for job in jobs}:
-                path.unlink()
-    todo = [job for job in jobs if force or not _mask_path(root, job.image_id).is_file()]
+    _clean(root, {job.image_id for job in jobs})
+    _write_lists(root, jobs)
+    classes, table = load_class_list(root / "classes.toml"), root / "labels.csv"
+    labels = read_label_file(table, classes) if table.is_file() and not force else {}  # written last: a kill leaves none
+    todo = [job for job in jobs if job.image_id not in labels or not all(path.is_file() for path in _paths(root, job.image_id))]
     counts = Counts(skipped=len(jobs) - len(todo))
     progress.start(STAGE, len(jobs), counts.skipped)
     workers = min(resolve_workers(0), max(1, len(todo)))
     with process_pool(workers) as pool:
-        for _, drawn in map_bounded(pool, partial(_draw, root=root, seed=options.seed), todo, ahead=4 * workers):
-            if isinstance(drawn, ImageError):
-                raise drawn
+        for job, present in map_bounded(pool, partial(_draw, root=root, seed=options.seed), todo, ahead=4 * workers):
+            if isinstance(present, ImageError):
+                raise present
+            labels[job.image_id] = present
             counts.done += 1
             progress.advance()
     progress.finish()
-    _write_lists(root, jobs)
-    with atomic_path(work / CONFIG) as temporary:
-        temporary.write_text(_config(), encoding="utf-8")
+    write_label_file(table, {job.image_id: labels[job.image_id] for job in jobs}, classes)
+    _write_text(work / CONFIG, _config())
     return counts
 
 
@@ -92,35 +92,43 @@ def _settle(path: Path, settings: dict[str, int], force: bool) -> None:
     write_json(path, settings)
 
 
-def _mask_path(root: Path, image_id: str) -> Path:
-    return root / "SegmentationClass" / f"{image_id}.png"
+def _paths(root: Path, image_id: str) -> tuple[Path, Path]:
+    """Of a picture and its mask."""
+    return root / "JPEGImages" / f"{image_id}.jpg", root / "SegmentationClass" / f"{image_id}.png"
 
 
-def _draw(job: _Job, root: Path, seed: int) -> None:
+def _clean(root: Path, wanted: set[str]) -> None:
+    """Remove what a kill or a larger set left behind."""
+    for folder in (root / "JPEGImages", root / "SegmentationClass"):
+        remove_leftovers(folder)
+        for path in folder.glob("*"):
+            if path.stem not in wanted:
+                path.unlink()
+
+
+def _draw(job: _Job, root: Path, seed: int) -> tuple[int, ...]:
+    """Draw one picture with its mask; the labels of what it shows."""
     rng = np.random.default_rng([seed, job.number])
     long, short = SIDES[1], int(rng.integers(SIDES[0], SIDES[1] + 1))
     height, width = (short, long) if rng.random() < 0.7 else (long, short)
     picture = draw_picture(rng, height, width)
-    with atomic_path(root / "JPEGImages" / f"{job.image_id}.jpg") as temporary:
+    image_path, mask_path = _paths(root, job.image_id)
+    with atomic_path(image_path) as temporary:
         Image.fromarray(picture.image).save(temporary, format="JPEG", quality=95)
-    write_mask(_mask_path(root, job.image_id), picture.mask, palette())  # last: its presence says that both are there
+    write_mask(mask_path, picture.mask, palette())
+    return picture.labels
 
 
 def _write_lists(root: Path, jobs: list[_Job]) -> None:
-    lines = []
-    for job in jobs:
-        with Image.open(_mask_path(root, job.image_id)) as mask:
-            present = [value for value in np.unique(np.asarray(mask)) if value]
-        lines.append(f"{job.image_id},{';'.join(CLASSES[value - 1] for value in present)}")
-    files = {
-        "labels.csv": "image,labels\n" + "\n".join(lines),
-        "classes.toml": _class_list(),
-        "ImageSets/Segmentation/train.txt": "\n".join(job.image_id for job in jobs if job.image_id.startswith("train")),
-        "ImageSets/Segmentation/val.txt": "\n".join(job.image_id for job in jobs if job.image_id.startswith("val")),
-    }
-    for name, text in files.items():
-        with atomic_path(root / name) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+    for split in ("train", "val"):
+        ids = (job.image_id for job in jobs if job.image_id.startswith(split))
+        _write_text(root / "ImageSets" / "Segmentation" / f"{split}.txt", "\n".join(ids) + "\n")
+    _write_text(root / "classes.toml", _class_list() + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _class_list() -> str:

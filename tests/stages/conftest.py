@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,3 +23,13 @@ def workspace_in(tiny_voc) -> Callable[..., Workspace]:
         return Workspace(work, dataset, *others, build_options("run", values["run"], run), "ssr", force)
 
     return make
+
+
+@pytest.fixture
+def workspace(workspace_in: Callable[..., Workspace], finished: dict[str, Path], tmp_path: Path) -> Workspace:
+    """Superpixels and CAMs are there, refinement is not."""
+    workspace = workspace_in(tmp_path / "work")
+    workspace.work.mkdir()
+    for name in ("superpixels.h5", "superpixels.json", "cams.h5", "cams.json"):
+        shutil.copy(finished["ssr"] / name, workspace.work / name)
+    return workspace

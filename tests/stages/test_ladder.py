@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -41,15 +40,6 @@ def test_each_rung_changes_one_thing() -> None:
     for before, after in pairwise(rungs):
         old, new = before.options.model_dump(), after.options.model_dump()
         assert len({key for key in old if old[key] != new[key]}) == 1, after.title
-
-
-@pytest.fixture
-def workspace(workspace_in, finished, tmp_path):
-    workspace = workspace_in(tmp_path / "work")
-    workspace.work.mkdir()
-    for name in ("superpixels.h5", "superpixels.json", "cams.h5", "cams.json"):
-        shutil.copy(finished["ssr"] / name, workspace.work / name)
-    return workspace
 
 
 def masks(folder: Path) -> dict[str, bytes]:

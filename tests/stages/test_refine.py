@@ -31,16 +31,6 @@ def masks(folder: Path) -> dict[str, bytes]:
     return {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))}
 
 
-@pytest.fixture
-def workspace(workspace_in, finished, tmp_path):
-    """Superpixels and CAMs are there, refinement is not."""
-    workspace = workspace_in(tmp_path / "work")
-    workspace.work.mkdir()
-    for name in ("superpixels.h5", "superpixels.json", "cams.h5", "cams.json"):
-        shutil.copy(finished["ssr"] / name, workspace.work / name)
-    return workspace
-
-
 def test_targets_in_one_pass_equal_runs_of_their_own(workspace, tmp_path):
     sets = {
         "gate": SSR,
