@@ -12,6 +12,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from pipelines.errors import UsageError
+from pipelines.options.align import AlignOptions
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, Options, RunOptions
 from pipelines.options.stages import (
     CamsOptions,
@@ -29,6 +30,7 @@ SECTIONS: dict[str, type[Options]] = {
     "run": RunOptions,
     "sample": SampleOptions,
     "superpixels": SuperpixelsOptions,
+    "align": AlignOptions,
     "cams": CamsOptions,
     "refine": RefineOptions,
     "eval": EvalOptions,

@@ -58,6 +58,7 @@ class ConsoleProgress:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._title, self._total, self._done, self._before = "", 0, 0, 0
+        self._unit = "images"
         self._started = self._spoken = 0.0
 
     def __enter__(self) -> Self:
@@ -67,8 +68,9 @@ class ConsoleProgress:
         if self._bar is not None:  # an error ended the run: give the terminal back
             self._bar.stop()
 
-    def start(self, title: str, total: int, done: int = 0) -> None:
+    def start(self, title: str, total: int, done: int = 0, unit: str = "images") -> None:
         """Begin a run of ``total`` images, ``done`` of them there already."""
+        self._unit = unit
         self._title, self._total, self._done, self._before = title, total, done, done
         self._started = self._spoken = time.monotonic()
         if err.is_terminal:
@@ -86,7 +88,7 @@ class ConsoleProgress:
             self._bar.start()
         else:
             known = f", {done} there already" if done else ""
-            self._say(f"{title}: {total} images{known}")
+            self._say(f"{title}: {total} {unit}{known}")
 
     def advance(self, count: int = 1) -> None:
         """Count finished images."""
@@ -101,6 +103,13 @@ class ConsoleProgress:
         """Say something beside the bar."""
         err.print(f"[yellow]{escape(message)}[/]")
 
+    def status(self, message: str) -> None:
+        """Say how it goes."""
+        if self._bar is not None:
+            self._bar.console.print(f"[dim]{escape(self._title)} {self._done}: {escape(message)}[/]")
+        else:
+            self._say(f"{self._title} {self._done}: {message}")
+
     def finish(self) -> None:
         """End the run."""
         if self._bar is not None:
@@ -111,7 +120,7 @@ class ConsoleProgress:
 
     def _rate(self) -> str:
         seconds = time.monotonic() - self._started
-        return f"{(self._done - self._before) / seconds:.1f} images/s" if seconds > 0 else ""
+        return f"{(self._done - self._before) / seconds:.1f} {self._unit}/s" if seconds > 0 else ""
 
     def _left(self) -> str:
         made = self._done - self._before

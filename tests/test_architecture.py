@@ -18,6 +18,7 @@ FLOORS = [
     {"ssr_cli"},
     {"pipelines.stages"},
     {"pipelines.config"},
+    {"pipelines.training"},
     {
         "pipelines.datasets",
         "pipelines.encoders",
@@ -26,6 +27,7 @@ FLOORS = [
         "pipelines.evaluation",
         "pipelines.figures",
         "pipelines.sample",
+        "pipelines.models",
     },
     {"pipelines.options", "pipelines.ops"},
     {"pipelines.errors"},

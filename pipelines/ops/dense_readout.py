@@ -25,12 +25,7 @@ def value_tokens(tokens_cls: Tensor, last_block: LastBlock) -> Tensor:
     Returns:
         ``(B, N, D)``, patches only.
     """
-    attn = last_block.block.attn
-    normed = last_block.block.ln_1(tokens_cls[:, 1:])  # (B, N, D)
-    width = normed.shape[-1]
-    value = F.linear(normed, attn.in_proj_weight[2 * width :], attn.in_proj_bias[2 * width :])  # (B, N, D)
-    projected: Tensor = attn.out_proj(value)
-    return projected
+    return last_block.value_tokens(last_block.block.ln_1(tokens_cls[:, 1:]))
 
 
 def smooth_over_superpixels(tokens: Tensor, membership: Tensor, share: float) -> Tensor:
@@ -63,4 +58,19 @@ def dense_probabilities(values: Tensor, last_block: LastBlock, text: Tensor, tar
         ``(targets, N)`` in [0, 1].
     """
     features = F.normalize(last_block.ln_post(values) @ last_block.projection, dim=-1)  # (N, E)
+    return text_probabilities(features, text, targets, scale)
+
+
+def text_probabilities(features: Tensor, text: Tensor, targets: int, scale: float) -> Tensor:
+    """Softmax over scaled cosines to text.
+
+    Args:
+        features: ``(N, E)``, L2-normalised.
+        text: ``(M, E)`` L2-normalised: the image's classes first, then the background words.
+        targets: Number of classes at the head of ``text``.
+        scale: Of the cosines.
+
+    Returns:
+        ``(targets, N)`` in [0, 1].
+    """
     return (scale * features @ text.T).softmax(dim=-1)[:, :targets].T  # (targets, N)

@@ -9,7 +9,7 @@ One forward of the last block serves all classes of all images; one batched back
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,6 +66,26 @@ class LastBlock:
         x = x + self.block.ls_2(self.block.mlp(self.block.ln_2(x)))  # (B, N + 1, D)
         return self.ln_post(x[:, 1:]) @ self.projection  # (B, N, E)
 
+    def value_features(self, tokens_cls: Tensor, activation: Tensor) -> Tensor:
+        """Like `features`, but the value path alone: no attention, no residual, no MLP.
+
+        Args:
+            tokens_cls: Not used; stands where `features` has it.
+            activation: ``block.ln_1(tokens_cls)``, ``(B, N + 1, D)``.
+
+        Returns:
+            ``(B, N, E)``, not normalised.
+        """
+        return self.ln_post(self.value_tokens(activation[:, 1:])) @ self.projection  # (B, N, E)
+
+    def value_tokens(self, activation: Tensor) -> Tensor:
+        """Values of ``ln_1``'s output behind the attention's output projection, ``(..., N, D)`` of ``(..., N, D)``."""
+        attn = self.block.attn
+        width = activation.shape[-1]
+        value = F.linear(activation, attn.in_proj_weight[2 * width :], attn.in_proj_bias[2 * width :])  # (..., N, D)
+        projected: Tensor = attn.out_proj(value)
+        return projected
+
 
 def cosine_logits(text: Tensor, logit_scale: float) -> Logits:
     """CLIP's own logits: scaled cosine to each text embedding.
@@ -77,8 +97,18 @@ def cosine_logits(text: Tensor, logit_scale: float) -> Logits:
     return lambda features: logit_scale * F.normalize(features, dim=-1) @ text.T  # (B, M)
 
 
+Features = Callable[[Tensor, Tensor], Tensor]
+"""Block input and ``ln_1`` output, both ``(B, N + 1, D)`` -> patch features ``(B, N, E)``."""
+
+
 def softmax_gradcam(
-    tokens_cls: Tensor, last_block: LastBlock, logits: Logits, present: Tensor, targets: Tensor | None = None
+    tokens_cls: Tensor,
+    last_block: LastBlock,
+    logits: Logits,
+    present: Tensor,
+    targets: Tensor | None = None,
+    features: Features | None = None,
+    relu: bool = True,
 ) -> Tensor:
     """GradCAM of softmax probabilities for every present class.
 
@@ -88,9 +118,11 @@ def softmax_gradcam(
         logits: From pooled image features to ``(B, M)`` logits.
         present: ``(B, M)`` bool: the entries that take part in each image's softmax (its classes and all background words).
         targets: ``(B, M)`` bool, a part of ``present``: the entries whose maps are wanted. All present ones by default.
+        features: What is pooled; the output of the last block by default.
+        relu: Cut the negative part of the maps off, as the papers do.
 
     Returns:
-        ``(T, N)`` fp32, non-negative, not normalised: image by image, targets in ascending order of their column.
+        ``(T, N)`` fp32, not normalised: image by image, targets in ascending order of their column.
     """
     targets = present if targets is None else targets
     counts = targets.sum(dim=1)  # (B,)
@@ -100,7 +132,7 @@ def softmax_gradcam(
     with torch.inference_mode(False), torch.enable_grad():
         tokens_cls = tokens_cls.detach().clone()  # tokens made under inference mode may not enter autograd
         activation = last_block.block.ln_1(tokens_cls).detach().requires_grad_()  # (B, N + 1, D)
-        pooled = last_block.features(tokens_cls, activation).mean(dim=1)  # (B, E)
+        pooled = (features or last_block.features)(tokens_cls, activation).mean(dim=1)  # (B, E)
         scores = logits(pooled).masked_fill(~present, float("-inf"))  # (B, M)
         probabilities = scores.softmax(dim=-1)  # (B, M)
         # Slot s asks for the s-th target of every image: the number of backward passes in the batch is the largest count.
@@ -110,9 +142,29 @@ def softmax_gradcam(
             probabilities, activation, wanted.to(probabilities.dtype), is_grads_batched=True
         )  # (S, B, N + 1, D)
     alpha = gradient[:, :, 1:].mean(dim=2)  # (S, B, D)
-    maps = torch.einsum("sbd,bnd->bsn", alpha, activation.detach()[:, 1:]).relu()  # (B, S, N)
+    maps = torch.einsum("sbd,bnd->bsn", alpha, activation.detach()[:, 1:])  # (B, S, N)
     filled = torch.arange(slots, device=counts.device) < counts.unsqueeze(1)  # (B, S)
-    return maps[filled]
+    return maps[filled].relu() if relu else maps[filled]
+
+
+def softmax_entries(labels: Sequence[tuple[int, ...]], classes: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which text embeddings take part in each image's softmax, and whose maps are wanted.
+
+    Args:
+        labels: Class indices of each image.
+        classes: Number of classes C; the other embeddings are background words.
+        count: Number of embeddings C + M.
+        device: Of the result.
+
+    Returns:
+        ``present`` and ``targets`` of `softmax_gradcam`, ``(B, C + M)`` bool.
+    """
+    targets = torch.zeros(len(labels), count, dtype=torch.bool)
+    for row, own in zip(targets, labels, strict=True):
+        row[list(own)] = True
+    present = targets.clone()
+    present[:, classes:] = True
+    return present.to(device), targets.to(device)
 
 
 def min_max(maps: Tensor, epsilon: float = 1e-14) -> Tensor:

@@ -39,6 +39,27 @@ class CamsOptions(Options):
     superpixel_share: Annotated[
         float, Field(ge=0, le=1, description="share of the superpixel's mean in each value vector; 0 needs no superpixels")
     ] = 0.5
+    aligned_readout: Annotated[
+        Literal["gradcam", "dense", "mix"], option("the same choice for the CAM through alignment heads (--ckpt)")
+    ] = "dense"
+    aligned_dense_weight: Annotated[float, Field(ge=0, le=1, description="share of the dense map in aligned_readout mix")] = 0.5
+    aligned_scale: Annotated[
+        float | None, Field(gt=0, description="scale of the cosines behind the heads; default: 1 / the trained temperature")
+    ] = None
+    aligned_superpixel_share: Annotated[
+        float, Field(ge=0, le=1, description="share of the superpixel's mean in each projected patch; 0 needs no superpixels")
+    ] = 0.5
+    aligned_layer: Annotated[
+        Literal["features", "ln_1"],
+        option("GradCAM through the heads takes its gradient at the features they read, or at ln_1 of the last block (SSR)"),
+    ] = "features"
+    aligned_relu: Annotated[bool, option("cut the negative part of GradCAM through the heads off (SSR does)")] = False
+    few_photos: Annotated[
+        float,
+        Field(
+            ge=0, description="training photos that make a class's CAM half aligned, half plain CLIP; with fewer the plain wins"
+        ),
+    ] = 20.0
     scales: Annotated[
         tuple[Annotated[float, Field(gt=0, le=4)], ...],
         Field(min_length=1, description="resolution factors whose maps are averaged; CLIP-ES uses 1.0 alone"),

@@ -17,16 +17,17 @@ from pipelines.datasets.base import Sample
 from pipelines.datasets.image import load_image
 from pipelines.encoders.clip import ClipEncoder, ClipTokens
 from pipelines.encoders.image import encoder_input, token_grid
-from pipelines.encoders.weights import Weights, build_clip, resolve_clip
-from pipelines.errors import ImageError, UsageError
+from pipelines.encoders.weights import Weights, build_clip, file_sha256, resolve_clip
+from pipelines.errors import ImageError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import precision_name, resolve_batch_size, resolve_device, resolve_dtype
 from pipelines.execution.pool import prefetch
 from pipelines.execution.progress import Progress, Silent
 from pipelines.ops.dense_readout import dense_probabilities, smooth_over_superpixels, value_tokens
-from pipelines.ops.gradcam import Logits, cosine_logits, min_max, softmax_gradcam
+from pipelines.ops.gradcam import Logits, cosine_logits, min_max, softmax_entries, softmax_gradcam
 from pipelines.ops.superpixels import token_membership
 from pipelines.options.stages import CamsOptions
+from pipelines.stages.aligned_readout import AlignedReadout, read_alignment
 from pipelines.stages.counts import Counts
 from pipelines.stages.embeddings import TextEmbeddings, text_embeddings
 from pipelines.stages.workspace import Workspace, input_digest
@@ -62,17 +63,25 @@ class CamMaker:
     Args:
         encoder: The frozen CLIP.
         text: Class and background embeddings.
-        options: Scales and flip.
+        options: Read-out, scales and flip.
         logits: From pooled image features to logits over [classes ; background words]; CLIP's own cosine by default.
-            Alignment heads put theirs here.
+        heads: Alignment heads, if CAMs go through them.
     """
 
-    def __init__(self, encoder: ClipEncoder, text: TextEmbeddings, options: CamsOptions, logits: Logits | None = None) -> None:
+    def __init__(
+        self,
+        encoder: ClipEncoder,
+        text: TextEmbeddings,
+        options: CamsOptions,
+        logits: Logits | None = None,
+        heads: AlignedReadout | None = None,
+    ) -> None:
         self.encoder = encoder
         self.options = options
         self.classes = len(text.classes)
         self.text = text.all.to(encoder.device)  # (C + M, E)
         self.logits = logits or cosine_logits(self.text, encoder.logit_scale)
+        self.heads = heads
 
     def load(self, sample: Sample, superpixels: NDArray[np.integer] | None = None) -> Photo:
         """Decode a photo and resize it to every scale.
@@ -128,39 +137,57 @@ class CamMaker:
         """Maps of all (image, class) pairs at one scale, ``(T, h', w')``, each in [0, 1]."""
         images = torch.stack([photo.inputs[scale] for photo in photos])  # (B, 3, H', W')
         tokens = self.encoder.encode(images.flip(-1) if mirrored else images)
-        options = self.options
-        if options.readout == "gradcam":
-            maps = min_max(self._gradcam(photos, tokens))  # (T, N)
-        else:
-            maps = min_max(self._dense(photos, tokens, scale, mirrored))  # (T, N)
-            if options.readout == "mix":
-                gradcam = min_max(self._gradcam(photos, tokens))  # (T, N)
-                maps = min_max(options.dense_weight * maps + (1 - options.dense_weight) * gradcam)
-        maps = maps.view(-1, *tokens.grid)
+        memberships: list[Tensor | None] = [None] * len(photos)
+        for index, photo in enumerate(photos):
+            if photo.memberships:
+                membership = photo.memberships[scale]  # (S, N)
+                memberships[index] = membership.view(-1, *tokens.grid).flip(-1).flatten(1) if mirrored else membership
+        maps = self.read_out(tokens, [photo.sample.labels for photo in photos], memberships).view(-1, *tokens.grid)
         return maps.flip(-1) if mirrored else maps
 
-    def _gradcam(self, photos: Sequence[Photo], tokens: ClipTokens) -> Tensor:
-        targets = torch.zeros(len(photos), len(self.text), dtype=torch.bool)  # (B, C + M)
-        for row, photo in zip(targets, photos, strict=True):
-            row[list(photo.sample.labels)] = True
-        present = targets.clone()
-        present[:, self.classes :] = True
-        device = tokens.tokens_cls.device
-        return softmax_gradcam(tokens.tokens_cls, self.encoder.last_block, self.logits, present.to(device), targets.to(device))
+    def read_out(self, tokens: ClipTokens, labels: Sequence[tuple[int, ...]], memberships: Sequence[Tensor | None]) -> Tensor:
+        """Maps of all (image, class) pairs from tokens.
 
-    def _dense(self, photos: Sequence[Photo], tokens: ClipTokens, scale: int, mirrored: bool) -> Tensor:
+        Args:
+            tokens: Of a batch.
+            labels: Class indices of each image.
+            memberships: Superpixels of each image on the token grid ``(S, N)``; None where no option asks for them.
+
+        Returns:
+            ``(T, N)``, each in [0, 1]: image by image, classes in the order of ``labels``.
+        """
+        heads = self.heads
+        if heads is None:
+            return self._plain(tokens, labels, memberships)
+        aligned = heads.maps(tokens.tokens_cls, self.encoder.last_block, labels, memberships)  # (T, N)
+        trust = heads.trust[[label for row in labels for label in row]].unsqueeze(1)  # (T, 1)
+        if bool((trust == 1).all()):
+            return aligned
+        return min_max(trust * aligned + (1 - trust) * self._plain(tokens, labels, memberships))
+
+    def _plain(self, tokens: ClipTokens, labels: Sequence[tuple[int, ...]], memberships: Sequence[Tensor | None]) -> Tensor:
+        options = self.options
+        if options.readout == "gradcam":
+            return min_max(self._gradcam(tokens, labels))  # (T, N)
+        maps = min_max(self._dense(tokens, labels, memberships))  # (T, N)
+        if options.readout == "mix":
+            gradcam = min_max(self._gradcam(tokens, labels))  # (T, N)
+            maps = min_max(options.dense_weight * maps + (1 - options.dense_weight) * gradcam)
+        return maps
+
+    def _gradcam(self, tokens: ClipTokens, labels: Sequence[tuple[int, ...]]) -> Tensor:
+        present, targets = softmax_entries(labels, self.classes, len(self.text), tokens.tokens_cls.device)
+        return softmax_gradcam(tokens.tokens_cls, self.encoder.last_block, self.logits, present, targets)
+
+    def _dense(self, tokens: ClipTokens, labels: Sequence[tuple[int, ...]], memberships: Sequence[Tensor | None]) -> Tensor:
         values = value_tokens(tokens.tokens_cls, self.encoder.last_block)  # (B, N, D)
         background = self.text[self.classes :]  # (M, E)
         maps: list[Tensor] = []
-        for value, photo in zip(values, photos, strict=True):
-            if photo.memberships:
-                membership = photo.memberships[scale].to(value.device)  # (S, N)
-                if mirrored:
-                    membership = membership.view(-1, *tokens.grid).flip(-1).flatten(1)
-                value = smooth_over_superpixels(value, membership, self.options.superpixel_share)  # (N, D)
-            labels = list(photo.sample.labels)
-            text = torch.cat([self.text[labels], background])  # (K + M, E)
-            maps.append(dense_probabilities(value, self.encoder.last_block, text, len(labels), self.options.dense_scale))
+        for value, own, membership in zip(values, labels, memberships, strict=True):
+            if membership is not None:
+                value = smooth_over_superpixels(value, membership.to(value.device), self.options.superpixel_share)  # (N, D)
+            text = torch.cat([self.text[list(own)], background])  # (K + M, E)
+            maps.append(dense_probabilities(value, self.encoder.last_block, text, len(own), self.options.dense_scale))
         return torch.cat(maps)  # (T, N)
 
 
@@ -171,7 +198,8 @@ def _shapes(photo: Photo) -> tuple[tuple[int, ...], ...]:
 
 def uses_superpixels(options: CamsOptions) -> bool:
     """Whether the read-out needs the superpixel store."""
-    return options.readout != "gradcam" and options.superpixel_share > 0
+    plain = options.readout != "gradcam" and options.superpixel_share > 0
+    return plain or (options.ckpt is not None and options.aligned_superpixel_share > 0)
 
 
 def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = None) -> Counts:
@@ -190,13 +218,14 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
         TooManyFailures: More bad images than allowed; what was computed is kept.
     """
     progress = progress or Silent()
-    if options.ckpt is not None:
-        raise UsageError(f"cannot use {options.ckpt}: alignment heads are not part of this version", "leave out --ckpt")
     dataset, device = workspace.dataset, resolve_device(workspace.run.device)
     weights = resolve_clip(workspace.clip.model, workspace.clip.pretrained)
     clip = build_clip(weights)
     text = text_embeddings(clip, dataset.classes, workspace.clip)
-    maker = CamMaker(ClipEncoder(clip, device, resolve_dtype(workspace.run.precision, device)), text, options)
+    heads = None
+    if options.ckpt is not None:
+        heads = AlignedReadout(read_alignment(options.ckpt, weights, dataset.classes, text), text, options, device)
+    maker = CamMaker(ClipEncoder(clip, device, resolve_dtype(workspace.run.precision, device)), text, options, heads=heads)
     with ExitStack() as stack:
         writer = stack.enter_context(ArrayWriter(workspace.cams))
         settings = cam_settings(workspace, options, weights, text)
@@ -246,9 +275,12 @@ def cam_settings(workspace: Workspace, options: CamsOptions, weights: Weights, t
     Raises:
         SsrError: The options need superpixels and there are none.
     """
-    dense_only = {"dense_weight", "dense_scale", "superpixel_share"} if options.readout == "gradcam" else set()
+    unused = {"dense_weight", "dense_scale", "superpixel_share"} if options.readout == "gradcam" else set()
+    if options.ckpt is None:
+        unused |= {name for name in CamsOptions.model_fields if name.startswith("aligned_")} | {"few_photos"}
     settings = {
-        **options.model_dump(mode="json", exclude=dense_only),
+        **options.model_dump(mode="json", exclude=unused),
+        "ckpt": None if options.ckpt is None else file_sha256(options.ckpt),
         "clip": weights.provenance(),
         "text": text.provenance(),
         "precision": precision_name(workspace.run),

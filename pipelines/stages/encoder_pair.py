@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipelines.datasets.base import Sample
 from pipelines.datasets.image import load_image
-from pipelines.encoders.clip import ClipEncoder
+from pipelines.encoders.clip import ClipEncoder, ClipTokens
 from pipelines.encoders.dino import DinoEncoder, DinoTokens
 from pipelines.encoders.image import encoder_input, token_grid
 from pipelines.errors import ImageError
@@ -38,6 +38,28 @@ class Photo:
     clip_input: Tensor
     dino_input: Tensor
     superpixels: GridSuperpixels | None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch behind both encoders.
+
+    Attributes:
+        clip: Tokens and attention, or None if CLIP was left out.
+        dino: The same of DINO.
+    """
+
+    clip: ClipTokens | None
+    dino: DinoTokens | None
+
+    def attention_of(self, index: int) -> tuple[Tensor | None, Tensor | None]:
+        """CLIP's and DINO's attention ``(N, N)`` in one image of the batch."""
+        clip = None if self.clip is None or self.clip.attention is None else self.clip.attention[index]
+        return clip, None if self.dino is None else self.dino.attention[index]
+
+    def dino_tokens_of(self, index: int) -> Tensor | None:
+        """DINO's tokens ``(N, D)`` of one image of the batch."""
+        return None if self.dino is None else self.dino.tokens[index]
 
 
 class EncoderPair:
@@ -84,11 +106,16 @@ class EncoderPair:
             on_grid = GridSuperpixels(token_membership(superpixels, grid), lab)
         return Photo(sample, grid, clip_input, dino_input, on_grid)
 
-    def encode(self, photos: Sequence[Photo]) -> tuple[Tensor | None, DinoTokens | None]:
-        """CLIP's attention between patches ``(B, N, N)``, and DINO's with its tokens; None for an encoder that is left out."""
-        clip_attention = dino = None
-        if self._clip_blocks:
-            clip_attention = self.clip.encode(torch.stack([p.clip_input for p in photos]), self._clip_blocks).attention
+    def encode(self, photos: Sequence[Photo], clip_tokens: bool = False) -> Encoded:
+        """Run the encoders over photos of one grid.
+
+        Args:
+            photos: The batch.
+            clip_tokens: CLIP's tokens are wanted although its attention may not be.
+        """
+        clip = dino = None
+        if self._clip_blocks or clip_tokens:
+            clip = self.clip.encode(torch.stack([p.clip_input for p in photos]), self._clip_blocks)
         if self.dino is not None:
             dino = self.dino.encode(torch.stack([p.dino_input for p in photos]), self._dino_blocks)
-        return clip_attention, dino
+        return Encoded(clip, dino)

@@ -25,7 +25,7 @@ from pipelines.options.stages import RefineOptions
 from pipelines.stages.counts import Counts
 from pipelines.stages.encoder_pair import EncoderPair, Photo
 from pipelines.stages.refine_target import Target, TargetJob
-from pipelines.stages.refinement import build_affinity, column_mask, refine_cam, uses_clip, uses_dino, uses_superpixels
+from pipelines.stages.refinement import refined_maps, uses_clip, uses_dino, uses_superpixels
 from pipelines.stages.workspace import Workspace
 from pipelines.stores.array_store import ArrayReader
 
@@ -86,13 +86,9 @@ def run_targets(workspace: Workspace, targets: Sequence[Target], progress: Progr
             for photos in batches_by(
                 _decoded(pair, wanted, jobs, inputs), lambda photo: photo.grid, resolve_batch_size(workspace.run, device)
             ):
-                clip_attention, dino = pair.encode(photos)
+                encoded = pair.encode(photos)
                 for index, photo in enumerate(photos):
-                    attention = (
-                        None if clip_attention is None else clip_attention[index],
-                        None if dino is None else dino.attention[index],
-                    )
-                    _refine_one(photo, inputs, jobs, attention, None if dino is None else dino.tokens[index])
+                    _refine_one(photo, inputs, jobs, encoded.attention_of(index), encoded.dino_tokens_of(index))
         for job in jobs:
             job.make_missing_masks()
         progress.finish()
@@ -174,7 +170,6 @@ def _refine_one(
     if tuple(cam.shape[1:]) != photo.grid:
         found = f"CAM of {photo.sample.image_id} is on grid {tuple(cam.shape[1:])}, the photo on {photo.grid}"
         raise SsrError(found, "ssr cams --force")
-    clip_attention, dino_attention = attention
     device = next(a.device for a in attention if a is not None)
     flat = cam.flatten(1).to(device)  # (K, N)
     superpixels = photo.superpixels
@@ -183,11 +178,6 @@ def _refine_one(
     for job in jobs:
         if photo.sample.image_id not in job.unrefined:
             continue
-        options = job.target.options
-        affinity = build_affinity(
-            clip_attention if uses_clip(options) else None, dino_attention if uses_dino(options) else None, options
-        )  # (N, N)
-        mask = column_mask(flat, photo.grid, superpixels, options)
-        refined = refine_cam(flat, affinity, mask, options).view_as(cam)  # (K, h, w)
+        refined = refined_maps(flat, photo.grid, attention, superpixels, job.target.options).view_as(cam)  # (K, h, w)
         size = inputs.cams.attributes(photo.sample.image_id)["size"]
         job.refined(photo.sample, refined.cpu().numpy().astype(np.float16), size)

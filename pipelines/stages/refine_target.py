@@ -71,7 +71,8 @@ class TargetJob:
         self._samples = workspace.dataset.samples
         self._progress = progress
         self._writer = stack.enter_context(ArrayWriter(target.refined))
-        settings = _refined_settings(workspace, target.options, clip, dino)
+        made_from = {"cams": input_digest(workspace.cams, "ssr cams")}
+        settings = refinement_settings(workspace, target.options, clip, dino) | made_from
         place = target.folder
         masks = {**mask_settings(target.options), "refined": digest(settings)}
         masks_only = workspace.differs(target.masks, masks) and not workspace.differs(target.refined, settings)
@@ -140,12 +141,12 @@ class TargetJob:
         self._makers.__exit__(*details)
 
 
-def _refined_settings(workspace: Workspace, options: RefineOptions, clip: Weights, dino: Weights | None) -> dict[str, Any]:
+def refinement_settings(workspace: Workspace, options: RefineOptions, clip: Weights, dino: Weights | None) -> dict[str, Any]:
+    """Whatever changes a refined CAM, but for the CAM itself."""
     settings = options.model_dump(mode="json", exclude=set(MASK_KEYS))
     settings["clip"] = clip.provenance() if uses_clip(options) else None
     settings["dino"] = dino.provenance() if dino and uses_dino(options) else None
     settings["precision"] = precision_name(workspace.run)
-    settings["cams"] = input_digest(workspace.cams, "ssr cams")
     if uses_superpixels(options):
         settings["superpixels"] = input_digest(workspace.superpixels, "ssr superpixels")
     return settings

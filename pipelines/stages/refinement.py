@@ -125,3 +125,27 @@ def refine_cam(cam: Tensor, affinity: Tensor, mask: Tensor | None, options: Refi
         ``(K, N)`` in [0, 1]. A class whose mask is empty stays zero.
     """
     return min_max(propagate(affinity, cam, mask, options.power, options.mask_every_step))
+
+
+def refined_maps(
+    cam: Tensor,
+    grid: tuple[int, int],
+    attention: tuple[Tensor | None, Tensor | None],
+    superpixels: GridSuperpixels | None,
+    options: RefineOptions,
+) -> Tensor:
+    """The whole refinement of one image.
+
+    Args:
+        cam: Initial CAM ``(K, N)`` in [0, 1].
+        grid: ``(h, w)``.
+        attention: CLIP's and DINO's ``(N, N)``; None for one that is not there.
+        superpixels: If the options ask for them, with what they ask for.
+        options: Affinity, masks, propagation.
+
+    Returns:
+        ``(K, N)`` in [0, 1].
+    """
+    clip, dino = attention
+    affinity = build_affinity(clip if uses_clip(options) else None, dino if uses_dino(options) else None, options)  # (N, N)
+    return refine_cam(cam, affinity, column_mask(cam, grid, superpixels, options), options)

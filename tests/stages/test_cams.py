@@ -13,7 +13,7 @@ import torch
 from pipelines.config import build_options, read_config, read_recipe
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.weights import build_clip, resolve_clip
-from pipelines.errors import SsrError, UsageError
+from pipelines.errors import SsrError
 from pipelines.ops.gradcam import cosine_logits, min_max
 from pipelines.options.stages import CamsOptions, SuperpixelsOptions
 from pipelines.stages import cams, superpixels
@@ -142,12 +142,6 @@ def test_superpixels_of_another_photo_are_noticed(workspace_in, tiny_voc, tmp_pa
     counts = cams.run(workspace, SSR)
     assert (counts.done, counts.failed) == (5, 1)
     assert "its superpixels are (64, 96), the photo (80, 80)" in (workspace.work / "failures.jsonl").read_text()
-
-
-def test_checkpoint_is_refused_until_there_is_training(workspace, tmp_path):
-    with pytest.raises(UsageError, match="--ckpt"):
-        cams.run(workspace, CamsOptions(ckpt=tmp_path / "cmpa.safetensors"))
-    assert not workspace.cams.exists()
 
 
 @pytest.fixture(scope="module")

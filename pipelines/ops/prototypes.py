@@ -1,0 +1,99 @@
+"""Prototypes: one vector a class and modality, from class labels or from k-means (SSR, CMPA)."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Prototypes and who belongs to which.
+
+    Attributes:
+        prototypes: ``(K, E)`` fp32, L2-normalised.
+        index: ``(S,)`` int64, the prototype of each sample.
+    """
+
+    prototypes: Tensor
+    index: Tensor
+
+
+def class_means(features: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """One prototype a class: the direction of the mean of its samples.
+
+    Args:
+        features: ``(S, E)``, L2-normalised.
+        classes: ``(S,)`` int64 in ``0..count - 1``.
+        count: Number of classes K.
+
+    Returns:
+        ``(K, E)`` L2-normalised, zero for a class without samples, and ``(K,)`` bool: classes that have samples.
+    """
+    total = features.new_zeros(count, features.shape[1]).index_add_(0, classes, features)  # (K, E)
+    return F.normalize(total, dim=1), torch.bincount(classes, minlength=count) > 0
+
+
+def kmeans_prototypes(features: Tensor, count: int, seed: int = 0) -> Clusters:
+    """k-means over one modality's features; centres are scaled to unit length.
+
+    Args:
+        features: ``(S, E)``, L2-normalised.
+        count: Clusters wanted; fewer distinct features make fewer.
+        seed: Of k-means; equal seeds give equal clusters on one machine.
+
+    Returns:
+        ``min(count, distinct features)`` prototypes; an index into them for every sample.
+    """
+    points = features.detach().cpu().numpy()
+    count = min(count, len(np.unique(points, axis=0)))
+    with threadpool_limits(1), warnings.catch_warnings():  # the order of threads would leak into the sums
+        warnings.simplefilter("ignore", ConvergenceWarning)  # points that differ by rounding alone make fewer clusters
+        found = KMeans(count, n_init=4, random_state=seed).fit(points)
+    centres = torch.from_numpy(found.cluster_centers_).to(features)  # (K, E)
+    return Clusters(F.normalize(centres, dim=1), torch.from_numpy(found.labels_.astype(np.int64)).to(features.device))
+
+
+def purity(cluster: Tensor, classes: Tensor) -> float:
+    """Share of samples whose class is the most frequent one of their cluster.
+
+    Args:
+        cluster: ``(S,)`` int64.
+        classes: ``(S,)`` int64.
+
+    Returns:
+        In (0, 1]; 1 for no samples.
+    """
+    if len(classes) == 0:
+        return 1.0
+    width = int(classes.max()) + 1
+    table = torch.bincount(cluster * width + classes, minlength=(int(cluster.max()) + 1) * width).view(-1, width)
+    return table.amax(dim=1).sum().item() / len(classes)
+
+
+def spread(features: Tensor, classes: Tensor, count: int) -> tuple[float, float]:
+    """How tight classes are, and how far apart: cosine distances that need no ground truth.
+
+    Args:
+        features: ``(S, E)``, L2-normalised.
+        classes: ``(S,)`` int64.
+        count: Number of classes.
+
+    Returns:
+        Mean distance of samples to their own class's mean, and mean distance between the means of two classes; NaN for
+        fewer than two classes.
+    """
+    means, present = class_means(features, classes, count)
+    within = (1 - (features * means[classes]).sum(dim=1)).mean().item() if len(classes) else float("nan")
+    means = means[present]
+    pairs = len(means) * (len(means) - 1)
+    between = ((1 - means @ means.T).sum() / pairs).item() if pairs else float("nan")
+    return within, between

@@ -1,0 +1,1 @@
+"""How the parts in `pipelines.models` are trained."""

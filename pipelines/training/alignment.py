@@ -1,0 +1,189 @@
+"""The training of CMPA's heads: contrast steps, prototypes refreshed when due, a state that can be resumed exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipelines.models.alignment import AlignmentHeads
+from pipelines.ops.prototype_loss import weighted_pool
+from pipelines.ops.prototypes import class_means, kmeans_prototypes, purity, spread
+from pipelines.options.align import AlignOptions
+from pipelines.training.alignment_data import AlignmentData, photo_order, steps_an_epoch
+from pipelines.training.alignment_loss import Prototypes, alignment_loss
+from pipelines.training.processes import Processes
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well the heads tell classes apart on the training photos; needs labels, no ground truth.
+
+    Attributes:
+        iteration: Steps done.
+        loss: Mean since the last one, NaN before the first step.
+        temperature: Of the softmax.
+        purity: Share of samples in k-means clusters (as many as classes) whose most frequent class is theirs.
+        within: Mean cosine distance of samples to their class's mean.
+        between: Mean cosine distance between the means of two classes.
+    """
+
+    iteration: int
+    loss: float
+    temperature: float
+    purity: float
+    within: float
+    between: float
+
+
+class AlignmentTrainer:
+    """Heads, optimiser and prototypes at one moment of the training.
+
+    Args:
+        data: The photos.
+        text: Class and background embeddings ``(C + M, E)``, L2-normalised.
+        class_count: C.
+        options: Everything else.
+        device: Where to train.
+        processes: This process among its peers; each takes its share of every batch.
+    """
+
+    def __init__(
+        self,
+        data: AlignmentData,
+        text: Tensor,
+        class_count: int,
+        options: AlignOptions,
+        device: torch.device,
+        processes: Processes = Processes(),  # noqa: B008 - frozen
+    ) -> None:
+        self.data, self.options, self.device, self.processes = data, options, device, processes
+        self.text, self.class_count = text.to(device), class_count
+        torch.manual_seed(options.seed)
+        heads = AlignmentHeads(
+            text.shape[1], options.hidden, options.residual, options.temperature, options.learn_temperature
+        ).to(device)
+        if processes.count > 1 and device.type == "cuda":
+            heads = nn.SyncBatchNorm.convert_sync_batchnorm(heads)  # type: ignore[no-untyped-call]
+        self.heads = heads
+        trained = [parameter for parameter in heads.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=options.weight_decay)
+        epoch = steps_an_epoch(len(data), options.batch)
+        self.iterations = options.iterations or max(1, round(options.epochs * epoch))
+        self.refresh_every = options.refresh or epoch
+        self.iteration = 0
+        self.prototypes = Prototypes(torch.empty(0))
+        self._image_clusters: list[Tensor] | None = None
+        self._losses: list[float] = []
+
+    def steps(self) -> Iterator[float]:
+        """Train to the end from where it stands; prototypes are refreshed before the first step and whenever due.
+
+        Yields:
+            The loss of each step, after it is taken.
+        """
+        if self.iteration == 0:
+            self.refresh()
+        batches = islice(photo_order(len(self.data), self.options.batch, self.options.seed), self.iteration, None)
+        while self.iteration < self.iterations:
+            loss = self._step(next(batches))
+            self.iteration += 1
+            if self.iteration % self.refresh_every == 0 or self.iteration == self.iterations:
+                self.refresh()
+            yield loss
+
+    def _step(self, photos: list[int]) -> float:
+        self.heads.train()
+        share = photos[self.processes.rank :: self.processes.count]
+        batch = self.data.batch(share, self.device, self._image_clusters)
+        loss = alignment_loss(self.heads, batch, self.text, self.class_count, self.prototypes, self.options)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.processes.average_gradients(self.heads.parameters())
+        self.optimiser.step()
+        self._losses.append(loss.item())
+        return self._losses[-1]
+
+    def refresh(self) -> None:
+        """Make prototypes from the features of all samples as the heads see them now."""
+        self.processes.copy_from_first(self.heads.buffers())
+        classes = self.data.classes.to(self.device)  # (S,)
+        image = self.image_features()  # (S, E)
+        if self.options.prototypes == "class":
+            means, present = class_means(image, classes, self.class_count)
+            # a class without photos is nobody's positive: its zero row is a negative at cosine 0
+            self.prototypes = Prototypes(torch.where(present.unsqueeze(1), means, torch.zeros_like(means)))
+            return
+        words = self.words()[: self.class_count]  # (C, E)
+        known = torch.unique(classes)
+        of_image = kmeans_prototypes(image, len(known), self.options.seed)
+        of_text = kmeans_prototypes(words[known], len(known), self.options.seed)
+        text_clusters = torch.zeros(self.class_count, dtype=torch.int64, device=self.device)
+        text_clusters[known] = of_text.index
+        self.prototypes = Prototypes(of_image.prototypes, of_text.prototypes, text_clusters)
+        self._image_clusters = self._by_photo(of_image.index.cpu())
+
+    def quality(self) -> Quality:
+        """Purity and distances of the samples now; the mean loss since the last call."""
+        classes = self.data.classes.to(self.device)
+        image = self.image_features()
+        clusters = kmeans_prototypes(image, len(torch.unique(classes)), self.options.seed)
+        within, between = spread(image, classes, self.class_count)
+        losses, self._losses = self._losses, []
+        loss = sum(losses) / len(losses) if losses else float("nan")
+        temperature = self.heads.temperature.item()
+        return Quality(self.iteration, loss, temperature, purity(clusters.index, classes), within, between)
+
+    @torch.no_grad()
+    def image_features(self) -> Tensor:
+        """f_image of all samples, ``(S, E)`` L2-normalised, in the order of `AlignmentData.samples`."""
+        self.heads.eval()
+        found: list[Tensor] = []
+        for start in range(0, len(self.data), self.options.batch):
+            batch = self.data.batch(range(start, min(start + self.options.batch, len(self.data))), self.device)
+            pooled = weighted_pool(self.heads.isa(batch.tokens), batch.cams**self.options.cam_power)  # (B, K, E)
+            found.append(pooled[batch.classes >= 0])
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def words(self) -> Tensor:
+        """Projected class and background embeddings, ``(C + M, E)`` L2-normalised."""
+        self.heads.eval()
+        return F.normalize(self.heads.tsa(self.text), dim=1)
+
+    def _by_photo(self, values: Tensor) -> list[Tensor]:
+        """One value a sample -> the samples of each photo."""
+        return list(torch.split(values, [len(labels) for labels in self.data.labels]))
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that `restore` needs, by name."""
+        tensors = {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()}
+        for index, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+        prototypes = self.prototypes
+        tensors["prototypes.image"] = prototypes.image
+        if prototypes.text is not None and prototypes.text_clusters is not None and self._image_clusters is not None:
+            tensors["prototypes.text"], tensors["prototypes.text_clusters"] = prototypes.text, prototypes.text_clusters
+            tensors["prototypes.image_clusters"] = torch.cat(self._image_clusters)
+        tensors["iteration"] = torch.tensor(self.iteration)
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over a `state` of the same data and options: the steps that follow are those of an undisturbed run."""
+        self.heads.load_state_dict({k.removeprefix("heads."): v for k, v in tensors.items() if k.startswith("heads.")})
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimiser."):
+                _, index, name = key.split(".")
+                moments.setdefault(int(index), {})[name] = value
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
+        text, text_clusters = tensors.get("prototypes.text"), tensors.get("prototypes.text_clusters")
+        if text is not None and text_clusters is not None:
+            text, text_clusters = text.to(self.device), text_clusters.to(self.device)
+            self._image_clusters = self._by_photo(tensors["prototypes.image_clusters"])
+        self.prototypes = Prototypes(tensors["prototypes.image"].to(self.device), text, text_clusters)
+        self.iteration = int(tensors["iteration"])

@@ -1,0 +1,54 @@
+"""Trained parameters as safetensors with a JSON note inside: nothing that could execute, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipelines.errors import UsageError
+from pipelines.stores.files import atomic_path
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON note.
+
+    Args:
+        path: A ``.safetensors`` file; its folder is made.
+        tensors: By name.
+        note: What the tensors belong to; anything JSON holds.
+    """
+    with atomic_path(path) as temporary:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, temporary, metadata={"note": json.dumps(note, sort_keys=True)})
+
+
+def read_checkpoint(path: Path, flag: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_checkpoint` wrote.
+
+    Args:
+        path: The file.
+        flag: Named in errors.
+
+    Returns:
+        The tensors and the note.
+
+    Raises:
+        UsageError: No such file, or not a checkpoint of this toolkit.
+    """
+    if not path.is_file():
+        raise UsageError(f"no checkpoint at {path}", flag)
+    try:
+        with safe_open(path, framework="pt") as file:
+            note = json.loads((file.metadata() or {}).get("note", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise UsageError(f"{path} is not a readable .safetensors file", flag) from error
+    if not isinstance(note, dict):
+        raise UsageError(f"{path} was not written by ssr: it does not say what it belongs to", flag)
+    return tensors, note

@@ -1,0 +1,24 @@
+"""``ssr align``."""
+
+from __future__ import annotations
+
+from pipelines.options.align import AlignOptions
+from pipelines.options.stages import CamsOptions, RefineOptions
+from ssr_cli.invocation import Invocation
+from ssr_cli.outcome import run_stage
+from ssr_cli.parameters import command_with
+
+
+@command_with("align", "dataset", "clip", "dino", "run")
+def command(invocation: Invocation) -> None:
+    """Train CMPA's heads on image-level labels into WORK/cmpa.safetensors."""
+    from pipelines.stages import align
+
+    options = invocation.options("align", AlignOptions)
+    cams, refine = invocation.options("cams", CamsOptions), invocation.options("refine", RefineOptions)
+    checkpoint = align.checkpoint_path(invocation.work)
+    run_stage(
+        invocation,
+        lambda workspace, progress: align.run(workspace, options, cams, refine, progress),
+        then=f"ssr cams --ckpt {checkpoint}",
+    )
