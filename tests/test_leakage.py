@@ -37,7 +37,10 @@ for argv in json.loads(sys.stdin.read()):
 
 BLIND = {
     "superpixels": ["superpixels"],
+    "align": ["align", "--iterations", "6", "--tokens", "8", "--hidden", "8"],
     "cams": ["cams"],
+    "cams, aligned": ["cams", "--ckpt", "CHECKPOINT", "--force"],
+    "show features": ["show", "features"],
     "refine": ["refine"],
     "refine, crf": ["refine", "--crf", "--force", "--workers", "1"],
     "ladder": ["ladder", "--workers", "1"],
@@ -71,6 +74,7 @@ def told(tiny_voc, models, tmp_path_factory):
         "ANNOTATIONS": root / "Annotations",
         "MASKS": root / "SegmentationClass",
         "OUT": folder / "out.csv",
+        "CHECKPOINT": folder / "work/cmpa.safetensors",
     }
     made = ["--config", str(tiny_voc.config), "--root", str(root), "--split", "train_aug", "--work", str(folder / "work")]
     commands = []

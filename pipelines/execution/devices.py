@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import torch
 
@@ -40,3 +41,15 @@ def precision_name(run: RunOptions) -> str:
 def resolve_batch_size(run: RunOptions, device: torch.device) -> int:
     """A CPU is busy with one image; a GPU wants several."""
     return run.batch_size or (16 if device.type == "cuda" else 1)
+
+
+def peak_memory(device: torch.device) -> str:
+    """Most memory that was held at once, in words: the GPU's for tensors, or the whole process's."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB of GPU memory at most"
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return "memory unknown"
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"{held / 2**30:.1f} GiB of memory at most"

@@ -79,7 +79,7 @@ def purity(cluster: Tensor, classes: Tensor) -> float:
     return table.amax(dim=1).sum().item() / len(classes)
 
 
-def spread(features: Tensor, classes: Tensor, count: int) -> tuple[float, float]:
+def spread(features: Tensor, classes: Tensor, count: int) -> tuple[float, float | None]:
     """How tight classes are, and how far apart: cosine distances that need no ground truth.
 
     Args:
@@ -88,12 +88,12 @@ def spread(features: Tensor, classes: Tensor, count: int) -> tuple[float, float]
         count: Number of classes.
 
     Returns:
-        Mean distance of samples to their own class's mean, and mean distance between the means of two classes; NaN for
-        fewer than two classes.
+        Mean distance of samples to their own class's mean (NaN for no samples), and mean distance between the means of two
+        classes (None for fewer than two).
     """
     means, present = class_means(features, classes, count)
     within = (1 - (features * means[classes]).sum(dim=1)).mean().item() if len(classes) else float("nan")
     means = means[present]
     pairs = len(means) * (len(means) - 1)
-    between = ((1 - means @ means.T).sum() / pairs).item() if pairs else float("nan")
+    between = ((1 - means @ means.T).sum() / pairs).item() if pairs else None
     return within, between

@@ -42,7 +42,7 @@ class AlignOptions(Options):
     learning_rate: Annotated[float, Field(gt=0, description="of AdamW (SSR: 1e-5)")] = 1e-4
     weight_decay: Annotated[float, Field(ge=0, description="of AdamW")] = 2e-3
     refresh: Annotated[int, Field(ge=0, description="steps between two refreshes of the prototypes, 0 = once an epoch")] = 0
-    tokens: Annotated[int, Field(ge=1, description="patches kept of each photo, drawn once")] = 256
+    tokens: Annotated[int, Field(ge=2, description="patches kept of each photo, drawn once")] = 256
     seed: Annotated[int, Field(ge=0, lt=1_000_000, description="of heads, batches and k-means")] = 0
     resume: Annotated[
         Literal["auto", "never"], option("go on where a stopped training was, or train from the start on the tokens kept")

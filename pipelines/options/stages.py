@@ -29,7 +29,9 @@ class SuperpixelsOptions(Options):
 class CamsOptions(Options):
     """``[cams]``: softmax-GradCAM on the frozen CLIP."""
 
-    ckpt: Annotated[Path | None, option("alignment heads trained by `ssr align` (.safetensors); plain CLIP without")] = None
+    ckpt: Annotated[
+        Path | None, option("alignment heads of `ssr align` (.safetensors; auto = those in WORK); plain CLIP without")
+    ] = None
     readout: Annotated[
         Literal["gradcam", "dense", "mix"],
         option("gradcam = CLIP-ES; dense = class probabilities of each patch's value vector; mix = both"),
@@ -133,3 +135,4 @@ class ShowOptions(Options):
     gt: Annotated[bool, option("add the ground-truth mask (opens it)")] = False
     height: Annotated[int, Field(ge=64, le=1024, description="height of a panel, pixels")] = 240
     columns: Annotated[int, Field(ge=1, le=8, description="panels side by side on the contact sheet")] = 1
+    projection: Annotated[Literal["tsne", "pca"], option("features: how they are laid out in the plane")] = "tsne"

@@ -1,9 +1,10 @@
 """The stages, in their order; reading this list is reading the toolkit.
 
 1. `superpixels`: SLIC of every photo -> ``superpixels.h5``
-2. `cams`: class activation maps on the frozen CLIP -> ``cams.h5``
-3. `refine`: CLIP + DINO affinity, column mask, propagation, CRF -> ``refined.h5``, ``masks/*.png``
-4. `evaluate`: scores against ground truth -> ``eval/*/report.json``
+2. `align`: CMPA, two heads that bring images and words together -> ``cmpa.safetensors``
+3. `cams`: class activation maps on the frozen CLIP, through the heads where asked -> ``cams.h5``
+4. `refine`: CLIP + DINO affinity, column mask, propagation, CRF -> ``refined.h5``, ``masks/*.png``
+5. `evaluate`: scores against ground truth -> ``eval/*/report.json``
 
 Around them: `text` (text banks), `show` (pictures), `doctor` (before a run), `status` (after one).
 """

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pipelines.encoders.weights import build_clip, resolve_clip
 from pipelines.errors import UsageError
-from pipelines.execution.devices import resolve_device
+from pipelines.execution.devices import peak_memory, resolve_device
 from pipelines.execution.progress import Progress, Silent
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
@@ -20,7 +19,7 @@ from pipelines.stages.aligned_readout import Alignment, identity, write_alignmen
 from pipelines.stages.counts import Counts
 from pipelines.stages.embeddings import TextEmbeddings, text_embeddings
 from pipelines.stages.workspace import Workspace
-from pipelines.stores.files import read_json, write_json
+from pipelines.stores.files import read_json, remove_leftovers, write_json
 from pipelines.stores.manifest import digest
 from pipelines.training.alignment import AlignmentTrainer, Quality
 from pipelines.training.checkpoint import read_checkpoint, write_checkpoint
@@ -75,11 +74,6 @@ def run(
     return counts
 
 
-def checkpoint_path(work: Path) -> Path:
-    """Where a work directory's heads are."""
-    return work / "cmpa.safetensors"
-
-
 class _Training:
     """One run of the training: manifest, state, metrics and checkpoint around an `AlignmentTrainer`."""
 
@@ -88,7 +82,7 @@ class _Training:
     ) -> None:
         self.inputs, self.workspace, self.options = inputs, inputs.workspace, inputs.options
         self.text, self.processes, self.progress = text, processes, progress
-        self.checkpoint = checkpoint_path(self.workspace.work)
+        self.checkpoint = self.workspace.checkpoint
         self.state = self.workspace.work / "align" / "state.safetensors"
         self.metrics = self.workspace.work / "align" / "metrics.json"
         self.data = inputs.data()
@@ -100,10 +94,14 @@ class _Training:
         settings = {
             **self.options.model_dump(mode="json", exclude={"resume"}),
             "inputs": digest(self.inputs.settings()),
-            "photos": digest([list(labels) for labels in self.data.labels]),
+            "photos": digest(
+                [[image_id, list(own)] for image_id, own in zip(self.data.image_ids, self.data.labels, strict=True)]
+            ),
             "processes": self.processes.count,
         }
         if self.processes.first:
+            remove_leftovers(self.state.parent)
+            remove_leftovers(self.workspace.work, self.checkpoint.stem)
             manifest = self.workspace.settle(self.checkpoint, STAGE, settings, self._clear)
         self.processes.wait()
         trainer, options = self.trainer, self.options
@@ -117,19 +115,20 @@ class _Training:
             self._measure()
         started, before = time.monotonic(), trainer.iteration
         for _ in trainer.steps():
+            self.progress.advance()
             if trainer.iteration % trainer.refresh_every == 0 or trainer.iteration == trainer.iterations:
                 self._measure()
                 self._save(digest(settings))
             elif trainer.iteration % SAVE_EVERY == 0:
                 self._save(digest(settings))
-            self.progress.advance()
         self.progress.finish()
-        if not self.processes.first or (before == trainer.iterations and self.checkpoint.is_file()):
+        if not self.processes.first:
             return
-        seconds = time.monotonic() - started
         if trainer.iteration > before:
-            self.progress.note(f"{1000 * seconds / (trainer.iteration - before):.0f} s per 1,000 steps")
-        self._write_checkpoint()
+            seconds = 1000 * (time.monotonic() - started) / (trainer.iteration - before)
+            self.progress.status(f"{seconds:.0f} s per 1,000 steps, {peak_memory(self.trainer.device)}")
+        if trainer.iteration > before or not self.checkpoint.is_file():
+            self._write_checkpoint()
         manifest.counts, manifest.complete = {"iterations": trainer.iteration, "photos": len(self.data)}, True
         manifest.write(self.checkpoint.with_suffix(".json"))
 
@@ -165,8 +164,9 @@ class _Training:
 
 def describe(quality: Quality) -> str:
     """One line for a person: how far the classes have come apart."""
-    loss = "" if quality.iteration == 0 else f"loss {quality.loss:.3f}, "
+    loss = "" if quality.loss is None else f"loss {quality.loss:.3f}, "
+    between = "" if quality.between is None else f", between {quality.between:.3f}"
     return (
         f"{loss}temperature {quality.temperature:.3f}, cluster purity {100 * quality.purity:.1f} %, "
-        f"distance within classes {quality.within:.3f}, between {quality.between:.3f}"
+        f"distance within classes {quality.within:.3f}{between}"
     )

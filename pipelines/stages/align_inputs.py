@@ -120,9 +120,9 @@ class AlignInputs:
                 cams.clear()
 
             manifest = workspace.settle(self.tokens_path, "align", self.settings(), clear, again=False)
-            todo = self._todo()
-            counts = Counts(skipped=len(workspace.dataset.samples) - len(todo))
-            progress.start("align: patches", len(workspace.dataset.samples), counts.skipped)
+            wanted, todo = len(self._with_class()), self._todo()
+            counts = Counts(skipped=wanted - len(todo))
+            progress.start("align: patches", wanted, counts.skipped)
             failures = workspace.failures("align", progress)
             superpixels = stack.enter_context(ArrayReader(workspace.superpixels)) if self.needs_superpixels else None
             if todo:
@@ -150,7 +150,7 @@ class AlignInputs:
 
     def _todo(self) -> list[Sample]:
         """Photos with a class whose patches are missing, or whose labels have changed since."""
-        wanted = [sample for sample in self.workspace.dataset.samples if sample.labels]
+        wanted = self._with_class()
         if not store_exists(self.tokens_path) or not store_exists(self.cams_path):
             return wanted
         with ArrayReader(self.tokens_path) as tokens, ArrayReader(self.cams_path) as cams:
@@ -217,20 +217,32 @@ class AlignInputs:
         """Everything that was collected, patches in a memory map that has no name and ends with the process.
 
         Raises:
-            SsrError: No photo has a class.
+            SsrError: No photo has a class, or none could be used.
         """
-        samples = {sample.image_id: sample for sample in self.workspace.dataset.samples if sample.labels}
-        if not samples or not store_exists(self.tokens_path):
-            raise SsrError("no photo has a class: there is nothing to align", "check --labels")
+        samples = self._collected()
         with ArrayReader(self.tokens_path) as tokens, ArrayReader(self.cams_path) as cams:
-            ids = [image_id for image_id in samples if image_id in tokens and image_id in cams]
-            shape = (len(ids), self.options.tokens, self.text.classes.shape[1])
+            shape = (len(samples), self.options.tokens, self.text.classes.shape[1])
             with tempfile.TemporaryFile(dir=self.tokens_path.parent) as file:
                 patches = np.memmap(file, np.float16, "w+", shape=shape)
-            for row, image_id in enumerate(ids):
-                patches[row] = tokens.read(image_id)[0]
-            maps = [cams.read(image_id)[0].astype(np.float32) for image_id in ids]
-        return AlignmentData(patches, maps, [samples[image_id].labels for image_id in ids])
+            for row, sample in enumerate(samples):
+                patches[row] = tokens.read(sample.image_id)[0]
+            maps = [cams.read(sample.image_id)[0].astype(np.float32) for sample in samples]
+        return AlignmentData(patches, maps, [sample.labels for sample in samples], tuple(sample.image_id for sample in samples))
+
+    def _collected(self) -> list[Sample]:
+        """Photos whose patches and CAMs are there, made with the labels of today."""
+        if not self._with_class():
+            raise SsrError("no photo has a class: there is nothing to align", "check --labels")
+        missing = {sample.image_id for sample in self._todo()}
+        found = [sample for sample in self._with_class() if sample.image_id not in missing]
+        if not found:
+            raise SsrError(
+                "none of the photos could be used: there is nothing to align", "see failures.jsonl in the work folder"
+            )
+        return found
+
+    def _with_class(self) -> list[Sample]:
+        return [sample for sample in self.workspace.dataset.samples if sample.labels]
 
 
 def drawn_patches(image_id: str, patches: int, count: int) -> NDArray[np.int64]:

@@ -87,12 +87,13 @@ def read_alignment(path: Path, weights: Weights, classes: ClassList, text: TextE
         heads = AlignmentHeads(width, hidden, bool(note["residual"]), 1.0, learn_temperature=False)
         class_photos, prototypes = tensors.pop("class_photos"), tensors.pop("image_prototypes")
         heads.load_state_dict(tensors)
-        if class_photos.shape != (len(classes.names),) or note["features"] not in {"output", "value"}:
+        counted = class_photos.shape == (len(classes.names),) and class_photos.dtype == torch.int64
+        if not counted or bool((class_photos < 0).any()) or note["features"] not in ("output", "value"):
             raise ValueError
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in (*tensors.values(), prototypes)):
             raise ValueError
         return Alignment(heads.eval().requires_grad_(False), note["features"], class_photos, prototypes)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{path} is damaged: its tensors are not those of alignment heads", FLAG) from error
 
 
@@ -155,6 +156,18 @@ class AlignedReadout:
             maps = gradcam if maps is None else min_max(weight * maps + (1 - weight) * gradcam)
         assert maps is not None  # noqa: S101 - one of the two was made
         return maps
+
+    def trusted(self, labels: Sequence[tuple[int, ...]]) -> bool:
+        """Whether these classes need no part of the plain CAM."""
+        return bool((self._trust_of(labels) == 1).all())
+
+    def blend(self, aligned: Tensor, plain: Tensor, labels: Sequence[tuple[int, ...]]) -> Tensor:
+        """Mix aligned and plain maps ``(T, N)`` by each class's `trust`."""
+        trust = self._trust_of(labels).unsqueeze(1)  # (T, 1)
+        return min_max(trust * aligned + (1 - trust) * plain)
+
+    def _trust_of(self, labels: Sequence[tuple[int, ...]]) -> Tensor:
+        return self.trust[[label for own in labels for label in own]]  # (T,)
 
     @torch.no_grad()
     def _dense(self, tokens: Tensor, labels: Sequence[tuple[int, ...]], memberships: Sequence[Tensor | None]) -> Tensor:

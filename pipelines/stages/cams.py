@@ -160,10 +160,9 @@ class CamMaker:
         if heads is None:
             return self._plain(tokens, labels, memberships)
         aligned = heads.maps(tokens.tokens_cls, self.encoder.last_block, labels, memberships)  # (T, N)
-        trust = heads.trust[[label for row in labels for label in row]].unsqueeze(1)  # (T, 1)
-        if bool((trust == 1).all()):
+        if heads.trusted(labels):
             return aligned
-        return min_max(trust * aligned + (1 - trust) * self._plain(tokens, labels, memberships))
+        return heads.blend(aligned, self._plain(tokens, labels, memberships), labels)
 
     def _plain(self, tokens: ClipTokens, labels: Sequence[tuple[int, ...]], memberships: Sequence[Tensor | None]) -> Tensor:
         options = self.options
@@ -223,6 +222,8 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
     clip = build_clip(weights)
     text = text_embeddings(clip, dataset.classes, workspace.clip)
     heads = None
+    if options.ckpt is not None and options.ckpt.name == "auto" and not options.ckpt.exists():
+        options = options.model_copy(update={"ckpt": workspace.checkpoint})
     if options.ckpt is not None:
         heads = AlignedReadout(read_alignment(options.ckpt, weights, dataset.classes, text), text, options, device)
     maker = CamMaker(ClipEncoder(clip, device, resolve_dtype(workspace.run.precision, device)), text, options, heads=heads)
@@ -276,11 +277,13 @@ def cam_settings(workspace: Workspace, options: CamsOptions, weights: Weights, t
         SsrError: The options need superpixels and there are none.
     """
     unused = {"dense_weight", "dense_scale", "superpixel_share"} if options.readout == "gradcam" else set()
-    if options.ckpt is None:
-        unused |= {name for name in CamsOptions.model_fields if name.startswith("aligned_")} | {"few_photos"}
+    of_heads = {name for name in CamsOptions.model_fields if name.startswith("aligned_")} | {"few_photos"}
+    heads = None
+    if options.ckpt is not None:
+        heads = {"sha256": file_sha256(options.ckpt), **options.model_dump(mode="json", include=of_heads)}
     settings = {
-        **options.model_dump(mode="json", exclude=unused),
-        "ckpt": None if options.ckpt is None else file_sha256(options.ckpt),
+        **options.model_dump(mode="json", exclude=unused | of_heads),
+        "ckpt": heads,
         "clip": weights.provenance(),
         "text": text.provenance(),
         "precision": precision_name(workspace.run),

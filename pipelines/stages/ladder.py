@@ -15,17 +15,21 @@ from typing import Any
 from pipelines.errors import SsrError
 from pipelines.evaluation.report import Report, read_report
 from pipelines.execution.progress import Progress
-from pipelines.options.stages import EvalOptions, RefineOptions
-from pipelines.stages import evaluate, refine
+from pipelines.options.stages import CamsOptions, EvalOptions, RefineOptions
+from pipelines.stages import cams, evaluate, refine
 from pipelines.stages.counts import Counts
 from pipelines.stages.refinement import uses_clip, uses_dino
 from pipelines.stages.workspace import Workspace
 from pipelines.stores.files import read_json, write_json
+from pipelines.stores.manifest import Manifest
 
 LIST = "ladder.json"
 """File in the work directory that names the rungs in order."""
 
 INITIAL = "initial CAM"
+ALIGNED = "+ alignment (CMPA)"
+PLAIN = "plain"
+"""Folder under ``WORK/ladder`` of plain CLIP's CAMs, if those of the work directory went through alignment heads."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +94,33 @@ def run(workspace: Workspace, options: RefineOptions, progress: Progress | None 
         SsrError: No CAMs, or no superpixels although a rung needs them.
     """
     wanted = rungs(options)
+    plain = _make_plain_cams(workspace, progress)
     counts = refine.run_targets(
         workspace, [refine.Target(rung.options, _folder(workspace.work, rung.name)) for rung in wanted], progress
     )
-    write_json(workspace.work / LIST, [{"name": rung.name, "title": rung.title} for rung in wanted])
+    listed = [{"name": rung.name, "title": rung.title} for rung in wanted]
+    listed = [{"name": PLAIN, "title": INITIAL}, *listed] if plain else listed
+    write_json(workspace.work / LIST, listed)
     for folder in (workspace.work / "ladder").iterdir():  # rungs of a recipe that was in force before
-        if folder.is_dir() and folder.name not in {rung.name for rung in wanted}:
+        if folder.is_dir() and folder.name not in {entry["name"] for entry in listed}:
             shutil.rmtree(folder)
     return Counts(sum(c.done for c in counts), sum(c.skipped for c in counts), sum(c.failed for c in counts))
+
+
+def _make_plain_cams(workspace: Workspace, progress: Progress | None) -> bool:
+    """If the CAMs went through alignment heads: the same without them. Returns whether they did."""
+    manifest = Manifest.read(workspace.cams.with_suffix(".json"))
+    if manifest is None or manifest.settings.get("ckpt") is None:
+        return False
+    made_with = {key: value for key, value in manifest.settings.items() if key in CamsOptions.model_fields}
+    place = _plain_place(workspace)
+    cams.run(place, CamsOptions.model_validate(made_with | {"ckpt": None}), progress)
+    return True
+
+
+def _plain_place(workspace: Workspace) -> Workspace:
+    work = workspace.work
+    return dataclasses.replace(workspace, work=_folder(work, PLAIN), superpixels_work=work)
 
 
 def score(
@@ -119,8 +142,12 @@ def score(
     """
     plain = options.model_copy(update={"oracle": False})
     names = _listed(workspace.work)
-    found = [(INITIAL, evaluate.run(workspace, "cams", plain, background_power, progress)[0].report)]
+    found = [(_title_of_cams(names), evaluate.run(workspace, "cams", plain, background_power, progress)[0].report)]
     for name, title in names:
+        if name == PLAIN:
+            report = evaluate.run(_plain_place(workspace), "cams", plain, background_power, progress)[0].report
+            found.insert(0, (title, report))
+            continue
         place = dataclasses.replace(workspace, work=_folder(workspace.work, name))
         found.append((title, evaluate.run(place, "masks", plain, background_power, progress)[0].report))
     return found
@@ -130,10 +157,17 @@ def scored(work: Path) -> list[tuple[str, Report]]:
     """The ladder as scored before; empty if it was not, or not as a whole."""
     if not (work / LIST).is_file():
         return []
-    places = [(INITIAL, work / "eval" / "cams")]
-    places += [(title, _folder(work, name) / "eval" / "masks") for name, title in _listed(work)]
+    listed = _listed(work)
+    places = [(INITIAL, _folder(work, PLAIN) / "eval" / "cams")] if _title_of_cams(listed) == ALIGNED else []
+    places.append((_title_of_cams(listed), work / "eval" / "cams"))
+    places += [(title, _folder(work, name) / "eval" / "masks") for name, title in listed if name != PLAIN]
     reports = [(title, folder / "report.json") for title, folder in places]
     return [(title, read_report(path)) for title, path in reports] if all(path.is_file() for _, path in reports) else []
+
+
+def _title_of_cams(listed: list[tuple[str, str]]) -> str:
+    """What the work directory's own CAMs are in the ladder."""
+    return ALIGNED if any(name == PLAIN for name, _ in listed) else INITIAL
 
 
 def _folder(work: Path, name: str) -> Path:

@@ -15,6 +15,7 @@ from pipelines.stores.mask_store import written_masks
 OUTPUTS = {
     # output: the command that makes it
     "superpixels": "ssr superpixels",
+    "cmpa": "ssr align",
     "cams": "ssr cams",
     "refined": "ssr refine",
     "masks": "ssr refine",
@@ -26,9 +27,10 @@ class OutputStatus:
     """One output of a work directory.
 
     Attributes:
-        name: ``superpixels``, ``cams``, ``refined`` or ``masks``.
-        images: Images of the present work list that it holds.
-        total: Images of the work list when it was last worked on; 0 if it was never begun.
+        name: ``superpixels``, ``cmpa``, ``cams``, ``refined`` or ``masks``.
+        images: Images of the present work list that it holds; ``cmpa``: that it has learned from.
+        total: Images of the work list when it was last worked on; 0 if it was never begun. Trained ``cmpa``: those with a
+            class, so that photos without one do not look forgotten.
         others: Images that it holds beyond those, such as the rest of a larger split before.
         failed: Bad images of the last run.
         complete: The last run reached its end.
@@ -61,7 +63,7 @@ class WorkStatus:
     Attributes:
         dataset: Kind, root and split, as remembered.
         recipe: Recipe in force.
-        outputs: In the order of the stages.
+        outputs: In the order of the stages; ``cmpa``, which not everyone trains, only once it was begun.
         reports: Evaluations so far.
         next_command: The one obvious next command.
     """
@@ -81,7 +83,9 @@ def status(work: Path) -> WorkStatus:
     """
     memory = recall(work)
     dataset = memory.get("dataset") or {}
-    outputs = [_output(work, name) for name in OUTPUTS]
+    heads = _heads(work)
+    outputs = [_output(work, name) for name in OUTPUTS if name != "cmpa"]
+    outputs[1:1] = [heads] if heads else []
     # `evaluate.reports_in` would do, and import matplotlib: half a second that `ssr` without a command has not
     reports = [read_report(path) for path in sorted((work / "eval").glob("*/report.json"))]
     return WorkStatus(
@@ -89,8 +93,23 @@ def status(work: Path) -> WorkStatus:
         recipe=str(memory.get("recipe") or "?"),
         outputs=outputs,
         reports=reports,
-        next_command=_next(outputs, reports) + f" --work {work}",
+        next_command=_next(work, outputs, reports) + f" --work {work}",
     )
+
+
+def _heads(work: Path) -> OutputStatus | None:
+    manifest = Manifest.read(work / "cmpa.json")
+    if manifest is None:
+        return None
+    patches = Manifest.read(work / "align" / "tokens.json")
+    try:
+        photos, total = int(manifest.counts.get("photos", 0)), int(manifest.dataset.get("images", 0))
+        failed = int(patches.counts.get("failed", 0)) if patches else 0
+    except (AttributeError, TypeError, ValueError):
+        raise SsrError(f"{work / 'cmpa.json'} is damaged", f"remove it and run `{OUTPUTS['cmpa']}` again") from None
+    complete = manifest.complete and (work / "cmpa.safetensors").is_file()
+    total = photos + failed if complete else total
+    return OutputStatus("cmpa", photos, total, 0, failed, complete, manifest.options_digest, manifest.updated)
 
 
 def _output(work: Path, name: str) -> OutputStatus:
@@ -115,9 +134,16 @@ def _output(work: Path, name: str) -> OutputStatus:
     return OutputStatus(name, images, total, others, failed, manifest.complete, manifest.options_digest, manifest.updated)
 
 
-def _next(outputs: list[OutputStatus], reports: list[Report]) -> str:
+def _next(work: Path, outputs: list[OutputStatus], reports: list[Report]) -> str:
     for index, output in enumerate(outputs):
         passed_over = not output.total and any(later.total for later in outputs[index + 1 :])  # not every recipe needs all
         if not output.complete and not passed_over:
-            return OUTPUTS[output.name]
+            return OUTPUTS[output.name] + (_checkpoint(work, outputs) if output.name == "cams" else "")
     return "ssr show" if any(report.what == "masks" for report in reports) else "ssr eval"
+
+
+def _checkpoint(work: Path, outputs: list[OutputStatus]) -> str:
+    """Heads that are there are for CAMs, but not for CAMs that were begun without them."""
+    begun = Manifest.read(work / "cams.json")
+    trained = any(output.name == "cmpa" and output.complete for output in outputs)
+    return " --ckpt auto" if trained and (begun is None or begun.settings.get("ckpt")) else ""

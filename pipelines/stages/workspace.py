@@ -35,6 +35,7 @@ class Workspace:
         recipe: Name of the recipe in force, or None.
         force: Start a stage over.
         config: Stage options of the config file, by section: remembered, so that later commands need no ``--config``.
+        superpixels_work: Another work directory whose superpixels are used; None: its own.
     """
 
     work: Path
@@ -45,6 +46,7 @@ class Workspace:
     recipe: str | None = None
     force: bool = False
     config: dict[str, dict[str, Any]] = field(default_factory=dict)
+    superpixels_work: Path | None = None
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -54,7 +56,12 @@ class Workspace:
     @property
     def superpixels(self) -> Path:
         """Store of superpixels, ``(H, W)`` uint16 an image."""
-        return self.work / "superpixels.h5"
+        return (self.superpixels_work or self.work) / "superpixels.h5"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Alignment heads."""
+        return self.work / "cmpa.safetensors"
 
     @property
     def cams(self) -> Path:

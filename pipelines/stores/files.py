@@ -67,7 +67,7 @@ def read_json(path: Path) -> Any:
         raise SsrError(f"{path} is not valid JSON: {error}", "remove the file and run its stage again") from error
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of a killed run. Only for the one writer of ``folder``."""
-    for path in folder.glob(".*.tmp"):
+def remove_leftovers(folder: Path, stem: str = "*") -> None:
+    """Remove temporary files of a killed run, those of all files or of one ``stem``. Only for their one writer."""
+    for path in folder.glob(f".{stem}.*.tmp"):
         path.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipelines.errors import UsageError
 from pipelines.models.alignment import AlignmentHeads
 from pipelines.ops.prototype_loss import weighted_pool
 from pipelines.ops.prototypes import class_means, kmeans_prototypes, purity, spread
@@ -25,19 +26,19 @@ class Quality:
 
     Attributes:
         iteration: Steps done.
-        loss: Mean since the last one, NaN before the first step.
+        loss: Mean since the last one; None before the first step.
         temperature: Of the softmax.
         purity: Share of samples in k-means clusters (as many as classes) whose most frequent class is theirs.
         within: Mean cosine distance of samples to their class's mean.
-        between: Mean cosine distance between the means of two classes.
+        between: Mean cosine distance between the means of two classes; None for one class.
     """
 
     iteration: int
-    loss: float
+    loss: float | None
     temperature: float
     purity: float
     within: float
-    between: float
+    between: float | None
 
 
 class AlignmentTrainer:
@@ -50,6 +51,9 @@ class AlignmentTrainer:
         options: Everything else.
         device: Where to train.
         processes: This process among its peers; each takes its share of every batch.
+
+    Raises:
+        UsageError: More processes than photos in a batch.
     """
 
     def __init__(
@@ -62,6 +66,10 @@ class AlignmentTrainer:
         processes: Processes = Processes(),  # noqa: B008 - frozen
     ) -> None:
         self.data, self.options, self.device, self.processes = data, options, device, processes
+        share = min(options.batch, len(data)) // processes.count
+        if share == 0:
+            found = f"{processes.count} processes share batches of {min(options.batch, len(data))} photos"
+            raise UsageError(found, "--batch, or fewer processes")
         self.text, self.class_count = text.to(device), class_count
         torch.manual_seed(options.seed)
         heads = AlignmentHeads(
@@ -86,7 +94,7 @@ class AlignmentTrainer:
         Yields:
             The loss of each step, after it is taken.
         """
-        if self.iteration == 0:
+        if not self.prototypes.image.numel():
             self.refresh()
         batches = islice(photo_order(len(self.data), self.options.batch, self.options.seed), self.iteration, None)
         while self.iteration < self.iterations:
@@ -114,9 +122,8 @@ class AlignmentTrainer:
         classes = self.data.classes.to(self.device)  # (S,)
         image = self.image_features()  # (S, E)
         if self.options.prototypes == "class":
-            means, present = class_means(image, classes, self.class_count)
-            # a class without photos is nobody's positive: its zero row is a negative at cosine 0
-            self.prototypes = Prototypes(torch.where(present.unsqueeze(1), means, torch.zeros_like(means)))
+            means, _ = class_means(image, classes, self.class_count)
+            self.prototypes = Prototypes(means)  # a class without photos is nobody's positive: its row is zero
             return
         words = self.words()[: self.class_count]  # (C, E)
         known = torch.unique(classes)
@@ -134,7 +141,7 @@ class AlignmentTrainer:
         clusters = kmeans_prototypes(image, len(torch.unique(classes)), self.options.seed)
         within, between = spread(image, classes, self.class_count)
         losses, self._losses = self._losses, []
-        loss = sum(losses) / len(losses) if losses else float("nan")
+        loss = sum(losses) / len(losses) if losses else None
         temperature = self.heads.temperature.item()
         return Quality(self.iteration, loss, temperature, purity(clusters.index, classes), within, between)
 
@@ -160,7 +167,7 @@ class AlignmentTrainer:
         return list(torch.split(values, [len(labels) for labels in self.data.labels]))
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that `restore` needs, by name."""
+        """Everything that `restore` needs, by name; live tensors, to be written before the next step."""
         tensors = {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()}
         for index, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}

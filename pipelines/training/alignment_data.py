@@ -21,11 +21,13 @@ class AlignmentData:
         tokens: ``(P, T, E)`` fp16; may be a memory map.
         cams: ``(K, T)`` fp32 of each photo, in [0, 1].
         labels: Class indices of each photo, at least one.
+        image_ids: Names of the photos; empty where nobody asks.
     """
 
     tokens: NDArray[np.float16]
     cams: Sequence[NDArray[np.float32]]
     labels: Sequence[tuple[int, ...]]
+    image_ids: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -16,9 +16,8 @@ def command(invocation: Invocation) -> None:
 
     options = invocation.options("align", AlignOptions)
     cams, refine = invocation.options("cams", CamsOptions), invocation.options("refine", RefineOptions)
-    checkpoint = align.checkpoint_path(invocation.work)
     run_stage(
         invocation,
         lambda workspace, progress: align.run(workspace, options, cams, refine, progress),
-        then=f"ssr cams --ckpt {checkpoint}",
+        then="ssr cams --ckpt auto",
     )

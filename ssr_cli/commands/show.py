@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
-import typer
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, get_args
 
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.errors import UsageError
+from pipelines.options.align import AlignOptions
+from pipelines.options.sources import DatasetOptions
 from pipelines.options.stages import ShowOptions
-from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, out
+from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, out
 from ssr_cli.invocation import Invocation
 from ssr_cli.parameters import command_with
 
+if TYPE_CHECKING:
+    from pipelines.stages.features import Separation
+
+WHAT = ["panels", "features"]
+DATASETS = get_args(DatasetOptions.model_fields["kind"].annotation)
+
 
 @command_with("show", "dataset", "run")
-def command(invocation: Invocation) -> None:
+def command(
+    invocation: Invocation,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar=f"[{'|'.join(WHAT)}]",
+            help="panels of photos, or a map of image features before and after `ssr align`",
+            show_default=True,
+            autocompletion=lambda: WHAT,
+        ),
+    ] = "panels",
+) -> None:
     """Draw panels, a contact sheet and one self-contained HTML page into WORK/show."""
+    if what == "features":
+        _features(invocation)
+    elif what == "panels":
+        _panels(invocation)
+    elif what in DATASETS and "kind" not in invocation.flags["dataset"]:  # `ssr show voc`: the dataset alone
+        dataset = {**invocation.flags["dataset"], "kind": what}
+        _panels(replace(invocation, flags={**invocation.flags, "dataset": dataset}))
+    else:
+        raise UsageError(f"nothing called {what!r} to show", f"one of {', '.join(WHAT)}")
+
+
+def _panels(invocation: Invocation) -> None:
     from pipelines.stages import show
 
     with ConsoleProgress() as progress:
@@ -20,3 +57,26 @@ def command(invocation: Invocation) -> None:
     out.print(f"{len(shown.panels)} panels, contact sheet [bold]{shown.sheet}[/], page [bold]{shown.page}[/]")
     if shown.failed:
         raise typer.Exit(EXIT_PARTLY)
+
+
+def _features(invocation: Invocation) -> None:
+    from pipelines.stages import features
+
+    options = invocation.options("align", AlignOptions), invocation.options("show", ShowOptions)
+    with ConsoleProgress() as progress:
+        made = features.run(invocation.workspace, *options, progress)
+    table = Table(title=f"features · {made.samples:,} samples (photo, class) of {made.photos:,} photos", title_justify="left")
+    table.add_column("alignment")
+    for column in ("cluster purity", "distance within classes", "between"):
+        table.add_column(column, justify="right")
+    table.add_row("before", *_cells(made.before))
+    table.add_row("after", *_cells(made.after))
+    out.print(table)
+    out.print(f"map [bold]{escape(str(made.picture))}[/], numbers [bold]{escape(str(made.numbers))}[/]")
+    if made.left_out:
+        err.print(f"[yellow]{made.left_out} photos left out: `ssr align` has not seen them, or saw other labels[/]")
+
+
+def _cells(found: Separation) -> tuple[str, str, str]:
+    between = "-" if found.between is None else f"{found.between:.3f}"
+    return f"{100 * found.purity:.1f} %", f"{found.within:.3f}", between

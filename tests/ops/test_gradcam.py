@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from pipelines.ops.gradcam import LastBlock, Logits, cosine_logits, min_max, softmax_gradcam
+from pipelines.ops.gradcam import LastBlock, Logits, cosine_logits, min_max, softmax_entries, softmax_gradcam
 
 WIDTH, JOINT, PATCHES, ENTRIES = 32, 16, 12, 6
 PRESENT = torch.tensor([[1, 0, 0, 0, 1, 1], [1, 1, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1]]).bool()
@@ -138,6 +138,58 @@ def test_tokens_made_under_inference_mode(tokens: Tensor, last_block: LastBlock)
     with torch.no_grad():
         actual = softmax_gradcam(frozen, last_block, _cosine(), PRESENT, TARGETS)
     _close(actual, softmax_gradcam(tokens, last_block, _cosine(), PRESENT, TARGETS))
+
+
+def test_relu_cuts_the_negative_part_and_nothing_else(tokens: Tensor, last_block: LastBlock) -> None:
+    cut = softmax_gradcam(tokens, last_block, _cosine(), PRESENT, TARGETS, relu=True)
+    whole = softmax_gradcam(tokens, last_block, _cosine(), PRESENT, TARGETS, relu=False)
+    assert (whole < 0).any()
+    assert torch.equal(whole.clamp_min(0), cut)
+
+
+def _naive_values(tokens: Tensor, last: LastBlock, logits: Logits, present: Tensor, targets: Tensor) -> list[Tensor]:
+    """Like `_naive`, uncut, with an attention in which every patch sees itself alone, and nothing behind it."""
+    alone = torch.full((PATCHES, PATCHES), float("-inf")).fill_diagonal_(0.0)
+    maps = []
+    for image, allowed, wanted in zip(tokens, present, targets, strict=True):
+        for entry in wanted.nonzero().flatten().tolist():
+            a = last.block.ln_1(image[None, 1:]).detach().requires_grad_()
+            values = last.block.attn(a, a, a, attn_mask=alone, need_weights=False)[0]
+            pooled = (last.ln_post(values) @ last.projection).mean(dim=1)
+            columns = allowed.nonzero().flatten().tolist()
+            probability = logits(pooled)[0, columns].softmax(dim=0)[columns.index(entry)]
+            (gradient,) = torch.autograd.grad(probability, a)
+            maps.append(a[0].detach() @ gradient[0].mean(dim=0))
+    return maps
+
+
+@pytest.mark.parametrize("logits", [_cosine(), _head()], ids=["cosine", "head"])
+def test_value_features(tokens: Tensor, last_block: LastBlock, logits: Logits) -> None:
+    expected = torch.stack(_naive_values(tokens, last_block, logits, PRESENT, TARGETS))
+    actual = softmax_gradcam(tokens, last_block, logits, PRESENT, TARGETS, features=last_block.value_features, relu=False)
+    _close(actual, expected)
+    whole_block = softmax_gradcam(tokens, last_block, logits, PRESENT, TARGETS, relu=False)
+    assert not torch.allclose(actual, whole_block, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "count", "present", "targets"),
+    [
+        pytest.param([(1,)], 3, 5, ["01011"], ["01000"], id="one class"),
+        pytest.param([(0, 2), (1,)], 3, 5, ["10111", "01011"], ["10100", "01000"], id="two images"),
+        pytest.param([(), (0,)], 2, 3, ["001", "101"], ["000", "100"], id="an image without classes"),
+        pytest.param([(0, 1)], 2, 2, ["11"], ["11"], id="no background words"),
+        pytest.param([], 2, 3, [], [], id="no images"),
+    ],
+)
+def test_softmax_entries(
+    labels: list[tuple[int, ...]], classes: int, count: int, present: list[str], targets: list[str]
+) -> None:
+    found = softmax_entries(labels, classes, count, torch.device("cpu"))
+    for tensor, rows in zip(found, (present, targets), strict=True):
+        assert tensor.dtype == torch.bool
+        assert tensor.shape == (len(labels), count)
+        assert ["".join(str(int(cell)) for cell in row) for row in tensor] == rows
 
 
 def test_cosine_logits() -> None:

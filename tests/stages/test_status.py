@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.stages.status import status
+from pipelines.errors import SsrError
+from pipelines.stages.status import WorkStatus, status
 from pipelines.stores.array_store import ArrayWriter
 from pipelines.stores.manifest import Manifest
 
@@ -43,3 +44,76 @@ def test_an_output_that_was_never_begun(tmp_path):
     found = status(tmp_path)
     assert {output.state for output in found.outputs} == {"not begun"}
     assert found.next_command == f"ssr superpixels --work {tmp_path}"
+
+
+# heads: a row only for those who train them
+
+
+def heads(work: Path, complete: bool = True, failed: int = 0, checkpoint: bool = True) -> Path:
+    """What `ssr align` leaves of six photos, one of them without a class."""
+    counts = {"iterations": 7, "photos": 5 - failed} if complete else {}
+    Manifest("align", {}, {"images": 6}, counts, complete).write(work / "cmpa.json")
+    Manifest("align", {}, {"images": 6}, {"done": 5, "skipped": 1, "failed": failed}, True).write(work / "align/tokens.json")
+    if checkpoint:
+        (work / "cmpa.safetensors").touch()
+    return work
+
+
+def names(found: WorkStatus) -> list[str]:
+    return [output.name for output in found.outputs]
+
+
+def test_heads_are_a_row_only_where_they_were_begun(tmp_path):
+    assert names(status(tmp_path)) == ["superpixels", "cams", "refined", "masks"]
+    (tmp_path / "align").mkdir()
+    assert names(status(tmp_path)) == ["superpixels", "cams", "refined", "masks"]
+    assert names(status(heads(tmp_path))) == ["superpixels", "cmpa", "cams", "refined", "masks"]
+
+
+@pytest.mark.parametrize(
+    ("made", "images", "total", "state"),
+    [
+        ({}, 5, 5, "done"),
+        ({"failed": 2}, 3, 5, "done, 2 bad"),
+        ({"complete": False, "checkpoint": False}, 0, 6, "broken off"),
+        ({"complete": False}, 0, 6, "broken off"),  # trained anew over an older checkpoint
+        ({"checkpoint": False}, 5, 6, "broken off"),  # taken away since
+    ],
+)
+def test_photos_that_heads_have_learned_from(tmp_path, made, images, total, state):
+    output = status(heads(tmp_path, **made)).outputs[1]
+    assert (output.images, output.total, output.others, output.state) == (images, total, 0, state)
+    assert output.options_digest
+    assert output.updated
+
+
+def superpixels(work: Path) -> Path:
+    Manifest("superpixels", {}, {"images": 6}, {"done": 6}, True).write(work / "superpixels.json")
+    return work
+
+
+def test_next_after_the_heads_are_cams_through_them(tmp_path):
+    work = heads(superpixels(tmp_path))
+    through = f"ssr cams --ckpt auto --work {work}"
+    assert status(work).next_command == through
+    Manifest("cams", {"ckpt": "abc"}, {"images": 6}, {}, False).write(work / "cams.json")
+    assert status(work).next_command == through
+    Manifest("cams", {"ckpt": None}, {"images": 6}, {}, False).write(work / "cams.json")
+    assert status(work).next_command == f"ssr cams --work {work}"
+    Manifest("cams", {"ckpt": "abc"}, {"images": 6}, {"done": 6}, True).write(work / "cams.json")
+    assert status(work).next_command == f"ssr refine --work {work}"
+
+
+def test_next_after_a_training_that_was_broken_off_is_to_go_on(tmp_path):
+    work = heads(superpixels(tmp_path), complete=False, checkpoint=False)
+    assert status(work).next_command == f"ssr align --work {work}"
+
+
+@pytest.mark.parametrize("damage", ["[]", "{", '{"stage": "align", "settings": {}, "dataset": {"images": "x"}}',
+    '{"stage": "align", "settings": {}, "dataset": {}, "counts": [1]}', '{"stage": "align", "settings": {}, "dataset": []}',
+])  # fmt: skip
+def test_a_damaged_manifest_of_heads_is_one_line(tmp_path, damage):
+    (tmp_path / "cmpa.json").write_text(damage)
+    with pytest.raises(SsrError, match=r"cmpa\.json") as caught:
+        status(tmp_path)
+    assert "\n" not in str(caught.value)

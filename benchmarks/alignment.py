@@ -1,0 +1,310 @@
+"""CMPA with and without: seeds, read-outs, the losses of the paper's Table 4, and what each of our changes brings.
+
+    python benchmarks/alignment.py --config my.toml --train train_aug --score train val --work runs/alignment \
+        [--images even=FILE.txt ...] [--rows NAME ...] [--crf]
+
+Heads learn from the image-level labels of one split; ground truth is opened for scoring alone. One pass of the encoders over
+the photos that are scored serves all rows. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ladder import _seven, _typed
+from numpy.typing import NDArray
+
+from pipelines.config import read_config, read_recipe
+from pipelines.datasets.base import Sample
+from pipelines.datasets.image import load_image
+from pipelines.datasets.splits import read_split
+from pipelines.encoders.clip import ClipEncoder
+from pipelines.encoders.dino import DinoEncoder
+from pipelines.encoders.weights import build_clip, resolve_clip, resolve_dino
+from pipelines.evaluation.confusion import confusion_counts
+from pipelines.evaluation.ground_truth import read_mask
+from pipelines.evaluation.metrics import metrics_from_counts
+from pipelines.execution.pool import process_pool, resolve_workers
+from pipelines.ops.crf import CrfParameters, dense_crf
+from pipelines.ops.label_map import label_map, resize_maps, with_background
+from pipelines.options.align import AlignOptions
+from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
+from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
+from pipelines.stages import superpixels
+from pipelines.stages.align_inputs import AlignInputs
+from pipelines.stages.aligned_readout import AlignedReadout, Alignment
+from pipelines.stages.cams import CamMaker
+from pipelines.stages.embeddings import text_embeddings
+from pipelines.stages.encoder_pair import EncoderPair
+from pipelines.stages.refinement import GridSuperpixels, refined_maps
+from pipelines.stages.workspace import Workspace
+from pipelines.stores.array_store import ArrayReader
+from pipelines.training.alignment import AlignmentTrainer
+from ssr_cli.console import ConsoleProgress
+
+CAMS = CamsOptions(**read_recipe("ssr")["cams"])
+REFINE = RefineOptions(**read_recipe("ssr")["refine"])
+CLIP_ES = RefineOptions(**read_recipe("clip-es")["refine"])
+POWERS = range(1, 11)
+AS_WRITTEN = {"aligned_readout": "gradcam", "aligned_layer": "ln_1", "aligned_relu": True, "few_photos": 0.0}
+POOLED_ONLY = {"token_contrast": 0.0, "background": 0.0, "cam_power": 1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        align: Changes to ``[align]``; None: plain CLIP.
+        cams: Changes to ``[cams]`` of recipe ssr.
+        refine: How its CAM is refined.
+        crf: Also score with the CRF.
+    """
+
+    align: dict[str, Any] | None = None
+    cams: dict[str, Any] = dataclasses.field(default_factory=dict)
+    refine: RefineOptions = REFINE
+    crf: bool = False
+
+
+ROWS: dict[str, Row] = {
+    "clip-es": Row(cams={"readout": "gradcam"}, refine=CLIP_ES, crf=True),
+    "ssr, plain CLIP": Row(crf=True),
+    **{f"ssr, aligned, seed {seed}": Row({"seed": seed}, crf=True) for seed in (0, 1, 2)},
+    "read-out gradcam": Row({}, {"aligned_readout": "gradcam"}),
+    "read-out mix": Row({}, {"aligned_readout": "mix"}),
+    "read-out gradcam at ln_1": Row({}, {**AS_WRITTEN, "aligned_relu": False}),
+    "value features, gradcam at ln_1": Row({"features": "value"}, {**AS_WRITTEN, "aligned_relu": False}),
+    "value features, gradcam at ln_1, ReLU": Row({"features": "value"}, AS_WRITTEN),
+    "no fallback": Row({}, {"few_photos": 0.0}),
+    "no patch contrast": Row({"token_contrast": 0.0}),
+    "no background term": Row({"background": 0.0}),
+    "not residual": Row({"residual": False}),
+    "k-means prototypes": Row({"prototypes": "kmeans"}),
+    "separation 1": Row({"separation": 1.0}),
+    "learned temperature": Row({"learn_temperature": True}, {"aligned_scale": None}),
+    "pooled by the initial CAM": Row({"cam": "initial"}),
+    "12 epochs": Row({"epochs": 12.0}),
+    "direct": Row({**POOLED_ONLY, "loss": "direct"}, {"few_photos": 0.0}),
+    "intra": Row({**POOLED_ONLY, "loss": "intra"}, {"few_photos": 0.0}),
+    "cross": Row(POOLED_ONLY, {"few_photos": 0.0}),
+    "direct, gradcam as written": Row({**POOLED_ONLY, "loss": "direct"}, AS_WRITTEN),
+    "intra, gradcam as written": Row({**POOLED_ONLY, "loss": "intra"}, AS_WRITTEN),
+    "cross, gradcam as written": Row(POOLED_ONLY, AS_WRITTEN),
+}
+
+
+def main() -> None:
+    """Train every row's heads, score every row, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="dataset, clip and dino sections")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--train", default="train_aug", help="split whose labels the heads learn from")
+    parser.add_argument("--score", nargs="+", default=["train", "val"], help="splits with ground truth")
+    parser.add_argument("--images", action="append", default=[], metavar="NAME=FILE.txt", help="also score these ids")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="NAME")
+    parser.add_argument("--crf", action="store_true", help="also score the main rows with the CRF")
+    arguments = parser.parse_args()
+    values, _ = read_config(arguments.config)
+    dataset = _typed(DatasetOptions, values, "dataset")
+    base = Workspace(
+        work=arguments.work / "train",
+        dataset_options=dataset.model_copy(update={"split": arguments.train}),
+        clip=_typed(ClipOptions, values, "clip"),
+        dino=_typed(DinoOptions, values, "dino"),
+        run=_typed(RunOptions, values, "run"),
+    )
+    rows = {name: ROWS[name] for name in arguments.rows}
+    bench = Bench(base, rows)
+    scored: dict[str, list[Sample]] = {}
+    places: dict[str, Workspace] = {}
+    for split in arguments.score:
+        place = dataclasses.replace(
+            base, work=arguments.work / f"score-{Path(split).stem}", dataset_options=dataset.model_copy(update={"split": split})
+        )
+        superpixels.run(place, SuperpixelsOptions(**read_recipe("ssr")["superpixels"]), ConsoleProgress())
+        scored[split] = list(place.dataset.samples)
+        places |= dict.fromkeys((sample.image_id for sample in scored[split]), place)
+    samples = {sample.image_id: sample for found in scored.values() for sample in found}
+    subsets = {split: {sample.image_id for sample in found} for split, found in scored.items()}
+    subsets |= {name: set(read_split(Path(file))) for name, file in (entry.split("=", 1) for entry in arguments.images)}
+    bench.score(samples, places, subsets, crf=arguments.crf)
+    bench.print(list(subsets))
+
+
+class Bench:
+    """Heads of every row, and their counts."""
+
+    def __init__(self, base: Workspace, rows: dict[str, Row]) -> None:
+        self.base, self.rows = base, rows
+        self.weights = resolve_clip(base.clip.model, base.clip.pretrained)
+        clip = build_clip(self.weights)
+        self.text = text_embeddings(clip, base.dataset.classes, base.clip)
+        self.names = ["background", *base.dataset.classes.names]
+        self.heads: dict[str, Alignment | None] = {}
+        superpixels.run(base, SuperpixelsOptions(**read_recipe("ssr")["superpixels"]), ConsoleProgress())
+        trained: dict[AlignOptions, Alignment] = {}
+        for name, row in rows.items():
+            self.heads[name] = None
+            if row.align is not None:
+                options = AlignOptions(**row.align)
+                if options not in trained:
+                    trained[options] = self._train(name, options)
+                self.heads[name] = trained[options]
+        self.encoder = ClipEncoder(clip, torch.device("cpu"))
+        self.counts: dict[tuple[str, str, str], Any] = defaultdict(lambda: 0)
+
+    def _train(self, name: str, options: AlignOptions) -> Alignment:
+        # one folder a kind of patch: patches are collected once for all rows that read the same
+        place = dataclasses.replace(self.base, work=self.base.work / f"{options.cam}-{options.features}")
+        place.work.mkdir(exist_ok=True)
+        for file in ("superpixels.h5", "superpixels.json"):
+            if not (place.work / file).exists():
+                (place.work / file).symlink_to((self.base.work / file).absolute())
+        inputs = AlignInputs(place, options, CAMS, REFINE, self.weights, self.text)
+        inputs.collect(build_clip(self.weights), torch.device("cpu"), ConsoleProgress())
+        data = inputs.data()
+        trainer = AlignmentTrainer(data, self.text.all, len(self.text.classes), options, torch.device("cpu"))
+        trainer.refresh()
+        before, started = trainer.quality(), time.monotonic()
+        for _ in trainer.steps():
+            pass
+        seconds, after = time.monotonic() - started, trainer.quality()
+        print(
+            f"{name}: {trainer.iterations} steps in {seconds:.1f} s ({1000 * seconds / trainer.iterations:.0f} s per 1,000), "
+            f"loss {after.loss:.3f}, purity {before.purity:.3f} -> {after.purity:.3f}, "
+            f"within {before.within:.3f} -> {after.within:.3f}, between {before.between:.3f} -> {after.between:.3f}",
+            flush=True,
+        )
+        photos = torch.bincount(data.classes, minlength=len(self.text.classes))
+        return Alignment(trainer.heads.eval().requires_grad_(False), options.features, photos, trainer.prototypes.image)
+
+    def score(
+        self, samples: dict[str, Sample], places: dict[str, Workspace], subsets: dict[str, set[str]], *, crf: bool
+    ) -> None:
+        """Count confusions of every row over all samples."""
+        dino_weights = resolve_dino(self.base.dino.model, self.base.dino.pretrained)
+        pair = EncoderPair(self.encoder, DinoEncoder(dino_weights, torch.device("cpu")), REFINE)
+        makers = {
+            name: CamMaker(self.encoder, self.text, CAMS.model_copy(update=row.cams), heads=self._readout(name, row))
+            for name, row in self.rows.items()
+        }
+        readers = {place.work: ArrayReader(place.superpixels) for place in places.values()}
+        progress = ConsoleProgress()
+        progress.start("score", len(samples))
+        with process_pool(resolve_workers(0)) as pool:
+            waiting = []
+            for image_id, sample in samples.items():
+                place = places[image_id]
+                photo = pair.load(sample, readers[place.work].read(image_id)[0], colours=False)
+                encoded = pair.encode([photo], clip_tokens=True)
+                assert encoded.clip is not None
+                assert photo.superpixels is not None
+                regions = photo.superpixels.with_features(encoded.dino.tokens[0]) if encoded.dino else photo.superpixels
+                for name, cam, refined in self._maps(makers, photo, encoded, regions):
+                    row = self.rows[name]
+                    job = _Job(
+                        sample, place.dataset.mask_path(image_id), cam, refined, row.refine, crf and row.crf, len(self.names)
+                    )
+                    waiting.append((name, image_id, pool.submit(_count, job)))
+                waiting = self._gather(waiting, subsets, keep=64)
+                progress.advance()
+            self._gather(waiting, subsets, keep=0)
+        progress.finish()
+
+    def _readout(self, name: str, row: Row) -> AlignedReadout | None:
+        heads = self.heads[name]
+        options = CAMS.model_copy(update=row.cams)
+        return None if heads is None else AlignedReadout(heads, self.text, options, torch.device("cpu"))
+
+    def _maps(
+        self, makers: dict[str, CamMaker], photo: Any, encoded: Any, regions: GridSuperpixels
+    ) -> Iterator[tuple[str, NDArray[np.float16], NDArray[np.float16]]]:
+        labels, memberships = [photo.sample.labels], [regions.membership]
+        plain = CamMaker(self.encoder, self.text, CAMS).read_out(encoded.clip, labels, memberships)  # once for all rows
+        for name, maker in makers.items():
+            if maker.heads is None:
+                cam = plain if maker.options == CAMS else maker.read_out(encoded.clip, labels, memberships)
+            else:
+                cam = maker.heads.maps(encoded.clip.tokens_cls, self.encoder.last_block, labels, memberships)
+                cam = cam if maker.heads.trusted(labels) else maker.heads.blend(cam, plain, labels)
+            refined = refined_maps(cam, photo.grid, encoded.attention_of(0), regions, self.rows[name].refine)
+            shape = (-1, *photo.grid)
+            yield name, cam.view(shape).numpy().astype(np.float16), refined.view(shape).numpy().astype(np.float16)
+
+    def _gather(self, waiting: list[Any], subsets: dict[str, set[str]], keep: int) -> list[Any]:
+        while len(waiting) > keep:
+            name, image_id, future = waiting.pop(0)
+            for key, counts in future.result().items():
+                for subset, ids in subsets.items():
+                    if image_id in ids:
+                        self.counts[name, subset, key] += counts
+        return waiting
+
+    def print(self, subsets: list[str]) -> None:
+        """The tables in Markdown."""
+        for subset in subsets:
+            print(f"\n**{subset}** (mIoU / 7cls)\n")
+            print("| row | CAM, p = 1 | CAM, oracle p | refined | + CRF | P / R / FP:TP refined |")
+            print("|---|---|---|---|---|---|")
+            for name in self.rows:
+                found = {
+                    key: metrics_from_counts(c, self.names)
+                    for (n, s, key), c in self.counts.items()
+                    if (n, s) == (name, subset)
+                }
+                best = max((f"cam {p}" for p in POWERS), key=lambda key: found[key].miou)
+                refined = found["refined"]
+                quality = (
+                    f"{100 * (refined.precision or 0):.1f} / {100 * refined.recall:.1f} / {refined.confusion_ratio or 0:.3f}"
+                )
+                cells = [_cell(found["cam 1"]), f"{_cell(found[best])} ({best[4:]})", _cell(refined)]
+                print(f"| {name} | {' | '.join(cells)} | {_cell(found['crf']) if 'crf' in found else ''} | {quality} |")
+            print()
+            for name in self.rows:
+                iou = metrics_from_counts(self.counts[name, subset, "refined"], self.names).per_class_iou
+                print(f"{name}: " + ", ".join(f"{key} {100 * value:.1f}" for key, value in iou.items() if value is not None))
+
+
+def _cell(metrics: Any) -> str:
+    return f"{100 * metrics.miou:.2f}{_seven(metrics)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    sample: Sample
+    mask: Path
+    cam: NDArray[np.float16]
+    refined: NDArray[np.float16]
+    refine: RefineOptions
+    crf: bool
+    classes: int
+
+
+def _count(job: _Job) -> dict[str, NDArray[np.int64]]:
+    """Confusions of one photo: the CAM at every p, the refined CAM, and the CRF of it."""
+    target = read_mask(job.mask)
+    labels, found = job.sample.labels, {}
+    maps = resize_maps(job.cam, target.shape)  # (K, H, W)
+    for power in POWERS:
+        found[f"cam {power}"] = confusion_counts(label_map(with_background(maps, power), labels), target, job.classes)
+    maps = resize_maps(job.refined, target.shape)
+    predicted = label_map(with_background(maps, job.refine.background_power), labels)
+    found["refined"] = confusion_counts(predicted, target, job.classes)
+    if job.crf:
+        power = job.refine.crf_background_power or job.refine.background_power
+        scores = dense_crf(np.asarray(load_image(job.sample.image_path)), with_background(maps, power), CrfParameters())
+        found["crf"] = confusion_counts(label_map(scores, labels), target, job.classes)
+    return found
+
+
+if __name__ == "__main__":
+    main()

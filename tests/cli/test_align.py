@@ -1,0 +1,200 @@
+"""The whole way with CMPA, as a person types it: superpixels, align, cams --ckpt, refine, eval."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipelines.options.align import AlignOptions
+from pipelines.stores.array_store import ArrayReader
+
+SMALL = ("--iterations", 6, "--refresh", 3, "--tokens", 8, "--hidden", 8, "--batch", 2)
+QUALITY = re.compile(
+    r"align (\d+): (?:loss ([\d.]+), )?temperature ([\d.]+), cluster purity ([\d.]+) %, "
+    r"distance within classes ([\d.]+), between ([\d.]+)"
+)
+
+
+@pytest.fixture(scope="module")
+def way(finished, tiny_voc, ssr, tmp_path_factory):
+    """What each command said, in order, and the work directory after them. Copy before changing."""
+    work = tmp_path_factory.mktemp("way") / "work"
+    said = {}
+    for name, words in {
+        "superpixels": ["superpixels"],
+        "align": ["align", *SMALL],
+        "status": ["status"],
+        "cams": ["cams", "--ckpt", "auto"],
+        "refine": ["refine"],
+        "eval": ["eval", "--no-pictures"],
+        "status, all done": ["status"],
+    }.items():
+        config = () if words[0] in {"status", "eval"} else ("--config", tiny_voc.config)
+        said[name] = ssr(*words, *config, "--work", work)
+    return work, said
+
+
+@pytest.fixture
+def work(way, tmp_path) -> Path:
+    return Path(shutil.copytree(way[0], tmp_path / "work"))
+
+
+def test_every_output_is_there(way, finished, tiny_voc):
+    work, _ = way
+    for store in ("superpixels", "cams", "refined"):
+        with ArrayReader(work / f"{store}.h5") as reader:
+            assert reader.ids() == sorted(tiny_voc.ids)
+    assert json.loads((work / "cmpa.json").read_text())["complete"] is True
+    assert {path.stem for path in (work / "masks").glob("*.png")} == set(tiny_voc.ids)
+    assert 0 <= json.loads((work / "eval/masks/report.json").read_text())["miou"] <= 1
+    assert (work / "cams.h5").read_bytes() != (finished["ssr"] / "cams.h5").read_bytes()
+
+
+def test_progress_shows_loss_temperature_purity_and_rate(way):
+    said = way[1]["align"].err
+    found = QUALITY.findall(said)
+    assert [bool(loss) for _, loss, *_ in found] == [False, True, True]
+    assert all(0 < float(purity) <= 100 and float(temperature) == 0.05 for _, _, temperature, purity, *_ in found)
+    assert re.search(r"^align: patches: 6 images", said, re.MULTILINE)
+    assert re.search(r"^align: 6 steps$", said, re.MULTILINE)
+    assert re.search(r"^align: 6/6 in [\d.]+ s, [\d.]+ steps/s$", said, re.MULTILINE)
+    assert re.search(r"\d+ s per 1,000 steps", said)
+    assert "nan" not in said
+    assert "Warning" not in said
+
+
+def test_progress_counts_steps_that_are_done(way):
+    """A line of step 3 says 3."""
+    assert [step for step, *_ in QUALITY.findall(way[1]["align"].err)] == ["0", "3", "6"]
+
+
+def test_next_commands_lead_the_whole_way(way):
+    work, said = way
+    through = f"next: ssr cams --ckpt auto --work {work}\n"
+    assert through in said["align"].out
+    assert through in said["status"].out
+    assert f"next: ssr refine --work {work}\n" in said["cams"].out
+    assert f"next: ssr eval --work {work}\n" in said["refine"].out
+    assert f"next: ssr show --work {work}\n" in said["status, all done"].out
+
+
+def test_status_has_a_row_of_the_heads(way, finished, ssr):
+    _, said = way
+    row = next(line for line in said["status"].out.splitlines() if "cmpa" in line and "│" in line)
+    assert re.search(r"cmpa +│ 5/5 +│ done ", row)
+    assert "cmpa" not in ssr("status", "--work", finished["ssr"]).out
+
+
+def test_second_run_is_still_done_for_status(work, ssr, tiny_voc):
+    ssr("align", "--config", tiny_voc.config, "--work", work, *SMALL)
+    assert re.search(r"cmpa +│ 5/5 +│ done ", ssr("status", "--work", work).out)
+
+
+def test_the_way_without_a_command_shows_the_heads(work, ssr, tmp_path, monkeypatch):
+    from ssr_cli import console
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console.out, "_width", 200)
+    shutil.copytree(work, "runs/voc")
+    line = next(line for line in ssr().out.splitlines() if re.match(r"\d +ssr align ", line))
+    assert line.rstrip().endswith("5/5 done")
+
+
+def test_second_run_does_nothing(work, ssr, tiny_voc):
+    before = (work / "cmpa.safetensors").read_bytes()
+    ran = ssr("align", "--config", tiny_voc.config, "--work", work, *SMALL)
+    assert "align: 6 steps, 6 there already" in ran.err
+    assert "per 1,000 steps" not in ran.err
+    assert (work / "cmpa.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--learning-rate", 0.1), "learning_rate: 0.0001 -> 0.1"),
+        (("--seed", 4), "seed: 0 -> 4"),
+        (("--tokens", 9), "tokens: 8 -> 9"),
+    ],
+)
+def test_changed_option_is_refused_until_forced(work, ssr, tiny_voc, flags, said):
+    made, before = ("--config", tiny_voc.config, "--work", work, *SMALL, *flags), (work / "cmpa.safetensors").read_bytes()
+    ran = ssr("align", *made, code=2)
+    assert said in ran.err
+    assert "--force" in ran.err
+    assert "Traceback" not in ran.err
+    assert (work / "cmpa.safetensors").read_bytes() == before
+    ssr("align", *made, "--force")
+    assert (work / "cmpa.safetensors").read_bytes() != before
+
+
+def test_retrained_heads_are_noticed_by_cams(work, ssr, tiny_voc):
+    made = ("--config", tiny_voc.config, "--work", work)
+    ssr("align", *made, *SMALL, "--seed", 1, "--force")
+    assert "(ckpt: " in ssr("cams", *made, "--ckpt", work / "cmpa.safetensors", code=2).err
+    ssr("cams", *made, "--ckpt", "auto", "--force")
+    assert "cams: " in ssr("refine", *made, code=2).err
+
+
+@pytest.mark.parametrize("case", ["none", "folder", "text", "bank", "other bank", "state", "other classes"])
+def test_a_wrong_checkpoint_is_one_line(work, ssr, tiny_voc, tiny_folder, models, tmp_path, case):
+    (tmp_path / "text.safetensors").write_text("this is no checkpoint\n")
+    ckpt, config, flags = work / "cmpa.safetensors", tiny_voc.config, ()
+    if case == "other classes":
+        config = tiny_folder.config
+    elif case == "other bank":
+        flags = ("--background-bank", models.voc_bank)
+    else:
+        ckpt = {
+            "none": tmp_path / "none.safetensors", "folder": tmp_path, "text": tmp_path / "text.safetensors",
+            "bank": models.voc_bank, "state": work / "align/state.safetensors",
+        }[case]  # fmt: skip
+    ran = ssr("cams", "--config", config, "--work", tmp_path / "new", "--ckpt", ckpt, *flags, code=2)
+    errors = [line for line in ran.err.splitlines() if line.strip()]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert "--ckpt" in errors[0]
+    assert str(ckpt) in errors[0]
+    assert not (tmp_path / "new/cams.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "flag"),
+    [
+        (("--loss", "none"), "--loss"), (("--tokens", 0), "--tokens"), (("--temperature", 0), "--temperature"),
+        (("--batch", 0), "--batch"), (("--seed", -1), "--seed"), (("--epochs", "x"), "--epochs"),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_name_their_flag(ssr, tiny_voc, tmp_path, flags, flag):
+    ran = ssr("align", "--config", tiny_voc.config, "--work", tmp_path / "w", *flags, code=2)
+    assert flag in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_without_superpixels_it_names_the_command(ssr, tiny_voc, tmp_path):
+    ran = ssr("align", "--config", tiny_voc.config, "--work", tmp_path / "w", *SMALL, code=1)
+    assert "`ssr superpixels`" in ran.err
+    assert "unexpected" not in ran.err
+
+
+def test_bad_images_are_left_out_with_code_3(work, ssr, tiny_voc, tmp_path):
+    root = Path(shutil.copytree(tiny_voc.root, tmp_path / "voc"))
+    (root / "JPEGImages/c_bird.jpg").write_text("no photo")
+    made = ("--config", tiny_voc.config, "--root", root, "--work", tmp_path / "new", "--recipe", "clip-es", "--cam", "initial")
+    assert "stopped at bad image 1" in ssr("align", *made, *SMALL, code=1).err
+    ran = ssr("align", *made, *SMALL, "--max-failures", 1, code=3)
+    assert "1 bad images left out" in ran.err
+    assert re.search(r"cmpa +│ 4/5 +│ done, 1 bad ", ssr("status", "--work", tmp_path / "new").out)
+
+
+@pytest.mark.parametrize("name", AlignOptions.model_fields)
+def test_help_lists_the_options(ssr, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "160")  # long flags are cut on a narrow console
+    out = ssr("align", "--help").out
+    flag = "--" + name.replace("_", "-")
+    assert f"{flag} " in out
+    if isinstance(AlignOptions.model_fields[name].default, bool):
+        assert f"--no-{flag[2:]}" in out
