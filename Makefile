@@ -1,8 +1,9 @@
-# make all     set-up, then superpixels -> CAMs -> pseudo-masks -> scores -> pictures, on a small drawn set
+# make all     set-up, then superpixels -> alignment -> CAMs -> pseudo-masks -> scores -> pictures, on a small drawn set
 # make test    set-up, then the tests
 #
 # On one's own data: make all DATASET=voc|coco|folder ROOT=/data/VOCdevkit/VOC2012 [SPLIT=train], or make all CONFIG=my.toml;
-# WORK=folder, RECIPE=ssr|clip-es, CLIP=file and DINO=file for local weights, EVAL=no where there is no ground truth.
+# WORK=folder, RECIPE=ssr|clip-es, CLIP=file and DINO=file for local weights, EVAL=no where there is no ground truth,
+# ALIGN=no to train nothing.
 PYTHON  ?= python3
 VENV    ?= .venv
 CONFIG  ?=
@@ -14,6 +15,7 @@ RECIPE  ?=
 CLIP    ?=
 DINO    ?=
 EVAL    ?= $(if $(filter folder,$(DATASET)),no,yes)
+ALIGN   ?= $(if $(filter clip-es%,$(RECIPE)),no,yes)
 
 BIN    := $(VENV)/bin
 SSR    := $(BIN)/ssr
@@ -49,8 +51,8 @@ all: setup
 	$(if $(SAMPLE),$(SSR) sample --work $(SAMPLE))
 	$(call step,doctor,$(FLAGS))
 	$(call step,superpixels)
-	$(call step,align,$(FLAGS))
-	$(call step,cams,--ckpt auto $(CLIP_FLAG))
+	$(if $(filter yes,$(ALIGN)),$(call step,align,$(FLAGS)))
+	$(call step,cams,$(if $(filter yes,$(ALIGN)),--ckpt auto) $(CLIP_FLAG))
 	$(call step,refine,$(FLAGS) $(CRF_FLAG))
 	$(call scored,eval masks)
 	$(call scored,ladder,$(FLAGS) $(CRF_FLAG))

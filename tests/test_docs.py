@@ -57,5 +57,5 @@ def test_makefile_chain_names_real_commands() -> None:
 
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     steps = re.findall(r"\(call step,(\w+)", text)
-    assert steps[:4] == ["doctor", "superpixels", "cams", "refine"]
+    assert steps[:5] == ["doctor", "superpixels", "align", "cams", "refine"]
     assert set(steps) <= set(COMMANDS)

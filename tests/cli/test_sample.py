@@ -20,7 +20,8 @@ def chain(ssr, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for command in (
         "doctor",
         "superpixels",
-        "cams",
+        "align",
+        "cams --ckpt auto",
         "refine --crf",
         "eval masks",
         "ladder",
@@ -48,6 +49,7 @@ def test_masks_are_far_better_than_chance_and_than_the_first_cam(chain: dict[str
     masks = json.loads((Path(chain["work"]) / "eval" / "masks" / "report.json").read_text())
     assert masks["miou"] > 0.5
     assert masks["miou"] > scores[ladder.INITIAL].miou
+    assert scores[ladder.ALIGNED].miou > scores[ladder.INITIAL].miou
     assert scores["+ CRF"].miou == pytest.approx(masks["miou"]), "the last rung is what `ssr refine` makes"
 
 
@@ -62,7 +64,7 @@ def test_a_second_run_draws_and_computes_nothing(chain: dict[str, str], ssr) -> 
     work = Path(chain["work"])
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*.png") if "eval" not in path.parts}
     ssr("sample", "--work", work, "--train", 40, "--val", 4)
-    for command, count in (("superpixels", 40), ("cams", 40), ("refine --crf", 40), ("ladder", 160)):
+    for command, count in (("superpixels", 40), ("align", 40), ("cams --ckpt auto", 40), ("refine --crf", 40), ("ladder", 160)):
         assert f"{count} there already" in ssr(*command.split(), "--config", work / "sample.toml").text
     assert {path: path.stat().st_mtime_ns for path in before} == before
 

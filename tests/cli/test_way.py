@@ -34,9 +34,10 @@ def test_stages_in_order_and_how_to_begin(ssr):
     stages = re.findall(r"^(\d) +ssr (\w+) .*?(\S+)\s*$", out, re.MULTILINE)
     assert stages == [
         ("1", "superpixels", "superpixels.h5"),
-        ("2", "cams", "cams.h5"),
-        ("3", "refine", "masks/*.png"),
-        ("4", "eval", "eval/*/report.json"),
+        ("2", "align", "cmpa.safetensors"),
+        ("3", "cams", "cams.h5"),
+        ("4", "refine", "masks/*.png"),
+        ("5", "eval", "eval/*/report.json"),
     ]
     assert "begin with\n  ssr sample " in out
     assert "ssr doctor voc --root " in out

@@ -10,10 +10,13 @@ import pytest
 
 from pipelines.config import read_recipe
 from pipelines.errors import SsrError
-from pipelines.options.stages import EvalOptions, RefineOptions, ShowOptions
-from pipelines.stages import ladder, refine, report
+from pipelines.options.align import AlignOptions
+from pipelines.options.stages import CamsOptions, EvalOptions, RefineOptions, ShowOptions
+from pipelines.stages import align, cams, ladder, refine, report
+from pipelines.stores.array_store import iter_records
 
 SSR = RefineOptions(**read_recipe("ssr")["refine"])
+CAMS = CamsOptions(**read_recipe("ssr")["cams"])
 CLIP_ES = RefineOptions(**read_recipe("clip-es")["refine"])
 
 RUNGS = {
@@ -62,6 +65,24 @@ def test_rungs_equal_refine_and_their_scores_equal_eval(workspace, workspace_in,
         place = dataclasses.replace(workspace, work=alone)
         again = evaluate.run(place, "masks", EvalOptions(pictures=False), 1.0)[0].report
         assert again.miou == found.miou
+
+
+def test_aligned_cams_stand_above_those_of_plain_clip(workspace) -> None:
+    """The first row is what `ssr cams` makes without heads, whatever its read-out; the second is the directory's own."""
+    plain = {image_id: array.tobytes() for image_id, (array, _) in iter_records(workspace.cams)}
+    align.run(workspace, AlignOptions(iterations=2, tokens=8), CAMS, SSR)
+    cams.run(dataclasses.replace(workspace, force=True), CAMS.model_copy(update={"ckpt": Path("auto"), "few_photos": 0.0}))
+    options = SSR.model_copy(update={"dino_weight": 0.0, "superpixel_mask": "none"})
+    ladder.run(dataclasses.replace(workspace, force=True), options)
+    made = {image_id: array.tobytes() for image_id, (array, _) in iter_records(workspace.work / "ladder/plain/cams.h5")}
+    assert made == plain
+    scores = ladder.score(workspace, EvalOptions(pictures=False), 1.0)
+    assert [title for title, _ in scores][:3] == [ladder.INITIAL, ladder.ALIGNED, "+ CLIP affinity"]
+    assert scores[0][1].miou != scores[1][1].miou
+    assert ladder.scored(workspace.work) == scores
+    cams.run(dataclasses.replace(workspace, force=True), CAMS)
+    ladder.run(dataclasses.replace(workspace, force=True), options)
+    assert not (workspace.work / "ladder/plain").exists(), "without heads there is one row of CAMs again"
 
 
 def test_the_ladder_of_another_recipe_leaves_no_old_rung(workspace) -> None:
