@@ -90,6 +90,7 @@ ROWS: dict[str, Row] = {
     "not residual": Row({"residual": False}),
     "k-means prototypes": Row({"prototypes": "kmeans"}),
     "separation 1": Row({"separation": 1.0}),
+    "text noise 0.5": Row({"text_noise": 0.5}),
     "learned temperature": Row({"learn_temperature": True}, {"aligned_scale": None}),
     "pooled by the initial CAM": Row({"cam": "initial"}),
     "12 epochs": Row({"epochs": 12.0}),

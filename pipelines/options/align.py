@@ -29,6 +29,9 @@ class AlignOptions(Options):
     prototypes: Annotated[
         Literal["class", "kmeans"], option("one a class from its labels, or k-means over each modality (the paper)")
     ] = "class"
+    text_noise: Annotated[
+        float, Field(ge=0, description="length of the noise that makes a class's embedding another one for each of its samples")
+    ] = 0.0
     background: Annotated[float, Field(ge=0, description="weight of: what CAMs leave prefers background words")] = 1.0
     token_contrast: Annotated[
         float, Field(ge=0, description="weight of: every patch against the text prototypes, by its share in the CAM")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -108,13 +109,25 @@ class AlignmentTrainer:
         self.heads.train()
         share = photos[self.processes.rank :: self.processes.count]
         batch = self.data.batch(share, self.device, self._image_clusters)
-        loss = alignment_loss(self.heads, batch, self.text, self.class_count, self.prototypes, self.options)
+        noise = self._noise(batch.classes.shape)
+        loss = alignment_loss(self.heads, batch, self.text, self.class_count, self.prototypes, self.options, noise)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.processes.average_gradients(self.heads.parameters())
         self.optimiser.step()
         self._losses.append(loss.item())
         return self._losses[-1]
+
+    def _noise(self, slots: torch.Size) -> Tensor | None:
+        """Noise of this step and process, the same after a stop; of length ``text_noise`` on average."""
+        if not self.options.text_noise:
+            return None
+        draw = torch.Generator().manual_seed(
+            zlib.crc32(repr((self.options.seed, self.iteration, self.processes.rank)).encode())
+        )
+        width = self.text.shape[1]
+        noise = torch.randn(*slots, width, generator=draw).to(self.device)  # (B, K, E)
+        return torch.mul(noise, self.options.text_noise / width**0.5)
 
     def refresh(self) -> None:
         """Make prototypes from the features of all samples as the heads see them now."""

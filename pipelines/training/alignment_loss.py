@@ -46,7 +46,13 @@ class Prototypes:
 
 
 def alignment_loss(
-    heads: AlignmentHeads, batch: Batch, text: Tensor, class_count: int, prototypes: Prototypes, options: AlignOptions
+    heads: AlignmentHeads,
+    batch: Batch,
+    text: Tensor,
+    class_count: int,
+    prototypes: Prototypes,
+    options: AlignOptions,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """L_proto of a batch (SSR), with a background term and a contrast of single patches besides.
 
@@ -57,6 +63,7 @@ def alignment_loss(
         class_count: C.
         prototypes: Of the last refresh.
         options: Which loss, with which weights.
+        noise: Added to the class embedding of each slot before its head, ``(B, K, E)``; None: one embedding a class.
 
     Returns:
         Scalar.
@@ -68,7 +75,7 @@ def alignment_loss(
     classes = batch.classes[filled]  # (S,)
     weights = batch.cams**options.cam_power  # (B, K, T)
     image = weighted_pool(projected, weights)[filled]  # (S, E)
-    own = words[classes]  # (S, E)
+    own = words[classes] if noise is None else F.normalize(heads.tsa(text[classes] + noise[filled]), dim=1)  # (S, E)
     if options.loss == "direct":
         return (1 - (image * own).sum(dim=1)).mean() if len(classes) else image.sum()
     by_cluster = prototypes.text is not None and prototypes.text_clusters is not None

@@ -185,7 +185,14 @@ def test_kmeans_prototypes_of_both_modalities(make, monkeypatch):
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 7, 8])
 @pytest.mark.parametrize(("prototypes", "loss"), [("class", "cross"), ("kmeans", "cross"), ("kmeans", "intra")])
 def test_a_resumed_run_is_the_undisturbed_one(make, tmp_path, prototypes, loss, stop):
-    options = {"prototypes": prototypes, "loss": loss, "refresh": 3, "learn_temperature": True, "separation": 0.1}
+    options = {
+        "prototypes": prototypes,
+        "loss": loss,
+        "refresh": 3,
+        "learn_temperature": True,
+        "separation": 0.1,
+        "text_noise": 0.3,
+    }
     whole = make(**options)
     losses = list(whole.steps())
     assert whole.heads.temperature.item() != pytest.approx(0.05)

@@ -168,3 +168,20 @@ def test_pixels_covered_everywhere_leave_no_background(heads, batch):
     assert found.isfinite()
     found.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in heads.parameters())
+
+
+def test_noise_moves_the_embeddings_of_samples_and_nothing_else(heads, batch):
+    """With ``direct``, the mean distance to each sample's own disturbed embedding, one by one."""
+    heads.eval()
+    noise = drawn(3, 3, EMBED, seed=30)
+    options = AlignOptions(loss="direct")
+    found = alignment_loss(heads, batch, text(), CLASSES, prototypes("class"), options, noise)
+    distances = []
+    for photo, slot in zip(*torch.nonzero(batch.classes >= 0, as_tuple=True), strict=True):
+        weights = batch.cams[photo, slot] ** options.cam_power
+        image = unit((weights[:, None] * heads.isa(batch.tokens[photo])).sum(dim=0))
+        own = heads.tsa((text()[batch.classes[photo, slot]] + noise[photo, slot])[None])[0]
+        distances.append(1 - torch.dot(image, unit(own)))
+    torch.testing.assert_close(found, mean(distances))
+    still = alignment_loss(heads, batch, text(), CLASSES, prototypes("class"), options, torch.zeros_like(noise))
+    torch.testing.assert_close(still, alignment_loss(heads, batch, text(), CLASSES, prototypes("class"), options))
