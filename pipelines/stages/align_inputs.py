@@ -26,6 +26,7 @@ from pipelines.encoders.weights import LoadedClip, Weights, fetch_dino, resolve_
 from pipelines.errors import ImageError, SsrError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import precision_name, resolve_batch_size, resolve_dtype
+from pipelines.execution.failures import Failures
 from pipelines.execution.pool import prefetch
 from pipelines.execution.progress import Progress
 from pipelines.options.align import AlignOptions
@@ -133,7 +134,7 @@ class AlignInputs:
                 unused = {} if self.refined and uses_clip(self.refine) else {"clip_blocks": 0}
                 pair = EncoderPair(encoder, dino, self.refine.model_copy(update=unused))
                 for photos in batches_by(
-                    self._decoded(pair, todo, superpixels, counts, failures.add, progress),
+                    self._decoded(pair, todo, superpixels, counts, failures, progress),
                     lambda photo: photo.grid,
                     resolve_batch_size(workspace.run, device),
                 ):
@@ -168,7 +169,7 @@ class AlignInputs:
         todo: list[Sample],
         superpixels: ArrayReader | None,
         counts: Counts,
-        report: Any,
+        failures: Failures,
         progress: Progress,
     ) -> Iterator[Photo]:
         wants_colours = self.refined and self.refine.superpixel_mask == "colour"
@@ -183,7 +184,7 @@ class AlignInputs:
         for sample, photo in prefetch(load, todo):
             if isinstance(photo, ImageError):
                 counts.failed += 1
-                report(sample.image_id, photo)
+                failures.add(sample.image_id, photo)
                 progress.advance()
             else:
                 yield photo

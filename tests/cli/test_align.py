@@ -198,3 +198,11 @@ def test_help_lists_the_options(ssr, monkeypatch, name):
     assert f"{flag} " in out
     if isinstance(AlignOptions.model_fields[name].default, bool):
         assert f"--no-{flag[2:]}" in out
+
+
+@pytest.mark.parametrize("dataset", ["tiny_folder", "tiny_coco"])
+def test_other_datasets_go_the_same_way(dataset, request, ssr, tmp_path):
+    found, work = request.getfixturevalue(dataset), tmp_path / "work"
+    for words in (["superpixels"], ["align", *SMALL], ["cams", "--ckpt", "auto"], ["refine"]):
+        ssr(*words, "--config", found.config, "--work", work)
+    assert {path.stem for path in (work / "masks").glob("*.png")} == set(found.ids)
