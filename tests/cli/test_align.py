@@ -59,7 +59,7 @@ def test_progress_shows_loss_temperature_purity_and_rate(way):
     found = QUALITY.findall(said)
     assert [bool(loss) for _, loss, *_ in found] == [False, True, True]
     assert all(0 < float(purity) <= 100 and float(temperature) == 0.05 for _, _, temperature, purity, *_ in found)
-    assert re.search(r"^align: patches: 6 images", said, re.MULTILINE)
+    assert re.search(r"^align: patches: 5 images", said, re.MULTILINE)
     assert re.search(r"^align: 6 steps$", said, re.MULTILINE)
     assert re.search(r"^align: 6/6 in [\d.]+ s, [\d.]+ steps/s$", said, re.MULTILINE)
     assert re.search(r"\d+ s per 1,000 steps", said)
@@ -134,7 +134,7 @@ def test_changed_option_is_refused_until_forced(work, ssr, tiny_voc, flags, said
 def test_retrained_heads_are_noticed_by_cams(work, ssr, tiny_voc):
     made = ("--config", tiny_voc.config, "--work", work)
     ssr("align", *made, *SMALL, "--seed", 1, "--force")
-    assert "(ckpt: " in ssr("cams", *made, "--ckpt", work / "cmpa.safetensors", code=2).err
+    assert "(ckpt.sha256: " in ssr("cams", *made, "--ckpt", work / "cmpa.safetensors", code=2).err
     ssr("cams", *made, "--ckpt", "auto", "--force")
     assert "cams: " in ssr("refine", *made, code=2).err
 
