@@ -77,7 +77,7 @@ def test_bash(program, line, expected):
 
 
 def test_zsh(program):
-    assert asked(program, "ssr ca", "zsh").stdout.startswith('_arguments \'*: :(("cams":"2 Class activation maps')
+    assert asked(program, "ssr ca", "zsh").stdout.startswith('_arguments \'*: :(("cams":"3 Class activation maps')
     assert asked(program, "ssr cams --readout ", "zsh").stdout == '_arguments \'*: :(("gradcam"\n"dense"\n"mix"))\'\n'
     assert asked(program, "ssr cams --config ", "zsh").stdout == "_files\n"
 
