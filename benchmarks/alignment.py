@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ladder import _seven, _typed
+from ladder import seven_classes, typed_options
 from numpy.typing import NDArray
 
 from pipelines.config import read_config, read_recipe
@@ -115,13 +115,13 @@ def main() -> None:
     parser.add_argument("--crf", action="store_true", help="also score the main rows with the CRF")
     arguments = parser.parse_args()
     values, _ = read_config(arguments.config)
-    dataset = _typed(DatasetOptions, values, "dataset")
+    dataset = typed_options(DatasetOptions, values, "dataset")
     base = Workspace(
         work=arguments.work / "train",
         dataset_options=dataset.model_copy(update={"split": arguments.train}),
-        clip=_typed(ClipOptions, values, "clip"),
-        dino=_typed(DinoOptions, values, "dino"),
-        run=_typed(RunOptions, values, "run"),
+        clip=typed_options(ClipOptions, values, "clip"),
+        dino=typed_options(DinoOptions, values, "dino"),
+        run=typed_options(RunOptions, values, "run"),
     )
     rows = {name: ROWS[name] for name in arguments.rows}
     bench = Bench(base, rows)
@@ -276,7 +276,7 @@ class Bench:
 
 
 def _cell(metrics: Any) -> str:
-    return f"{100 * metrics.miou:.2f}{_seven(metrics)}"
+    return f"{100 * metrics.miou:.2f}{seven_classes(metrics)}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,14 +13,17 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from pipelines.config import build_options, read_config, read_recipe
 from pipelines.evaluation.report import Report
-from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
+from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, Options, RunOptions
 from pipelines.options.stages import CamsOptions, EvalOptions, RefineOptions, SuperpixelsOptions
 from pipelines.stages import cams, evaluate, refine, superpixels
 from pipelines.stages.workspace import Workspace
 from ssr_cli.console import ConsoleProgress
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 SEVEN = ("background", "cat", "cow", "dog", "horse", "sheep", "person")
 """VOC's well-populated classes in the small sample; the steadier number there."""
@@ -69,10 +72,10 @@ def main() -> None:
     values, _ = read_config(arguments.config)
     base = Workspace(
         work=arguments.work,
-        dataset_options=_typed(DatasetOptions, values, "dataset"),
-        clip=_typed(ClipOptions, values, "clip"),
-        dino=_typed(DinoOptions, values, "dino"),
-        run=_typed(RunOptions, values, "run"),
+        dataset_options=typed_options(DatasetOptions, values, "dataset"),
+        clip=typed_options(ClipOptions, values, "clip"),
+        dino=typed_options(DinoOptions, values, "dino"),
+        run=typed_options(RunOptions, values, "run"),
     )
     subsets: dict[str, Path | None] = {"all": None}
     subsets |= {name: Path(file) for name, file in (entry.split("=", 1) for entry in arguments.images)}
@@ -89,7 +92,8 @@ def _gradcam_rungs(kind: str) -> dict[str, RefineOptions]:
     return {"clip-es": clip_es, "clip-es-crf": clip_es.model_copy(update={"crf": True}), "gradcam-gate": GATE}
 
 
-def _typed(kind: type, values: dict, section: str):  # noqa: ANN202 - one of the options classes
+def typed_options(kind: type[AnyOptions], values: dict, section: str) -> AnyOptions:
+    """One section of a config as its options."""
     options = build_options(section, values.get(section, {}))
     assert isinstance(options, kind)
     return options
@@ -127,19 +131,20 @@ def _print(rows: list[tuple[str, dict[str, Report]]], subsets: list[str]) -> Non
     head = " | ".join(f"{subset} ({rows[0][1][subset].images})" for subset in subsets)
     print(f"| rung | {head} | P / R / FP:TP |\n|---|{'---|' * (len(subsets) + 1)}")
     for label, reports in rows:
-        cells = [f"{100 * report.miou:.2f}{_seven(report)}" for report in reports.values()]
+        cells = [f"{100 * report.miou:.2f}{seven_classes(report)}" for report in reports.values()]
         whole = reports["all"]
         quality = f"{100 * (whole.precision or 0):.1f} / {100 * whole.recall:.1f} / {whole.confusion_ratio or 0:.3f}"
         power = f" (p = {whole.background_power:g})" if whole.oracle else ""
         print(f"| {label}{power} | {' | '.join(cells)} | {quality} |")
     print(
         "\nmIoU in %, fractions of classes in P and R"
-        + (f"; after the slash: mean IoU of {', '.join(SEVEN)}" if _seven(rows[0][1]["all"]) else "")
+        + (f"; after the slash: mean IoU of {', '.join(SEVEN)}" if seven_classes(rows[0][1]["all"]) else "")
     )
     sys.stdout.flush()
 
 
-def _seven(report: Report) -> str:
+def seven_classes(report: Report) -> str:
+    """Mean IoU of `SEVEN` after a slash, where the classes are VOC's."""
     values = [report.per_class_iou.get(name) for name in SEVEN]
     known = [value for value in values if value is not None]
     return f" / {100 * sum(known) / len(known):.2f}" if len(known) == len(SEVEN) and len(report.per_class_iou) == 21 else ""

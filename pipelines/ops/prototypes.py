@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
 from torch import Tensor
+
+from pipelines.ops.kmeans import kmeans
 
 
 @dataclass(frozen=True)
@@ -53,13 +50,9 @@ def kmeans_prototypes(features: Tensor, count: int, seed: int = 0) -> Clusters:
     Returns:
         ``min(count, distinct features)`` prototypes; an index into them for every sample.
     """
-    points = features.detach().cpu().numpy()
-    count = min(count, len(np.unique(points, axis=0)))
-    with threadpool_limits(1), warnings.catch_warnings():  # the order of threads would leak into the sums
-        warnings.simplefilter("ignore", ConvergenceWarning)  # points that differ by rounding alone make fewer clusters
-        found = KMeans(count, n_init=4, random_state=seed).fit(points)
-    centres = torch.from_numpy(found.cluster_centers_).to(features)  # (K, E)
-    return Clusters(F.normalize(centres, dim=1), torch.from_numpy(found.labels_.astype(np.int64)).to(features.device))
+    features = features.detach()
+    index = torch.from_numpy(kmeans(features.cpu().numpy(), count, seed)).to(features.device)  # (S,)
+    return Clusters(class_means(features, index, int(index.max()) + 1)[0], index)
 
 
 def purity(cluster: Tensor, classes: Tensor) -> float:

@@ -12,14 +12,9 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 
@@ -46,7 +41,7 @@ def cluster_gate(cam: Tensor, membership: Tensor, cluster: NDArray[np.int64], th
     Args:
         cam: ``(K, N)`` in [0, 1].
         membership: ``(S, N)``, columns sum to 1.
-        cluster: ``(S,)`` cluster of each superpixel (`cluster_superpixels`).
+        cluster: ``(S,)`` cluster of each superpixel (`pipelines.ops.kmeans`).
         threshold: Mean activation that a patch needs.
 
     Returns:
@@ -77,24 +72,6 @@ def token_gate(cam: Tensor, threshold: float) -> Tensor:
     return cam > threshold
 
 
-def cluster_superpixels(features: NDArray[np.floating], clusters: int, seed: int = 0) -> NDArray[np.int64]:
-    """k-means over one vector a superpixel: mean Lab colours (SSR, Eq. 8) or `superpixel_features`.
-
-    Args:
-        features: ``(S, F)``.
-        clusters: Clusters wanted; fewer distinct vectors make fewer.
-        seed: Of k-means.
-
-    Returns:
-        ``(S,)`` cluster of each superpixel.
-    """
-    count = min(clusters, len(np.unique(features, axis=0)))
-    with threadpool_limits(1), warnings.catch_warnings():  # so few points: threads cost more than they give
-        warnings.simplefilter("ignore", ConvergenceWarning)  # points that differ by rounding alone make fewer clusters
-        found: NDArray[np.int64] = KMeans(count, n_init=4, random_state=seed).fit_predict(features).astype(np.int64)
-    return found
-
-
 def superpixel_features(tokens: Tensor, membership: Tensor) -> NDArray[np.float32]:
     """Mean over each superpixel of centred, normalised tokens.
 
@@ -117,7 +94,7 @@ def colour_mask(cam: Tensor, membership: Tensor, cluster: NDArray[np.int64], hig
     Args:
         cam: ``(K, N)`` in [0, 1].
         membership: ``(S, N)``, columns sum to 1.
-        cluster: ``(S,)`` cluster of each superpixel (`cluster_superpixels`).
+        cluster: ``(S,)`` cluster of each superpixel (`pipelines.ops.kmeans`).
         high: Activation from which a patch counts as high-confidence.
         share: Part of a class's activation that its high-confidence patches in a cluster must hold.
 

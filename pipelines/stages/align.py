@@ -104,8 +104,8 @@ class _Training:
             remove_leftovers(self.workspace.work, self.checkpoint.stem)
             manifest = self.workspace.settle(self.checkpoint, STAGE, settings, self._clear)
         self.processes.wait()
-        trainer, options = self.trainer, self.options
-        tensors = self._saved(digest(settings)) if options.resume == "auto" else None
+        trainer, options, owner = self.trainer, self.options, digest(settings)
+        tensors = self._saved(owner) if options.resume == "auto" else None
         if tensors is not None:
             trainer.restore(tensors)
             self.qualities = read_json(self.metrics) if self.metrics.is_file() else []
@@ -118,9 +118,9 @@ class _Training:
             self.progress.advance()
             if trainer.iteration % trainer.refresh_every == 0 or trainer.iteration == trainer.iterations:
                 self._measure()
-                self._save(digest(settings))
+                self._save(owner)
             elif trainer.iteration % SAVE_EVERY == 0:
-                self._save(digest(settings))
+                self._save(owner)
         self.progress.finish()
         if not self.processes.first:
             return

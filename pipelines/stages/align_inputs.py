@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pipelines.encoders.dino import DinoEncoder
 from pipelines.encoders.weights import LoadedClip, Weights, fetch_dino, resolve_dino
 from pipelines.errors import ImageError, SsrError
 from pipelines.execution.batches import batches_by
-from pipelines.execution.devices import precision_name, resolve_batch_size, resolve_dtype
+from pipelines.execution.devices import resolve_batch_size, resolve_dtype
 from pipelines.execution.failures import Failures
 from pipelines.execution.pool import prefetch
 from pipelines.execution.progress import Progress
@@ -39,7 +40,7 @@ from pipelines.stages.embeddings import TextEmbeddings
 from pipelines.stages.encoder_pair import EncoderPair, Photo
 from pipelines.stages.refine_target import refinement_settings
 from pipelines.stages.refinement import refined_maps, uses_clip, uses_dino, uses_superpixels
-from pipelines.stages.workspace import Workspace, input_digest
+from pipelines.stages.workspace import Workspace
 from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
 from pipelines.training.alignment_data import AlignmentData
 
@@ -89,13 +90,10 @@ class AlignInputs:
         options = self.options.model_dump(mode="json", include={"cam", "features", "tokens"})
         found: dict[str, Any] = {**options, "cams": cam_settings(self.workspace, self.cams, self.clip, self.text)}
         if self.refined:
-            dino = self._dino_weights()
-            found["refine"] = refinement_settings(self.workspace, self.refine, self.clip, dino)
-        found["precision"] = precision_name(self.workspace.run)
-        if self.needs_superpixels:
-            found["superpixels"] = input_digest(self.workspace.superpixels, "ssr superpixels")
+            found["refine"] = refinement_settings(self.workspace, self.refine, self.clip, self._dino_weights)
         return found
 
+    @cached_property
     def _dino_weights(self) -> Weights | None:
         options = self.workspace.dino
         return resolve_dino(options.model, options.pretrained) if self.refined and uses_dino(self.refine) else None
@@ -109,7 +107,7 @@ class AlignInputs:
             TooManyFailures: More bad images than allowed; what was computed is kept.
         """
         workspace = self.workspace
-        dino_weights = self._dino_weights()
+        dino_weights = self._dino_weights
         if dino_weights is not None:
             fetch_dino(dino_weights)
         with ExitStack() as stack:

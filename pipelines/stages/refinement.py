@@ -12,9 +12,9 @@ from torch import Tensor
 from pipelines.ops.affinity import fuse_attention, normalise_rows, propagate, sinkhorn
 from pipelines.ops.box_mask import box_mask
 from pipelines.ops.gradcam import min_max
+from pipelines.ops.kmeans import kmeans
 from pipelines.ops.superpixel_mask import (
     cluster_gate,
-    cluster_superpixels,
     colour_mask,
     superpixel_features,
     superpixel_gate,
@@ -104,7 +104,7 @@ def column_mask(
             vectors = superpixels.colours if options.superpixel_mask == "colour" else superpixels.features
             if vectors is None:
                 raise ValueError(f"superpixel_mask {options.superpixel_mask!r} needs one vector a superpixel")
-            cluster = cluster_superpixels(vectors, options.clusters)
+            cluster = kmeans(vectors, options.clusters)
             if options.superpixel_mask == "colour":
                 masks.append(colour_mask(cam, membership, cluster, options.colour_high, options.mask_threshold))
             else:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.ops.kmeans import kmeans
 from pipelines.ops.superpixel_mask import (
     cluster_gate,
-    cluster_superpixels,
     colour_mask,
     superpixel_features,
     superpixel_gate,
@@ -134,7 +134,7 @@ def test_clusters_part_colours_that_lie_apart():
     rng = np.random.default_rng(0)
     centres = np.array([[20.0, 0, 0], [80, 40, 0], [50, -40, 40]])
     kind = rng.integers(0, 3, 60)
-    found = cluster_superpixels(centres[kind] + rng.normal(0, 1, (60, 3)), 3)
+    found = kmeans(centres[kind] + rng.normal(0, 1, (60, 3)), 3)
     assert found.dtype == np.int64
     assert len({(int(a), int(b)) for a, b in zip(kind, found, strict=True)}) == 3
 
@@ -142,12 +142,12 @@ def test_clusters_part_colours_that_lie_apart():
 @pytest.mark.parametrize(("distinct", "clusters", "expected"), [(1, 5, 1), (3, 5, 3), (8, 5, 5)])
 def test_fewer_distinct_vectors_make_fewer_clusters(distinct, clusters, expected):
     vectors = np.repeat(np.arange(distinct, dtype=float), 4)[:, None] * np.ones((1, 3))
-    assert set(cluster_superpixels(vectors, clusters).tolist()) == set(range(expected))
+    assert set(kmeans(vectors, clusters).tolist()) == set(range(expected))
 
 
 def test_clusters_are_the_same_every_time():
     vectors = np.random.default_rng(1).random((50, 3))
-    assert np.array_equal(cluster_superpixels(vectors, 5), cluster_superpixels(vectors.copy(), 5))
+    assert np.array_equal(kmeans(vectors, 5), kmeans(vectors.copy(), 5))
 
 
 def test_features_are_means_of_centred_unit_tokens():
