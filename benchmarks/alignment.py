@@ -54,7 +54,8 @@ CAMS = CamsOptions(**read_recipe("ssr")["cams"])
 REFINE = RefineOptions(**read_recipe("ssr")["refine"])
 CLIP_ES = RefineOptions(**read_recipe("clip-es")["refine"])
 POWERS = range(1, 11)
-AS_WRITTEN = {"aligned_readout": "gradcam", "aligned_layer": "ln_1", "aligned_relu": True, "few_photos": 0.0}
+UNGUARDED = {"few_photos": 0.0, "min_average_precision": 0.0}
+AS_WRITTEN = {"aligned_readout": "gradcam", "aligned_layer": "ln_1", "aligned_relu": True, **UNGUARDED}
 POOLED_ONLY = {"token_contrast": 0.0, "background": 0.0, "cam_power": 1.0}
 
 
@@ -84,7 +85,9 @@ ROWS: dict[str, Row] = {
     "read-out gradcam at ln_1": Row({}, {**AS_WRITTEN, "aligned_relu": False}),
     "value features, gradcam at ln_1": Row({"features": "value"}, {**AS_WRITTEN, "aligned_relu": False}),
     "value features, gradcam at ln_1, ReLU": Row({"features": "value"}, AS_WRITTEN),
-    "no fallback": Row({}, {"few_photos": 0.0}),
+    "scale 30, superpixel share 0.5": Row({}, {"aligned_scale": 30.0, "aligned_superpixel_share": 0.5}),
+    "fallback by photos alone": Row({}, {"min_average_precision": 0.0}),
+    "no fallback": Row({}, UNGUARDED),
     "no patch contrast": Row({"token_contrast": 0.0}),
     "no background term": Row({"background": 0.0}),
     "not residual": Row({"residual": False}),
@@ -94,9 +97,9 @@ ROWS: dict[str, Row] = {
     "learned temperature": Row({"learn_temperature": True}, {"aligned_scale": None}),
     "pooled by the initial CAM": Row({"cam": "initial"}),
     "12 epochs": Row({"epochs": 12.0}),
-    "direct": Row({**POOLED_ONLY, "loss": "direct"}, {"few_photos": 0.0}),
-    "intra": Row({**POOLED_ONLY, "loss": "intra"}, {"few_photos": 0.0}),
-    "cross": Row(POOLED_ONLY, {"few_photos": 0.0}),
+    "direct": Row({**POOLED_ONLY, "loss": "direct"}, UNGUARDED),
+    "intra": Row({**POOLED_ONLY, "loss": "intra"}, UNGUARDED),
+    "cross": Row(POOLED_ONLY, UNGUARDED),
     "direct, gradcam as written": Row({**POOLED_ONLY, "loss": "direct"}, AS_WRITTEN),
     "intra, gradcam as written": Row({**POOLED_ONLY, "loss": "intra"}, AS_WRITTEN),
     "cross, gradcam as written": Row(POOLED_ONLY, AS_WRITTEN),
@@ -186,7 +189,8 @@ class Bench:
             flush=True,
         )
         photos = torch.bincount(data.classes, minlength=len(self.text.classes))
-        return Alignment(trainer.heads.eval().requires_grad_(False), options.features, photos, trainer.prototypes.image)
+        heads = trainer.heads.eval().requires_grad_(False)
+        return Alignment(heads, options.features, photos, trainer.average_precision(), trainer.prototypes.image)
 
     def score(
         self, samples: dict[str, Sample], places: dict[str, Workspace], subsets: dict[str, set[str]], *, crf: bool

@@ -22,6 +22,7 @@ from pipelines.options.stages import (
     ShowOptions,
     SuperpixelsOptions,
 )
+from pipelines.options.train import PredictOptions, TrainOptions
 
 SECTIONS: dict[str, type[Options]] = {
     "dataset": DatasetOptions,
@@ -33,6 +34,8 @@ SECTIONS: dict[str, type[Options]] = {
     "align": AlignOptions,
     "cams": CamsOptions,
     "refine": RefineOptions,
+    "train": TrainOptions,
+    "predict": PredictOptions,
     "eval": EvalOptions,
     "show": ShowOptions,
 }

@@ -20,7 +20,9 @@ COMMANDS = {
     "align": "2  CMPA: heads that match images and words -> cmpa.safetensors",
     "cams": "3  Class activation maps from the frozen CLIP -> cams.h5",
     "refine": "4  CLIP + DINO affinity, superpixel mask, CRF -> masks/*.png",
-    "eval": "5  Score CAMs, masks or any folder of PNGs against ground truth.",
+    "train": "5  A segmentation model from pseudo-masks made on line -> model.safetensors",
+    "predict": "6  Label maps of any photos from the trained model -> predictions/*.png",
+    "eval": "7  Score CAMs, masks or any folder of PNGs against ground truth.",
     "ladder": "The same refinement, one part more at a time: what does each bring?",
     "show": "Pictures: panels, a contact sheet, one HTML page.",
     "report": "Scores, ladder and pictures on one HTML page.",
@@ -87,7 +89,7 @@ def ssr(
     ctx: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", callback=_version, is_eager=True),
 ) -> None:
-    """From photos and class names to pseudo-masks: superpixels, cams, refine, eval, in this order."""
+    """From photos and class names to pseudo-masks and a model: superpixels, cams, refine, train, predict, eval."""
     if ctx.invoked_subcommand is None:
         from ssr_cli.way import show_way
 

@@ -33,6 +33,7 @@ class Invocation:
         work_flag: ``--work``, or None.
         recipe_flag: ``--recipe``, or None.
         force: ``--force``.
+        fallback: Work directory of a command that can do without one, if there is none.
     """
 
     sections: tuple[str, ...]
@@ -41,6 +42,7 @@ class Invocation:
     work_flag: Path | None
     recipe_flag: str | None
     force: bool
+    fallback: Path | None = None
 
     @cached_property
     def _config(self) -> tuple[Values, dict[str, Any]]:
@@ -58,6 +60,8 @@ class Invocation:
         found = sorted(path.parent for path in Path("runs").glob("*/work.json"))
         if len(found) == 1:
             return found[0]
+        if self.fallback is not None:
+            return self.fallback
         which = f"there are {', '.join(map(str, found))}" if found else "there is none under runs/"
         raise UsageError(f"which work directory? {which}", "give DATASET (voc, coco or folder), --work or --config")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -40,8 +41,23 @@ def run_stage(invocation: Invocation, stage: Callable[[Workspace, Progress], Cou
     except UsageError:  # refused: the next command must not inherit what was wrong
         workspace.restore(before)
         raise
+    conclude(counts, workspace.work, then)
+
+
+def conclude(counts: Counts, work: Path, then: str | None) -> None:
+    """Say what was left out and what comes next.
+
+    Args:
+        counts: Of the stage.
+        work: The work directory.
+        then: The obvious next command, if there is one.
+
+    Raises:
+        typer.Exit: Code 3 if some images failed and the run went on without them.
+    """
     if counts.failed:
-        err.print(f"[yellow]{counts.failed} bad images left out, listed in {workspace.work / 'failures.jsonl'}[/]")
-    next_step(f"{then} --work {workspace.work}")
+        err.print(f"[yellow]{counts.failed} bad images left out, listed in {work / 'failures.jsonl'}[/]")
+    if then is not None:
+        next_step(f"{then} --work {work}")
     if counts.failed:
         raise typer.Exit(EXIT_PARTLY)

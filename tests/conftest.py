@@ -102,6 +102,31 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     )
 
 
+@pytest.fixture(scope="session")
+def write_model(models: TinyModels) -> Callable[..., Path]:
+    """Write a segmentation model of random weights for the tiny CLIP, as `ssr train` would; returns its path."""
+    import torch
+
+    from pipelines.datasets.classes import VOC12
+    from pipelines.encoders.weights import resolve_clip
+    from pipelines.models.decoder import SegmentationDecoder
+    from pipelines.stages.segmenter import Segmenter, write_segmenter
+
+    def write(
+        path: Path, names: tuple[str, ...] = VOC12.names, supervision: str = "pseudo", seed: int = 0, clip: Path = models.visual
+    ) -> Path:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            decoder = SegmentationDecoder(blocks=4, width=48, classes=len(names), hidden=16, layers=1, heads=2)
+            with torch.no_grad():
+                decoder.classifier.weight *= 5  # else the biases decide alone: one class everywhere
+                decoder.classifier.bias.zero_()
+        write_segmenter(path, Segmenter(decoder, 4, names, supervision, 1), resolve_clip(TINY_CLIP, str(clip)))
+        return path
+
+    return write
+
+
 @dataclass(frozen=True)
 class TinyDataset:
     """A drawn dataset and the config file that points at it."""

@@ -158,6 +158,12 @@ def test_nothing_unsafe_is_called(path):
 
 
 def test_only_scoring_and_asking_open_ground_truth():
-    """`read_mask` and `labels_from_masks` are the only doors; these rooms use them."""
+    """`read_mask` and `labels_from_masks` are the only doors; these rooms use them, `ssr train` only where it is told to."""
     users = {module_of(path) for path in FILES if any("ground_truth" in m or "mask_labels" in m for m in imports_of(path))}
-    assert users == {"pipelines.stages.evaluate", "pipelines.stages.show", "pipelines.datasets.labels"}
+    assert users == {
+        "pipelines.stages.evaluate",
+        "pipelines.stages.show",
+        "pipelines.stages.training_crops",
+        "pipelines.stages.validation",
+        "pipelines.datasets.labels",
+    }

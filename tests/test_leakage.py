@@ -43,6 +43,8 @@ BLIND = {
     "show features": ["show", "features"],
     "refine": ["refine"],
     "refine, crf": ["refine", "--crf", "--force", "--workers", "1"],
+    "predict": ["predict", "--model", "MODEL", "--probabilities"],
+    "predict photos": ["predict", "--model", "MODEL", "--images", "PHOTOS"],
     "ladder": ["ladder", "--workers", "1"],
     "show": ["show", "--count", "2"],
     "report": ["report", "--count", "2"],
@@ -63,7 +65,7 @@ ASKED = {
 
 
 @pytest.fixture(scope="module")
-def told(tiny_voc, models, tmp_path_factory):
+def told(tiny_voc, models, write_model, tmp_path_factory):
     """What each command opened below a folder of ground truth, in one process with an audit hook."""
     folder = tmp_path_factory.mktemp("leakage")
     root = Path(shutil.copytree(tiny_voc.root, folder / "VOC2012"))
@@ -75,6 +77,8 @@ def told(tiny_voc, models, tmp_path_factory):
         "MASKS": root / "SegmentationClass",
         "OUT": folder / "out.csv",
         "CHECKPOINT": folder / "work/cmpa.safetensors",
+        "MODEL": write_model(folder / "model.safetensors"),
+        "PHOTOS": root / "JPEGImages",
     }
     made = ["--config", str(tiny_voc.config), "--root", str(root), "--split", "train_aug", "--work", str(folder / "work")]
     commands = []

@@ -1,4 +1,4 @@
-"""A folder of images with a label file."""
+"""A folder of images, with a label file or without."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.classes import VOC12, ClassList, load_class_list
 from pipelines.datasets.label_files import IMAGE_SUFFIXES, label_names, read_label_file, select_labels
-from pipelines.datasets.splits import read_split, split_file
+from pipelines.datasets.splits import check_image_id, read_split, split_file
 from pipelines.errors import UsageError
 from pipelines.options.sources import DatasetOptions
 
@@ -39,6 +39,34 @@ def load_folder(options: DatasetOptions) -> Dataset:
     )
 
 
+def load_photos(folder: Path, names: tuple[str, ...]) -> Dataset:
+    """List the photos of any folder, not of its subfolders; nothing is known of what they show.
+
+    Args:
+        folder: Hidden files and files that are no images by their suffix are passed over.
+        names: Class names of whoever looks at them.
+
+    Returns:
+        A dataset of kind ``folder`` without labels and ground truth; its split has the folder's name.
+
+    Raises:
+        UsageError: No folder, no photo in it, two photos of one name, or a name that is not safe for an output.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"expected a folder of photos, found {folder}", "--images FOLDER")
+    images = _images(folder)
+    if not images:
+        raise UsageError(f"{folder}: expected photos ({', '.join(IMAGE_SUFFIXES)}), found none; subfolders are not searched")
+    return Dataset(
+        kind="folder",
+        root=folder,
+        split=folder.resolve().name,
+        classes=ClassList(names, names, VOC12.background),
+        samples=tuple(Sample(check_image_id(key, str(folder)), path, ()) for key, path in images.items()),
+        mask_folder=None,
+    )
+
+
 def _classes_of(label_file: Path) -> ClassList:
     names = label_names(label_file)
     try:
@@ -65,7 +93,7 @@ def _split(root: Path, split: str) -> Path | None:
 def _images(folder: Path) -> dict[str, Path]:
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.is_file():
             continue
         if path.stem in images:
             raise UsageError(f"{folder}: expected one image of each name, found {images[path.stem].name} and {path.name}")

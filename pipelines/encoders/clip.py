@@ -30,11 +30,15 @@ class ClipTokens:
         attention: Mean over the requested blocks of the head-averaged attention between patches,
             ``(B, N, N)``, fp32, or None if none was requested. The CLS row and column are dropped.
         grid: ``(h, w)`` with ``h * w == N``, row-major.
+        block_tokens: Output of the first L blocks without CLS, ``(L, B, N, D)``, or None if L is 0.
+        block_attention: Attention of each block of ``each_block``, ``(A, B, N, N)``, fp32, or None if there is none.
     """
 
     tokens_cls: Tensor
     attention: Tensor | None
     grid: tuple[int, int]
+    block_tokens: Tensor | None = None
+    block_attention: Tensor | None = None
 
 
 def checked_blocks(wanted: Collection[int], count: int) -> frozenset[int]:
@@ -101,14 +105,22 @@ class ClipEncoder:
             self._positions[grid] = positions.unsqueeze(0).to(self.dtype)
         return self._positions[grid]
 
-    @torch.inference_mode()
-    def encode(self, images: Tensor, attention_blocks: Collection[int] = ()) -> ClipTokens:
-        """Run all blocks but the last.
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Tensor,
+        attention_blocks: Collection[int] = (),
+        token_blocks: int = 0,
+        each_block: Collection[int] = (),
+    ) -> ClipTokens:
+        """Run all blocks but the last; the last too if its tokens are asked for.
 
         Args:
             images: Normalised RGB, ``(B, 3, H, W)`` fp32, both sides multiples of the patch size.
             attention_blocks: Blocks whose attention is averaged; 0 is the first, ``len(blocks) - 1`` the last.
                 For the last block only its attention is computed.
+            token_blocks: Number of blocks, from the first, whose output is kept.
+            each_block: Blocks whose attention is kept apart.
 
         Returns:
             Tokens, attention and grid.
@@ -116,24 +128,46 @@ class ClipEncoder:
         Raises:
             ValueError: A block that is not there.
         """
-        attention_blocks = checked_blocks(attention_blocks, len(self.blocks))
+        depth = len(self.blocks)
+        attention_blocks, each_block = checked_blocks(attention_blocks, depth), checked_blocks(each_block, depth)
+        if not 0 <= token_blocks <= depth:
+            raise ValueError(f"token_blocks {token_blocks}: expected 0 to {depth}")
         x = self._embed(images)  # (B, N + 1, D)
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         *most, last = self.blocks
         total: Tensor | None = None
-        for index, block in enumerate(most):
+        kept: list[Tensor] = []
+        apart: list[Tensor] = []
+
+        def note(index: int, weights: Tensor) -> None:
+            nonlocal total
+            weights = weights[:, 1:, 1:]  # (B, N, N)
             if index in attention_blocks:
+                total = weights.clone() if total is None else total.add_(weights)
+            if index in each_block:
+                apart.append(weights)
+
+        for index, block in enumerate(most):
+            if index in attention_blocks | each_block:
                 x, weights = self._block_with_attention(block, x)
-                total = weights if total is None else total.add_(weights)
+                note(index, weights)
             else:
                 x = block(x)
+            if index < token_blocks:
+                kept.append(x[:, 1:])
         tokens_cls = x.float()
-        if len(most) in attention_blocks:
+        if depth - 1 in attention_blocks | each_block:
             query, key, _ = self._project(last, last.ln_1(tokens_cls))
-            _, weights = attention_with_weights(query, key, None, last.attn.num_heads)
-            total = weights if total is None else total.add_(weights)
-        attention = None if total is None else total[:, 1:, 1:] / len(attention_blocks)  # (B, N, N)
-        return ClipTokens(tokens_cls, attention, grid)
+            note(depth - 1, attention_with_weights(query, key, None, last.attn.num_heads)[1])
+        if token_blocks == depth:
+            kept.append(last(tokens_cls)[:, 1:].to(self.dtype))
+        return ClipTokens(
+            tokens_cls,
+            None if total is None else total / len(attention_blocks),
+            grid,
+            torch.stack(kept) if kept else None,
+            torch.stack(apart) if apart else None,
+        )
 
     def _embed(self, images: Tensor) -> Tensor:
         tower = self.tower

@@ -66,12 +66,14 @@ class Report:
 
     @property
     def caption(self) -> str:
-        """One line for the head of a table or picture: what, split, images, CRF, background rule."""
+        """One line for the head of a table or picture: what, split, images, CRF, background rule, supervision."""
         parts = [self.what, f"split {self.split}", f"{self.images:,} image{'s' if self.images != 1 else ''}"]
         if self.crf is not None:
             parts.append(f"CRF {'on' if self.crf else 'off'}")
         if self.background_power is not None:
             parts.append(f"background p = {self.background_power:g}" + (", an ORACLE" if self.oracle else ""))
+        if "supervision" in self.rules:
+            parts.append(f"supervision: {self.rules['supervision']}")
         return " · ".join(parts)
 
 

@@ -14,14 +14,14 @@ def ladder_section(rungs: Sequence[tuple[str, Report]]) -> str:
     """The table of the rungs: mIoU, gain over the rung before, precision, recall, a bar."""
     rows = []
     before: float | None = None
+    first = rungs[0][1]
     for title, report in rungs:
-        gain = "" if before is None else f"{100 * (report.miou - before):+.2f}"
+        gain = "" if before is None or report.split != first.split else f"{100 * (report.miou - before):+.2f}"
         rows.append(
             f"<tr><td>{escape(title)}</td>{_number(report.miou)}<td class=n>{gain}</td>{_number(report.precision)}"
             f"{_number(report.recall)}{_bar(report.miou)}</tr>"
         )
         before = report.miou
-    first = rungs[0][1]
     return (
         f"<section><h2>Ladder</h2><p>split {escape(first.split)}, {first.images:,} images; values in %</p><table>"
         "<tr><th>rung<th class=n>mIoU<th class=n>gain<th class=n>precision<th class=n>recall<th></tr>"

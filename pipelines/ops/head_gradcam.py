@@ -33,6 +33,8 @@ def head_gradcam(
     Returns:
         ``(targets, N)``, not normalised.
     """
+    if targets == 0:  # a photo without classes, in a batch with others
+        return tokens.new_zeros(0, len(tokens))
     with torch.inference_mode(False), torch.enable_grad():
         leaf = tokens.detach().clone().requires_grad_()  # (N, E)
         pooled = F.normalize(project(leaf).mean(dim=0), dim=0)  # (E,)

@@ -62,6 +62,12 @@ class CamsOptions(Options):
             ge=0, description="training photos that make a class's CAM half aligned, half plain CLIP; with fewer the plain wins"
         ),
     ] = 20.0
+    min_average_precision: Annotated[
+        float,
+        Field(
+            ge=0, le=1, description="classes whose training photos the heads rank worse than this keep the plain CAM; 0 = none"
+        ),
+    ] = 0.0
     scales: Annotated[
         tuple[Annotated[float, Field(gt=0, le=4)], ...],
         Field(min_length=1, description="resolution factors whose maps are averaged; CLIP-ES uses 1.0 alone"),

@@ -154,10 +154,11 @@ class _Training:
             self.progress.status(describe(quality))
 
     def _write_checkpoint(self) -> None:
-        classes = self.data.classes
-        photos = torch.bincount(classes, minlength=len(self.text.classes))
-        heads = self.trainer.heads.cpu().eval()
-        alignment = Alignment(heads, self.options.features, photos, self.trainer.prototypes.image.cpu())
+        trainer = self.trainer
+        photos = torch.bincount(self.data.classes, minlength=len(self.text.classes))
+        precision = trainer.average_precision()
+        heads = trainer.heads.cpu().eval()
+        alignment = Alignment(heads, self.options.features, photos, precision, trainer.prototypes.image.cpu())
         belongs_to = identity(self.inputs.clip, self.workspace.dataset.classes, self.text)
         write_alignment(self.checkpoint, alignment, belongs_to)
 

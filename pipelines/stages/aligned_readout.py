@@ -24,6 +24,7 @@ from pipelines.stores.manifest import differences
 from pipelines.training.checkpoint import read_checkpoint, write_checkpoint
 
 FLAG = "--ckpt"
+FORMAT = "ssr alignment heads 2"
 _WHAT = {"clip": "another CLIP", "classes": "another class list", "text": "other class or background embeddings"}
 
 
@@ -35,12 +36,14 @@ class Alignment:
         heads: In evaluation mode.
         features: Which patch features they read, ``output`` or ``value``.
         class_photos: Training photos of each class, ``(C,)``.
+        average_precision: How well the heads tell them from the other photos, ``(C,)`` in [0, 1].
         image_prototypes: ``(P, E)`` as of the end of the training.
     """
 
     heads: AlignmentHeads
     features: str
     class_photos: Tensor
+    average_precision: Tensor
     image_prototypes: Tensor
 
 
@@ -53,7 +56,7 @@ def write_alignment(path: Path, alignment: Alignment, belongs_to: dict[str, Any]
     """Write a checkpoint; ``belongs_to`` is `identity`."""
     heads = alignment.heads
     note = {
-        "format": "ssr alignment heads 1",
+        "format": FORMAT,
         "belongs_to": belongs_to,
         "residual": heads.isa.residual,
         "features": alignment.features,
@@ -61,6 +64,7 @@ def write_alignment(path: Path, alignment: Alignment, belongs_to: dict[str, Any]
     tensors = {
         **heads.state_dict(),
         "class_photos": alignment.class_photos,
+        "average_precision": alignment.average_precision,
         "image_prototypes": alignment.image_prototypes,
     }
     write_checkpoint(path, tensors, note)
@@ -73,7 +77,7 @@ def read_alignment(path: Path, weights: Weights, classes: ClassList, text: TextE
         UsageError: No such file, not one of ours, or made with another CLIP, class list or text bank.
     """
     tensors, note = read_checkpoint(path, FLAG)
-    if note.get("format") != "ssr alignment heads 1":
+    if note.get("format") != FORMAT:
         raise UsageError(f"{path} does not hold alignment heads", f"{FLAG}: a file written by `ssr align`")
     wanted, found = identity(weights, classes, text), note.get("belongs_to")
     for key, what in _WHAT.items():
@@ -86,13 +90,15 @@ def read_alignment(path: Path, weights: Weights, classes: ClassList, text: TextE
         hidden = tensors["isa.layers.0.weight"].shape[0]
         heads = AlignmentHeads(width, hidden, bool(note["residual"]), 1.0, learn_temperature=False)
         class_photos, prototypes = tensors.pop("class_photos"), tensors.pop("image_prototypes")
+        precision = tensors.pop("average_precision")
         heads.load_state_dict(tensors)
         counted = class_photos.shape == (len(classes.names),) and class_photos.dtype == torch.int64
-        if not counted or bool((class_photos < 0).any()) or note["features"] not in ("output", "value"):
+        ranked = precision.shape == class_photos.shape and bool(((precision >= 0) & (precision <= 1)).all())
+        if not counted or not ranked or bool((class_photos < 0).any()) or note["features"] not in ("output", "value"):
             raise ValueError
         if not all(bool(torch.isfinite(tensor).all()) for tensor in (*tensors.values(), prototypes)):
             raise ValueError
-        return Alignment(heads.eval().requires_grad_(False), note["features"], class_photos, prototypes)
+        return Alignment(heads.eval().requires_grad_(False), note["features"], class_photos, precision, prototypes)
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{path} is damaged: its tensors are not those of alignment heads", FLAG) from error
 
@@ -103,24 +109,31 @@ class AlignedReadout:
     Args:
         alignment: Trained heads.
         text: Class and background embeddings.
-        options: ``aligned_*`` and ``few_photos``.
+        options: ``aligned_*``, ``few_photos`` and ``min_average_precision``.
         device: Where the encoder runs.
 
     Attributes:
-        trust: ``(C,)`` in [0, 1]: share of the aligned CAM; ``n / (n + few_photos)`` for a class with n training photos.
+        trust: ``(C,)`` in [0, 1]: share of the aligned CAM; ``n / (n + few_photos)`` for a class with n training photos, 0 for
+            one whose photos the heads do not find.
     """
 
     def __init__(self, alignment: Alignment, text: TextEmbeddings, options: CamsOptions, device: torch.device) -> None:
         self.alignment, self.options = alignment, options
         self.heads = alignment.heads.to(device)
         self.classes = len(text.classes)
-        with torch.no_grad():
-            self.words = F.normalize(self.heads.tsa(text.all.to(device)), dim=1)  # (C + M, E)
+        self._text = text.all.to(device)
+        self.renew()
         photos = alignment.class_photos.to(device, torch.float32)
         self.trust = photos / (photos + options.few_photos).clamp_min(1e-9)  # (C,)
         if options.few_photos == 0:
             self.trust = torch.ones_like(self.trust)
+        self.trust = self.trust * (alignment.average_precision.to(device) >= options.min_average_precision)
         self.scale = options.aligned_scale or 1 / self.heads.temperature.item()
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Project the words again, after the heads have changed."""
+        self.words = F.normalize(self.heads.tsa(self._text), dim=1)  # (C + M, E)
 
     @property
     def logits(self) -> Logits:

@@ -190,9 +190,9 @@ class CamMaker:
         return torch.cat(maps)  # (T, N)
 
 
-def _shapes(photo: Photo) -> tuple[tuple[int, ...], ...]:
+def shapes(photo: Photo) -> tuple[tuple[int, ...], ...]:
     """What photos of one batch share: equal grids at scale 1 may differ at another scale."""
-    return tuple(tuple(pixels.shape) for pixels in photo.inputs)
+    return photo.grid, *(tuple(pixels.shape) for pixels in photo.inputs)
 
 
 def uses_superpixels(options: CamsOptions) -> bool:
@@ -222,8 +222,7 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
     clip = build_clip(weights)
     text = text_embeddings(clip, dataset.classes, workspace.clip)
     heads = None
-    if options.ckpt is not None and options.ckpt.name == "auto" and not options.ckpt.exists():
-        options = options.model_copy(update={"ckpt": workspace.checkpoint})
+    options = options.model_copy(update={"ckpt": workspace.heads(options.ckpt)})
     if options.ckpt is not None:
         heads = AlignedReadout(read_alignment(options.ckpt, weights, dataset.classes, text), text, options, device)
     maker = CamMaker(ClipEncoder(clip, device, resolve_dtype(workspace.run.precision, device)), text, options, heads=heads)
@@ -261,7 +260,7 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
                 else:
                     yield photo
 
-        for photos in batches_by(decoded(), _shapes, resolve_batch_size(workspace.run, device)):
+        for photos in batches_by(decoded(), shapes, resolve_batch_size(workspace.run, device)):
             for photo, cam in zip(photos, maker.cams(photos), strict=True):
                 add(photo, cam)
         progress.finish()
@@ -277,7 +276,10 @@ def cam_settings(workspace: Workspace, options: CamsOptions, weights: Weights, t
         SsrError: The options need superpixels and there are none.
     """
     unused = {"dense_weight", "dense_scale", "superpixel_share"} if options.readout == "gradcam" else set()
-    of_heads = {name for name in CamsOptions.model_fields if name.startswith("aligned_")} | {"few_photos"}
+    of_heads = {name for name in CamsOptions.model_fields if name.startswith("aligned_")} | {
+        "few_photos",
+        "min_average_precision",
+    }
     heads = None
     if options.ckpt is not None:
         heads = {"sha256": file_sha256(options.ckpt), **options.model_dump(mode="json", include=of_heads)}

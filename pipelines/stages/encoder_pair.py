@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from pipelines.datasets.base import Sample
@@ -69,12 +70,23 @@ class EncoderPair:
         clip: The frozen CLIP.
         dino: The frozen DINO.
         options: ``clip_blocks`` and ``dino_blocks``; 0 leaves an encoder out.
+        token_blocks: CLIP blocks, from the first, whose tokens are kept.
+        each_block: Last CLIP blocks whose attention is kept apart.
     """
 
-    def __init__(self, clip: ClipEncoder, dino: DinoEncoder | None, options: RefineOptions) -> None:
+    def __init__(
+        self,
+        clip: ClipEncoder,
+        dino: DinoEncoder | None,
+        options: RefineOptions,
+        token_blocks: int = 0,
+        each_block: int = 0,
+    ) -> None:
         self.clip = clip
         self.dino = dino
         depth = len(clip.blocks)
+        self._token_blocks = token_blocks
+        self._each_block = range(max(0, depth - each_block), depth)
         self._clip_blocks = range(max(0, depth - options.clip_blocks), depth)
         self._dino_blocks = range(0)
         if dino is not None:
@@ -96,6 +108,17 @@ class EncoderPair:
             raise ImageError(
                 f"its superpixels are {superpixels.shape}, the photo {image.height, image.width}", "ssr superpixels --force"
             )
+        return self.photo(sample, image, superpixels, colours)
+
+    def photo(self, sample: Sample, image: Image.Image, superpixels: NDArray[np.integer] | None, colours: bool) -> Photo:
+        """Resize a decoded photo, or a part of one, for both encoders.
+
+        Args:
+            sample: The photo.
+            image: RGB.
+            superpixels: ``(H, W)`` as ``image``, ids contiguous from 0, or None if no option asks for them.
+            colours: Also compute the superpixels' mean colours.
+        """
         clip, dino = self.clip, self.dino
         grid = token_grid(image.height, image.width, clip.patch_size)
         clip_input = encoder_input(image, grid, clip.patch_size, clip.mean, clip.std)
@@ -114,8 +137,9 @@ class EncoderPair:
             clip_tokens: CLIP's tokens are wanted although its attention may not be.
         """
         clip = dino = None
-        if self._clip_blocks or clip_tokens:
-            clip = self.clip.encode(torch.stack([p.clip_input for p in photos]), self._clip_blocks)
+        if self._clip_blocks or self._token_blocks or clip_tokens:
+            images = torch.stack([p.clip_input for p in photos])
+            clip = self.clip.encode(images, self._clip_blocks, self._token_blocks, self._each_block)
         if self.dino is not None:
             dino = self.dino.encode(torch.stack([p.dino_input for p in photos]), self._dino_blocks)
         return Encoded(clip, dino)

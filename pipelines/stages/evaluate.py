@@ -146,6 +146,8 @@ class _Finish:
             oracle=oracle,
             confusion_matrix="confusion.npy",
         )
+        if manifest is not None and manifest.settings.get("supervision") == "masks":
+            report.rules["supervision"] = "ground-truth masks (upper bound)"
         write_confusion(counts, folder / "confusion.npy")
         write_csv(metrics, folder / "per_class.csv")
         if self.options.pictures:

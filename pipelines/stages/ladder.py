@@ -28,6 +28,7 @@ LIST = "ladder.json"
 
 INITIAL = "initial CAM"
 ALIGNED = "+ alignment (CMPA)"
+MODEL = "segmentation model"
 PLAIN = "plain"
 """Folder under ``WORK/ladder`` of plain CLIP's CAMs, if those of the work directory went through alignment heads."""
 
@@ -150,7 +151,11 @@ def score(
             continue
         place = dataclasses.replace(workspace, work=_folder(workspace.work, name))
         found.append((title, evaluate.run(place, "masks", plain, background_power, progress)[0].report))
-    return found
+    predicted = workspace.predictions / workspace.dataset.split
+    if predicted.is_dir():
+        report = evaluate.run(workspace, str(predicted), plain, background_power, progress)[0].report
+        found.append((_title_of_model(report), report))
+    return found + _of_other_splits(workspace.work, found[0][1])
 
 
 def scored(work: Path) -> list[tuple[str, Report]]:
@@ -162,7 +167,26 @@ def scored(work: Path) -> list[tuple[str, Report]]:
     places.append((_title_of_cams(listed), work / "eval" / "cams"))
     places += [(title, _folder(work, name) / "eval" / "masks") for name, title in listed if name != PLAIN]
     reports = [(title, folder / "report.json") for title, folder in places]
-    return [(title, read_report(path)) for title, path in reports] if all(path.is_file() for _, path in reports) else []
+    if not all(path.is_file() for _, path in reports):
+        return []
+    found = [(title, read_report(path)) for title, path in reports]
+    own = work / "eval" / found[0][1].split / "report.json"
+    if own.is_file() and (work / "predictions" / own.parent.name).is_dir():
+        report = read_report(own)
+        found.append((_title_of_model(report), report))
+    return found + _of_other_splits(work, found[0][1])
+
+
+def _of_other_splits(work: Path, first: Report) -> list[tuple[str, Report]]:
+    """Predictions for photos that took no part, as `ssr eval` scored them."""
+    folders = sorted(path for path in (work / "predictions").glob("*") if path.is_dir())
+    reports = [work / "eval" / folder.name / "report.json" for folder in folders]
+    found = [read_report(path) for path in reports if path.is_file()]
+    return [(f"{_title_of_model(report)}, split {report.split}", report) for report in found if report.split != first.split]
+
+
+def _title_of_model(report: Report) -> str:
+    return f"{MODEL} (ground-truth masks)" if "supervision" in report.rules else MODEL
 
 
 def _title_of_cams(listed: list[tuple[str, str]]) -> str:

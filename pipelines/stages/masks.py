@@ -1,4 +1,4 @@
-"""From refined CAMs to pseudo-mask PNGs, in workers beside the encoders."""
+"""From refined CAMs to pseudo-mask PNGs, and the workers beside the encoders that make any label map's PNG."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from pipelines.execution.pool import process_pool
 from pipelines.ops.crf import CrfParameters, dense_crf
 from pipelines.ops.label_map import label_map, resize_maps, with_background
 from pipelines.options.stages import RefineOptions
+from pipelines.options.train import PredictOptions
 from pipelines.stores.mask_store import write_mask
 
 CRF_KEYS = {
@@ -39,20 +40,20 @@ MASK_KEYS = ("background_power", "min_confidence", "crf", "crf_background_power"
 
 @dataclass(frozen=True)
 class MaskJob:
-    """One pseudo-mask to make.
+    """One label map to make.
 
     Attributes:
-        image_id: Whose mask.
+        image_id: Whose label map.
         image_path: The photo; opened only for the CRF.
-        cam: Refined CAM ``(K, h, w)`` fp16.
-        labels: The K class indices.
+        maps: On the token grid, fp16: a refined CAM ``(K, h, w)``, or logits ``(C + 1, h, w)``, background first.
+        labels: The K class indices; all of them for logits.
         size: ``(H, W)`` of the photo.
         target: The PNG.
     """
 
     image_id: str
     image_path: Path
-    cam: NDArray[np.float16]
+    maps: NDArray[np.float16]
     labels: tuple[int, ...]
     size: tuple[int, int]
     target: Path
@@ -62,6 +63,11 @@ def mask_settings(options: RefineOptions) -> dict[str, Any]:
     """The options that change a mask once its refined CAM is given."""
     keys = MASK_KEYS if options.crf else [key for key in MASK_KEYS if not key.startswith("crf_")]
     return options.model_dump(mode="json", include=set(keys))
+
+
+def crf_parameters(options: RefineOptions | PredictOptions) -> CrfParameters:
+    """The numbers of the CRF that the options ask for."""
+    return CrfParameters(**{name: getattr(options, key) for key, name in CRF_KEYS.items()})
 
 
 def remove_masks(folder: Path, image_ids: Collection[str] | None = None) -> None:
@@ -78,23 +84,34 @@ def make_mask(job: MaskJob, options: RefineOptions) -> None:
         ImageError: The photo cannot be read any more.
     """
     power = (options.crf and options.crf_background_power) or options.background_power
-    scores = with_background(resize_maps(job.cam, job.size), power)  # (K + 1, H, W)
+    scores = with_background(resize_maps(job.maps, job.size), power)  # (K + 1, H, W)
     if options.crf:
         image = np.asarray(load_image(job.image_path))  # (H, W, 3)
-        scores = dense_crf(image, scores, CrfParameters(**{name: getattr(options, key) for key, name in CRF_KEYS.items()}))
+        scores = dense_crf(image, scores, crf_parameters(options))
     write_mask(job.target, label_map(scores, job.labels, options.min_confidence), palette())
 
 
-class MaskMakers:
-    """Makes masks in the background, a bounded number at a time.
+AnyOptions = TypeVar("AnyOptions", bound=RefineOptions | PredictOptions)
+
+
+class MaskMakers(Generic[AnyOptions]):
+    """Makes label maps in the background, a bounded number at a time.
 
     Args:
-        options: Background rule, CRF, confidence.
+        make: Makes one; importable, for it may run in another process.
+        options: Its second argument.
         workers: Processes with the CRF (it holds the interpreter lock), threads without.
-        done: Called for each mask, with the error of a bad image or None.
+        done: Called for each label map, with the error of a bad image or None.
     """
 
-    def __init__(self, options: RefineOptions, workers: int, done: Callable[[str, ImageError | None], None]) -> None:
+    def __init__(
+        self,
+        make: Callable[[MaskJob, AnyOptions], None],
+        options: AnyOptions,
+        workers: int,
+        done: Callable[[str, ImageError | None], None],
+    ) -> None:
+        self._make = make
         self._options = options
         self._done = done
         self._ahead = 4 * workers
@@ -102,13 +119,13 @@ class MaskMakers:
         self._waiting: deque[tuple[str, Future[None]]] = deque()
 
     def submit(self, job: MaskJob) -> None:
-        """Queue one mask; blocks while too many are under way."""
-        self._waiting.append((job.image_id, self._pool.submit(make_mask, job, self._options)))
+        """Queue one label map; blocks while too many are under way."""
+        self._waiting.append((job.image_id, self._pool.submit(self._make, job, self._options)))
         while len(self._waiting) > self._ahead or (self._waiting and self._waiting[0][1].done()):
             self._take()
 
     def drain(self) -> None:
-        """Wait for all masks."""
+        """Wait for all label maps."""
         while self._waiting:
             self._take()
 

@@ -25,7 +25,7 @@ from pipelines.options.stages import RefineOptions
 from pipelines.stages.counts import Counts
 from pipelines.stages.encoder_pair import EncoderPair, Photo
 from pipelines.stages.refine_target import Target, TargetJob
-from pipelines.stages.refinement import refined_maps, uses_clip, uses_dino, uses_superpixels
+from pipelines.stages.refinement import check_encoders, refined_maps, uses_clip, uses_dino, uses_superpixels
 from pipelines.stages.workspace import Workspace
 from pipelines.stores.array_store import ArrayReader
 
@@ -102,12 +102,7 @@ def _shared_encoder_options(targets: Sequence[Target]) -> RefineOptions:
     if len(clip) > 1 or len(dino) > 1:
         raise UsageError(f"one pass has one clip_blocks and one dino_blocks, found {sorted(clip)} and {sorted(dino)}")
     for target in targets:
-        if not uses_clip(target.options) and not uses_dino(target.options):
-            raise UsageError(
-                "no attention left: clip_blocks and dino_blocks are both unused", "--clip-blocks, --dino-blocks, --dino-weight"
-            )
-        if target.options.superpixel_mask == "cluster" and not uses_dino(target.options):
-            raise UsageError("--superpixel-mask cluster needs DINO", "--dino-weight above 0, or --superpixel-mask gate")
+        check_encoders(target.options)
     return RefineOptions(clip_blocks=max(clip, default=0), dino_blocks=max(dino, default=0))
 
 

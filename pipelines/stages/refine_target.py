@@ -21,7 +21,7 @@ from pipelines.execution.pool import resolve_workers
 from pipelines.execution.progress import Progress
 from pipelines.options.stages import RefineOptions
 from pipelines.stages.counts import Counts
-from pipelines.stages.masks import MASK_KEYS, MaskJob, MaskMakers, mask_settings, remove_masks
+from pipelines.stages.masks import MASK_KEYS, MaskJob, MaskMakers, make_mask, mask_settings, remove_masks
 from pipelines.stages.refinement import uses_clip, uses_dino, uses_superpixels
 from pipelines.stages.workspace import Workspace, input_digest
 from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
@@ -86,7 +86,7 @@ class TargetJob:
         remove_masks(target.masks, self.unrefined)  # of other labels: a kill must not leave them to pass for new ones
         self._unmasked = ({s.image_id for s in self._samples} - written_masks(target.masks)) | self.unrefined
         self.counts = Counts(skipped=len(self._samples) - len(self._unmasked))
-        self._makers = MaskMakers(target.options, resolve_workers(workspace.run.workers), self._mask_done)
+        self._makers = MaskMakers(make_mask, target.options, resolve_workers(workspace.run.workers), self._mask_done)
 
     def refined(self, sample: Sample, cam: NDArray[np.float16], size: list[int]) -> None:
         """Store a refined CAM and queue its mask."""

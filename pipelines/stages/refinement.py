@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.errors import UsageError
 from pipelines.ops.affinity import fuse_attention, normalise_rows, propagate, sinkhorn
 from pipelines.ops.box_mask import box_mask
 from pipelines.ops.gradcam import min_max
@@ -36,6 +37,20 @@ def uses_clip(options: RefineOptions) -> bool:
 def uses_superpixels(options: RefineOptions) -> bool:
     """Whether the column mask is made from superpixels."""
     return options.superpixel_mask in {"gate", "colour", "cluster"}
+
+
+def check_encoders(options: RefineOptions) -> None:
+    """Refuse options that no encoder is left for.
+
+    Raises:
+        UsageError: No attention at all, or clusters without DINO's features.
+    """
+    if not uses_clip(options) and not uses_dino(options):
+        raise UsageError(
+            "no attention left: clip_blocks and dino_blocks are both unused", "--clip-blocks, --dino-blocks, --dino-weight"
+        )
+    if options.superpixel_mask == "cluster" and not uses_dino(options):
+        raise UsageError("--superpixel-mask cluster needs DINO", "--dino-weight above 0, or --superpixel-mask gate")
 
 
 def build_affinity(clip_attention: Tensor | None, dino_attention: Tensor | None, options: RefineOptions) -> Tensor:

@@ -19,7 +19,10 @@ OUTPUTS = {
     "cams": "ssr cams",
     "refined": "ssr refine",
     "masks": "ssr refine",
+    "model": "ssr train",
 }
+TRAINED = ("cmpa", "model")
+"""Outputs that not everyone makes: listed once they were begun."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,10 @@ class OutputStatus:
     """One output of a work directory.
 
     Attributes:
-        name: ``superpixels``, ``cmpa``, ``cams``, ``refined`` or ``masks``.
-        images: Images of the present work list that it holds; ``cmpa``: that it has learned from.
+        name: ``superpixels``, ``cmpa``, ``cams``, ``refined``, ``masks`` or ``model``.
+        images: Images of the present work list that it holds; ``cmpa``: that it has learned from; ``model``: steps trained.
         total: Images of the work list when it was last worked on; 0 if it was never begun. Trained ``cmpa``: those with a
-            class, so that photos without one do not look forgotten.
+            class, so that photos without one do not look forgotten. ``model``: steps of the whole training.
         others: Images that it holds beyond those, such as the rest of a larger split before.
         failed: Bad images of the last run.
         complete: The last run reached its end.
@@ -63,7 +66,7 @@ class WorkStatus:
     Attributes:
         dataset: Kind, root and split, as remembered.
         recipe: Recipe in force.
-        outputs: In the order of the stages; ``cmpa``, which not everyone trains, only once it was begun.
+        outputs: In the order of the stages; ``cmpa`` and ``model``, which not everyone trains, only once they were begun.
         reports: Evaluations so far.
         next_command: The one obvious next command.
     """
@@ -83,9 +86,9 @@ def status(work: Path) -> WorkStatus:
     """
     memory = recall(work)
     dataset = memory.get("dataset") or {}
-    heads = _heads(work)
-    outputs = [_output(work, name) for name in OUTPUTS if name != "cmpa"]
-    outputs[1:1] = [heads] if heads else []
+    trained = {"cmpa": _heads(work), "model": _model(work)}
+    looked_at = [trained[name] if name in TRAINED else _output(work, name) for name in OUTPUTS]
+    outputs = [output for output in looked_at if output is not None]
     # `evaluate.reports_in` would do, and import matplotlib: half a second that `ssr` without a command has not
     reports = [read_report(path) for path in sorted((work / "eval").glob("*/report.json"))]
     return WorkStatus(
@@ -110,6 +113,19 @@ def _heads(work: Path) -> OutputStatus | None:
     complete = manifest.complete and (work / "cmpa.safetensors").is_file()
     total = photos + failed if complete else total
     return OutputStatus("cmpa", photos, total, 0, failed, complete, manifest.options_digest, manifest.updated)
+
+
+def _model(work: Path) -> OutputStatus | None:
+    manifest = Manifest.read(work / "model.json")
+    if manifest is None:
+        return None
+    try:
+        steps, total = int(manifest.counts.get("iterations", 0)), int(manifest.settings["iterations"])
+        failed = int(manifest.counts.get("failed", 0))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise SsrError(f"{work / 'model.json'} is damaged", f"remove it and run `{OUTPUTS['model']}` again") from None
+    complete = manifest.complete and (work / "model.safetensors").is_file()
+    return OutputStatus("model", steps, total, 0, failed, complete, manifest.options_digest, manifest.updated)
 
 
 def _output(work: Path, name: str) -> OutputStatus:

@@ -36,6 +36,7 @@ class Workspace:
         force: Start a stage over.
         config: Stage options of the config file, by section: remembered, so that later commands need no ``--config``.
         superpixels_work: Another work directory whose superpixels are used; None: its own.
+        photos: Photos to work on instead of the dataset's, which is not looked for then.
     """
 
     work: Path
@@ -47,11 +48,12 @@ class Workspace:
     force: bool = False
     config: dict[str, dict[str, Any]] = field(default_factory=dict)
     superpixels_work: Path | None = None
+    photos: Dataset | None = None
 
     @cached_property
     def dataset(self) -> Dataset:
         """The work list, read once."""
-        return load_dataset(self.dataset_options)
+        return self.photos or load_dataset(self.dataset_options)
 
     @property
     def superpixels(self) -> Path:
@@ -62,6 +64,11 @@ class Workspace:
     def checkpoint(self) -> Path:
         """Alignment heads."""
         return self.work / "cmpa.safetensors"
+
+    def heads(self, ckpt: Path | None) -> Path | None:
+        """What ``--ckpt`` means: ``auto`` is this directory's own `checkpoint`, unless a file of that name is there."""
+        own = ckpt is not None and ckpt.name == "auto" and not ckpt.exists()
+        return self.checkpoint if own else ckpt
 
     @property
     def cams(self) -> Path:
@@ -77,6 +84,16 @@ class Workspace:
     def masks(self) -> Path:
         """Folder of pseudo-masks, palette PNGs."""
         return self.work / "masks"
+
+    @property
+    def model(self) -> Path:
+        """Segmentation model of the last step."""
+        return self.work / "model.safetensors"
+
+    @property
+    def predictions(self) -> Path:
+        """Folder of folders of predicted label maps."""
+        return self.work / "predictions"
 
     def remember(self) -> None:
         """Write down dataset, encoders, recipe and config; refuse a directory that belongs to another dataset.

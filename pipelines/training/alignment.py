@@ -9,6 +9,7 @@ from itertools import islice
 
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from pipelines.errors import UsageError
@@ -18,7 +19,11 @@ from pipelines.ops.prototypes import class_means, kmeans_prototypes, purity, spr
 from pipelines.options.align import AlignOptions
 from pipelines.training.alignment_data import AlignmentData, photo_order, steps_an_epoch
 from pipelines.training.alignment_loss import Prototypes, alignment_loss
+from pipelines.training.checkpoint import optimiser_tensors, restore_optimiser
 from pipelines.training.processes import Processes
+
+BEST_PATCHES = 0.02
+"""Share of a photo's patches that speak for a class's presence."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,34 @@ class AlignmentTrainer:
         self.heads.eval()
         return F.normalize(self.heads.tsa(self.text), dim=1)
 
+    @torch.no_grad()
+    def average_precision(self) -> Tensor:
+        """How well the heads find each class's photos among all others, by its best patches; needs labels, no ground truth.
+
+        Returns:
+            ``(C,)`` fp32 in [0, 1]; 0 for a class without photos.
+        """
+        self.heads.eval()
+        words, temperature = self.words(), self.heads.temperature
+        best = max(1, round(BEST_PATCHES * self.data.tokens.shape[1]))
+        found: list[Tensor] = []
+        for start in range(0, len(self.data), self.options.batch):
+            batch = self.data.batch(range(start, min(start + self.options.batch, len(self.data))), self.device)
+            scores = F.normalize(self.heads.isa(batch.tokens), dim=2) @ words.T / temperature  # (B, T, C + M)
+            shares = scores.softmax(dim=2)[:, :, : self.class_count]  # (B, T, C)
+            found.append(shares.topk(best, dim=1).values.mean(dim=1).cpu())  # (B, C)
+        present = torch.zeros(len(self.data), self.class_count, dtype=torch.bool)  # (P, C)
+        for photo, labels in enumerate(self.data.labels):
+            present[photo, list(labels)] = True
+        ranked = torch.cat(found).numpy()
+        return torch.tensor(
+            [
+                average_precision_score(own, score) if own.any() else 0.0
+                for own, score in zip(present.numpy().T, ranked.T, strict=True)
+            ],
+            dtype=torch.float32,
+        )
+
     def _by_photo(self, values: Tensor) -> list[Tensor]:
         """One value a sample -> the samples of each photo."""
         return list(torch.split(values, [len(labels) for labels in self.data.labels]))
@@ -182,8 +215,7 @@ class AlignmentTrainer:
     def state(self) -> dict[str, Tensor]:
         """Everything that `restore` needs, by name; live tensors, to be written before the next step."""
         tensors = {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()}
-        for index, moments in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+        tensors |= optimiser_tensors(self.optimiser)
         prototypes = self.prototypes
         tensors["prototypes.image"] = prototypes.image
         if prototypes.text is not None and prototypes.text_clusters is not None and self._image_clusters is not None:
@@ -195,12 +227,7 @@ class AlignmentTrainer:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over a `state` of the same data and options: the steps that follow are those of an undisturbed run."""
         self.heads.load_state_dict({k.removeprefix("heads."): v for k, v in tensors.items() if k.startswith("heads.")})
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimiser."):
-                _, index, name = key.split(".")
-                moments.setdefault(int(index), {})[name] = value
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
+        restore_optimiser(self.optimiser, tensors)
         text, text_clusters = tensors.get("prototypes.text"), tensors.get("prototypes.text_clusters")
         if text is not None and text_clusters is not None:
             text, text_clusters = text.to(self.device), text_clusters.to(self.device)

@@ -93,7 +93,8 @@ def alignment_loss(
     if options.separation:
         rows = torch.arange(class_count, device=words.device)
         loss = loss + options.separation * prototype_contrast(words[:class_count], rows, words[:class_count], temperature)
-    outside = (1 - batch.cams.amax(dim=1)).clamp_min(0)  # (B, T)
+    # photos without classes have no row to take the highest of: one of zeros
+    outside = (1 - F.pad(batch.cams, (0, 0, 0, 1)).amax(dim=1)).clamp_min(0)  # (B, T)
     if options.background:
         pooled = weighted_pool(projected, outside.unsqueeze(1))[:, 0]  # (B, E)
         loss = loss + options.background * background_preference(pooled, words, class_count, temperature)

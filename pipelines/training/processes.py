@@ -41,6 +41,12 @@ class Processes:
                     dist.all_reduce(parameter.grad)
                     parameter.grad /= self.count
 
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the processes, in place; no gradient passes."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Give every process the first one's values."""
         if self.count > 1:

@@ -69,7 +69,7 @@ def _ladder(invocation: Invocation, options: EvalOptions, power: float) -> None:
         table.add_column(column, justify="right")
     before: float | None = None
     for title, report in rungs:
-        gain = "" if before is None else f"{100 * (report.miou - before):+.2f}"
+        gain = "" if before is None or report.split != first.split else f"{100 * (report.miou - before):+.2f}"
         table.add_row(escape(title), _percent(report.miou), gain, _percent(report.precision), _percent(report.recall))
         before = report.miou
     out.print(table)

@@ -37,7 +37,9 @@ def test_stages_in_order_and_how_to_begin(ssr):
         ("2", "align", "cmpa.safetensors"),
         ("3", "cams", "cams.h5"),
         ("4", "refine", "masks/*.png"),
-        ("5", "eval", "eval/*/report.json"),
+        ("5", "train", "model.safetensors"),
+        ("6", "predict", "predictions/*.png"),
+        ("7", "eval", "eval/*/report.json"),
     ]
     assert "begin with\n  ssr sample " in out
     assert "ssr doctor voc --root " in out

@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.datasets import load_dataset
 from pipelines.datasets.classes import VOC12
+from pipelines.datasets.folder import load_photos
 from pipelines.errors import UsageError
 from pipelines.options.sources import DatasetOptions
 
@@ -92,3 +93,38 @@ def test_label_file_without_any_class(root: Path, write: Write) -> None:
     write(root / "labels.csv", "image,labels\na,\n")
     with pytest.raises(UsageError, match=r"labels\.csv: expected 1 to 254 classes, found 0 \(--classes"):
         load_dataset(options(root))
+
+
+def test_photos_alone(tmp_path: Path, photo: Photo, write: Write) -> None:
+    """No labels, no classes of their own, nothing but photos."""
+    root = tmp_path / "my.photos"
+    (root / "deeper").mkdir(parents=True)
+    photo(root / "b.one.JPG")
+    photo(root / "a.png")
+    photo(root / "._a.png")
+    photo(root / "deeper/c.png")
+    write(root / "labels.csv", "not,looked,at")
+    dataset = load_photos(root, ("ant", "zebra"))
+    found = [(one.image_id, one.image_path, one.labels) for one in dataset.samples]
+    assert found == [("a", root / "a.png", ()), ("b.one", root / "b.one.JPG", ())]
+    assert (dataset.kind, dataset.split, dataset.classes.names) == ("folder", "my.photos", ("ant", "zebra"))
+    assert dataset.mask_folder is None
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ((), "found none; subfolders are not searched"),
+        (("a.jpg", "a.png"), "one image of each name, found a.jpg and a.png"),
+        (("a\u200b.jpg",), "control characters"),
+        (("a .jpg",), "space around it"),
+    ],
+)
+def test_photos_that_cannot_be_listed(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in names:
+        (tmp_path / "photos" / name).write_bytes(b"")
+    with pytest.raises(UsageError, match=said):
+        load_photos(tmp_path / "photos", ("ant",))
+    with pytest.raises(UsageError, match="--images"):
+        load_photos(tmp_path / "none", ("ant",))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -138,3 +139,79 @@ def test_blocks_that_are_not_there_do_not_dilute_the_mean(tiny_clip: LoadedClip,
     assert found is not None
     assert expected is not None
     torch.testing.assert_close(found, expected)
+
+
+@torch.inference_mode()
+def _outputs(clip: LoadedClip, images: Tensor) -> list[Tensor]:
+    """Patch tokens behind every block, the last too, by open_clip's own modules on the native grid."""
+    tower = copy.deepcopy(clip.model.visual).eval()
+    tower.positional_embedding = torch.nn.Parameter(tower.positional_embedding.detach().half().float())
+    x, outputs = tower._embeds(images), []
+    for block in tower.transformer.resblocks:
+        x = block(x)
+        outputs.append(x[:, 1:])
+    return outputs
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("blocks", [(), (0, 2)])
+def test_block_tokens_are_the_outputs_of_the_blocks(tiny_clip: LoadedClip, count: int, blocks: tuple[int, ...]) -> None:
+    images = _images(2)
+    expected = torch.stack(_outputs(tiny_clip, images)[:count])
+    found = ClipEncoder(tiny_clip, CPU).encode(images, blocks, token_blocks=count, each_block=blocks).block_tokens
+    assert found is not None
+    assert found.shape == (count, 2, 16, 32)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert all(not torch.allclose(a, b, atol=1e-2) for a, b in itertools.pairwise(found))
+
+
+@pytest.mark.parametrize("each", [(0,), (2,), (1, 2), (2, 0), (0, 1, 2)])
+def test_attention_kept_apart_is_that_of_single_blocks(tiny_clip: LoadedClip, each: tuple[int, ...]) -> None:
+    encoder, images = ClipEncoder(tiny_clip, CPU), _images(2, 24, 40)
+    found = encoder.encode(images, each_block=each)
+    assert found.attention is None
+    assert found.block_attention is not None
+    assert found.block_attention.shape == (len(each), 2, 15, 15)
+    for attention, block in zip(found.block_attention, sorted(each), strict=True):  # first block first
+        alone = encoder.encode(images, (block,)).attention
+        assert alone is not None
+        assert torch.equal(attention, alone)
+    together = encoder.encode(images, each).attention
+    assert together is not None
+    torch.testing.assert_close(found.block_attention.mean(dim=0), together)
+
+
+def test_asking_for_more_changes_nothing_else(tiny_clip: LoadedClip) -> None:
+    encoder, images = ClipEncoder(tiny_clip, CPU), _images(2, 24, 40)
+    plain = encoder.encode(images, (1, 2))
+    assert plain.block_tokens is None
+    assert plain.block_attention is None
+    more = encoder.encode(images, (1, 2), token_blocks=3, each_block=(0, 1, 2))
+    assert plain.attention is not None
+    assert more.attention is not None
+    assert torch.equal(more.attention, plain.attention)
+    torch.testing.assert_close(more.tokens_cls, plain.tokens_cls, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [-1, 4, 99])
+def test_token_blocks_that_are_not_there(tiny_clip: LoadedClip, count: int) -> None:
+    with pytest.raises(ValueError, match=rf"token_blocks {count}: expected 0 to 3"):
+        ClipEncoder(tiny_clip, CPU).encode(_images(), token_blocks=count)
+
+
+@pytest.mark.parametrize("each", [(3,), (-1,), (0, 7)])
+def test_attention_apart_of_blocks_that_are_not_there(tiny_clip: LoadedClip, each: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected numbers from 0 to 2"):
+        ClipEncoder(tiny_clip, CPU).encode(_images(), each_block=each)
+
+
+def test_block_tokens_in_half_precision(tiny_clip: LoadedClip) -> None:
+    exact = ClipEncoder(LoadedClip(copy.deepcopy(tiny_clip.model), tiny_clip.weights, True), CPU).encode(
+        _images(), token_blocks=3
+    )
+    found = ClipEncoder(tiny_clip, CPU, torch.bfloat16).encode(_images(), token_blocks=3)
+    assert exact.block_tokens is not None
+    assert found.block_tokens is not None
+    assert found.block_tokens.dtype == torch.bfloat16
+    for ours, theirs in zip(found.block_tokens.float(), exact.block_tokens, strict=True):
+        assert (ours - theirs).norm() < 0.03 * theirs.norm()

@@ -33,3 +33,18 @@ def workspace(workspace_in: Callable[..., Workspace], finished: dict[str, Path],
     for name in ("superpixels.h5", "superpixels.json", "cams.h5", "cams.json"):
         shutil.copy(finished["ssr"] / name, workspace.work / name)
     return workspace
+
+
+@pytest.fixture(scope="session")
+def model(write_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A segmentation model of VOC's classes. Shared by all tests: copy before changing."""
+    return write_model(tmp_path_factory.mktemp("model") / "model.safetensors")
+
+
+@pytest.fixture
+def work_with_model(workspace_in: Callable[..., Workspace], model: Path, tmp_path: Path) -> Workspace:
+    """A work directory with a model and nothing else."""
+    workspace = workspace_in(tmp_path / "work")
+    workspace.work.mkdir()
+    shutil.copy(model, workspace.model)
+    return workspace

@@ -24,7 +24,7 @@ from pathlib import Path
 open_clip.add_model_config(sys.argv[1])
 torch.set_num_threads(1)
 from pipelines.datasets import voc
-from pipelines.stages import cams, masks, refine, refine_target, workspace
+from pipelines.stages import cams, refine, refine_target, workspace
 from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
 from ssr_cli.app import main
 from ssr_cli.commands import cams as _, refine as _  # noqa
@@ -61,7 +61,7 @@ def child(argv, die_at, log):
 
     Path.replace, Path.unlink = counted(Path.replace), counted(Path.unlink)
     ArrayWriter.add = logged("array", ArrayWriter.add, lambda writer, image_id, *rest: image_id)
-    masks.make_mask = logged("mask", masks.make_mask, lambda job, options: job.image_id)
+    refine_target.make_mask = logged("mask", refine_target.make_mask, lambda job, options: job.image_id)
     sys.argv = ["ssr", *argv]
     try:
         main()

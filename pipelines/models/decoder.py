@@ -1,0 +1,63 @@
+"""The segmentation decoder on the frozen CLIP: tokens of many blocks in, logits at stride 16 out (WeCLIP, CVPR 2024)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SegmentationDecoder(nn.Module):
+    """One MLP a CLIP block, fusion, a light transformer, a 1x1 classifier.
+
+    Args:
+        blocks: CLIP blocks L whose tokens are read.
+        width: Of these tokens, D.
+        classes: Foreground classes C.
+        hidden: Width E of everything behind the MLPs.
+        layers: Transformer layers.
+        heads: Attention heads of each; must divide ``hidden``.
+
+    Attributes:
+        sizes: The arguments that rebuild it for use.
+    """
+
+    def __init__(self, blocks: int, width: int, classes: int, hidden: int = 256, layers: int = 3, heads: int = 8) -> None:
+        super().__init__()
+        self.sizes = {
+            "blocks": blocks, "width": width, "classes": classes, "hidden": hidden, "layers": layers, "heads": heads
+        }  # fmt: skip
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden)) for _ in range(blocks)
+        )
+        self.fusion = nn.Linear(blocks * hidden, hidden)
+        self.transformer = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                hidden, heads, 4 * hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(layers)
+        )
+        self.classifier = nn.Linear(hidden, classes + 1)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int], channels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits and the features whose products are the decoder's affinity.
+
+        Args:
+            tokens: ``(L, B, N, D)`` without CLS.
+            grid: ``(h, w)`` with ``h * w == N``.
+            channels: Factors of the fused channels ``(B, E)``: a dropout that the caller has drawn.
+
+        Returns:
+            Logits ``(B, C + 1, h, w)``, background first, and fused features ``(B, E, h, w)``.
+        """
+        found = [mlp(block) for mlp, block in zip(self.mlps, tokens, strict=True)]  # L x (B, N, E)
+        fused = self.fusion(torch.cat(found, dim=-1))  # (B, N, E)
+        x = fused if channels is None else fused * channels.unsqueeze(1)  # (B, N, E)
+        for layer in self.transformer:
+            x = layer(x)
+        logits = self.classifier(x)  # (B, N, C + 1)
+        return _on_grid(logits, grid), _on_grid(fused, grid)
+
+
+def _on_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """``(B, N, E)`` -> ``(B, E, h, w)``."""
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)

@@ -1,0 +1,263 @@
+"""`ssr predict`: label maps of a split, or of any folder of photos, from the model that `ssr train` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipelines.datasets.base import Dataset, Sample
+from pipelines.datasets.folder import load_photos
+from pipelines.datasets.image import load_image
+from pipelines.encoders.clip import ClipEncoder
+from pipelines.encoders.image import encoder_input, token_grid
+from pipelines.encoders.weights import Weights, build_clip, file_sha256, resolve_clip
+from pipelines.errors import ImageError, UsageError
+from pipelines.execution.batches import batches_by
+from pipelines.execution.devices import precision_name, resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.execution.pool import prefetch, resolve_workers
+from pipelines.execution.progress import Progress, Silent
+from pipelines.options.train import PredictOptions
+from pipelines.stages.cams import Photo, shapes
+from pipelines.stages.counts import Counts
+from pipelines.stages.label_maps import make_label_map
+from pipelines.stages.masks import CRF_KEYS, MaskJob, MaskMakers, remove_masks
+from pipelines.stages.segmenter import Segmenter, read_segmenter
+from pipelines.stages.workspace import Workspace
+from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
+from pipelines.stores.files import remove_leftovers
+from pipelines.stores.manifest import Manifest, digest
+from pipelines.stores.mask_store import written_masks
+
+STAGE = "predict"
+
+
+class Predictor:
+    """Logits of batches of photos; holds no files.
+
+    Args:
+        encoder: The frozen CLIP.
+        segmenter: The trained model.
+        options: Scales, flip, ``long_side``.
+
+    Raises:
+        UsageError: The model does not fit the encoder.
+    """
+
+    def __init__(self, encoder: ClipEncoder, segmenter: Segmenter, options: PredictOptions) -> None:
+        width = encoder.tower.class_embedding.shape[0]
+        sizes = segmenter.decoder.sizes
+        if segmenter.blocks > len(encoder.blocks) or sizes["width"] != width:
+            found = f"{segmenter.blocks} blocks of width {sizes['width']}"
+            raise UsageError(f"the model reads {found}, CLIP has {len(encoder.blocks)} of {width}", "--model")
+        self.encoder = encoder
+        self.blocks = segmenter.blocks
+        self.decoder = segmenter.decoder.to(encoder.device)
+        self.options = options
+
+    def load(self, sample: Sample) -> Photo:
+        """Decode a photo, reduce it to ``long_side`` and resize it to every scale.
+
+        Raises:
+            ImageError: The file cannot be used.
+        """
+        image, encoder = load_image(sample.image_path), self.encoder
+        size, patch = (image.height, image.width), encoder.patch_size
+        share = min(1.0, (self.options.long_side or max(size)) / max(size))
+        height, width = (max(1, round(side * share)) for side in size)
+        grids = [token_grid(height, width, patch, scale) for scale in self.options.scales]
+        inputs = (encoder_input(image, grid, patch, encoder.mean, encoder.std) for grid in grids)
+        return Photo(sample, size, token_grid(height, width, patch), tuple(inputs))
+
+    @torch.inference_mode()
+    def logits(self, photos: Sequence[Photo]) -> Tensor:
+        """Logits of photos of one padded size, averaged over scales and mirror images.
+
+        Args:
+            photos: A batch; all have the same grid at every scale.
+
+        Returns:
+            ``(B, C + 1, h, w)`` fp32, background first, on the grid of scale 1; the highest of each token is 0, which
+            changes neither softmax nor argmax, and leaves half precision exact where classes are close.
+        """
+        grid = photos[0].grid
+        passes: list[Tensor] = []
+        for scale in range(len(self.options.scales)):
+            images = torch.stack([photo.inputs[scale] for photo in photos])  # (B, 3, H', W')
+            for mirrored in (False, True)[: 1 + self.options.flip]:
+                found = self._pass(images.flip(-1)).flip(-1) if mirrored else self._pass(images)  # (B, C + 1, h', w')
+                passes.append(F.interpolate(found, size=grid, mode="bilinear"))
+        mean = torch.stack(passes).mean(0)  # (B, C + 1, h, w)
+        return mean - mean.amax(1, keepdim=True)
+
+    def _pass(self, images: Tensor) -> Tensor:
+        encoder = self.encoder
+        tokens = encoder.encode(images, token_blocks=self.blocks)
+        assert tokens.block_tokens is not None  # noqa: S101 - asked for
+        half = encoder.device.type == "cuda" and encoder.dtype != torch.float32
+        with torch.autocast(encoder.device.type, encoder.dtype, enabled=half):
+            logits: Tensor = self.decoder(tokens.block_tokens.float(), tokens.grid)[0]
+        return logits.float()
+
+
+def run(workspace: Workspace, options: PredictOptions, progress: Progress | None = None) -> Counts:
+    """Make the label map of every photo that has none yet.
+
+    Args:
+        workspace: Where photos come from and label maps go.
+        options: The model, the photos, scales, CRF.
+        progress: Told about each photo.
+
+    Returns:
+        Label maps done, skipped and failed.
+
+    Raises:
+        UsageError: No usable model, one of other classes or another CLIP, or a folder made with other options while
+            ``workspace.force`` is off.
+        TooManyFailures: More bad photos than allowed; what was computed is kept.
+    """
+    progress = progress or Silent()
+    device = resolve_device(workspace.run.device)
+    weights = resolve_clip(workspace.clip.model, workspace.clip.pretrained)
+    path = _model(workspace, options)
+    segmenter = read_segmenter(path, weights)
+    if options.images is not None:
+        workspace = replace(workspace, photos=load_photos(options.images, segmenter.classes))
+    _check_classes(path, segmenter.classes, workspace.dataset)
+    samples, output = workspace.dataset.samples, output_folder(workspace, options)
+    store = output.with_suffix(".h5")
+    place = _check_output(workspace, output)
+    encoder = ClipEncoder(build_clip(weights), device, resolve_dtype(workspace.run.precision, device))
+    predictor = Predictor(encoder, segmenter, options)
+    if segmenter.fully_supervised:
+        progress.note("the model was trained on ground-truth masks: an upper bound, not a weakly supervised result")
+    counts = Counts()
+
+    def made(image_id: str, error: ImageError | None) -> None:
+        progress.advance()
+        if error is None:
+            counts.done += 1
+        else:
+            counts.failed += 1
+            failures.add(image_id, error)
+
+    def decoded() -> Iterator[Photo]:
+        for sample, photo in prefetch(predictor.load, todo):
+            if isinstance(photo, ImageError):
+                made(sample.image_id, photo)
+            else:
+                yield photo
+
+    with ExitStack() as stack:
+        writer = stack.enter_context(ArrayWriter(store))  # without probabilities it is the lock of the folder
+
+        def clear() -> None:
+            writer.clear()
+            remove_masks(output)
+
+        manifest = workspace.settle(output, STAGE, _settings(workspace, options, path, segmenter, weights), clear)
+        manifest.dataset["place"] = place
+        manifest.write(output.with_suffix(".json"))
+        output.mkdir(exist_ok=True)
+        remove_leftovers(output)
+        todo = _todo(samples, output, store if options.probabilities else None)
+        counts.skipped = len(samples) - len(todo)
+        failures = workspace.failures(STAGE, progress)
+        makers = stack.enter_context(MaskMakers(make_label_map, options, resolve_workers(workspace.run.workers), made))
+        labels = tuple(range(len(segmenter.classes)))
+        progress.start(STAGE, len(samples), counts.skipped)
+        for photos in batches_by(decoded(), shapes, resolve_batch_size(workspace.run, device)):
+            logits = predictor.logits(photos)  # (B, C + 1, h, w)
+            for photo, own in zip(photos, logits, strict=True):
+                image_id, maps = photo.sample.image_id, own.half().cpu().numpy()
+                if options.probabilities:
+                    writer.add(image_id, own.softmax(0).half().cpu().numpy(), {"size": list(photo.size)})
+                target = output / f"{image_id}.png"
+                makers.submit(MaskJob(image_id, photo.sample.image_path, maps, labels, photo.size, target))
+        makers.drain()
+        progress.finish()
+    manifest.counts, manifest.complete = counts.as_dict(), True
+    manifest.write(output.with_suffix(".json"))
+    return counts
+
+
+def output_folder(workspace: Workspace, options: PredictOptions) -> Path:
+    """Where the label maps go: as asked for, or in the work directory, named after the split or the folder of photos.
+
+    Raises:
+        UsageError: A name beside which no ``NAME.json`` and ``NAME.h5`` can lie.
+    """
+    if options.output is None:
+        name = options.images.resolve().name if options.images else workspace.dataset.split
+        return workspace.predictions / (name.replace(".", "_") or "photos")
+    if options.output.name in {"", ".."} or options.output.suffix:
+        raise UsageError(f"expected a folder name without a dot, found {str(options.output)!r}", "--output")
+    return options.output
+
+
+def _model(workspace: Workspace, options: PredictOptions) -> Path:
+    """``auto``, unless there is such a file, is the work directory's own; a config file makes a path of the word."""
+    if options.model.name != "auto" or options.model.exists():
+        return options.model
+    if not workspace.model.is_file():
+        raise UsageError(f"no model at {workspace.model}", "run `ssr train` first, or give --model FILE")
+    return workspace.model
+
+
+def _check_classes(path: Path, classes: tuple[str, ...], dataset: Dataset) -> None:
+    names = dataset.classes.names
+    if classes != names:
+        longest = range(max(len(classes), len(names)))
+        first = next(index for index in longest if classes[index : index + 1] != names[index : index + 1])
+        theirs, ours = ((found[first] if first < len(found) else "none") for found in (classes, names))
+        raise UsageError(
+            f"{path} was trained for {len(classes)} classes, not for the dataset's {len(names)}: "
+            f"class {first + 1} is {theirs} there, {ours} here",
+            "--model, or --classes",
+        )
+
+
+def _check_output(workspace: Workspace, output: Path) -> str:
+    """Refuse a folder that is not ours or holds label maps of other photos; return what tells the photos' place."""
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is not a folder", "--output FOLDER")
+    place = digest(str(workspace.dataset.root.resolve()))
+    manifest = Manifest.read(output.with_suffix(".json"))
+    filled = bool(written_masks(output)) or store_exists(output.with_suffix(".h5"))
+    if filled if manifest is None else manifest.stage != STAGE:  # --force would remove it
+        raise UsageError(f"{output} belongs to something else than `ssr predict`", "--output FOLDER, a new one")
+    if manifest is not None and not workspace.force and (manifest.dataset or {}).get("place", place) != place:
+        raise UsageError(f"{output} holds label maps of photos of another folder", "--output FOLDER, or --force starts it over")
+    return place
+
+
+def _todo(samples: Sequence[Sample], output: Path, store: Path | None) -> list[Sample]:
+    """Photos without a label map, or without probabilities in ``store``."""
+    there = written_masks(output)
+    if store is not None:
+        if not store_exists(store):
+            return list(samples)
+        with ArrayReader(store) as reader:
+            there &= set(reader.ids())
+    return [sample for sample in samples if sample.image_id not in there]
+
+
+def _settings(
+    workspace: Workspace, options: PredictOptions, path: Path, segmenter: Segmenter, weights: Weights
+) -> dict[str, Any]:
+    """Whatever changes a label map."""
+    of_crf = set(CRF_KEYS) if options.crf else set()
+    return {
+        **options.model_dump(mode="json", include={"scales", "flip", "long_side", "crf"} | of_crf),
+        "model": file_sha256(path),
+        "supervision": segmenter.supervision,
+        "clip": weights.provenance(),
+        "precision": precision_name(workspace.run),
+        "classes": list(segmenter.classes),
+    }

@@ -1,0 +1,71 @@
+"""A training's curves: one JSON object a line, cut back to where a resumed training stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipelines.errors import SsrError
+from pipelines.stores.files import atomic_path
+
+Line = dict[str, float]
+
+
+class Curves:
+    """Collects means of several steps and validation scores.
+
+    Args:
+        path: A ``.jsonl`` file.
+
+    Attributes:
+        lines: What the file holds, or will after `flush`; each has ``iteration``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[Line] = []
+        self._waiting: list[Line] = []
+
+    def open(self, iteration: int) -> None:
+        """Read what is there up to a step; what a killed run wrote after its last save is made again.
+
+        Raises:
+            SsrError: A line that `flush` did not write.
+        """
+        self.lines = []
+        if self.path.is_file():
+            for number, text in enumerate(self.path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+                line = _parsed(text)
+                if line is None:
+                    found = f"{self.path}, line {number}: expected JSON with an iteration and numbers, found {text[:40]!r}"
+                    raise SsrError(found, "remove the file: the curves begin anew, the training goes on")
+                if line["iteration"] <= iteration:
+                    self.lines.append(line)
+
+    def add(self, values: Line, iteration: int, end: bool) -> Line | None:
+        """Note one step; at the ``end`` of a stretch, its means become a line, which is returned."""
+        self._waiting.append(values)
+        if not end:
+            return None
+        mean = {key: sum(line[key] for line in self._waiting) / len(self._waiting) for key in values}
+        self._waiting = []
+        self.write({"iteration": iteration, **mean})
+        return mean
+
+    def write(self, line: Line) -> None:
+        """Add a line."""
+        self.lines.append(line)
+
+    def flush(self) -> None:
+        """Write the file, whole or not at all."""
+        with atomic_path(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+
+
+def _parsed(text: str) -> Line | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    sound = isinstance(line, dict) and "iteration" in line and all(isinstance(value, int | float) for value in line.values())
+    return line if sound else None

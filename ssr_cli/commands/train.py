@@ -1,0 +1,25 @@
+"""``ssr train``."""
+
+from __future__ import annotations
+
+from pipelines.options.align import AlignOptions
+from pipelines.options.stages import CamsOptions, RefineOptions
+from pipelines.options.train import TrainOptions
+from ssr_cli.invocation import Invocation
+from ssr_cli.outcome import run_stage
+from ssr_cli.parameters import command_with
+
+
+@command_with("train", "dataset", "clip", "dino", "run")
+def command(invocation: Invocation) -> None:
+    """Train a segmentation decoder on the frozen CLIP from pseudo-masks made on line, into WORK/model.safetensors."""
+    from pipelines.stages import train
+    from pipelines.stages.train_inputs import TrainSections
+
+    sections = TrainSections(
+        invocation.options("train", TrainOptions),
+        invocation.options("align", AlignOptions),
+        invocation.options("cams", CamsOptions),
+        invocation.options("refine", RefineOptions),
+    )
+    run_stage(invocation, lambda workspace, progress: train.run(workspace, sections, progress), then="ssr predict")

@@ -1,0 +1,158 @@
+"""``ssr predict`` as a person types it: with a work directory, and without any."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def work(tiny_voc, write_model, ssr, tmp_path) -> Path:
+    """A work directory that remembers the tiny VOC and has a model."""
+    work = tmp_path / "runs/voc"
+    ssr("superpixels", "--config", tiny_voc.config, "--work", work)
+    write_model(work / "model.safetensors")
+    return work
+
+
+def clip(models) -> tuple[object, ...]:
+    return ("--clip-model", "tiny-quickgelu", "--clip-pretrained", models.visual, "--device", "cpu")
+
+
+def test_split_is_predicted_and_scored_as_the_last_line_says(work, ssr, tmp_path):
+    memory = (work / "work.json").read_bytes()
+    ran = ssr("predict", "--split", "val", "--work", work)
+    folder = work / "predictions/val"
+    assert f"2 label maps in {folder}\n" in ran.out
+    assert f"next: ssr eval {folder} --split val --work {work}\n" in ran.out
+    assert "predict: 2 images" in ran.err
+    assert (work / "work.json").read_bytes() == memory
+    said = ssr("eval", folder, "--split", "val", "--work", work, "--no-pictures").out
+    assert "supervision" not in said
+    assert "CRF off" in said
+    report = json.loads((work / "eval/val/report.json").read_text())
+    assert (report["images"], report["split"], report["crf"]) == (2, "val", False)
+    digest = json.loads((work / "predictions/val.json").read_text())["options_digest"]
+    assert report["options_digest"] == digest
+    assert "2 there already" in ssr("predict", "--split", "val", "--work", work).err
+
+
+def test_without_ground_truth_there_is_nothing_to_score(tiny_voc, write_model, ssr, tmp_path):
+    root = Path(shutil.copytree(tiny_voc.root, tmp_path / "VOC2012", ignore=shutil.ignore_patterns("SegmentationClass")))
+    model = write_model(tmp_path / "m.safetensors")
+    ran = ssr("predict", "--config", tiny_voc.config, "--root", root, "--work", tmp_path / "w", "--model", model)
+    assert "6 label maps" in ran.out
+    assert "next:" not in ran.out
+
+
+def test_photos_model_and_output_are_enough(tiny_voc, models, write_model, ssr, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_voc.root / "JPEGImages", "photos")
+    write_model(Path("m.safetensors"))
+    words = ("predict", "--images", "photos", "--model", "m.safetensors", "--output", "out", *clip(models))
+    ran = ssr(*words)
+    assert "6 label maps in out\n" in ran.out
+    assert "next:" not in ran.out
+    assert {path.stem for path in Path("out").glob("*.png")} == set(tiny_voc.ids)
+    made = {path.name for path in Path().iterdir() if not path.name.startswith(".")}
+    assert made == {"photos", "m.safetensors", "out", "out.json"}
+    assert "6 there already" in ssr(*words).err
+    Path("photos/b_trio.jpg").write_bytes(b"")
+    Path("out/b_trio.png").unlink()
+    ran = ssr(*words, "--max-failures", 1, code=3)
+    assert "1 bad images left out, listed in failures.jsonl" in ran.err
+    assert "5 label maps in out\n" in ran.out
+    assert ssr(*words, code=1).err.count("error: ") == 1
+
+
+@pytest.mark.parametrize("left_out", ["--model", "--output"])
+def test_otherwise_a_work_directory_is_asked_for(models, ssr, tmp_path, monkeypatch, left_out):
+    monkeypatch.chdir(tmp_path)
+    words = {"--images": ".", "--model": "m.safetensors", "--output": "out"}
+    del words[left_out]
+    ran = ssr("predict", *(word for pair in words.items() for word in pair), *clip(models), code=2)
+    assert "which work directory? there is none under runs/" in ran.err
+
+
+def test_photos_go_below_the_work_directory(work, tiny_voc, ssr, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # runs/voc is the only one: found
+    memory = (work / "work.json").read_bytes()
+    shutil.copytree(tiny_voc.root / "JPEGImages", tmp_path / "my photos")
+    ran = ssr("predict", "--images", "my photos")
+    assert "6 label maps in runs/voc/predictions/my photos\n" in ran.out
+    assert (work / "work.json").read_bytes() == memory
+
+
+def not_a_model(path: Path, models, write_model) -> None:
+    shutil.copy(models.visual, path)
+
+
+def damaged(path: Path, models, write_model) -> None:
+    path.write_bytes(write_model(path).read_bytes()[:-400])
+
+
+def other_clip(path: Path, models, write_model) -> None:
+    write_model(path, clip=models.full)
+
+
+def other_classes(path: Path, models, write_model) -> None:
+    write_model(path, names=("cat", "dog"))
+
+
+def absent(path: Path, models, write_model) -> None:
+    path.unlink()
+
+
+def other_model(path: Path, models, write_model) -> None:
+    write_model(path, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (not_a_model, "--model"),
+        (damaged, "--model"),
+        (other_clip, "--clip-model, --clip-pretrained"),
+        (other_classes, "--model, or --classes"),
+        (absent, "run `ssr train` first"),
+        (other_model, "--force"),
+    ],
+)
+def test_bad_models_are_one_line(work, ssr, models, write_model, spoil, said):
+    ssr("predict", "--work", work)
+    spoil(work / "model.safetensors", models, write_model)
+    ran = ssr("predict", "--work", work, code=2)
+    assert ran.err.startswith("error: ")
+    assert ran.err.count("\n") == 1
+    assert said in ran.err
+
+
+def test_force_and_every_flag(work, ssr):
+    ssr("predict", "--work", work)
+    flags = ("--scales", 1, "--no-flip", "--long-side", 32, "--probabilities", "--batch-size", 2)
+    assert "scales: " in ssr("predict", "--work", work, *flags, code=2).err
+    assert "there already" not in ssr("predict", "--work", work, *flags, "--force").err
+    assert (work / "predictions/train.h5").is_file()
+    settings = json.loads((work / "predictions/train.json").read_text())["settings"]
+    assert (settings["scales"], settings["flip"], settings["long_side"], settings["crf"]) == ([1.0], False, 32, False)
+
+
+def test_crf_in_worker_processes(work, ssr):
+    pytest.importorskip("pydensecrf")
+    ssr("predict", "--split", "val", "--work", work, "--crf", "--workers", 1)
+    folder = work / "predictions/val"
+    assert len(list(folder.glob("*.png"))) == 2
+    assert "CRF on" in ssr("eval", folder, "--split", "val", "--work", work, "--no-pictures").out
+
+
+def test_upper_bound_is_called_so_wherever_it_is_scored(work, ssr, write_model):
+    write_model(work / "model.safetensors", supervision="masks")
+    assert "an upper bound, not a weakly supervised result" in ssr("predict", "--split", "val", "--work", work).err
+    said = ssr("eval", work / "predictions/val", "--split", "val", "--work", work).out
+    assert said.count("ground-truth masks (upper bound)") == 2  # caption and rules
+    assert "supervision: ground-truth masks (upper bound)" in said
+    report = json.loads((work / "eval/val/report.json").read_text())
+    assert report["rules"]["supervision"] == "ground-truth masks (upper bound)"
