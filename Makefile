@@ -1,9 +1,11 @@
-# make all     set-up, then superpixels -> alignment -> CAMs -> pseudo-masks -> scores -> pictures, on a small drawn set
+# make all     set-up, then superpixels -> alignment -> CAMs -> pseudo-masks -> segmentation model -> scores -> pictures, on a
+#              small drawn set
 # make test    set-up, then the tests
 #
 # On one's own data: make all DATASET=voc|coco|folder ROOT=/data/VOCdevkit/VOC2012 [SPLIT=train], or make all CONFIG=my.toml;
 # WORK=folder, RECIPE=ssr|clip-es, CLIP=file and DINO=file for local weights, EVAL=no where there is no ground truth,
-# ALIGN=no to train nothing.
+# ALIGN=no for plain CLIP, TRAIN=no for no segmentation model. That is trained for STEPS=300 (papers: 30000) unless the config has
+# [train], and scored on split VAL too, if one is given.
 PYTHON  ?= python3
 VENV    ?= .venv
 CONFIG  ?=
@@ -16,6 +18,9 @@ CLIP    ?=
 DINO    ?=
 EVAL    ?= $(if $(filter folder,$(DATASET)),no,yes)
 ALIGN   ?= $(if $(filter clip-es%,$(RECIPE)),no,yes)
+TRAIN   ?= yes
+STEPS   ?= 300
+VAL     ?= $(if $(SAMPLE),val)
 
 BIN    := $(VENV)/bin
 SSR    := $(BIN)/ssr
@@ -26,6 +31,9 @@ CLIP_FLAG = $(if $(CLIP),--clip-pretrained $(CLIP))
 FLAGS   = $(CLIP_FLAG) $(if $(DINO),--dino-pretrained $(DINO))
 # the CRF is left out where it could not be built; a config of one's own decides for itself
 CRF_FLAG = $(if $(CONFIG),,$(shell $(BIN)/python -c 'import pydensecrf' 2>/dev/null && echo --crf || echo --no-crf))
+OWN_STEPS = $(or $(SAMPLE),$(shell grep -s '^\[train\]' $(CONFIG)))
+TRAIN_FLAGS = $(if $(OWN_STEPS),,--iterations $(STEPS)) $(if $(filter yes,$(ALIGN)),--ckpt auto) $(FLAGS)
+PREDICT_FLAGS = $(CLIP_FLAG) $(CRF_FLAG)
 # says the command, runs it; exit code 3: done but for the bad images that --max-failures allows
 step    = @set -- $(1) $(ARGS) $(2); echo; echo "> ssr $$*"; $(SSR) "$$@" || [ $$? -eq 3 ]
 scored  = $(if $(filter yes,$(EVAL)),$(call step,$(1),$(2)))
@@ -55,6 +63,10 @@ all: setup
 	$(call step,cams,$(if $(filter yes,$(ALIGN)),--ckpt auto) $(CLIP_FLAG))
 	$(call step,refine,$(FLAGS) $(CRF_FLAG))
 	$(call scored,eval masks)
+	$(if $(filter yes,$(TRAIN)),$(call step,train,$(TRAIN_FLAGS)))
+	$(if $(filter yes,$(TRAIN)),$(call step,predict,$(PREDICT_FLAGS)))
+	$(if $(filter yes,$(TRAIN)),$(if $(VAL),$(call step,predict,$(PREDICT_FLAGS) --split $(VAL))))
+	$(if $(filter yes,$(TRAIN)),$(if $(VAL),$(call scored,eval predictions,--split $(VAL))))
 	$(call scored,ladder,$(FLAGS) $(CRF_FLAG))
 	$(call scored,eval ladder)
 	$(call step,report,$(if $(filter yes,$(EVAL)),--gt))

@@ -13,6 +13,7 @@ from pipelines.encoders.text import TextBank, encode_prompts, read_bank
 from pipelines.encoders.weights import LoadedClip
 from pipelines.errors import UsageError
 from pipelines.options.sources import ClipOptions
+from pipelines.stores.manifest import digest
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,14 @@ class TextEmbeddings:
         classes: ``(C, D)`` fp32, L2-normalised, in the class list's order.
         background: ``(M, D)`` fp32, L2-normalised.
         background_names: The M words.
+        sources: What made the rows of classes and of background: the text tower's last bits depend on threads and machine, so
+            embeddings are told apart by this and not by their values.
     """
 
     classes: Tensor
     background: Tensor
     background_names: tuple[str, ...]
+    sources: tuple[str, str]
 
     @property
     def all(self) -> Tensor:
@@ -35,11 +39,8 @@ class TextEmbeddings:
         return torch.cat([self.classes, self.background])
 
     def provenance(self) -> dict[str, str]:
-        """SHA-256 of the embeddings, for manifests."""
-        return {
-            "class_embeddings": hashlib.sha256(self.classes.numpy().tobytes()).hexdigest()[:16],
-            "background_embeddings": hashlib.sha256(self.background.numpy().tobytes()).hexdigest()[:16],
-        }
+        """Digests of the sources, for manifests and checkpoints."""
+        return {"class_embeddings": self.sources[0], "background_embeddings": self.sources[1]}
 
 
 def text_embeddings(clip: LoadedClip, classes: ClassList, options: ClipOptions) -> TextEmbeddings:
@@ -50,18 +51,26 @@ def text_embeddings(clip: LoadedClip, classes: ClassList, options: ClipOptions) 
     """
     if options.text_bank:
         of_classes = _in_class_order(read_bank(options.text_bank, clip.weights.name), classes, str(options.text_bank))
+        class_source = _bytes_digest(of_classes)
     else:
         of_classes = encode_prompts(clip, classes.names, classes.prompts, classes.template).embeddings
+        class_source = digest([clip.weights.provenance(), classes.prompts, classes.template])
     if options.background_bank:
         background = read_bank(options.background_bank, clip.weights.name)
+        background_source = _bytes_digest(background.embeddings)
     else:
         background = encode_prompts(clip, classes.background, classes.background, classes.template)
+        background_source = digest([clip.weights.provenance(), classes.background, classes.template])
     if background.embeddings.shape[1] != of_classes.shape[1]:
         raise UsageError(
             f"class embeddings have {of_classes.shape[1]} dimensions, background embeddings {background.embeddings.shape[1]}",
             "--text-bank and --background-bank must be of one model",
         )
-    return TextEmbeddings(of_classes, background.embeddings, background.names)
+    return TextEmbeddings(of_classes, background.embeddings, background.names, (class_source, background_source))
+
+
+def _bytes_digest(embeddings: Tensor) -> str:
+    return hashlib.sha256(embeddings.numpy().tobytes()).hexdigest()[:16]
 
 
 def _in_class_order(bank: TextBank, classes: ClassList, where: str) -> Tensor:

@@ -61,7 +61,7 @@ def run(
 
     Args:
         workspace: Names the images and where their ground truth is.
-        what: ``cams``, ``refined``, ``masks``, or a folder of PNGs named after the image ids.
+        what: ``cams``, ``refined``, ``masks``, ``predictions`` (of this split), or a folder of PNGs named after the image ids.
         options: What to score with.
         background_power: Exponent p of the background score for ``cams`` and ``refined``.
         progress: Told about each image.
@@ -75,6 +75,8 @@ def run(
         TooManyFailures: More images than allowed lack a prediction or ground truth.
     """
     progress = progress or Silent()
+    if what == "predictions":
+        what = str(workspace.predictions / workspace.dataset.split)
     samples = _selected(workspace.dataset, options)
     targets = _ground_truth(workspace.dataset, options)
     scores_cams = what in {"cams", "refined"}
@@ -163,6 +165,8 @@ def _name_of(workspace: Workspace, what: str) -> str:
     folder = Path(what).resolve()
     if what in own or folder == workspace.masks.resolve():
         return what if what in own else "masks"
+    if folder.parent == workspace.predictions.resolve():
+        return f"predictions-{folder.name}"
     return f"{folder.parent.name}-{folder.name}" if folder.name in own else folder.name
 
 
@@ -213,7 +217,9 @@ def _predictor(workspace: Workspace, what: str, powers: Sequence[float | None], 
         return _cam_predictor(stack.enter_context(ArrayReader(store)), what, [p for p in powers if p is not None])
     folder = workspace.masks if what == "masks" else Path(what)
     if not folder.is_dir():
-        hint = "run `ssr refine` first" if what == "masks" else "expected cams, refined, masks or a folder of PNGs"
+        hint = "expected cams, refined, masks, predictions or a folder of PNGs"
+        if what == "masks" or folder.parent == workspace.predictions:
+            hint = f"run `ssr {'refine' if what == 'masks' else 'predict'}` first"
         raise SsrError(f"nothing to score at {folder}", hint)
 
     def predict(sample: Sample, size: tuple[int, int]) -> dict[float | None, NDArray[np.uint8]]:

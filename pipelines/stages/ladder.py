@@ -151,9 +151,8 @@ def score(
             continue
         place = dataclasses.replace(workspace, work=_folder(workspace.work, name))
         found.append((title, evaluate.run(place, "masks", plain, background_power, progress)[0].report))
-    predicted = workspace.predictions / workspace.dataset.split
-    if predicted.is_dir():
-        report = evaluate.run(workspace, str(predicted), plain, background_power, progress)[0].report
+    if (workspace.predictions / workspace.dataset.split).is_dir():
+        report = evaluate.run(workspace, "predictions", plain, background_power, progress)[0].report
         found.append((_title_of_model(report), report))
     return found + _of_other_splits(workspace.work, found[0][1])
 
@@ -170,8 +169,8 @@ def scored(work: Path) -> list[tuple[str, Report]]:
     if not all(path.is_file() for _, path in reports):
         return []
     found = [(title, read_report(path)) for title, path in reports]
-    own = work / "eval" / found[0][1].split / "report.json"
-    if own.is_file() and (work / "predictions" / own.parent.name).is_dir():
+    own = work / "eval" / f"predictions-{found[0][1].split}" / "report.json"
+    if own.is_file():
         report = read_report(own)
         found.append((_title_of_model(report), report))
     return found + _of_other_splits(work, found[0][1])
@@ -180,7 +179,7 @@ def scored(work: Path) -> list[tuple[str, Report]]:
 def _of_other_splits(work: Path, first: Report) -> list[tuple[str, Report]]:
     """Predictions for photos that took no part, as `ssr eval` scored them."""
     folders = sorted(path for path in (work / "predictions").glob("*") if path.is_dir())
-    reports = [work / "eval" / folder.name / "report.json" for folder in folders]
+    reports = [work / "eval" / f"predictions-{folder.name}" / "report.json" for folder in folders]
     found = [read_report(path) for path in reports if path.is_file()]
     return [(f"{_title_of_model(report)}, split {report.split}", report) for report in found if report.split != first.split]
 

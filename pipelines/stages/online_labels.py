@@ -60,7 +60,7 @@ class OnlineLabels:
         classes = pad_sequence(padded_labels, batch_first=True, padding_value=-1)  # (B, K)
         cams = self.refined(crops, encoded, decoder_affinity)  # (B, K, N)
         grid = crops[0].photo.grid
-        side = round(valid.shape[-1] * options.par_scale) if options.par_iterations else valid.shape[-1]
+        side = max(1, round(valid.shape[-1] * options.par_scale)) if options.par_iterations else valid.shape[-1]
         maps = _resized(cams.reshape(*cams.shape[:2], *grid), side)  # (B, K, S', S')
         scores = background_first(maps, classes >= 0, self.refine.background_power)  # (B, K + 1, S', S')
         if options.par_iterations:

@@ -98,8 +98,8 @@ class _Training:
                     if failures is not None:
                         failures.add(image_id, error)
             losses = trainer.step(self.inputs.parts(crops))
-            self._log(losses)
             self.progress.advance()
+            self._log(losses)
             counts.done += 1
             last = trainer.iteration == options.iterations
             if self.validation and (last or (options.validate_every and trainer.iteration % options.validate_every == 0)):

@@ -136,6 +136,9 @@ class TrainInputs:
         if self.source.batch < processes.count:
             found = f"{processes.count} processes share {self.source.batch} crops a step"
             raise UsageError(found, "--batch, or fewer processes")
+        share = -(-self.source.batch // processes.count)  # crops of a process
+        self._piece = -(-share // options.accumulate)  # crops of a part
+        self._pieces = -(-share // self._piece)
 
     @property
     def token_blocks(self) -> int:
@@ -153,12 +156,10 @@ class TrainInputs:
         return decoder.to(self.device)
 
     def parts(self, crops: Sequence[Crop]) -> list[Part | None]:
-        """Encode a process's crops of one step, in ``accumulate`` pieces; those that stay empty are None."""
-        pieces = self.sections.train.accumulate
-        size = -(-len(crops) // pieces)
-        found: list[Part | None] = [None] * pieces
-        for piece in range(pieces):
-            own = crops[piece * size : (piece + 1) * size]
+        """Encode a process's crops of one step, in ``accumulate`` pieces at most; None where bad photos left none."""
+        found: list[Part | None] = [None] * self._pieces
+        for piece in range(self._pieces):
+            own = crops[piece * self._piece : (piece + 1) * self._piece]
             if own:
                 encoded = self.pair.encode([crop.photo for crop in own], clip_tokens=True)
                 found[piece] = part_of(own, encoded, self.labels)

@@ -26,10 +26,10 @@ def command(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="[cams|refined|masks|ladder|FOLDER]",
+            metavar="[cams|refined|masks|predictions|ladder|FOLDER]",
             help="what to score",
             show_default=True,
-            autocompletion=lambda: ["cams", "refined", "masks", "ladder"],
+            autocompletion=lambda: ["cams", "refined", "masks", "predictions", "ladder"],
         ),
     ] = "masks",
     compare: Annotated[

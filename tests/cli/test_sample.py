@@ -24,6 +24,10 @@ def chain(ssr, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "cams --ckpt auto",
         "refine --crf",
         "eval masks",
+        "train --ckpt auto --iterations 20 --warmup 2",
+        "predict",
+        "predict --split val",
+        "eval predictions --split val",
         "ladder",
         "eval ladder",
         "report --gt --count 3",
@@ -50,7 +54,17 @@ def test_masks_are_far_better_than_chance_and_than_the_first_cam(chain: dict[str
     assert masks["miou"] > 0.5
     assert masks["miou"] > scores[ladder.INITIAL].miou
     assert scores[ladder.ALIGNED].miou > scores[ladder.INITIAL].miou - 0.01, "forty pictures teach little, and harm as little"
-    assert scores["+ CRF"].miou == pytest.approx(masks["miou"]), "the last rung is what `ssr refine` makes"
+    assert scores["+ CRF"].miou == pytest.approx(masks["miou"]), "the last rung of the masks is what `ssr refine` makes"
+
+
+def test_the_model_and_its_val_score_end_the_ladder(chain: dict[str, str]) -> None:
+    *_, own, other = ladder.scored(Path(chain["work"]))
+    assert own[0] == ladder.MODEL
+    assert own[1].images == 40
+    assert other[0] == f"{ladder.MODEL}, split val"
+    assert other[1].images == 4
+    rows = chain["eval ladder"].splitlines()
+    assert next(row for row in rows if "split val" in row).count("+") == 0, "another split gains nothing over this one"
 
 
 def test_the_page_has_the_ladder_and_needs_nothing_else(chain: dict[str, str]) -> None:
@@ -64,7 +78,14 @@ def test_a_second_run_draws_and_computes_nothing(chain: dict[str, str], ssr) -> 
     work = Path(chain["work"])
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*.png") if "eval" not in path.parts}
     ssr("sample", "--work", work, "--train", 40, "--val", 4)
-    for command, count in (("superpixels", 40), ("align", 40), ("cams --ckpt auto", 40), ("refine --crf", 40), ("ladder", 160)):
+    for command, count in (
+        ("superpixels", 40),
+        ("align", 40),
+        ("cams --ckpt auto", 40),
+        ("refine --crf", 40),
+        ("predict", 40),
+        ("ladder", 160),
+    ):
         assert f"{count} there already" in ssr(*command.split(), "--config", work / "sample.toml").text
     assert {path: path.stat().st_mtime_ns for path in before} == before
 

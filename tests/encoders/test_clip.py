@@ -190,6 +190,10 @@ def test_asking_for_more_changes_nothing_else(tiny_clip: LoadedClip) -> None:
     assert plain.attention is not None
     assert more.attention is not None
     assert torch.equal(more.attention, plain.attention)
+    apart = encoder.encode(images, each_block=(0, 1, 2)).block_attention
+    assert more.block_attention is not None
+    assert apart is not None
+    assert torch.equal(more.block_attention, apart)  # the sum is not taken in place
     torch.testing.assert_close(more.tokens_cls, plain.tokens_cls, rtol=1e-5, atol=1e-6)
 
 

@@ -127,3 +127,8 @@ def test_leaves_the_head_as_it_was(tokens, head, text):
 def test_a_class_with_nothing_beside_it(tokens, head, text):
     """No other entry: no odds, but the class's own cosine still says where it is."""
     assert head_gradcam(tokens, head, text[:1], 1, 0.1).isfinite().all()
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_a_photo_without_classes_has_no_map(tokens, head, text, relu):
+    assert head_gradcam(tokens, head, text, 0, 0.05, relu).shape == (0, PATCHES)

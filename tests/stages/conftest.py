@@ -5,11 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pipelines.config import build_options, read_config
+from pipelines.config import build_options, read_config, read_recipe
 from pipelines.stages.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipelines.stages.counts import Counts
+    from pipelines.stages.train_inputs import TrainSections
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +53,76 @@ def work_with_model(workspace_in: Callable[..., Workspace], model: Path, tmp_pat
     workspace.work.mkdir()
     shutil.copy(model, workspace.model)
     return workspace
+
+
+SMALL = {
+    "crop": 64, "batch": 2, "iterations": 6, "save_every": 2, "warmup": 2, "hidden": 16, "decoder_layers": 1,
+    "decoder_heads": 2, "par_iterations": 1, "par_dilations": (1, 2), "learning_rate": 1e-2,
+}  # fmt: skip
+SETS: dict[str, tuple[str, dict[str, Any]]] = {
+    # recipe, changes to [train]
+    "ssr": ("ssr", {"ckpt": Path("auto")}),
+    "joint": ("ssr", {"ckpt": Path("auto"), "train_heads": True, "prototype_refresh": 4, "accumulate": 2}),
+    "weclip": ("weclip", {"clip_layers": 3, "filter_from": 3, "filter_blocks": 2}),
+    "masks": ("ssr", {"supervision": "masks"}),
+}
+
+
+@pytest.fixture(scope="session")
+def train_sections() -> Callable[..., TrainSections]:
+    """Options of a small training: one of `SETS` by name, with changes to [train]."""
+    from pipelines.options.align import AlignOptions
+    from pipelines.options.stages import CamsOptions, RefineOptions
+    from pipelines.options.train import TrainOptions
+    from pipelines.stages.train_inputs import TrainSections
+
+    def make(name: str, **changed: Any) -> TrainSections:
+        recipe, own = SETS[name]
+        found = read_recipe(recipe)
+        return TrainSections(
+            TrainOptions(**{**found.get("train", {}), **SMALL, **own, **changed}),
+            AlignOptions(),
+            CamsOptions(**found["cams"]),
+            RefineOptions(**found["refine"]),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_train(train_sections: Callable[..., TrainSections]) -> Callable[..., Counts]:
+    """Run a small training in a workspace."""
+    from pipelines.stages import train
+
+    return lambda workspace, name="weclip", **changed: train.run(workspace, train_sections(name, **changed))
+
+
+@pytest.fixture(scope="session")
+def with_heads(
+    workspace_in: Callable[..., Workspace], finished: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A work directory with superpixels and alignment heads. Shared: copy before changing."""
+    from pipelines.options.align import AlignOptions
+    from pipelines.options.stages import CamsOptions, RefineOptions
+    from pipelines.stages import align
+
+    work = tmp_path_factory.mktemp("with_heads") / "work"
+    work.mkdir()
+    for name in ("superpixels.h5", "superpixels.json"):
+        shutil.copy(finished["ssr"] / name, work / name)
+    options = AlignOptions(cam="initial", hidden=8, tokens=16, batch=2, iterations=6, refresh=3, learning_rate=1e-2)
+    align.run(workspace_in(work), options, CamsOptions(), RefineOptions())
+    shutil.rmtree(work / "align")
+    return work
+
+
+@pytest.fixture
+def new(with_heads: Path, workspace_in: Callable[..., Workspace], tmp_path: Path) -> Callable[..., Workspace]:
+    """A copy of `with_heads` by name, as a workspace with options of its own."""
+
+    def make(name: str = "new", **options: Any) -> Workspace:
+        if not (tmp_path / name).exists():
+            shutil.copytree(with_heads, tmp_path / name)
+        return workspace_in(tmp_path / name, **options)
+
+    return make

@@ -255,6 +255,12 @@ def test_a_crop_with_hardly_any_photo_is_finite(padded):
 # pixel-adaptive refinement
 
 
+def test_refinement_at_a_scale_that_leaves_a_pixel(padded):
+    inputs, labels = padded(par_iterations=1, par_scale=0.001)
+    crops, encoded = crops_of(inputs, "c_bird")
+    assert len(labels(crops, encoded).labels[0][crops[0].valid].unique()) == 1
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.3])
 def test_pixel_adaptive_refinement_of_the_scores(padded, scale):
     inputs, plain = padded(par_iterations=0)
@@ -365,9 +371,7 @@ def test_samples_for_the_heads(prepared, root, workspace_in, stack):
 def test_labels_follow_the_heads_while_they_change(prepared, root, workspace_in, stack, train_heads):
     cam_options, refine_options = options_of("ssr")
     options = cam_options.model_copy(update={"few_photos": 0.0}), refine_options
-    inputs, labels = inputs_of(
-        workspace_in(prepared, root=root), stack, options, ckpt=Path("auto"), train_heads=train_heads
-    )
+    inputs, labels = inputs_of(workspace_in(prepared, root=root), stack, options, ckpt=Path("auto"), train_heads=train_heads)
     crops, encoded = crops_of(inputs, "three")
     before = labels.refined(crops, encoded)
     with torch.no_grad():

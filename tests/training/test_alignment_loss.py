@@ -161,6 +161,17 @@ def test_photos_without_a_class_give_a_number(heads, batch, loss):
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in heads.parameters())
 
 
+@pytest.mark.parametrize("loss", ["cross", "intra", "direct"])
+def test_photos_without_any_slot_are_those_with_empty_ones(heads, batch, loss):
+    found = []
+    for slots in (0, 2):
+        classes = torch.full((3, slots), -1)
+        empty = Batch(batch.tokens, batch.cams[:, :slots] * 0, classes, torch.zeros_like(classes))
+        found.append(alignment_loss(heads.eval(), empty, text(), CLASSES, prototypes("class"), AlignOptions(loss=loss)))
+    assert found[0].isfinite()
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_pixels_covered_everywhere_leave_no_background(heads, batch):
     options = AlignOptions(token_contrast=0)
     full = Batch(batch.tokens, torch.ones_like(batch.cams), batch.classes.clamp_min(0), batch.image_clusters)

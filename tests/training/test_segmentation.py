@@ -304,9 +304,7 @@ def test_a_resumed_training_is_the_undisturbed_one(tmp_path, name, stop):
 
     def steps(trainer: SegmentationTrainer, end: int) -> list[float]:
         slots = ((0, 1), (2,))
-        return [
-            trainer.step([part(step, own, heads) for own in slots]).segmentation for step in range(trainer.iteration, end)
-        ]
+        return [trainer.step([part(step, own, heads) for own in slots]).segmentation for step in range(trainer.iteration, end)]
 
     whole = make(**options)
     losses = steps(whole, 8)

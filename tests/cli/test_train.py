@@ -1,0 +1,194 @@
+"""``ssr train`` as a person types it: the way to a model, its messages and exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipelines.options.train import TrainOptions
+
+SMALL = (
+    "--iterations", 4, "--batch", 2, "--crop", 64, "--hidden", 16, "--decoder-layers", 1, "--decoder-heads", 2,
+    "--par-iterations", 1, "--par-dilations", 1, "--par-dilations", 3, "--save-every", 2,
+)  # fmt: skip
+WECLIP = ("--recipe", "weclip", "--clip-layers", 3, "--filter-from", 2)
+
+
+@pytest.fixture(scope="module")
+def way(finished, tiny_voc, ssr, tmp_path_factory):
+    """What each command said, in order, and the work directory after them. Copy before changing."""
+    work = tmp_path_factory.mktemp("way") / "work"
+    said = {}
+    for name, words in {
+        "superpixels": ["superpixels"],
+        "align": ["align", "--iterations", 4, "--tokens", 8, "--hidden", 8, "--batch", 2],
+        "train": ["train", *SMALL, "--ckpt", "auto", "--val-split", "val", "--validate-every", 2],
+        "again": ["train", *SMALL, "--ckpt", "auto", "--val-split", "val", "--validate-every", 2],
+        "predict": ["predict", "--split", "val"],
+    }.items():
+        said[name] = ssr(*words, "--config", tiny_voc.config, "--work", work)
+    return work, said
+
+
+@pytest.fixture
+def work(way, tmp_path) -> Path:
+    return Path(shutil.copytree(way[0], tmp_path / "work"))
+
+
+def error_line(err: str) -> str:
+    """The one line of an error; nothing else may look like one."""
+    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
+    assert "Traceback" not in err
+    assert "unexpected" not in err
+    return line
+
+
+def test_every_output_is_there(way, tiny_voc):
+    work, _ = way
+    assert json.loads((work / "model.json").read_text())["complete"] is True
+    assert {path.name for path in (work / "train").iterdir()} == {
+        "state.safetensors", "best.safetensors", "curves.jsonl", "curves.png"
+    }  # fmt: skip
+    assert {path.stem for path in (work / "predictions/val").glob("*.png")} == {"e_pair", "f_car"}
+
+
+def test_what_it_says(way):
+    work, said = way
+    told = said["train"].err
+    assert re.search(r"^train: 4 steps$", told, re.MULTILINE)
+    assert re.search(r"^train: 4/4 in [\d.]+ s, [\d.]+ steps/s$", told, re.MULTILINE)
+    assert re.search(r"^train 2: mIoU [\d.]+ on val \(one scale, no CRF\), best so far$", told, re.MULTILINE)
+    assert re.search(r"loss [\d.]+, affinity 0.000, learning rate [\d.e-]+$", told, re.MULTILINE)
+    assert re.search(r"\d+ s per 1,000 steps, [\d.]+ GiB", told)
+    assert f"next: ssr predict --work {work}\n" in said["train"].out
+    assert "nan" not in told
+    assert "Warning" not in told
+    assert "upper bound" not in told
+
+
+def test_second_run_does_nothing(way):
+    _, said = way
+    assert "train: 4 steps, 4 there already" in said["again"].err
+    assert "per 1,000 steps" not in said["again"].err
+    assert "mIoU" not in said["again"].err
+
+
+@pytest.mark.parametrize("flags", [("--iterations", 5), ("--seed", 1), ("--no-flip",), ("--par-dilations", 2)], ids=str)
+def test_changed_option_is_refused_until_forced(work, ssr, tiny_voc, flags):
+    made = ("train", "--config", tiny_voc.config, "--work", work, *SMALL, "--ckpt", "auto", *flags)
+    before = (work / "model.safetensors").read_bytes()
+    line = error_line(ssr(*made, code=2).err)
+    assert f"{flags[0].removeprefix('--no-').removeprefix('--').replace('-', '_')}: " in line
+    assert "--force" in line
+    assert (work / "model.safetensors").read_bytes() == before
+    ssr(*made, "--force")
+    assert (work / "model.safetensors").read_bytes() != before
+
+
+def test_recipe_config_and_flags_in_their_order(ssr, tiny_voc, models, tmp_path):
+    config = tiny_voc.write_config(
+        tmp_path / "my.toml", models,
+        '[run]\ndevice = "cpu"\n[train]\ncrop = 64\nbatch = 2\nhidden = 16\ndecoder_heads = 2\niterations = 3\n'
+        "clip_layers = 2\npar_dilations = [1]\n",
+    )  # fmt: skip
+    work = tmp_path / "w"
+    ssr("train", "--config", config, "--work", work, "--recipe", "weclip", "--iterations", 2)
+    settings = json.loads((work / "model.json").read_text())["settings"]
+    found = [settings[key] for key in ("iterations", "clip_layers", "affinity_loss", "par_dilations", "min_scale")]
+    assert found == [2, 2, 0.1, [1], 0.5]  # flag, config, recipe, config, default
+    assert settings["refine"]["box_mask"] is True
+    before = (work / "model.safetensors").read_bytes()
+    ran = ssr("train", "--work", work, "--iterations", 2)  # the directory remembers the rest
+    assert "2 there already" in ran.err
+    assert (work / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        ((), 1, "`ssr superpixels`"),
+        ((*WECLIP, "--crop", 72), 2, "72 pixels is no multiple of CLIP's patch of 16 (--crop)"),
+        ((*WECLIP, "--decoder-heads", 3), 2, "3 attention heads cannot share 16 channels (--decoder-heads, --hidden)"),
+        ((*WECLIP, "--train-heads"), 2, "there are no alignment heads to train (--ckpt, --supervision pseudo)"),
+        ((*WECLIP, "--min-scale", 2.5), 2, "scales from 2.5 to 2.0: nothing between (--min-scale, --max-scale)"),
+        ((*WECLIP, "--ckpt", "none.safetensors"), 2, "no checkpoint at none.safetensors (--ckpt)"),
+        ((*WECLIP, "--ckpt", "auto"), 2, "cmpa.safetensors (--ckpt)"),
+        ((*WECLIP, "--clip-layers", 9), 2, "this CLIP has 4 blocks, found 9 (--clip-layers)"),
+        ((*WECLIP, "--val-split", "none"), 2, "none"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else None,
+)
+def test_what_cannot_be_is_one_line(ssr, tiny_voc, tmp_path, monkeypatch, flags, code, said):
+    monkeypatch.chdir(tmp_path)
+    line = error_line(ssr("train", "--config", tiny_voc.config, "--work", "w", *SMALL, *flags, code=code).err)
+    assert said in line
+    assert not list(Path("w").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--iterations", 0), ("--batch", 0), ("--crop", 16), ("--max-scale", 5), ("--min-scale", 0), ("--dropout", 1),
+        ("--hidden", 4), ("--learning-rate", 0), ("--seed", -1), ("--filter-from", -2), ("--par-dilations", 0),
+        ("--supervision", "boxes"), ("--filter-difference", "none"), ("--par-scale", 2), ("--gamma", "x"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_out_of_range_name_their_flag(ssr, tiny_voc, tmp_path, flags):
+    ran = ssr("train", "--config", tiny_voc.config, "--work", tmp_path / "w", *flags, code=2)
+    assert flags[0] in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_bad_images_are_left_out_with_code_3(ssr, tiny_voc, tmp_path):
+    root = Path(shutil.copytree(tiny_voc.root, tmp_path / "voc"))
+    (root / "JPEGImages/c_bird.jpg").write_text("no photo")
+    made = ("train", "--config", tiny_voc.config, "--root", root, "--work", tmp_path / "new", *SMALL, *WECLIP)
+    assert "stopped at bad image 1 of this run: c_bird" in error_line(ssr(*made, code=1).err)
+    ran = ssr(*made, "--max-failures", 1, code=3)
+    assert "1 bad images left out" in ran.err
+    assert f"next: ssr predict --work {tmp_path / 'new'}\n" in ran.out
+    assert len((tmp_path / "new/failures.jsonl").read_text().splitlines()) == 1
+
+
+def test_interrupted_it_says_how_to_go_on(ssr, tiny_voc, tmp_path, monkeypatch):
+    from pipelines.training.segmentation import SegmentationTrainer
+
+    step = SegmentationTrainer.step
+
+    def stopping(trainer, parts):
+        if trainer.iteration == 3:
+            raise KeyboardInterrupt
+        return step(trainer, parts)
+
+    made = ("train", "--config", tiny_voc.config, "--work", tmp_path / "w", *SMALL, *WECLIP)
+    monkeypatch.setattr(SegmentationTrainer, "step", stopping)
+    assert "run the same command to go on" in ssr(*made, code=130).err
+    monkeypatch.setattr(SegmentationTrainer, "step", step)
+    assert "train: 4 steps, 2 there already" in ssr(*made).err
+
+
+@pytest.mark.parametrize("name", TrainOptions.model_fields)
+def test_help_lists_the_options(ssr, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "160")  # long flags are cut on a narrow console
+    out = ssr("train", "--help").out
+    flag = "--" + name.replace("_", "-")
+    assert f"{flag} " in out
+    if isinstance(TrainOptions.model_fields[name].default, bool):
+        assert f"--no-{flag[2:]}" in out
+
+
+@pytest.mark.parametrize("supervision", ["pseudo", "masks"])
+@pytest.mark.parametrize("dataset", ["tiny_folder", "tiny_coco"])
+def test_other_datasets_go_the_same_way(dataset, supervision, request, ssr, tmp_path):
+    found, work = request.getfixturevalue(dataset), tmp_path / "work"
+    made = ("--config", found.config, "--work", work)
+    ssr("superpixels", *made)
+    ssr("train", *made, *SMALL, "--supervision", supervision)
+    ssr("predict", *made)
+    (folder,) = [path for path in (work / "predictions").iterdir() if path.is_dir()]
+    assert {path.stem for path in folder.glob("*.png")} == set(found.ids)
