@@ -3,7 +3,7 @@
 # make test    set-up, then the tests
 #
 # On one's own data: make all DATASET=voc|coco|folder ROOT=/data/VOCdevkit/VOC2012 [SPLIT=train], or make all CONFIG=my.toml;
-# WORK=folder, RECIPE=ssr|clip-es, CLIP=file and DINO=file for local weights, EVAL=no where there is no ground truth,
+# WORK=folder, RECIPE=ssr|clip-es|weclip, CLIP=file and DINO=file for local weights, EVAL=no where there is no ground truth,
 # ALIGN=no for plain CLIP, TRAIN=no for no segmentation model. That is trained for STEPS=300 (papers: 30000) unless the config has
 # [train], and scored on split VAL too, if one is given.
 PYTHON  ?= python3
@@ -17,7 +17,7 @@ RECIPE  ?=
 CLIP    ?=
 DINO    ?=
 EVAL    ?= $(if $(filter folder,$(DATASET)),no,yes)
-ALIGN   ?= $(if $(filter clip-es%,$(RECIPE)),no,yes)
+ALIGN   ?= $(if $(filter clip-es% weclip,$(RECIPE)),no,yes)
 TRAIN   ?= yes
 STEPS   ?= 300
 VAL     ?= $(if $(SAMPLE),val)
@@ -31,7 +31,7 @@ CLIP_FLAG = $(if $(CLIP),--clip-pretrained $(CLIP))
 FLAGS   = $(CLIP_FLAG) $(if $(DINO),--dino-pretrained $(DINO))
 # the CRF is left out where it could not be built; a config of one's own decides for itself
 CRF_FLAG = $(if $(CONFIG),,$(shell $(BIN)/python -c 'import pydensecrf' 2>/dev/null && echo --crf || echo --no-crf))
-OWN_STEPS = $(or $(SAMPLE),$(shell grep -s '^\[train\]' $(CONFIG)))
+OWN_STEPS = $(or $(SAMPLE),$(if $(CONFIG),$(shell grep -s '^\[train\]' $(CONFIG))))
 TRAIN_FLAGS = $(if $(OWN_STEPS),,--iterations $(STEPS)) $(if $(filter yes,$(ALIGN)),--ckpt auto) $(FLAGS)
 PREDICT_FLAGS = $(CLIP_FLAG) $(CRF_FLAG)
 # says the command, runs it; exit code 3: done but for the bad images that --max-failures allows

@@ -136,6 +136,8 @@ def main() -> None:
 def _row(name: str, base: Workspace, heads: dict[int, Path], changes: dict[str, Any], stack: ExitStack) -> Row:
     recipe, own = ROWS[name]
     values = read_recipe(recipe)
+    if "ckpt" not in own and own.get("seed", 0) not in heads:
+        raise SystemExit(f"row {name!r} needs --heads {own.get('seed', 0)}=cmpa.safetensors")
     options = TrainOptions(**{**values.get("train", {}), **changes, "ckpt": heads.get(own.get("seed", 0)), **own})
     if options.filter_from > 0:  # half-way, as in the papers' 30,000 steps
         options = options.model_copy(update={"filter_from": options.iterations // 2})
@@ -188,7 +190,7 @@ def score(rows: dict[str, Row], dataset: Dataset, work: Path) -> None:
             for (r, s), predictor in predictors.items():
                 passes = (r, settings[s].scales, settings[s].flip)
                 if passes not in logits:
-                    logits[passes] = predictor.logits([predictor.load(sample)])[0].half().numpy()
+                    logits[passes] = predictor.logits([predictor.load(sample)])[0].half().cpu().numpy()
                 target = work / _folder(r) / _folder(s) / f"{sample.image_id}.png"
                 size = read_mask(gt).shape if gt else (0, 0)
                 job = MaskJob(sample.image_id, sample.image_path, logits[passes], (), (size[0], size[1]), target)

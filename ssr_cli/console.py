@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -48,9 +47,8 @@ def reports_errors(debug: bool) -> Iterator[None]:
 
 
 def next_step(command: str) -> None:
-    """Print the one obvious next command; of several processes, the first one speaks."""
-    if os.environ.get("RANK", "0") == "0":
-        out.print(f"[dim]next:[/] [bold]{escape(command)}[/]")
+    """Print the one obvious next command."""
+    out.print(f"[dim]next:[/] [bold]{escape(command)}[/]")
 
 
 class ConsoleProgress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +56,8 @@ def conclude(counts: Counts, work: Path, then: str | None) -> None:
     Raises:
         typer.Exit: Code 3 if some images failed and the run went on without them.
     """
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+        return
     if counts.failed:
         err.print(f"[yellow]{counts.failed} bad images left out, listed in {work / 'failures.jsonl'}[/]")
     if then is not None:

@@ -1,4 +1,4 @@
-"""Reading ground-truth masks: the door through which scoring, and nothing else, sees them."""
+"""Reading ground-truth masks: the one door to them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.errors import SsrError
+from pipelines.errors import ImageError
 
 _HINT = "a mask is a PNG of class indices, palette or 8-bit greyscale: 0 background, i + 1 = class i, 255 ignore"
 
@@ -23,16 +23,16 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
         ``(H, W)`` uint8 class indices, 255 = ignore.
 
     Raises:
-        SsrError: No such file, not a PNG, damaged, or not class indices (colours, 16 bits, greys scaled up from fewer bits).
+        ImageError: No such file, not a PNG, damaged, or not class indices (colours, 16 bits, greys scaled up from fewer bits).
     """
     try:
         with Image.open(path, formats=("PNG",)) as image:
             stored = image.tile[0].args if image.tile else image.mode  # the mode in the file, e.g. "L;4"
             if image.mode not in ("P", "L") or (image.mode == "L" and stored != "L"):
                 kind = "colours" if image.mode in ("RGB", "RGBA") else "pixels"
-                raise SsrError(f"expected class indices in {path}, found {kind} of mode {stored}", hint=_HINT)
+                raise ImageError(f"expected class indices in {path}, found {kind} of mode {stored}", hint=_HINT)
             return np.array(image, dtype=np.uint8)
     except FileNotFoundError as error:
-        raise SsrError(f"expected a ground-truth mask, found no file {path}", hint="score a split that has masks") from error
+        raise ImageError(f"expected a ground-truth mask, found no file {path}", hint="score a split that has masks") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SsrError(f"expected a PNG mask in {path}, found a file that cannot be read: {error}", hint=_HINT) from error
+        raise ImageError(f"expected a PNG mask in {path}, found a file that cannot be read: {error}", hint=_HINT) from error

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from pipelines.evaluation.figures import save_figure
 
 
-def curves_figure(lines: Sequence[dict[str, float]], path: Path) -> None:
+def curves_figure(lines: Sequence[dict[str, Any]], path: Path) -> None:
     """Losses, and validation scores beside them where there are any.
 
     Args:

@@ -35,9 +35,7 @@ def online_label_map(scores: Tensor, classes: Tensor, min_confidence: float = 0.
     Returns:
         ``(B, H, W)`` int64: 0 background, ``i + 1`` for class i, 255 ignored.
     """
-    values = torch.cat(
-        [torch.zeros_like(classes[:, :1]) if classes.shape[1] else classes.new_zeros(len(classes), 1), classes + 1], 1
-    )
+    values = torch.cat([classes.new_zeros(len(classes), 1), classes + 1], dim=1)  # (B, K + 1)
     empty = torch.cat([values.new_zeros(len(values), 1), classes < 0], dim=1).bool()  # (B, K + 1)
     highest, slot = scores.masked_fill(empty[:, :, None, None], -1).max(dim=1)  # (B, H, W)
     found = values.gather(1, slot.flatten(1)).view_as(slot)  # (B, H, W)

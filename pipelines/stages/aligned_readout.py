@@ -128,12 +128,12 @@ class AlignedReadout:
         if options.few_photos == 0:
             self.trust = torch.ones_like(self.trust)
         self.trust = self.trust * (alignment.average_precision.to(device) >= options.min_average_precision)
-        self.scale = options.aligned_scale or 1 / self.heads.temperature.item()
 
     @torch.no_grad()
     def renew(self) -> None:
         """Project the words again, after the heads have changed."""
         self.words = F.normalize(self.heads.tsa(self._text), dim=1)  # (C + M, E)
+        self.scale = self.options.aligned_scale or 1 / self.heads.temperature.item()
 
     @property
     def logits(self) -> Logits:

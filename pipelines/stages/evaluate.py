@@ -92,7 +92,7 @@ def run(
         predict = _predictor(workspace, what, powers, stack)
 
         def score(sample: Sample) -> dict[float | None, NDArray[np.int64]]:
-            target = _read_target(targets(sample.image_id))
+            target = read_mask(targets(sample.image_id))
             predictions = predict(sample, target.shape)
             try:
                 return {power: confusion_counts(found, target, classes) for power, found in predictions.items()}
@@ -202,13 +202,6 @@ def _ground_truth(dataset: Dataset, options: EvalOptions) -> Callable[[str], Pat
     return path
 
 
-def _read_target(path: Path) -> NDArray[np.uint8]:
-    try:
-        return read_mask(path)
-    except SsrError as error:
-        raise ImageError(error.message, error.hint) from error
-
-
 def _predictor(workspace: Workspace, what: str, powers: Sequence[float | None], stack: ExitStack) -> Predict:
     if what in {"cams", "refined"}:
         store = workspace.cams if what == "cams" else workspace.refined
@@ -226,7 +219,7 @@ def _predictor(workspace: Workspace, what: str, powers: Sequence[float | None], 
         path = folder / f"{sample.image_id}.png"
         if not path.is_file():
             raise ImageError(f"nothing to score at {path}", "run `ssr refine`" if what == "masks" else None)
-        found = _read_target(path)
+        found = read_mask(path)
         if found.shape != size:
             raise ImageError(
                 f"the mask is {found.shape[0]} x {found.shape[1]}, ground truth {size[0]} x {size[1]} (rows x columns)"

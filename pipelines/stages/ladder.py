@@ -151,7 +151,8 @@ def score(
             continue
         place = dataclasses.replace(workspace, work=_folder(workspace.work, name))
         found.append((title, evaluate.run(place, "masks", plain, background_power, progress)[0].report))
-    if (workspace.predictions / workspace.dataset.split).is_dir():
+    predicted = Manifest.read(workspace.predictions / f"{workspace.dataset.split}.json")
+    if predicted is not None and predicted.complete and predicted.dataset.get("digest") == workspace.dataset.digest():
         report = evaluate.run(workspace, "predictions", plain, background_power, progress)[0].report
         found.append((_title_of_model(report), report))
     return found + _of_other_splits(workspace.work, found[0][1])

@@ -104,7 +104,7 @@ class OnlineLabels:
         affinity = build_affinity(*self._attention(encoded, decoder_affinity, valid), self.refine)  # (B, N, N)
         mask = pad_sequence(masks, batch_first=True)  # (B, K, N)
         spread = propagate(affinity, cams, mask, self.refine.power, self.refine.mask_every_step)  # (B, K, N)
-        return min_max(spread * valid.unsqueeze(1)) * valid.unsqueeze(1)
+        return _min_max_of_photo(spread, valid.unsqueeze(1))
 
     def valid_tokens(self, crops: Sequence[Crop]) -> Tensor:
         """Tokens that are photo for the most part, ``(B, N)`` bool."""
@@ -121,6 +121,15 @@ class OnlineLabels:
             clip = filter_attention(encoded.clip.block_attention, decoder_affinity, self.options.filter_difference, valid)
         dino = encoded.dino.attention if encoded.dino is not None and uses_dino(self.refine) else None
         return clip, dino
+
+
+def _min_max_of_photo(maps: Tensor, valid: Tensor) -> Tensor:
+    """`min_max` over the tokens that are photo, ``(B, K, N)``; the others are zero.
+
+    Zeros of the padding must not be the minimum: the affinity spreads some of every class everywhere.
+    """
+    lowest = maps.masked_fill(~valid, float("inf")).amin(dim=-1, keepdim=True)  # (B, K, 1)
+    return min_max(torch.where(valid, maps, lowest)).masked_fill(~valid, 0)
 
 
 def _resized(maps: Tensor, side: int) -> Tensor:

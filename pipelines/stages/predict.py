@@ -170,7 +170,6 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
         counts.skipped = len(samples) - len(todo)
         failures = workspace.failures(STAGE, progress)
         makers = stack.enter_context(MaskMakers(make_label_map, options, resolve_workers(workspace.run.workers), made))
-        labels = tuple(range(len(segmenter.classes)))
         progress.start(STAGE, len(samples), counts.skipped)
         for photos in batches_by(decoded(), shapes, resolve_batch_size(workspace.run, device)):
             logits = predictor.logits(photos)  # (B, C + 1, h, w)
@@ -179,7 +178,7 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
                 if options.probabilities:
                     writer.add(image_id, own.softmax(0).half().cpu().numpy(), {"size": list(photo.size)})
                 target = output / f"{image_id}.png"
-                makers.submit(MaskJob(image_id, photo.sample.image_path, maps, labels, photo.size, target))
+                makers.submit(MaskJob(image_id, photo.sample.image_path, maps, (), photo.size, target))
         makers.drain()
         progress.finish()
     manifest.counts, manifest.complete = counts.as_dict(), True

@@ -164,7 +164,7 @@ class _Drawer:
                 for index, heat in zip(sample.labels, resized, strict=False):
                     tiles.append((f"{title}: {self._names[index + 1]}", overlay_cam(image, heat)))
         for path, title in self._masks(sample):
-            mask = _mask(path)
+            mask = read_mask(path)
             if mask.shape != image.shape[:2]:
                 raise ImageError(f"{path} is {mask.shape}, the photo {image.shape[:2]}")
             tiles.append((title, overlay_mask(image, mask, palette())))
@@ -197,13 +197,6 @@ def _selected(samples: Sequence[Sample], options: ShowOptions) -> list[Sample]:
         return [by_id[image_id] for image_id in wanted]
     count = min(options.count, len(samples))
     return [samples[index * len(samples) // count] for index in range(count)]
-
-
-def _mask(path: Path) -> NDArray[np.uint8]:
-    try:
-        return read_mask(path)
-    except SsrError as error:
-        raise ImageError(error.message, error.hint) from error
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -154,12 +154,15 @@ def _next(work: Path, outputs: list[OutputStatus], reports: list[Report]) -> str
     for index, output in enumerate(outputs):
         passed_over = not output.total and any(later.total for later in outputs[index + 1 :])  # not every recipe needs all
         if not output.complete and not passed_over:
-            return OUTPUTS[output.name] + (_checkpoint(work, outputs) if output.name == "cams" else "")
+            return OUTPUTS[output.name] + _checkpoint(work, output.name, outputs)
     return "ssr show" if any(report.what == "masks" for report in reports) else "ssr eval"
 
 
-def _checkpoint(work: Path, outputs: list[OutputStatus]) -> str:
-    """Heads that are there are for CAMs, but not for CAMs that were begun without them."""
-    begun = Manifest.read(work / "cams.json")
+def _checkpoint(work: Path, name: str, outputs: list[OutputStatus]) -> str:
+    """Heads that are there are for CAMs and training, but not for those that were begun without them."""
+    if name not in {"cams", "model"}:
+        return ""
+    begun = Manifest.read(work / f"{name}.json")
+    cams = (begun.settings.get("cams") or {} if name == "model" else begun.settings) if begun else None
     trained = any(output.name == "cmpa" and output.complete for output in outputs)
-    return " --ckpt auto" if trained and (begun is None or begun.settings.get("ckpt")) else ""
+    return " --ckpt auto" if trained and (cams is None or cams.get("ckpt")) else ""

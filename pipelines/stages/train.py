@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pipelines.datasets import load_dataset
+from pipelines.errors import ImageError, SsrError, TooManyFailures
 from pipelines.execution.devices import peak_memory, resolve_device
+from pipelines.execution.failures import Failures
 from pipelines.execution.progress import Progress, Silent
 from pipelines.figures.curves import curves_figure
 from pipelines.stages.aligned_readout import identity, write_alignment
@@ -21,7 +25,7 @@ from pipelines.stages.train_inputs import TrainInputs, TrainSections
 from pipelines.stages.validation import Validation
 from pipelines.stages.workspace import Workspace
 from pipelines.stores.files import remove_leftovers
-from pipelines.stores.manifest import digest
+from pipelines.stores.manifest import Manifest, digest
 from pipelines.training.checkpoint import read_checkpoint, write_checkpoint
 from pipelines.training.curves import Curves
 from pipelines.training.processes import Processes, joined_processes
@@ -71,47 +75,56 @@ class _Training:
             val = load_dataset(self.workspace.dataset_options.model_copy(update={"split": self.options.val_split}))
             self.validation = Validation(val, inputs.encoder)
         self.curves = Curves(self.folder / "curves.jsonl")
+        self._unusable: set[str] = set()
 
     def run(self) -> Counts:
         """Train from where the last run stood."""
-        trainer, options, owner = self.trainer, self.options, digest(self.inputs.settings)
-        if self.processes.first:
-            remove_leftovers(self.folder)
-            remove_leftovers(self.workspace.work, self.workspace.model.stem)
-            manifest = self.workspace.settle(self.workspace.model, STAGE, self.inputs.settings, self._clear)
-        failures = self.workspace.failures(STAGE, self.progress) if self.processes.first else None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.processes.first:
+            return self._train(None)
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                remove_leftovers(self.folder)
+                remove_leftovers(self.workspace.work, self.workspace.model.stem)
+                manifest = self.workspace.settle(self.workspace.model, STAGE, self.inputs.settings, self._clear)
+                if self.options.resume == "never":
+                    self._clear()
+                return self._train(manifest)
+        except Timeout as error:
+            raise SsrError(f"another process is training in {self.folder}", "wait for it, or give another --work") from error
+
+    def _train(self, manifest: Manifest | None) -> Counts:
+        trainer, options = self.trainer, self.options
+        failures = self.workspace.failures(STAGE, self.progress) if manifest is not None else None
         self.processes.wait()
-        state = self._saved(owner) if options.resume == "auto" else None
+        state = self._saved() if options.resume == "auto" else None
         if state is not None:
             trainer.restore(state)
         self.curves.open(trainer.iteration)
         if options.supervision == "masks":
             self.progress.note(UPPER_BOUND)
-        counts, bad = Counts(skipped=trainer.iteration), set[str]()
-        self.progress.start("train", options.iterations, trainer.iteration, "steps")
-        started, before = time.monotonic(), trainer.iteration
-        steps = self.inputs.source.steps(trainer.iteration, self.processes)
-        for _, crops, unusable in islice(steps, options.iterations - trainer.iteration):
-            for image_id, error in unusable:
-                if image_id not in bad:  # it comes again every epoch
-                    bad.add(image_id)
-                    if failures is not None:
-                        failures.add(image_id, error)
+        counts, before, started = Counts(skipped=trainer.iteration), trainer.iteration, time.monotonic()
+        self.progress.start("train", options.iterations, before, "steps")
+        steps = self.inputs.source.steps(before, self.processes)
+        for _, crops, unusable in islice(steps, options.iterations - before):
             losses = trainer.step(self.inputs.parts(crops))
-            self.progress.advance()
-            self._log(losses)
             counts.done += 1
+            self._note_unusable(unusable, failures)
             last = trainer.iteration == options.iterations
-            if self.validation and (last or (options.validate_every and trainer.iteration % options.validate_every == 0)):
-                self._validate(self.validation)
-            if last or trainer.iteration % options.save_every == 0:
-                self._save(owner)
+            save = last or trainer.iteration % options.save_every == 0
+            self.progress.advance()
+            self._log(losses, end=save)
+            if options.validate_every and trainer.iteration % options.validate_every == 0 and not last:
+                self._validate()
+            if save:
+                self._save(manifest)
+        self._validate()
         self.progress.finish()
         self.processes.wait()
-        counts.failed = len(bad)
-        if self.processes.first:
+        counts.failed = len(self._unusable)
+        if manifest is not None:
             if counts.done:
-                seconds = 1000 * (time.monotonic() - started) / (trainer.iteration - before)
+                seconds = 1000 * (time.monotonic() - started) / counts.done
                 self.progress.status(f"{seconds:.0f} s per 1,000 steps, {peak_memory(trainer.device)}")
             if not self.workspace.model.is_file():
                 self._write_model(self.workspace.model)
@@ -119,30 +132,56 @@ class _Training:
             manifest.write(self.workspace.model.with_suffix(".json"))
         return counts
 
-    def _log(self, losses: StepLosses) -> None:
-        done = self.trainer.iteration
-        mean = self.curves.add(asdict(losses), done, done % LOG_EVERY == 0 or done == self.options.iterations)
-        if mean is not None and (done % (10 * LOG_EVERY) == 0 or done == self.options.iterations):
-            self.progress.status(
-                f"loss {mean['segmentation']:.3f}, affinity {mean['affinity']:.3f}, learning rate {mean['learning_rate']:.2e}"
-            )
+    def _note_unusable(self, photos: list[tuple[str, ImageError]], failures: Failures | None) -> None:
+        """Count bad photos once, those of all processes: all stop alike if they are too many."""
+        fresh = [(image_id, e.message, e.hint) for image_id, e in photos if image_id not in self._unusable]  # one an epoch
+        for image_id, message, hint in self.processes.gather(fresh):
+            if image_id not in self._unusable:
+                self._unusable.add(image_id)
+                if failures is not None:
+                    failures.add(image_id, ImageError(message, hint))
+                elif 0 <= self.workspace.run.max_failures < len(self._unusable):
+                    raise TooManyFailures(f"stopped at bad image {len(self._unusable)}: {image_id}: {message}")
 
-    def _validate(self, validation: Validation) -> None:
-        miou = validation.miou(self._segmenter())
-        best = miou > max((line["val_miou"] for line in self.curves.lines if "val_miou" in line), default=-1.0)
-        self.curves.write({"iteration": self.trainer.iteration, "val_miou": miou})
-        self.progress.status(f"mIoU {100 * miou:.2f} on {self.options.val_split} (one scale, no CRF){', best so far' * best}")
+    def _log(self, losses: StepLosses, *, end: bool) -> None:
+        done = self.trainer.iteration
+        if not math.isfinite(losses.segmentation + losses.affinity + losses.prototype):
+            raise SsrError(f"the loss of step {done} is not a number", "a lower --learning-rate, and --force to start over")
+        mean = self.curves.add(asdict(losses), done, end=end or done % LOG_EVERY == 0)
+        if mean is not None and (done % (10 * LOG_EVERY) == 0 or done == self.options.iterations):
+            affinity = f", affinity {mean['affinity']:.3f}" if self.options.affinity_loss else ""
+            prototype = f", L_proto {mean['prototype']:.3f}" if self.options.train_heads else ""
+            rate = f", learning rate {mean['learning_rate']:.2e}"
+            self.progress.status(f"loss {mean['segmentation']:.3f}{affinity}{prototype}{rate}")
+
+    def _validate(self) -> None:
+        """Score the decoder as it is, unless this was done; after a bad photo the training can be gone on with."""
+        split, iteration = self.options.val_split, self.trainer.iteration
+        before = [line for line in self.curves.lines if line.get("val_split") == split]
+        if self.validation is None or any(line["iteration"] == iteration for line in before):
+            return
+        miou = self.validation.miou(self._segmenter())
+        best = miou > max((float(line["val_miou"]) for line in before), default=-1.0)
+        self.curves.write({"iteration": iteration, "val_miou": miou, "val_split": str(split)})
+        self._write_curves()
+        self.progress.status(f"mIoU {100 * miou:.2f} on {split} (one scale, no CRF){', best so far' * best}")
         if best:
             self._write_model(self.folder / "best.safetensors")
 
-    def _save(self, owner: str) -> None:
-        if self.processes.first:
-            self.curves.flush()
-            self._write_model(self.workspace.model)
-            self._write_heads()
-            curves_figure(self.curves.lines, self.folder / "curves.png")
-            # last: a training killed before it takes its steps again and writes the others again
-            write_checkpoint(self.folder / "state.safetensors", self.trainer.state(), {"owner": owner})
+    def _save(self, manifest: Manifest | None) -> None:
+        if manifest is None:
+            return
+        self._write_curves()
+        self._write_model(self.workspace.model)
+        self._write_heads()
+        # last: a training killed before it takes its steps again and writes the others again
+        write_checkpoint(self.folder / "state.safetensors", self.trainer.state(), {"owner": digest(self.inputs.settings)})
+        manifest.counts = {"iterations": self.trainer.iteration}
+        manifest.write(self.workspace.model.with_suffix(".json"))
+
+    def _write_curves(self) -> None:
+        self.curves.flush()
+        curves_figure(self.curves.lines, self.folder / "curves.png")
 
     def _segmenter(self) -> Segmenter:
         names, supervision = self.workspace.dataset.classes.names, self.options.supervision
@@ -160,12 +199,12 @@ class _Training:
             belongs_to = identity(self.inputs.weights, self.workspace.dataset.classes, text)
             write_alignment(self.folder / "cmpa.safetensors", trained, belongs_to)
 
-    def _saved(self, owner: str) -> dict[str, Tensor] | None:
+    def _saved(self) -> dict[str, Tensor] | None:
         path = self.folder / "state.safetensors"
         if not path.is_file():
             return None
         tensors, note = read_checkpoint(path, "--resume never")
-        return tensors if note.get("owner") == owner else None
+        return tensors if note.get("owner") == digest(self.inputs.settings) else None
 
     def _clear(self) -> None:
         names = ("state.safetensors", "best.safetensors", "cmpa.safetensors", "curves.jsonl", "curves.png")

@@ -185,7 +185,8 @@ class TrainInputs:
         self.settings["refine"] |= sections.refine.model_dump(include={"background_power", "min_confidence"})
         if sections.train.train_heads and self.heads is not None:
             prototypes = self.heads.image_prototypes
-            if len(prototypes) != len(text.classes) and readout is not None:  # those of k-means are nobody's in particular
+            of_clusters = sections.align.prototypes == "kmeans" or len(prototypes) != len(text.classes)
+            if of_clusters and readout is not None:  # a cluster is no class's in particular
                 prototypes = readout.words[: len(text.classes)].clone()
             refresh = sections.train.prototype_refresh
             self.alignment = OnlineAlignment(self.heads.heads, prototypes, text.all, sections.align, refresh, processes)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.image import load_image
-from pipelines.errors import ImageError, SsrError
+from pipelines.errors import ImageError
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.execution.pool import prefetch
 from pipelines.ops.label_map import IGNORE_INDEX
@@ -135,10 +135,7 @@ class CropSource:
         path = self.dataset.mask_path(sample.image_id)
         if path is None:
             raise ImageError("it has no ground-truth mask", "--supervision pseudo")
-        try:
-            target = read_mask(path)
-        except SsrError as error:
-            raise ImageError(error.message, error.hint) from error
+        target = read_mask(path)
         if target.shape != size:
             raise ImageError(f"its ground truth is {target.shape}, the photo {size} (rows, columns)")
         known = len(self.dataset.classes.names)

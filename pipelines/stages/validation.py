@@ -19,6 +19,7 @@ from pipelines.stages.predict import Predictor
 from pipelines.stages.segmenter import Segmenter
 
 OPTIONS = PredictOptions(scales=(1.0,), flip=False)
+HINT = "mend it and go on, or leave --val-split out"
 
 
 class Validation:
@@ -50,18 +51,15 @@ class Validation:
         def load(sample: Sample) -> tuple[Photo, NDArray[np.uint8]]:
             path = self.dataset.mask_path(sample.image_id)
             assert path is not None  # noqa: S101 - mask_folder was checked
-            try:
-                return predictor.load(sample), read_mask(path)
-            except SsrError as error:
-                raise ImageError(error.message, error.hint) from error
+            return predictor.load(sample), read_mask(path)
 
         for sample, loaded in prefetch(load, self.dataset.samples):
             if isinstance(loaded, ImageError):
-                raise SsrError(f"validation stopped at {sample.image_id}: {loaded.message}", loaded.hint)
+                raise SsrError(f"validation stopped at {sample.image_id}: {loaded.message}", HINT)
             photo, target = loaded
             found = winners(predictor.logits([photo])[0].half().cpu().numpy(), photo.size)  # (H, W)
             try:
                 total += confusion_counts(found, target, len(names))
             except ValueError as error:
-                raise SsrError(f"validation stopped at {sample.image_id}: {error}", "check its ground truth") from error
+                raise SsrError(f"validation stopped at {sample.image_id}: {error}", HINT) from error
         return metrics_from_counts(total, names).miou

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import SsrError
 from pipelines.stores.files import atomic_path
 
-Line = dict[str, float]
+Line = dict[str, Any]
 
 
 class Curves:
@@ -67,5 +68,9 @@ def _parsed(text: str) -> Line | None:
         line = json.loads(text)
     except ValueError:
         return None
-    sound = isinstance(line, dict) and "iteration" in line and all(isinstance(value, int | float) for value in line.values())
+    sound = (
+        isinstance(line, dict)
+        and "iteration" in line
+        and all(isinstance(value, int | float) for key, value in line.items() if key != "val_split")
+    )
     return line if sound else None

@@ -7,10 +7,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+Item = TypeVar("Item")
 
 PATIENCE = timedelta(days=7)
 """The first process may be busy with photos for long before the others have anything to do."""
@@ -46,6 +49,14 @@ class Processes:
         if self.count > 1:
             dist.all_reduce(values)
         return values
+
+    def gather(self, items: list[Item]) -> list[Item]:
+        """The items of all processes, the first one's first."""
+        if self.count == 1:
+            return items
+        found: list[list[Item]] = [[] for _ in range(self.count)]
+        dist.all_gather_object(found, items)
+        return [item for own in found for item in own]
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Give every process the first one's values."""

@@ -97,7 +97,8 @@ class SegmentationTrainer:
         groups = [{"params": list(decoder.parameters()), "lr": options.learning_rate}]
         if alignment is not None:
             trained = [parameter for parameter in alignment.heads.parameters() if parameter.requires_grad]
-            groups.append({"params": trained, "lr": options.heads_learning_rate})
+            decay = alignment.options.weight_decay
+            groups.append({"params": trained, "lr": options.heads_learning_rate, "weight_decay": decay})
         self.optimiser = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
         self._rates = [float(group["lr"]) for group in self.optimiser.param_groups]
         self.iteration = 0

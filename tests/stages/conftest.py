@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from pipelines.stages.workspace import Workspace
 
 if TYPE_CHECKING:
     from pipelines.stages.counts import Counts
-    from pipelines.stages.train_inputs import TrainSections
+    from pipelines.stages.online_labels import OnlineLabels
+    from pipelines.stages.train_inputs import TrainInputs, TrainSections
 
 
 @pytest.fixture(scope="session")
@@ -126,3 +128,25 @@ def new(with_heads: Path, workspace_in: Callable[..., Workspace], tmp_path: Path
         return workspace_in(tmp_path / name, **options)
 
     return make
+
+
+@pytest.fixture
+def online() -> Iterator[Callable[..., tuple[TrainInputs, OnlineLabels]]]:
+    """Make what labels crops, from a workspace, (cams, refine) and changes to [train]; by default whole photos of 80 x 80."""
+    import torch
+
+    from pipelines.options.align import AlignOptions
+    from pipelines.options.train import TrainOptions
+    from pipelines.stages.train_inputs import TrainInputs, TrainSections
+    from pipelines.training.processes import Processes
+
+    plain = {"crop": 80, "batch": 9, "min_scale": 1, "max_scale": 1, "flip": False, "par_iterations": 0, "hidden": 8}
+    with ExitStack() as stack:
+
+        def make(workspace: Workspace, options: tuple[Any, Any], **train: Any) -> tuple[TrainInputs, OnlineLabels]:
+            sections = TrainSections(TrainOptions(**{**plain, "decoder_heads": 2, **train}), AlignOptions(), *options)
+            inputs = TrainInputs(workspace, sections.checked(workspace), torch.device("cpu"), Processes(), stack)
+            assert inputs.labels is not None
+            return inputs, inputs.labels
+
+        yield make

@@ -157,7 +157,7 @@ def test_validation_scores_as_eval_scores_what_predict_makes(new, workspace_in, 
         output = workspace.work / f"label maps {number}"
         predict.run(val, PredictOptions(model=path, output=output, **ONCE))
         report = evaluate.run(val, str(output), EvalOptions(pictures=False), 1.0)[0].report
-        assert report.miou == pytest.approx(score, abs=1e-3)  # logits travel in half precision there
+        assert report.miou == pytest.approx(score, abs=1e-9)
     assert read_segmenter(workspace.work / "train/best.safetensors", resolve_clip_of(workspace)).iteration == bests[-1]
 
 
@@ -187,7 +187,7 @@ def test_validation_is_that_of_a_slow_twin(new, models, tiny_voc, run_train):
         with Image.open(tiny_voc.root / f"SegmentationClass/{image_id}.png") as mask:
             total += confusion_counts(found.numpy().astype(np.uint8), np.asarray(mask), 21)
     names = ["background", *workspace.dataset.classes.names]
-    assert score == pytest.approx(metrics_from_counts(total, names).miou, abs=1e-4)
+    assert score == pytest.approx(metrics_from_counts(total, names).miou, abs=2e-3)  # logits in half precision
 
 
 def test_validation_does_not_disturb_the_training(new, run_train):
