@@ -162,11 +162,11 @@ class _Training:
             return
         miou = self.validation.miou(self._segmenter())
         best = miou > max((float(line["val_miou"]) for line in before), default=-1.0)
+        if best:  # before its score is known: a training killed in between scores it again
+            self._write_model(self.folder / "best.safetensors")
         self.curves.write({"iteration": iteration, "val_miou": miou, "val_split": str(split)})
         self._write_curves()
         self.progress.status(f"mIoU {100 * miou:.2f} on {split} (one scale, no CRF){', best so far' * best}")
-        if best:
-            self._write_model(self.folder / "best.safetensors")
 
     def _save(self, manifest: Manifest | None) -> None:
         if manifest is None:

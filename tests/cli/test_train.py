@@ -50,7 +50,7 @@ def error_line(err: str) -> str:
 def test_every_output_is_there(way, tiny_voc):
     work, _ = way
     assert json.loads((work / "model.json").read_text())["complete"] is True
-    assert {path.name for path in (work / "train").iterdir()} == {
+    assert {path.name for path in (work / "train").iterdir() if path.name != ".lock"} == {
         "state.safetensors", "best.safetensors", "curves.jsonl", "curves.png"
     }  # fmt: skip
     assert {path.stem for path in (work / "predictions/val").glob("*.png")} == {"e_pair", "f_car"}
@@ -62,7 +62,7 @@ def test_what_it_says(way):
     assert re.search(r"^train: 4 steps$", told, re.MULTILINE)
     assert re.search(r"^train: 4/4 in [\d.]+ s, [\d.]+ steps/s$", told, re.MULTILINE)
     assert re.search(r"^train 2: mIoU [\d.]+ on val \(one scale, no CRF\), best so far$", told, re.MULTILINE)
-    assert re.search(r"loss [\d.]+, affinity 0.000, learning rate [\d.e-]+$", told, re.MULTILINE)
+    assert re.search(r"^train 4: loss [\d.]+, learning rate [\d.e-]+$", told, re.MULTILINE)
     assert re.search(r"\d+ s per 1,000 steps, [\d.]+ GiB", told)
     assert f"next: ssr predict --work {work}\n" in said["train"].out
     assert "nan" not in told

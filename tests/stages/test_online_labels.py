@@ -73,7 +73,7 @@ CASES: dict[str, tuple[tuple[CamsOptions, RefineOptions], bool]] = {
     "clip-es, box mask": (options_of("clip-es"), False),
     "weclip": (options_of("weclip"), False),
     "ssr, clusters": (options_of("ssr"), False),
-    "ssr, few clusters": (options_of("ssr", clusters=3), False),
+    "ssr, few clusters": (options_of("ssr", clusters=5, mask_threshold=0.4), False),
     "gate": (options_of("ssr", superpixel_mask="gate", mask_threshold=0.35, mask_every_step=False), False),
     "colour": (options_of("ssr", superpixel_mask="colour", clusters=4), False),
     "token and box, confidence": (

@@ -94,14 +94,14 @@ def test_outputs(trained, models, name):
     for key, tensor in found.decoder.state_dict().items():
         assert torch.equal(tensor, state[f"decoder.{key}"])
     assert any(key.startswith("heads.") for key in state) == (name == "joint")
-    (line,) = lines(work)
-    assert set(line) == {"iteration", "segmentation", "affinity", "prototype", "learning_rate"}
-    assert line["iteration"] == 6
-    assert line["segmentation"] > 0
-    assert (line["affinity"] > 0, line["prototype"] > 0) == (name == "weclip", name == "joint")
+    assert [line["iteration"] for line in lines(work)] == [2, 4, 6]
+    for line in lines(work):
+        assert set(line) == {"iteration", "segmentation", "affinity", "prototype", "learning_rate"}
+        assert line["segmentation"] > 0
+        assert (line["affinity"] > 0, line["prototype"] > 0) == (name == "weclip", name == "joint")
     with Image.open(work / "train/curves.png") as picture:
         assert picture.size[0] > 300
-    assert {path.name for path in (work / "train").iterdir()} == {
+    assert {path.name for path in (work / "train").iterdir() if path.name != ".lock"} == {
         "state.safetensors", "curves.jsonl", "curves.png", *(["cmpa.safetensors"] if name == "joint" else [])
     }  # fmt: skip
     assert not list(work.rglob("*.tmp"))
@@ -210,14 +210,23 @@ def test_what_labels_are_made_of_is_no_less_a_setting(again, workspace_in, run_t
         run_train(workspace, "ssr")
 
 
-@pytest.mark.parametrize(
-    "changed", [{"save_every": 3}, {"val_split": "val"}, {"validate_every": 2}, {"resume": "auto"}], ids=lambda c: next(iter(c))
-)
+@pytest.mark.parametrize("changed", [{"save_every": 3}, {"validate_every": 2}, {"resume": "auto"}], ids=lambda c: next(iter(c)))
 def test_options_that_change_no_weight_may_change(again, steps, changed, run_train):
     workspace = again()
     before = contents(workspace.work)
     run_train(workspace, **changed)
     assert contents(workspace.work) == before
+    assert steps == []
+
+
+def test_a_trained_model_may_be_validated_later(again, steps, run_train):
+    """Once on each split; the best is that of the split asked for."""
+    workspace = again()
+    before = contents(workspace.work)
+    for split in ("val", "val", "train"):
+        run_train(workspace, val_split=split)
+        assert contents(workspace.work) == before | {"train/best.safetensors": before["model.safetensors"]}
+    assert [line["val_split"] for line in lines(workspace.work) if "val_miou" in line] == ["val", "train"]
     assert steps == []
 
 
@@ -327,6 +336,34 @@ def test_state_of_another_training_is_not_taken_over(again, trained, steps, run_
     steps.clear()
     run_train(replace(workspace, force=False), seed=1)
     assert steps == list(range(6))
+
+
+def test_two_trainings_in_one_folder(new, monkeypatch, run_train):
+    """A second one would take the first one's temporary files for leftovers."""
+    step, workspace = SegmentationTrainer.step, new()
+
+    def meanwhile(trainer: SegmentationTrainer, parts: Any) -> Any:
+        monkeypatch.setattr(SegmentationTrainer, "step", step)
+        with pytest.raises(SsrError, match=r"another process is training in .*--work"):
+            run_train(workspace)
+        return step(trainer, parts)
+
+    monkeypatch.setattr(SegmentationTrainer, "step", meanwhile)
+    assert run_train(workspace).done == 6
+
+
+def test_a_loss_that_is_no_number_stops_before_it_is_saved(new, monkeypatch, run_train, steps):
+    step, workspace = SegmentationTrainer.step, new()
+
+    def spoilt(trainer: SegmentationTrainer, parts: Any) -> Any:
+        losses = step(trainer, parts)
+        return replace(losses, affinity=float("nan")) if trainer.iteration == 4 else losses
+
+    monkeypatch.setattr(SegmentationTrainer, "step", spoilt)
+    with pytest.raises(SsrError, match=r"the loss of step 4 is not a number .*--learning-rate"):
+        run_train(workspace)
+    assert int(load_file(workspace.work / "train/state.safetensors")["iteration"]) == 2
+    assert [line["iteration"] for line in lines(workspace.work)] == [2]
 
 
 # learning

@@ -81,12 +81,12 @@ for run in json.loads(sys.stdin.read()):
     }), flush=True)
 """
 OUTPUTS = ("model.safetensors", "train/state.safetensors", "train/best.safetensors", "train/curves.jsonl")
-# Renames of a new training in their order: memory, manifest; at step 4 best, curves, model, state; at 8 and at 10 the same
-# without best; manifest. The n-th moment is before (odd) or after (even) a rename.
+# Renames of a new training in their order: memory, manifest; at steps 4, 8 and 10 curves, model, state, manifest; at the end
+# best, curves, manifest. The n-th moment is before (odd) or after (even) a rename.
 RUNS: dict[str, list[tuple[dict[str, int], list[str]]]] = {
     # work directory: (moment of death, flags) of each of its runs
     "calm": [({}, [])],
-    "saves": [({"file": moment}, []) for moment in (4, 6, 9, 10, 13, 5, 8)] + [({}, [])],
+    "saves": [({"file": moment}, []) for moment in (4, 4, 7, 8, 15, 5, 8, 4, 6)] + [({}, [])],
     "steps": [({"step": step}, []) for step in (1, 6, 3)] + [({}, [])],
     "trained anew": [({}, []), ({"step": 7}, ["--force"]), ({}, [])],
 }
@@ -99,7 +99,6 @@ crop = 32
 batch = 3
 iterations = {STEPS}
 save_every = 4
-validate_every = 4
 val_split = "val"
 warmup = 2
 hidden = 8
@@ -152,7 +151,7 @@ def test_kills_fell_between_the_files_of_a_save(runs):
     last = [run["log"][-1] for run in runs[1]["saves"][:-1]]
     assert all(kind == "file" for kind, _ in last)
     names = [name.split(".")[1] for _, name in last]
-    assert names == ["model", "curves", "state", "state", "state", "model", "state"]
+    assert names == ["model", "curves", "state", "state", "state", "model", "state", "best", "curves"]
 
 
 @pytest.mark.parametrize("work", [work for work in RUNS if work != "calm"])
@@ -180,7 +179,8 @@ def test_manifest_is_that_of_an_undisturbed_run(runs, work):
 def test_no_step_is_taken_twice_but_those_since_the_last_save(runs):
     """Saved at 4, 8 and 10."""
     taken = {work: [steps(run) for run in runs[1][work]] for work in ("saves", "steps")}
-    assert taken["saves"] == [[], [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3], list(range(4, 10)), [8, 9], [8, 9], []]
+    begin, end = [0, 1, 2, 3], [8, 9]
+    assert taken["saves"] == [[], begin, begin, begin, list(range(4, 10)), end, end, [], [], []]
     assert taken["steps"] == [[0], [0, 1, 2, 3, 4, 5], [4, 5, 6], list(range(4, 10))]
 
 

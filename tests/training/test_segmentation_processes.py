@@ -93,6 +93,8 @@ def train(rank, runs):
     with joined_processes(torch.device("cpu")) as (processes, device):
         ones = torch.full((2,), 1.0 + rank)
         assert processes.sum(ones) is ones and ones.tolist() == [3, 3]
+        assert processes.gather([("bad", rank)] * rank) == [("bad", 1)]
+        assert processes.gather([rank]) == [0, 1]
         for name, run in runs.items():
             save_file(trained(run, processes), f"{name}-{rank}.safetensors")
             save_file(trained(run, processes, stop=2), f"{name}-{rank}-stopped.safetensors")
