@@ -68,14 +68,14 @@ class OnlineLabels:
             scores = pixel_adaptive_refinement(_resized(images, side), scores, options.par_dilations, options.par_iterations)
             scores = _resized(scores, valid.shape[-1])  # (B, K + 1, S, S)
         found = online_label_map(scores, classes, self.refine.min_confidence).masked_fill(~valid, IGNORE_INDEX)
-        return Targets(found, self._samples(encoded, cams, classes) if options.train_heads else None)
+        return Targets(found, self._samples(encoded, cams, classes, self.valid_tokens(crops)) if options.train_heads else None)
 
-    def _samples(self, encoded: Encoded, cams: Tensor, classes: Tensor) -> Batch:
+    def _samples(self, encoded: Encoded, cams: Tensor, classes: Tensor, valid: Tensor) -> Batch:
         if encoded.clip is None or self.maker.heads is None:
             raise ValueError("L_proto needs CLIP's tokens and alignment heads")
         features = self.maker.heads.alignment.features
         tokens = head_features(encoded.clip.tokens_cls, self.maker.encoder.last_block, features)  # (B, N, E)
-        return Batch(tokens, cams, classes, torch.zeros_like(classes))
+        return Batch(tokens, cams, classes, torch.zeros_like(classes), valid)
 
     @torch.no_grad()
     def refined(self, crops: Sequence[Crop], encoded: Encoded, decoder_affinity: Tensor | None = None) -> Tensor:

@@ -22,12 +22,14 @@ class Batch:
         cams: ``(B, K, T)`` in [0, 1]; zero in slots that no class fills.
         classes: ``(B, K)`` int64; -1 in slots that no class fills.
         image_clusters: ``(B, K)`` int64, each sample's image prototype if k-means made them.
+        valid: ``(B, T)`` bool: patches of the photo; padding is no background. None: all are.
     """
 
     tokens: Tensor
     cams: Tensor
     classes: Tensor
     image_clusters: Tensor
+    valid: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def alignment_loss(
         loss = loss + options.separation * prototype_contrast(words[:class_count], rows, words[:class_count], temperature)
     # photos without classes have no row to take the highest of: one of zeros
     outside = (1 - F.pad(batch.cams, (0, 0, 0, 1)).amax(dim=1)).clamp_min(0)  # (B, T)
+    outside = outside if batch.valid is None else outside * batch.valid
     if options.background:
         pooled = weighted_pool(projected, outside.unsqueeze(1))[:, 0]  # (B, E)
         loss = loss + options.background * background_preference(pooled, words, class_count, temperature)

@@ -64,7 +64,7 @@ def alignment(trained: bool = False, features: str = "output", photos: int = 50,
         for head in (heads.isa, heads.tsa):
             torch.nn.init.normal_(head.layers[3].weight, std=0.5)
             head.layers[1].running_mean.normal_()
-    return Alignment(heads.requires_grad_(False), features, torch.full((20,), photos), torch.zeros(20, 32))
+    return Alignment(heads.requires_grad_(False), features, torch.full((20,), photos), torch.ones(20), torch.zeros(20, 32))
 
 
 def maker(clip: Clip, options: CamsOptions, made: Alignment | None = None) -> CamMaker:
@@ -151,6 +151,18 @@ def test_a_class_without_photos_gives_the_plain_cam_of_its_class_alone(clip, rea
         expected = min_max((share * aligned[index] + (1 - share) * plain[index]).flatten()).view_as(plain[index])
         torch.testing.assert_close(found[index], expected, atol=1e-5, rtol=0)
         assert (found[index] - plain[index]).abs().max() > 0.01
+
+
+def test_a_class_that_the_heads_cannot_find_keeps_the_plain_cam(clip):
+    made = alignment(photos=30)
+    found = torch.tensor([0.89, 0.91] * 10)
+    readout = AlignedReadout(
+        dataclasses.replace(made, average_precision=found),
+        clip.text,
+        changed(PLAIN, few_photos=10.0, min_average_precision=0.9),
+        CPU,
+    )
+    assert readout.trust.tolist() == pytest.approx([0, 0.75] * 10)
 
 
 def test_few_photos_zero_is_exactly_the_aligned_cam(clip):
@@ -325,9 +337,10 @@ def test_another_class_list(clip, written, names):
     assert "ssr align" in said
 
 
-@pytest.mark.parametrize("part", ["classes", "background"])
+@pytest.mark.parametrize("part", [0, 1])
 def test_another_text_bank(clip, written, part):
-    other = dataclasses.replace(clip.text, **{part: getattr(clip.text, part).flip(0).contiguous()})
+    sources = tuple("other" if index == part else source for index, source in enumerate(clip.text.sources))
+    other = dataclasses.replace(clip.text, sources=sources)
     assert "other class or background embeddings" in refused(clip, written, text=other)
 
 

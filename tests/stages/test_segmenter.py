@@ -148,7 +148,7 @@ def of_clip(path: Path, folder: Path) -> None:
 
 
 def of_heads(path: Path, folder: Path) -> None:
-    rewritten(path, lambda note: note.update(format="ssr alignment heads 1"))
+    rewritten(path, lambda note: note.update(format="ssr alignment heads 2"))
 
 
 def of_tomorrow(path: Path, folder: Path) -> None:

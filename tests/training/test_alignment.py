@@ -309,3 +309,26 @@ def test_steps_and_nothing_else_move_batch_norm(make):
     for _ in trainer.steps():
         trainer.quality()
     assert [int(head.layers[1].num_batches_tracked) for head in (trainer.heads.isa, trainer.heads.tsa)] == [8, 8]
+
+
+def test_average_precision_ranks_photos_by_their_best_patches(make: Callable[..., AlignmentTrainer]) -> None:
+    trainer = make(photos(noise=1.0))
+    words, best = trainer.words(), 1  # two percent of six patches
+    expected = []
+    for index in range(CLASSES):
+        scores, present = [], []
+        for photo, labels in enumerate(LABELS):
+            patches = trainer.heads.isa(torch.from_numpy(trainer.data.tokens[photo].astype(np.float32)))
+            shares = (F.normalize(patches, dim=1) @ words.T / trainer.heads.temperature).softmax(dim=1)[:, index]
+            scores.append(shares.sort(descending=True).values[:best].mean().item())
+            present.append(index in labels)
+        hits, precision = 0, []
+        for rank, photo in enumerate(sorted(range(len(LABELS)), key=lambda photo: -scores[photo]), start=1):
+            if present[photo]:
+                hits += 1
+                precision.append(hits / rank)
+        expected.append(sum(precision) / len(precision) if precision else 0.0)
+    found = trainer.average_precision()
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    assert found[3] == 0, "a class without photos is not found"
+    assert 0 < min(found[:3]) < 1

@@ -196,3 +196,23 @@ def test_noise_moves_the_embeddings_of_samples_and_nothing_else(heads, batch):
     torch.testing.assert_close(found, mean(distances))
     still = alignment_loss(heads, batch, text(), CLASSES, prototypes("class"), options, torch.zeros_like(noise))
     torch.testing.assert_close(still, alignment_loss(heads, batch, text(), CLASSES, prototypes("class"), options))
+
+
+def test_padding_is_neither_class_nor_background():
+    torch.manual_seed(0)
+    heads = AlignmentHeads(8, 8, True, 0.05, learn_temperature=False).eval()
+    text = torch.nn.functional.normalize(torch.randn(5, 8), dim=1)
+    tokens, cams = torch.randn(2, 6, 8), torch.rand(2, 1, 6)
+    cams[:, :, 4:] = 0
+    classes, clusters = torch.tensor([[0], [1]]), torch.zeros(2, 1, dtype=torch.int64)
+    valid = torch.arange(6).expand(2, -1) < 4
+    prototypes = Prototypes(text[:3])
+
+    def loss(tokens: torch.Tensor, valid: torch.Tensor | None) -> float:
+        batch = Batch(tokens, cams, classes, clusters, valid)
+        return float(alignment_loss(heads, batch, text, 3, prototypes, AlignOptions()))
+
+    other = tokens.clone()
+    other[:, 4:] = torch.randn(2, 2, 8)
+    assert loss(tokens, valid) == pytest.approx(loss(other, valid))
+    assert loss(tokens, None) != pytest.approx(loss(other, None))
