@@ -27,13 +27,13 @@ def test_split_is_predicted_and_scored_as_the_last_line_says(work, ssr, tmp_path
     ran = ssr("predict", "--split", "val", "--work", work)
     folder = work / "predictions/val"
     assert f"2 label maps in {folder}\n" in ran.out
-    assert f"next: ssr eval {folder} --split val --work {work}\n" in ran.out
+    assert f"next: ssr eval predictions --split val --work {work}\n" in ran.out
     assert "predict: 2 images" in ran.err
     assert (work / "work.json").read_bytes() == memory
-    said = ssr("eval", folder, "--split", "val", "--work", work, "--no-pictures").out
+    said = ssr("eval", "predictions", "--split", "val", "--work", work, "--no-pictures").out
     assert "supervision" not in said
     assert "CRF off" in said
-    report = json.loads((work / "eval/val/report.json").read_text())
+    report = json.loads((work / "eval/predictions-val/report.json").read_text())
     assert (report["images"], report["split"], report["crf"]) == (2, "val", False)
     digest = json.loads((work / "predictions/val.json").read_text())["options_digest"]
     assert report["options_digest"] == digest
@@ -154,5 +154,5 @@ def test_upper_bound_is_called_so_wherever_it_is_scored(work, ssr, write_model):
     said = ssr("eval", work / "predictions/val", "--split", "val", "--work", work).out
     assert said.count("ground-truth masks (upper bound)") == 2  # caption and rules
     assert "supervision: ground-truth masks (upper bound)" in said
-    report = json.loads((work / "eval/val/report.json").read_text())
+    report = json.loads((work / "eval/predictions-val/report.json").read_text())
     assert report["rules"]["supervision"] == "ground-truth masks (upper bound)"

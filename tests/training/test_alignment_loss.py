@@ -210,7 +210,7 @@ def test_padding_is_neither_class_nor_background():
 
     def loss(tokens: torch.Tensor, valid: torch.Tensor | None) -> float:
         batch = Batch(tokens, cams, classes, clusters, valid)
-        return float(alignment_loss(heads, batch, text, 3, prototypes, AlignOptions()))
+        return alignment_loss(heads, batch, text, 3, prototypes, AlignOptions()).item()
 
     other = tokens.clone()
     other[:, 4:] = torch.randn(2, 2, 8)
