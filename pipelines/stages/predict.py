@@ -28,7 +28,7 @@ from pipelines.stages.cams import Photo, shapes
 from pipelines.stages.counts import Counts
 from pipelines.stages.label_maps import make_label_map
 from pipelines.stages.masks import CRF_KEYS, MaskJob, MaskMakers, remove_masks
-from pipelines.stages.segmenter import Segmenter, read_segmenter
+from pipelines.stages.segmenter import UPPER_BOUND, Segmenter, read_segmenter
 from pipelines.stages.workspace import Workspace
 from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
 from pipelines.stores.files import remove_leftovers
@@ -136,7 +136,7 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
     encoder = ClipEncoder(build_clip(weights), device, resolve_dtype(workspace.run.precision, device))
     predictor = Predictor(encoder, segmenter, options)
     if segmenter.fully_supervised:
-        progress.note("the model was trained on ground-truth masks: an upper bound, not a weakly supervised result")
+        progress.note(f"the model was {UPPER_BOUND}")
     counts = Counts()
 
     def made(image_id: str, error: ImageError | None) -> None:

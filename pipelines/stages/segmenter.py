@@ -16,6 +16,7 @@ from pipelines.stores.manifest import differences
 from pipelines.training.checkpoint import read_checkpoint, write_checkpoint
 
 FORMAT = "ssr segmentation decoder 1"
+UPPER_BOUND = "trained on ground-truth masks: an upper bound, not a weakly supervised result"
 _SIZES = ("blocks", "width", "classes", "hidden", "layers", "heads")
 
 

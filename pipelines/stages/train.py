@@ -20,7 +20,7 @@ from pipelines.execution.progress import Progress, Silent
 from pipelines.figures.curves import curves_figure
 from pipelines.stages.aligned_readout import identity, write_alignment
 from pipelines.stages.counts import Counts
-from pipelines.stages.segmenter import Segmenter, write_segmenter
+from pipelines.stages.segmenter import UPPER_BOUND, Segmenter, write_segmenter
 from pipelines.stages.train_inputs import TrainInputs, TrainSections
 from pipelines.stages.validation import Validation
 from pipelines.stages.workspace import Workspace
@@ -34,8 +34,6 @@ from pipelines.training.segmentation import SegmentationTrainer, StepLosses
 STAGE = "train"
 LOG_EVERY = 10
 """Steps that one line of the curves stands for."""
-
-UPPER_BOUND = "trained on ground-truth masks: an upper bound, not a weakly supervised result"
 
 
 def run(workspace: Workspace, sections: TrainSections, progress: Progress | None = None) -> Counts:

@@ -154,14 +154,8 @@ def test_a_class_without_photos_gives_the_plain_cam_of_its_class_alone(clip, rea
 
 
 def test_a_class_that_the_heads_cannot_find_keeps_the_plain_cam(clip):
-    made = alignment(photos=30)
-    found = torch.tensor([0.89, 0.91] * 10)
-    readout = AlignedReadout(
-        dataclasses.replace(made, average_precision=found),
-        clip.text,
-        changed(PLAIN, few_photos=10.0, min_average_precision=0.9),
-        CPU,
-    )
+    made = replace(alignment(photos=30), average_precision=torch.tensor([0.89, 0.91] * 10))
+    readout = AlignedReadout(made, clip.text, changed(PLAIN, few_photos=10.0, min_average_precision=0.9), CPU)
     assert readout.trust.tolist() == pytest.approx([0, 0.75] * 10)
 
 
