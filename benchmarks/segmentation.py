@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, 
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
 from pipelines.options.train import PredictOptions, TrainOptions
 from pipelines.stages import superpixels
+from pipelines.stages.cams import CamMaker
 from pipelines.stages.encoder_pair import Encoded, EncoderPair
 from pipelines.stages.label_maps import make_label_map
 from pipelines.stages.masks import MaskJob
@@ -83,6 +85,25 @@ class Remembering(ClipEncoder):
         return dataclasses.replace(found, block_tokens=found.block_tokens[:token_blocks])
 
 
+class SharedGradcam:
+    """GradCAM of a batch, made once for all rows: it depends on CLIP and the labels alone."""
+
+    def __init__(self) -> None:
+        self._tokens, self._maps = torch.empty(0), torch.empty(0)
+
+    def of(self, maker: CamMaker) -> CamMaker:
+        """The same maker, which asks here first."""
+        make = maker.gradcam
+
+        def gradcam(tokens: ClipTokens, labels: Sequence[tuple[int, ...]]) -> torch.Tensor:
+            if tokens.tokens_cls is not self._tokens:
+                self._tokens, self._maps = tokens.tokens_cls, make(tokens, labels)
+            return self._maps
+
+        maker.gradcam = gradcam  # type: ignore[method-assign]
+        return maker
+
+
 @dataclasses.dataclass
 class Row:
     """One training."""
@@ -127,6 +148,10 @@ def main() -> None:
     changes = {"iterations": arguments.iterations, "learning_rate": arguments.learning_rate}
     with ExitStack() as stack:
         rows = {name: _row(name, base, heads, changes, stack) for name in arguments.rows}
+        shared = SharedGradcam()
+        for row in rows.values():
+            if row.inputs.labels is not None:
+                shared.of(row.inputs.labels.maker)
         train(rows, arguments.iterations)
     for name, row in rows.items():
         write_segmenter(arguments.work / _folder(name) / "model.safetensors", _segmenter(row), row.inputs.weights)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from pipelines.errors import UsageError
 from pipelines.options.align import AlignOptions
+from pipelines.options.retrain import RetrainOptions
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, Options, RunOptions
 from pipelines.options.stages import (
     CamsOptions,
@@ -35,6 +36,7 @@ SECTIONS: dict[str, type[Options]] = {
     "cams": CamsOptions,
     "refine": RefineOptions,
     "train": TrainOptions,
+    "retrain": RetrainOptions,
     "predict": PredictOptions,
     "eval": EvalOptions,
     "show": ShowOptions,
@@ -52,7 +54,7 @@ def flag_of(section: str, key: str) -> str:
     return str(named) if named else "--" + key.replace("_", "-")
 
 
-FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".txt", ".json"}
+FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".txt", ".json", ".py"}
 """What makes a model, its weights or a split a file rather than a name."""
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "5  A segmentation model from pseudo-masks made on line -> model.safetensors",
     "predict": "6  Label maps of any photos from the trained model -> predictions/*.png",
     "eval": "7  Score CAMs, masks or any folder of PNGs against ground truth.",
+    "retrain": "A standard segmentation network on mmsegmentation, from the pseudo-masks.",
     "ladder": "The same refinement, one part more at a time: what does each bring?",
     "show": "Pictures: panels, a contact sheet, one HTML page.",
     "report": "Scores, ladder and pictures on one HTML page.",

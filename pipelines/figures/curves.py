@@ -11,6 +11,10 @@ from matplotlib.figure import Figure
 from pipelines.evaluation.figures import save_figure
 
 
+LOSSES = {"segmentation": "cross-entropy", "auxiliary": "auxiliary head", "affinity": "affinity loss"}
+"""Key of a line -> what it is called."""
+
+
 def curves_figure(lines: Sequence[dict[str, Any]], path: Path) -> None:
     """Losses, and validation scores beside them where there are any.
 
@@ -22,9 +26,9 @@ def curves_figure(lines: Sequence[dict[str, Any]], path: Path) -> None:
     scores = [line for line in lines if "val_miou" in line]
     figure = Figure(figsize=(10 if scores else 6, 3.5), layout="constrained")
     left, *right = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
-    for key, label in (("segmentation", "cross-entropy"), ("affinity", "affinity loss")):
-        if any(line[key] for line in steps):
-            left.plot([line["iteration"] for line in steps], [line[key] for line in steps], label=label)
+    for key, label in LOSSES.items():
+        if any(line.get(key) for line in steps):
+            left.plot([line["iteration"] for line in steps], [line.get(key) for line in steps], label=label)
     left.set(xlabel="step", ylabel="loss", ylim=(0, None))
     if left.lines:
         left.legend(frameon=False)

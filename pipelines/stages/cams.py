@@ -167,14 +167,15 @@ class CamMaker:
     def _plain(self, tokens: ClipTokens, labels: Sequence[tuple[int, ...]], memberships: Sequence[Tensor | None]) -> Tensor:
         options = self.options
         if options.readout == "gradcam":
-            return min_max(self._gradcam(tokens, labels))  # (T, N)
+            return min_max(self.gradcam(tokens, labels))  # (T, N)
         maps = min_max(self._dense(tokens, labels, memberships))  # (T, N)
         if options.readout == "mix":
-            gradcam = min_max(self._gradcam(tokens, labels))  # (T, N)
+            gradcam = min_max(self.gradcam(tokens, labels))  # (T, N)
             maps = min_max(options.dense_weight * maps + (1 - options.dense_weight) * gradcam)
         return maps
 
-    def _gradcam(self, tokens: ClipTokens, labels: Sequence[tuple[int, ...]]) -> Tensor:
+    def gradcam(self, tokens: ClipTokens, labels: Sequence[tuple[int, ...]]) -> Tensor:
+        """GradCAM of all (image, class) pairs, ``(T, N)``, not yet scaled; see `read_out`."""
         present, targets = softmax_entries(labels, self.classes, len(self.text), tokens.tokens_cls.device)
         return softmax_gradcam(tokens.tokens_cls, self.encoder.last_block, self.logits, present, targets)
 

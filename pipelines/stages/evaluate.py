@@ -33,6 +33,9 @@ STAGE = "eval"
 ORACLE_POWERS = tuple(float(p) for p in range(1, 11))
 """Exponents that ``--oracle`` tries, those of CLIP-ES."""
 
+PREDICTED = ("predictions", "retrained")
+"""Folders of a work directory with a folder of label maps for each split."""
+
 Predict = Callable[[Sample, tuple[int, int]], dict[float | None, NDArray[np.uint8]]]
 """Image and ``(H, W)`` of its ground truth -> label maps, by background power."""
 
@@ -61,7 +64,7 @@ def run(
 
     Args:
         workspace: Names the images and where their ground truth is.
-        what: ``cams``, ``refined``, ``masks``, ``predictions`` (of this split), or a folder of PNGs named after the image ids.
+        what: ``cams``, ``refined``, ``masks``, ``predictions`` or ``retrained`` (of this split), or a folder of PNGs named after the image ids.
         options: What to score with.
         background_power: Exponent p of the background score for ``cams`` and ``refined``.
         progress: Told about each image.
@@ -75,8 +78,8 @@ def run(
         TooManyFailures: More images than allowed lack a prediction or ground truth.
     """
     progress = progress or Silent()
-    if what == "predictions":
-        what = str(workspace.predictions / workspace.dataset.split)
+    if what in PREDICTED:
+        what = str(workspace.work / what / workspace.dataset.split)
     samples = _selected(workspace.dataset, options)
     targets = _ground_truth(workspace.dataset, options)
     scores_cams = what in {"cams", "refined"}
@@ -165,8 +168,8 @@ def _name_of(workspace: Workspace, what: str) -> str:
     folder = Path(what).resolve()
     if what in own or folder == workspace.masks.resolve():
         return what if what in own else "masks"
-    if folder.parent == workspace.predictions.resolve():
-        return f"predictions-{folder.name}"
+    if folder.parent in {(workspace.work / name).resolve() for name in PREDICTED}:
+        return f"{folder.parent.name}-{folder.name}"
     return f"{folder.parent.name}-{folder.name}" if folder.name in own else folder.name
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from pipelines.datasets.folder import load_photos
 from pipelines.datasets.image import load_image
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.image import encoder_input, token_grid
-from pipelines.encoders.weights import Weights, build_clip, file_sha256, resolve_clip
+from pipelines.encoders.weights import build_clip, file_sha256, resolve_clip
 from pipelines.errors import ImageError, UsageError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import precision_name, resolve_batch_size, resolve_device, resolve_dtype
@@ -28,14 +28,44 @@ from pipelines.stages.cams import Photo, shapes
 from pipelines.stages.counts import Counts
 from pipelines.stages.label_maps import make_label_map
 from pipelines.stages.masks import CRF_KEYS, MaskJob, MaskMakers, remove_masks
+from pipelines.stages.retrained import FORMAT as RETRAINED
+from pipelines.stages.retrained import RetrainedPredictor, read_retrained
 from pipelines.stages.segmenter import UPPER_BOUND, Segmenter, read_segmenter
 from pipelines.stages.workspace import Workspace
 from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
 from pipelines.stores.files import remove_leftovers
 from pipelines.stores.manifest import Manifest, digest
 from pipelines.stores.mask_store import written_masks
+from pipelines.training.checkpoint import note_of
 
 STAGE = "predict"
+
+
+class MakesLogits(Protocol):
+    """What turns photos into logits; see `Predictor`."""
+
+    def load(self, sample: Sample) -> Photo:
+        """Decode and resize a photo."""
+
+    def logits(self, photos: Sequence[Photo]) -> Tensor:
+        """``(B, C + 1, h, w)`` of a batch."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model's file, opened.
+
+    Attributes:
+        classes: Foreground classes.
+        supervision: ``pseudo`` or ``masks``.
+        settings: What else changes its label maps.
+        predictor: Makes it ready to run.
+    """
+
+    classes: tuple[str, ...]
+    supervision: str
+    settings: dict[str, Any]
+    predictor: Callable[[], MakesLogits]
 
 
 class Predictor:
@@ -106,6 +136,30 @@ class Predictor:
         return logits.float()
 
 
+def open_trained(workspace: Workspace, path: Path, options: PredictOptions, device: torch.device) -> Trained:
+    """Open a model of `ssr train` or a network of `ssr retrain`.
+
+    Raises:
+        UsageError: Neither, damaged, or of another CLIP.
+        SsrError: A network of `ssr retrain` without mmsegmentation.
+    """
+    dtype = resolve_dtype(workspace.run.precision, device)
+    if note_of(path, "--model").get("format") == RETRAINED:
+        own = path.resolve() == workspace.retrained.resolve()
+        network = read_retrained(path, config_file=workspace.work / "retrain" / "config.py" if own else None)
+        return Trained(
+            network.classes, network.supervision, {}, lambda: RetrainedPredictor(network, options, device, dtype)
+        )
+    weights = resolve_clip(workspace.clip.model, workspace.clip.pretrained)
+    segmenter = read_segmenter(path, weights)
+    return Trained(
+        segmenter.classes,
+        segmenter.supervision,
+        {"clip": weights.provenance()},
+        lambda: Predictor(ClipEncoder(build_clip(weights), device, dtype), segmenter, options),
+    )
+
+
 def run(workspace: Workspace, options: PredictOptions, progress: Progress | None = None) -> Counts:
     """Make the label map of every photo that has none yet.
 
@@ -124,18 +178,16 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
     """
     progress = progress or Silent()
     device = resolve_device(workspace.run.device)
-    weights = resolve_clip(workspace.clip.model, workspace.clip.pretrained)
     path = _model(workspace, options)
-    segmenter = read_segmenter(path, weights)
+    trained = open_trained(workspace, path, options, device)
     if options.images is not None:
-        workspace = replace(workspace, photos=load_photos(options.images, segmenter.classes))
-    _check_classes(path, segmenter.classes, workspace.dataset)
+        workspace = replace(workspace, photos=load_photos(options.images, trained.classes))
+    _check_classes(path, trained.classes, workspace.dataset)
     samples, output = workspace.dataset.samples, output_folder(workspace, options)
     store = output.with_suffix(".h5")
     place = _check_output(workspace, output)
-    encoder = ClipEncoder(build_clip(weights), device, resolve_dtype(workspace.run.precision, device))
-    predictor = Predictor(encoder, segmenter, options)
-    if segmenter.fully_supervised:
+    predictor = trained.predictor()
+    if trained.supervision == "masks":
         progress.note(f"the model was {UPPER_BOUND}")
     counts = Counts()
 
@@ -161,7 +213,7 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
             writer.clear()
             remove_masks(output)
 
-        manifest = workspace.settle(output, STAGE, _settings(workspace, options, path, segmenter, weights), clear)
+        manifest = workspace.settle(output, STAGE, _settings(workspace, options, path, trained), clear)
         manifest.dataset["place"] = place
         manifest.write(output.with_suffix(".json"))
         output.mkdir(exist_ok=True)
@@ -194,19 +246,23 @@ def output_folder(workspace: Workspace, options: PredictOptions) -> Path:
     """
     if options.output is None:
         name = options.images.resolve().name if options.images else workspace.dataset.split
-        return workspace.predictions / (name.replace(".", "_") or "photos")
+        retrained = _model(workspace, options).resolve() == workspace.retrained.resolve()
+        folder = workspace.retrained.with_suffix("") if retrained else workspace.predictions
+        return folder / (name.replace(".", "_") or "photos")
     if options.output.name in {"", ".."} or options.output.suffix:
         raise UsageError(f"expected a folder name without a dot, found {str(options.output)!r}", "--output")
     return options.output
 
 
 def _model(workspace: Workspace, options: PredictOptions) -> Path:
-    """``auto``, unless there is such a file, is the work directory's own; a config file makes a path of the word."""
-    if options.model.name != "auto" or options.model.exists():
+    """``auto`` and ``retrained`` are the work directory's own, unless there is such a file; a config makes paths of them."""
+    own = {"auto": (workspace.model, "ssr train"), "retrained": (workspace.retrained, "ssr retrain")}
+    if options.model.name not in own or options.model.exists():
         return options.model
-    if not workspace.model.is_file():
-        raise UsageError(f"no model at {workspace.model}", "run `ssr train` first, or give --model FILE")
-    return workspace.model
+    path, command = own[options.model.name]
+    if not path.is_file():
+        raise UsageError(f"no model at {path}", f"run `{command}` first, or give --model FILE")
+    return path
 
 
 def _check_classes(path: Path, classes: tuple[str, ...], dataset: Dataset) -> None:
@@ -247,16 +303,14 @@ def _todo(samples: Sequence[Sample], output: Path, store: Path | None) -> list[S
     return [sample for sample in samples if sample.image_id not in there]
 
 
-def _settings(
-    workspace: Workspace, options: PredictOptions, path: Path, segmenter: Segmenter, weights: Weights
-) -> dict[str, Any]:
+def _settings(workspace: Workspace, options: PredictOptions, path: Path, trained: Trained) -> dict[str, Any]:
     """Whatever changes a label map."""
     of_crf = set(CRF_KEYS) if options.crf else set()
     return {
         **options.model_dump(mode="json", include={"scales", "flip", "long_side", "crf"} | of_crf),
         "model": file_sha256(path),
-        "supervision": segmenter.supervision,
-        "clip": weights.provenance(),
+        "supervision": trained.supervision,
+        **trained.settings,
         "precision": precision_name(workspace.run),
-        "classes": list(segmenter.classes),
+        "classes": list(trained.classes),
     }

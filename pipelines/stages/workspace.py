@@ -95,6 +95,11 @@ class Workspace:
         """Folder of folders of predicted label maps."""
         return self.work / "predictions"
 
+    @property
+    def retrained(self) -> Path:
+        """Network of `ssr retrain`; its label maps lie in the folder of the same name."""
+        return self.work / "retrained.safetensors"
+
     def remember(self) -> None:
         """Write down dataset, encoders, recipe and config; refuse a directory that belongs to another dataset.
 

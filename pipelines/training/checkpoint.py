@@ -42,17 +42,26 @@ def read_checkpoint(path: Path, flag: str) -> tuple[dict[str, Tensor], dict[str,
     Raises:
         UsageError: No such file, or not a checkpoint of this toolkit.
     """
+    note = note_of(path, flag)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is not a readable .safetensors file", flag) from error
+
+
+def note_of(path: Path, flag: str) -> dict[str, Any]:
+    """The note alone; arguments and errors as those of `read_checkpoint`."""
     if not path.is_file():
         raise UsageError(f"no checkpoint at {path}", flag)
     try:
         with safe_open(path, framework="pt") as file:
             note = json.loads((file.metadata() or {}).get("note", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise UsageError(f"{path} is not a readable .safetensors file", flag) from error
     if not isinstance(note, dict):
         raise UsageError(f"{path} was not written by ssr: it does not say what it belongs to", flag)
-    return tensors, note
+    return note
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -26,10 +26,10 @@ def command(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="[cams|refined|masks|predictions|ladder|FOLDER]",
+            metavar="[cams|refined|masks|predictions|retrained|ladder|FOLDER]",
             help="what to score",
             show_default=True,
-            autocompletion=lambda: ["cams", "refined", "masks", "predictions", "ladder"],
+            autocompletion=lambda: ["cams", "refined", "masks", "predictions", "retrained", "ladder"],
         ),
     ] = "masks",
     compare: Annotated[

@@ -27,6 +27,7 @@ def command(invocation: Invocation) -> None:
     folder = predict.output_folder(workspace, options)
     out.print(f"{counts.done + counts.skipped:,} label maps in [bold]{escape(str(folder))}[/]")
     truth = None if options.images else workspace.dataset.mask_folder
-    what = "predictions" if options.output is None else str(folder)
+    own = "retrained" if folder.parent == workspace.retrained.with_suffix("") else "predictions"
+    what = own if options.output is None else str(folder)
     scored = truth is not None and truth.is_dir()
     conclude(counts, invocation.work, f"ssr eval {what} --split {workspace.dataset_options.split}" if scored else None)

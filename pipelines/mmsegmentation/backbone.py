@@ -1,0 +1,133 @@
+"""Backbones as mmsegmentation describes them: any feature pyramid or ViT of timm, and SegFormer's own MiT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from pipelines.errors import SsrError, UsageError
+
+PUBLISHED = "https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segformer/"
+MIT: dict[str, tuple[int, list[int], str]] = {
+    # name: width of the first stage, layers of each, weights that mmsegmentation publishes
+    "mit_b0": (32, [2, 2, 2, 2], "mit_b0_20220624-7e0fe6dd.pth"),
+    "mit_b1": (64, [2, 2, 2, 2], "mit_b1_20220624-02e5a6a1.pth"),
+    "mit_b2": (64, [3, 4, 6, 3], "mit_b2_20220624-66e8bf70.pth"),
+    "mit_b3": (64, [3, 4, 18, 3], "mit_b3_20220624-13b1141c.pth"),
+    "mit_b4": (64, [3, 8, 27, 3], "mit_b4_20220624-d588d980.pth"),
+    "mit_b5": (64, [3, 6, 40, 3], "mit_b5_20220624-658746d9.pth"),
+}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone of four feature maps.
+
+    Attributes:
+        config: What mmengine builds it from.
+        channels: Of the four maps, the finest first.
+        patch: Side of a ViT's patch, pixels: its four maps have one size; None: a pyramid.
+        mean: Of RGB in [0, 1].
+        std: Of RGB in [0, 1].
+    """
+
+    config: dict[str, Any]
+    channels: tuple[int, ...]
+    patch: int | None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class TimmModel:
+    """A model of timm.
+
+    Attributes:
+        name: Registered name.
+        arguments: Over the registered ones.
+        normalisation: ``mean`` and ``std`` over the registered ones.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    normalisation: Mapping[str, Any] = field(default_factory=dict)
+
+
+def mit_backbone(name: str, weights: str) -> Backbone:
+    """SegFormer's backbone.
+
+    Args:
+        name: ``mit_b0`` to ``mit_b5``.
+        weights: ``hub``, ``none``, or a ``.pth`` of tensors, which is loaded without pickled code.
+    """
+    width, layers, file = MIT[name]
+    heads = [1, 2, 5, 8]
+    config: dict[str, Any] = {"type": "MixVisionTransformer", "embed_dims": width, "num_layers": layers, "num_heads": heads}
+    config |= {"sr_ratios": [8, 4, 2, 1], "drop_path_rate": 0.1}
+    if weights != "none":
+        config["init_cfg"] = {"type": "Pretrained", "checkpoint": PUBLISHED + file if weights == "hub" else str(_file(weights, ".pth"))}
+    return Backbone(config, tuple(width * share for share in heads), None)
+
+
+def timm_backbone(model: TimmModel, weights: str, output_stride: int | None = None) -> Backbone:
+    """A backbone of timm, as mmsegmentation's ``TIMMBackbone``.
+
+    Args:
+        model: Which.
+        weights: ``hub``, ``none``, or a ``.safetensors``.
+        output_stride: Stride of the coarsest map of a ResNet; others do not take it.
+
+    Raises:
+        UsageError: timm has no such model, it has no four feature maps, or there is no such file.
+        SsrError: timm cannot build it.
+    """
+    if not timm.is_model(model.name.split(".")[0]):
+        raise UsageError(f"timm has no model {model.name!r}", "--backbone: see timm.list_models(), or dino")
+    vit = _is_vit(model)
+    arguments = {**model.arguments, **({"dynamic_img_size": True} if vit else {})}
+    if output_stride is not None and model.name.startswith("resne"):
+        arguments["output_stride"] = output_stride
+    try:
+        maps = timm.create_model(model.name, features_only=True, pretrained=False, **arguments)
+        depth = len(maps.model.blocks) if vit else len(maps.feature_info.out_indices)
+    except (RuntimeError, TypeError, AttributeError, ValueError, AssertionError) as error:
+        raise SsrError(f"timm cannot make feature maps of {model.name}: {str(error).splitlines()[0]}", "another --backbone") from error
+    if depth < 4:
+        raise UsageError(f"{model.name} has {depth} feature maps, expected four", "another --backbone")
+    if getattr(maps, "output_fmt", "NCHW") != "NCHW":  # mmsegmentation would take its width for its height
+        raise UsageError(f"{model.name} gives its maps channels last, which mmsegmentation does not take", "another --backbone")
+    chosen = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)] if vit else list(maps.feature_info.out_indices[-4:])
+    width = maps.feature_info.channels()
+    channels = [width[-1]] * 4 if vit else width[-4:]
+    config: dict[str, Any] = {"type": "TIMMBackbone", "model_name": model.name, "features_only": True, "out_indices": chosen}
+    config |= arguments | {"pretrained": weights != "none"}
+    if weights not in {"none", "hub"}:
+        config["pretrained_cfg_overlay"] = {"file": str(_file(weights, ".safetensors"))}
+    registered = timm.get_pretrained_cfg(model.name, allow_unregistered=False)
+    patch = int(maps.model.patch_embed.patch_size[0]) if vit else None
+    mean, std = (
+        tuple(float(value) for value in model.normalisation.get(key, getattr(registered, key, standard)))
+        for key, standard in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
+    )
+    return Backbone(config, tuple(int(c) for c in channels), patch, mean, std)
+
+
+def _is_vit(model: TimmModel) -> bool:
+    from timm.models.vision_transformer import VisionTransformer
+
+    entry = timm.models.model_entrypoint(model.name.split(".")[0])
+    return entry.__module__ == VisionTransformer.__module__
+
+
+def _file(weights: str, suffix: str) -> Path:
+    path = Path(weights).expanduser()
+    if path.suffix != suffix:
+        raise UsageError(f"expected hub, none or a {suffix} of this backbone, found {weights!r}", "--backbone-weights")
+    if not path.is_file():
+        raise UsageError(f"no weights at {path}", "--backbone-weights")
+    return path.resolve()

@@ -1,0 +1,71 @@
+"""The state of a training in mmengine's form, but of tensors and plain values alone, so that reading it runs no pickled code.
+
+mmengine's own checkpoints carry objects (its message hub, numpy scalars) that ``torch.load(weights_only=True)`` refuses, and
+are written in place. Resuming needs neither: curves are ours, and the rest is numbers.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.runner import Runner
+
+from pipelines.errors import SsrError
+from pipelines.stores.files import atomic_path
+
+NO_MESSAGES: dict[str, dict[str, Any]] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
+
+
+def write_state(path: Path, runner: Runner, iteration: int, owner: str) -> None:
+    """Write everything that `Runner.resume` needs, whole or not at all.
+
+    Args:
+        path: The file.
+        runner: Behind step ``iteration``.
+        iteration: Steps taken.
+        owner: Digest of the settings that the training belongs to.
+    """
+    schedulers = runner.param_schedulers
+    state = {
+        "meta": {"epoch": 0, "iter": iteration, "seed": runner.seed, "owner": owner},
+        "state_dict": module_of(runner).state_dict(),
+        "optimizer": runner.optim_wrapper.state_dict(),
+        "param_schedulers": [_plain(scheduler.state_dict()) for scheduler in schedulers],
+        "message_hub": NO_MESSAGES,
+    }
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def read_meta(path: Path) -> dict[str, Any] | None:
+    """What a state says of itself; None if there is none.
+
+    Raises:
+        SsrError: Not a state that `write_state` wrote.
+    """
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, map_location="meta", weights_only=True)
+        meta = state["meta"]
+        if not isinstance(meta, dict) or not {"state_dict", "optimizer", "param_schedulers", "message_hub"} <= state.keys():
+            raise ValueError
+        int(meta["iter"])
+    except (OSError, RuntimeError, pickle.UnpicklingError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise SsrError(f"{path} is no state of a retraining, or damaged", "--resume never starts it over") from error
+    return meta
+
+
+def module_of(runner: Runner) -> torch.nn.Module:
+    """The network without the wrapper of several processes."""
+    model = runner.model
+    return model.module if hasattr(model, "module") else model  # type: ignore[no-any-return]
+
+
+def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers, texts and lists of them; a scheduler makes the rest of its options anew."""
+    return {key: value for key, value in state.items() if isinstance(value, int | float | str | list | tuple | type(None))}

@@ -1,0 +1,191 @@
+"""A complete, readable mmsegmentation config: data, network, schedule, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.options.retrain import RetrainOptions
+
+SCALE_RATIO = 4
+"""A photo is scaled until its shorter side is that of the crop, or its longer one this many times as much."""
+
+WIDTH = 110
+"""Characters of a line of the config."""
+
+_READ = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation", "imdecode_backend": "pillow"}
+# pillow and no EXIF rotation: masks belong to the pixels as they are stored
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """Photos and label maps of one split, as mmsegmentation finds them: a folder each, a list of names, a suffix each.
+
+    Attributes:
+        names: Text file, one name a line.
+        images: Folder of the photos.
+        masks: Folder of the label maps.
+        image_suffix: With its dot.
+    """
+
+    names: Path
+    images: Path
+    masks: Path
+    image_suffix: str = ".jpg"
+
+
+def test_scale(crop: int) -> tuple[int, int]:
+    """Largest (long side, short side) that a photo is scaled to."""
+    return SCALE_RATIO * crop, crop
+
+
+def config(
+    model: dict[str, Any],
+    options: RetrainOptions,
+    crop: int,
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    train: SplitFiles,
+    val: SplitFiles | None,
+    batch: int,
+    workers: int,
+    optim_wrapper: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """All sections of a config, in reading order.
+
+    Args:
+        model: The network.
+        options: Schedule, learning rates, augmentation.
+        crop: Side of a crop, pixels.
+        classes: Names, background first.
+        palette: RGB of each.
+        train: Photos and label maps.
+        val: Photos and ground truth, or None.
+        batch: Crops a step and process.
+        workers: Processes that read photos, for each process that trains.
+        optim_wrapper: Instead of AdamW.
+
+    Returns:
+        Top-level name -> value.
+    """
+    metainfo = {"classes": list(classes), "palette": [list(map(int, colour)) for colour in palette]}
+    lists = [{"type": "LoadAnnotations"}]
+    resize = [{"type": "Resize", "scale": test_scale(crop), "keep_ratio": True}]
+    test_pipeline = [_READ, *resize, *lists, {"type": "PackSegInputs"}]
+    iterations = options.iterations
+    sections: dict[str, Any] = {
+        "default_scope": "mmseg",
+        "train_pipeline": [_READ, *lists, *_augmentation(options, crop), {"type": "PackSegInputs"}],
+        "test_pipeline": test_pipeline,
+        "train_dataloader": {
+            "batch_size": batch,
+            **_workers(workers),
+            "sampler": {"type": "InfiniteSampler", "shuffle": True},
+            "dataset": _dataset(train, metainfo, "train_pipeline") | {"max_refetch": 0},
+        },
+    }
+    if val is not None:
+        loader = {
+            "batch_size": 1,
+            **_workers(workers),
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+            "dataset": _dataset(val, metainfo, "test_pipeline") | {"test_mode": True},
+        }
+        evaluator = {"type": "IoUMetric", "iou_metrics": ["mIoU"]}
+        sections |= {"val_dataloader": loader, "val_evaluator": evaluator, "val_cfg": {"type": "ValLoop"}}
+        sections |= {"test_dataloader": loader, "test_evaluator": evaluator, "test_cfg": {"type": "TestLoop"}}
+    warmup = min(options.warmup, iterations // 10)
+    rise = [{"type": "LinearLR", "start_factor": 1e-3, "by_epoch": False, "begin": 0, "end": warmup}] if warmup else []
+    save = min(options.save_every, iterations)
+    return sections | {
+        "model": model,
+        "optim_wrapper": optim_wrapper or _adamw(options),
+        "param_scheduler": [*rise, {"type": "PolyLR", "power": 1.0, "begin": warmup, "end": iterations, "by_epoch": False}],
+        "train_cfg": {
+            "type": "IterBasedTrainLoop",
+            "max_iters": iterations,
+            "val_interval": options.validate_every or iterations,
+        },
+        "default_hooks": {"checkpoint": {"type": "CheckpointHook", "by_epoch": False, "interval": save, "max_keep_ckpts": 2}},
+        "log_processor": {"by_epoch": False},
+        "randomness": {"seed": options.seed},
+        "sync_bn": "torch",
+    }
+
+
+def config_text(sections: dict[str, Any], title: str) -> str:
+    """The config as Python source."""
+    lines = [f"# {line}" if line else "#" for line in title.splitlines()]
+    for name, value in sections.items():
+        lines += ["", f"{name} = {_source(value, len(name) + 3)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _source(value: Any, used: int = 0, indent: int = 0) -> str:
+    """Python source in mmsegmentation's own style; ``used`` characters of the line and ``indent`` are taken."""
+    if not isinstance(value, dict | list | tuple) or not value:
+        return repr(value)
+    named = isinstance(value, dict) and all(isinstance(key, str) and key.isidentifier() for key in value)
+    starts = "" if not isinstance(value, dict) else "{}=" if named else "{!r}: "
+    keys = list(value) if isinstance(value, dict) else [None] * len(value)
+    entries = list(value.values()) if isinstance(value, dict) else list(value)
+    opening, closing = ("dict(", ")") if named else {dict: "{}", list: "[]", tuple: "()"}[type(value)]
+
+    def joined(separator: str, deeper: int) -> str:
+        parts = (starts.format(key) for key in keys)
+        return separator.join(part + _source(entry, deeper + len(part), deeper) for part, entry in zip(parts, entries, strict=True))
+
+    line = joined(", ", 0)
+    if "\n" not in line and used + len(line) < WIDTH:
+        return f"{opening}{line}{',' * (isinstance(value, tuple) and len(value) == 1)}{closing}"
+    pad = " " * (indent + 4)
+    return f"{opening}\n{pad}{joined(f',{chr(10)}{pad}', indent + 4)},\n{' ' * indent}{closing}"
+
+
+class _Name(str):
+    """A name of the config itself, written without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _augmentation(options: RetrainOptions, crop: int) -> list[dict[str, Any]]:
+    ratio = (options.min_scale, options.max_scale)
+    return [
+        {"type": "RandomResize", "scale": test_scale(crop), "ratio_range": ratio, "keep_ratio": True},
+        {"type": "RandomCrop", "crop_size": (crop, crop), "cat_max_ratio": 0.75},
+        {"type": "RandomFlip", "prob": 0.5},
+        {"type": "PhotoMetricDistortion"},
+    ]
+
+
+def _dataset(files: SplitFiles, metainfo: dict[str, Any], pipeline: str) -> dict[str, Any]:
+    return {
+        "type": "BaseSegDataset",
+        "ann_file": str(files.names),
+        "data_prefix": {"img_path": str(files.images), "seg_map_path": str(files.masks)},
+        "img_suffix": files.image_suffix,
+        "seg_map_suffix": ".png",
+        "metainfo": metainfo,
+        "reduce_zero_label": False,  # 0 is background, a class of its own; 255 is ignored
+        "pipeline": _Name(pipeline),
+    }
+
+
+def _workers(workers: int) -> dict[str, Any]:
+    return {"num_workers": workers, "persistent_workers": workers > 0}
+
+
+def _adamw(options: RetrainOptions) -> dict[str, Any]:
+    wrapper: dict[str, Any] = {"type": "OptimWrapper"}
+    if options.amp:
+        wrapper = {"type": "AmpOptimWrapper", "dtype": "bfloat16"}
+    share = options.backbone_learning_rate / options.learning_rate
+    return wrapper | {
+        "optimizer": {"type": "AdamW", "lr": options.learning_rate, "weight_decay": options.weight_decay},
+        "paramwise_cfg": {"custom_keys": {"backbone": {"lr_mult": share}}, "norm_decay_mult": 0.0},
+    }

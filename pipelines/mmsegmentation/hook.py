@@ -1,0 +1,78 @@
+"""What happens beside mmengine's training: progress, curves, state, and a model that `ssr predict` reads."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from pipelines.errors import SsrError
+from pipelines.training.curves import Curves
+
+LOG_EVERY = 10
+"""Steps that one line of the curves stands for."""
+
+
+class Watcher(Protocol):
+    """Told of a training by its first process."""
+
+    def stepped(self, iteration: int, mean: dict[str, Any] | None) -> None:
+        """A step is done; with the means of the last few, now and then."""
+
+    def save(self, runner: Runner, iteration: int) -> None:
+        """Time to save."""
+
+    def validated(self, runner: Runner, iteration: int, miou: float) -> None:
+        """The validation split was scored."""
+
+
+class TrainingHook(Hook):  # type: ignore[misc]
+    """Speaks to a `Watcher`.
+
+    Args:
+        curves: Gets a line every few steps.
+        watcher: Told of everything.
+        iterations: Steps of the whole training.
+        save_every: Steps between two saves.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, curves: Curves, watcher: Watcher, iterations: int, save_every: int) -> None:
+        self.curves, self.watcher, self.iterations, self.save_every = curves, watcher, iterations, save_every
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Count the step, note its losses, save now and then."""
+        iteration = runner.iter + 1
+        losses = _losses(outputs or {})
+        if not math.isfinite(losses["segmentation"] + losses["auxiliary"]):
+            raise SsrError(f"the loss of step {iteration} is not a number", "a lower --learning-rate, and --force to start over")
+        last = iteration == self.iterations
+        save = last or iteration % self.save_every == 0
+        mean = self.curves.add(losses | _learning_rates(runner), iteration, end=save or iteration % LOG_EVERY == 0)
+        self.watcher.stepped(iteration, mean)
+        if save:
+            self.watcher.save(runner, iteration)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Hand the score on."""
+        self.watcher.validated(runner, runner.iter, float((metrics or {})["mIoU"]) / 100)
+
+
+def _losses(outputs: dict[str, Any]) -> dict[str, float]:
+    found = {"segmentation": 0.0, "auxiliary": 0.0}
+    for key, value in outputs.items():
+        if "loss" in key and "." in key:
+            found["segmentation" if key.startswith("decode") else "auxiliary"] += float(value)
+    return found
+
+
+def _learning_rates(runner: Runner) -> dict[str, float]:
+    rates = runner.optim_wrapper.get_lr()["lr"]
+    return {"learning_rate": max(rates), "backbone_learning_rate": min(rates)}
+
+

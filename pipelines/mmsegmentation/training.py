@@ -1,0 +1,70 @@
+"""Running mmengine's Runner on a config: quietly, on one device or many, from where it stood."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+
+def run(
+    config_file: Path,
+    work: Path,
+    hook: Callable[[Runner], Hook],
+    state: Path | None,
+    launcher: str,
+    device: torch.device,
+    validated: Callable[[], bool],
+) -> Runner:
+    """Train as a config says, to its last step; validate at the end unless that was done.
+
+    Args:
+        config_file: Written by `ssr retrain`; it is run as Python.
+        work: mmengine's logs go there.
+        hook: Made for the runner, which has no hooks of its own that print or save.
+        state: To go on from, or None.
+        launcher: ``none``, ``pytorch`` or ``slurm``.
+        device: Where to train; ``cpu`` keeps a GPU that is there out of it.
+        validated: Asked after the last step: whether its model was scored.
+
+    Returns:
+        The runner behind its last step.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        runner = Runner.from_cfg(_runnable(config_file, work, state, launcher, device))
+        runner.register_hook(hook(runner))
+        runner.train()
+        if runner.val_loop is not None and not validated():
+            runner.val()
+    return runner
+
+
+def _runnable(config_file: Path, work: Path, state: Path | None, launcher: str, device: torch.device) -> Config:
+    """The config, with what belongs to this run alone."""
+    found = Config.fromfile(config_file)
+    found.work_dir = str(work)
+    found.launcher = launcher
+    found.load_from = str(state) if state else None
+    found.resume = state is not None
+    found.default_hooks = {**found.get("default_hooks", {}), "checkpoint": None}  # the state is ours to write
+    found.visualizer = {"type": "Visualizer", "vis_backends": None, "name": "retrain"}
+    if device.type == "cpu":
+        found.pop("sync_bn", None)
+        found.env_cfg = {"dist_cfg": {"backend": "gloo"}}
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """mmengine's logger keeps the stream that it finds, and writes all it says to a file besides."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,317 @@
+"""`ssr retrain`: a standard segmentation network on mmsegmentation, from the pseudo-masks of `ssr refine`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from filelock import FileLock, Timeout
+
+from pipelines.datasets import load_dataset
+from pipelines.datasets.classes import palette
+from pipelines.encoders.model_config import dino_architecture
+from pipelines.encoders.weights import file_sha256
+from pipelines.errors import SsrError, UsageError
+from pipelines.execution.devices import peak_memory, resolve_device
+from pipelines.execution.pool import resolve_workers
+from pipelines.execution.progress import Progress, Silent
+from pipelines.figures.curves import curves_figure
+from pipelines.mmsegmentation.backbone import MIT, TimmModel
+from pipelines.mmsegmentation.config import config, config_text
+from pipelines.mmsegmentation.imports import import_mmsegmentation, mmsegmentation_versions
+from pipelines.options.retrain import NETWORKS, RetrainOptions
+from pipelines.stages.counts import Counts
+from pipelines.stages.retrain_data import LabelMaps, checked, ground_truth, pseudo_masks, split_files
+from pipelines.stages.retrained import Design, write_retrained
+from pipelines.stages.segmenter import UPPER_BOUND
+from pipelines.stages.workspace import Workspace
+from pipelines.stores.files import atomic_path, remove_leftovers
+from pipelines.stores.manifest import Manifest, digest
+from pipelines.training.curves import Curves
+from pipelines.training.processes import Processes
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
+
+STAGE = "retrain"
+FOLDER = "retrain"
+AUTO_BACKBONE = {"deeplabv3plus": "resnet50", "segformer": "mit_b0", "upernet": "dino"}
+NOT_SETTINGS = {
+    "masks", "val_split", "validate_every", "save_every", "resume", "launcher", "write_only", "backbone", "backbone_weights", "model",
+}  # fmt: skip
+"""Options that change nothing in the network, or are recorded by what they stand for."""
+
+
+def run(workspace: Workspace, options: RetrainOptions, progress: Progress | None = None) -> Counts:
+    """Write ``WORK/retrain/config.py`` and train to its end, from where the last run stood; the result is ``WORK/retrained.safetensors``.
+
+    Args:
+        workspace: Photos, classes and pseudo-masks.
+        options: Network, labels, schedule.
+        progress: Told about each step.
+
+    Returns:
+        Steps done and skipped, photos failed. With ``write_only`` none.
+
+    Raises:
+        UsageError: Options that do not fit, or other ones than a training before it had while ``workspace.force`` is off.
+        SsrError: mmsegmentation is missing, or there is nothing to learn from.
+        TooManyFailures: More bad photos or masks than allowed.
+    """
+    mmsegmentation_versions()
+    _check(workspace, options)
+    with _joined(options, resolve_device(workspace.run.device)) as (processes, launcher, device):
+        retraining = _Retraining(workspace, options, processes, device, progress if progress and processes.first else Silent())
+        return retraining.run(launcher)
+
+
+class _Retraining:
+    """One run: data, config, state, curves and model around mmengine's Runner."""
+
+    def __init__(
+        self, workspace: Workspace, options: RetrainOptions, processes: Processes, device: torch.device, progress: Progress
+    ) -> None:
+        self.workspace, self.options, self.processes, self.device, self.progress = workspace, options, processes, device, progress
+        self.folder = workspace.work / FOLDER
+        self.state, self.config_file = self.folder / "state.pth", self.folder / "config.py"
+        self.design, self.weights = _design(workspace, options)
+        self.curves = Curves(self.folder / "curves.jsonl")
+        self.settings: dict[str, Any] = {}
+        self.counts = Counts()
+        self._manifest: Manifest | None = None
+
+    def run(self, launcher: str) -> Counts:
+        """Write the config, then train."""
+        if not self.processes.first:
+            self.processes.wait()  # the first one writes list and config
+            self._train(launcher)
+            return self.counts
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                remove_leftovers(self.folder)
+                remove_leftovers(self.workspace.work, self.workspace.retrained.stem)
+                self._prepare()
+                self.processes.wait()
+                if not self.options.write_only:
+                    self._train(launcher)
+        except Timeout as error:
+            raise SsrError(f"another process is training in {self.folder}", "wait for it, or give another --work") from error
+        return self.counts
+
+    def _prepare(self) -> None:
+        workspace, options, progress = self.workspace, self.options, self.progress
+        dataset = workspace.dataset
+        failures = workspace.failures(STAGE, progress)
+        if options.supervision == "masks":
+            progress.note(UPPER_BOUND)
+            pairs = ground_truth(dataset, "--supervision pseudo")
+        else:
+            pairs = pseudo_masks(dataset, options.masks or workspace.masks, options.masks is not None)
+            if len(pairs) < len(dataset.samples):
+                progress.note(f"{len(pairs)} of {len(dataset.samples)} photos have a pseudo-mask; the others are left out")
+        maps = checked(pairs, dataset.classes.names, failures, progress)
+        self.counts.failed = failures.count
+        unseen = [name for name, count in zip(dataset.classes.names, maps.counts[1:], strict=True) if not count]
+        if unseen:
+            progress.note(f"no label map has a pixel of {', '.join(unseen)}: the network cannot learn what it never sees")
+        self.settings = {
+            **options.model_dump(mode="json", exclude=NOT_SETTINGS),
+            "network": self.design.note(),
+            "backbone_weights": self.weights,
+            "classes": list(dataset.classes.names),
+            "label_maps": _content(maps),
+            "processes": self.processes.count,
+        }
+        if not options.write_only:
+            self._manifest = workspace.settle(workspace.retrained, STAGE, self.settings, self._clear)
+            if options.resume == "never":
+                self._clear()
+        self._write_config(maps)
+
+    def _write_config(self, maps: LabelMaps) -> None:
+        options, dataset = self.options, self.workspace.dataset
+        train = split_files("train", maps.samples, maps.paths, self.folder)
+        val = None
+        if options.val_split is not None:
+            split = load_dataset(self.workspace.dataset_options.model_copy(update={"split": options.val_split}))
+            pairs = ground_truth(split, "train without --val-split")
+            val = split_files("val", [sample for sample, _ in pairs], [path for _, path in pairs], self.folder)
+        classes = ["background", *dataset.classes.names]
+        labels = "ground-truth masks: an upper bound" if options.supervision == "masks" else "pseudo-masks"
+        sections = config(
+            self.design.config(_weights_argument(self.workspace, options), maps.class_weights() if options.class_balanced else None),
+            options,
+            self.design.crop,
+            classes,
+            palette()[: len(classes)].tolist(),
+            train,
+            val,
+            options.batch // self.processes.count,
+            min(4, resolve_workers(self.workspace.run.workers)),
+        )
+        title = (
+            f"mmsegmentation {mmsegmentation_versions()['mmsegmentation']}: {options.model} on {labels} of {len(maps.samples)} photos, "
+            f"written by `ssr retrain`.\nRuns in a stock mmsegmentation too: python tools/train.py {self.config_file.resolve()}"
+        )
+        with atomic_path(self.config_file) as temporary:
+            temporary.write_text(config_text(sections, title), encoding="utf-8")
+
+    def _train(self, launcher: str) -> None:
+        import_mmsegmentation()
+        from pipelines.mmsegmentation.checkpoint import read_meta
+        from pipelines.mmsegmentation.hook import TrainingHook
+        from pipelines.mmsegmentation.training import run as train
+
+        options = self.options
+        meta = read_meta(self.state) if options.resume == "auto" else None
+        before = int(meta["iter"]) if meta else 0
+        self.curves.open(before)
+        self.counts.skipped = before
+        self.progress.start("retrain", options.iterations, before, "steps")
+        started = time.monotonic()
+        runner = train(
+            self.config_file,
+            self.folder / "mmengine",
+            lambda _: TrainingHook(self.curves, self, options.iterations, options.save_every),
+            self.state if meta else None,
+            launcher,
+            self.device,
+            self._is_validated,
+        )
+        self.progress.finish()
+        if not self.processes.first or self._manifest is None:
+            return
+        if self.counts.done:
+            seconds = 1000 * (time.monotonic() - started) / self.counts.done
+            self.progress.status(f"{seconds:.0f} s per 1,000 steps, {peak_memory(self.device)}")
+        if not self.workspace.retrained.is_file():
+            self._write_model(self.workspace.retrained, runner, options.iterations)
+        self._manifest.counts, self._manifest.complete = {"iterations": options.iterations, **self.counts.as_dict()}, True
+        self._manifest.write(self.workspace.retrained.with_suffix(".json"))
+
+    def stepped(self, iteration: int, mean: dict[str, Any] | None) -> None:
+        """Count a step; see `pipelines.mmsegmentation.hook.Watcher`."""
+        self.counts.done += 1
+        self.progress.advance()
+        if mean is not None and (iteration % 100 == 0 or iteration == self.options.iterations):
+            self.progress.status(f"loss {mean['segmentation']:.3f}, learning rate {mean['learning_rate']:.2e}")
+
+    def save(self, runner: Runner, iteration: int) -> None:
+        """Curves and model, then the state: a training killed in between takes its steps again and writes the others again."""
+        from pipelines.mmsegmentation.checkpoint import write_state
+
+        if self._manifest is None:
+            return
+        self._write_curves()
+        self._write_model(self.workspace.retrained, runner, iteration)
+        write_state(self.state, runner, iteration, digest(self.settings))
+        self._manifest.counts = {"iterations": iteration}
+        self._manifest.write(self.workspace.retrained.with_suffix(".json"))
+
+    def validated(self, runner: Runner, iteration: int, miou: float) -> None:
+        """Note a score; the best network so far is kept."""
+        if self._manifest is None:
+            return
+        split = str(self.options.val_split)
+        before = [float(line["val_miou"]) for line in self.curves.lines if line.get("val_split") == split]
+        best = miou > max(before, default=-1.0)
+        if best:
+            self._write_model(self.folder / "best.safetensors", runner, iteration)
+        self.curves.write({"iteration": iteration, "val_miou": miou, "val_split": split})
+        self._write_curves()
+        self.progress.status(f"mIoU {100 * miou:.2f} on {split} (mmsegmentation, one scale){', best so far' * best}")
+
+    def _is_validated(self) -> bool:
+        """Whether the last step's network was scored; all processes see the same curves."""
+        wanted = (self.options.iterations, self.options.val_split)
+        scored = any((line["iteration"], line.get("val_split")) == wanted for line in self.curves.lines)
+        return bool(self.processes.gather([scored])[0])
+
+    def _write_curves(self) -> None:
+        self.curves.flush()
+        curves_figure(self.curves.lines, self.folder / "curves.png")
+
+    def _write_model(self, path: Path, runner: Runner, iteration: int) -> None:
+        from pipelines.mmsegmentation.checkpoint import module_of
+
+        write_retrained(path, module_of(runner), self.design, self.options.supervision, iteration)
+
+    def _clear(self) -> None:
+        names = ("state.pth", "best.safetensors", "curves.jsonl", "curves.png")
+        for path in (self.workspace.retrained, *(self.folder / name for name in names)):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _joined(options: RetrainOptions, device: torch.device) -> Iterator[tuple[Processes, str, torch.device]]:
+    """Join the processes that torchrun or Slurm started, as mmengine does, before it: the first one writes, the others wait."""
+    started = options.launcher if options.launcher != "auto" else "torchrun" if "WORLD_SIZE" in os.environ else "none"
+    if started == "none":
+        yield Processes(), "none", device
+        return
+    from mmengine.dist import init_dist
+
+    launcher = {"torchrun": "pytorch", "slurm": "slurm"}[started]
+    try:
+        init_dist(launcher, backend="nccl" if device.type == "cuda" else "gloo")
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UsageError(f"no processes of {started} to join: {type(error).__name__} {error}", "--launcher") from error
+    try:
+        processes = Processes(dist.get_rank(), dist.get_world_size())
+        if options.batch % processes.count or options.batch == processes.count:
+            raise UsageError(f"{processes.count} processes cannot share {options.batch} crops, two or more each", "--batch")
+        yield processes, launcher, device
+    finally:
+        dist.destroy_process_group()
+
+
+def _check(workspace: Workspace, options: RetrainOptions) -> None:
+    if options.min_scale > options.max_scale:
+        raise UsageError(f"scales from {options.min_scale} to {options.max_scale}: nothing between", "--min-scale, --max-scale")
+    if options.amp and resolve_device(workspace.run.device).type != "cuda":
+        raise UsageError("mmengine's autocast needs a GPU", "--no-amp")
+    if options.model not in NETWORKS and not options.model.endswith(".py"):
+        raise UsageError(f"no network {options.model!r}: expected {', '.join(NETWORKS)} or a config FILE.py", "--model")
+
+
+def _design(workspace: Workspace, options: RetrainOptions) -> tuple[Design, str]:
+    """What is trained, and the identity of the weights that it starts from."""
+    names, model, crop = workspace.dataset.classes.names, options.model, options.crop
+    if model not in NETWORKS:
+        import_mmsegmentation()
+        file = str(Path(model).expanduser().resolve())
+        Design(file, None, 0, names, crop).config()
+        return Design(file, None, 0, names, crop), "of the config file"
+    name = AUTO_BACKBONE[model] if options.backbone == "auto" else options.backbone
+    backbone: TimmModel | str = name if name in MIT else TimmModel(name)
+    if name == "dino":
+        architecture = dino_architecture(workspace.dino.model)
+        backbone = TimmModel(architecture.name, architecture.arguments, architecture.normalisation)
+    weights = _weights_argument(workspace, options)
+    design = Design(model, backbone, options.channels, names, crop)
+    patch = design.parts(weights).patch
+    if patch:
+        design = Design(model, backbone, options.channels, names, max(1, round(crop / patch)) * patch)
+    return design, weights if weights in {"hub", "none"} else file_sha256(Path(weights).expanduser())
+
+
+def _weights_argument(workspace: Workspace, options: RetrainOptions) -> str:
+    """Where the backbone's weights come from; ``dino`` has those of [dino] unless others are given."""
+    name = AUTO_BACKBONE.get(options.model, "") if options.backbone == "auto" else options.backbone
+    return workspace.dino.pretrained if name == "dino" and options.backbone_weights == "hub" else options.backbone_weights
+
+
+def _content(maps: LabelMaps) -> str:
+    """SHA-256 over the ids and the bytes of all label maps."""
+    content = hashlib.sha256()
+    for sample, path in zip(maps.samples, maps.paths, strict=True):
+        content.update(f"{sample.image_id}\0{file_sha256(path)}\n".encode())
+    return content.hexdigest()

@@ -1,0 +1,165 @@
+"""What `ssr retrain` learns from: label maps that are there and sound, and where mmsegmentation finds them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.datasets.base import Dataset, Sample
+from pipelines.datasets.image import load_image
+from pipelines.errors import ImageError, SsrError, UsageError
+from pipelines.evaluation.ground_truth import read_mask
+from pipelines.execution.failures import Failures
+from pipelines.execution.pool import prefetch
+from pipelines.execution.progress import Progress
+from pipelines.mmsegmentation.config import SplitFiles
+from pipelines.ops.label_map import IGNORE_INDEX
+from pipelines.stores.files import atomic_path
+from pipelines.stores.mask_store import written_masks
+
+
+@dataclass(frozen=True)
+class LabelMaps:
+    """Photos with a label map each.
+
+    Attributes:
+        samples: The photos.
+        paths: Their label maps.
+        counts: Pixels of each class, background first, ``(C + 1,)`` int64.
+        ignored: Share of all pixels that is 255.
+    """
+
+    samples: tuple[Sample, ...]
+    paths: tuple[Path, ...]
+    counts: NDArray[np.int64]
+    ignored: float
+
+    def class_weights(self) -> list[float]:
+        """Square root of each class's rareness, 1 on average over the pixels; a class without pixels weighs 1."""
+        share = self.counts / self.counts.sum()
+        weights = np.where(share > 0, 1 / np.sqrt(np.maximum(share, 1e-12)), 0)
+        weights /= (weights * share).sum()
+        return [round(float(weight), 4) if n else 1.0 for weight, n in zip(weights, self.counts, strict=True)]
+
+
+def pseudo_masks(dataset: Dataset, folder: Path, asked_for: bool) -> list[tuple[Sample, Path]]:
+    """The photos that have a pseudo-mask.
+
+    Raises:
+        SsrError: None has.
+    """
+    there = written_masks(folder)
+    found = [(sample, folder / f"{sample.image_id}.png") for sample in dataset.samples if sample.image_id in there]
+    if not found:
+        held = f"{len(there)} PNGs of other photos" if there else "none"
+        hint = "--masks FOLDER" if asked_for else "run `ssr refine` first, or give --masks FOLDER"
+        raise SsrError(f"expected pseudo-masks of split {dataset.split} in {folder}, found {held}", hint)
+    return found
+
+
+def ground_truth(dataset: Dataset, flag: str) -> list[tuple[Sample, Path]]:
+    """All photos with their ground truth.
+
+    Raises:
+        UsageError: The split has none.
+    """
+    if dataset.mask_folder is None or not dataset.mask_folder.is_dir():
+        raise UsageError(f"split {dataset.split} has no ground-truth masks", flag)
+    paths = [(sample, dataset.mask_path(sample.image_id)) for sample in dataset.samples]
+    return [(sample, path) for sample, path in paths if path is not None]
+
+
+def checked(
+    pairs: Sequence[tuple[Sample, Path]], classes: Sequence[str], failures: Failures | None, progress: Progress
+) -> LabelMaps:
+    """Open every label map once: sizes, class numbers, how much of what there is.
+
+    Args:
+        pairs: Photos and label maps.
+        classes: Foreground classes.
+        failures: Takes bad photos and label maps, which are left out; None: another process does.
+        progress: Told about each.
+
+    Returns:
+        The sound ones.
+
+    Raises:
+        TooManyFailures: More bad ones than allowed.
+        SsrError: None is left.
+    """
+    by_id = {sample.image_id: path for sample, path in pairs}
+    counts, ignored = np.zeros(len(classes) + 1, np.int64), 0
+    samples: list[Sample] = []
+    progress.start("check masks", len(pairs))
+    for sample, found in prefetch(lambda sample: _histogram(sample, by_id[sample.image_id], classes), [s for s, _ in pairs]):
+        progress.advance()
+        if isinstance(found, ImageError):
+            if failures is not None:
+                failures.add(sample.image_id, found)
+            continue
+        samples.append(sample)
+        counts += found[: len(counts)]
+        ignored += int(found[IGNORE_INDEX])
+    progress.finish()
+    if not counts.sum():
+        raise SsrError("no label map with a labelled pixel is left to learn from", "--masks FOLDER")
+    paths = tuple(by_id[sample.image_id] for sample in samples)
+    return LabelMaps(tuple(samples), paths, counts, ignored / (ignored + int(counts.sum())))
+
+
+def split_files(name: str, samples: Sequence[Sample], masks: Sequence[Path], folder: Path) -> SplitFiles:
+    """Photos and label maps as mmsegmentation finds them.
+
+    It takes one folder and one suffix of photos, and equal names of label maps. A dataset that is built so is used where it
+    lies; of another, links are made.
+
+    Args:
+        name: Of the split.
+        samples: Photos.
+        masks: Their label maps.
+        folder: For the list of names, and for links.
+    """
+    places = Counter((sample.image_path.parent, sample.image_path.suffix) for sample in samples)
+    uniform = len(places) == 1 and all(sample.image_path.stem == sample.image_id for sample in samples)
+    images, suffix = next(iter(places))
+    if not uniform:
+        images, suffix = folder / f"{name}_images", ".jpg"  # content, not the name, tells the format
+        _link(images, {f"{sample.image_id}{suffix}": sample.image_path for sample in samples})
+    mask_folder = masks[0].parent
+    if any(path != mask_folder / f"{sample.image_id}.png" for sample, path in zip(samples, masks, strict=True)):
+        mask_folder = folder / f"{name}_masks"
+        _link(mask_folder, {f"{sample.image_id}.png": path for sample, path in zip(samples, masks, strict=True)})
+    with atomic_path(folder / f"{name}.txt") as temporary:
+        temporary.write_text("".join(f"{sample.image_id}\n" for sample in samples), encoding="utf-8")
+    return SplitFiles((folder / f"{name}.txt").resolve(), images.resolve(), mask_folder.resolve(), suffix)
+
+
+def _histogram(sample: Sample, path: Path, classes: Sequence[str]) -> NDArray[np.int64]:
+    mask = read_mask(path)  # (H, W)
+    width, height = load_image(sample.image_path).size  # decoded: mmengine's readers would stop at a damaged one
+    if mask.shape != (height, width):
+        raise ImageError(f"{path} is {mask.shape[1]} x {mask.shape[0]}, its photo {width} x {height}", "ssr refine --force")
+    counts = np.bincount(mask.ravel(), minlength=256)  # (256,)
+    beyond = np.flatnonzero(counts[len(classes) + 1 : IGNORE_INDEX])
+    if len(beyond):
+        number = len(classes) + 1 + int(beyond[0])
+        raise ImageError(f"{path} has class number {number}, expected 0 to {len(classes)} or 255", "--classes, --masks")
+    return counts
+
+
+def _link(folder: Path, targets: dict[str, Path]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        if old.is_symlink() and old.name not in targets:
+            old.unlink()
+    for name, target in targets.items():
+        path, wanted = folder / name, target.resolve()
+        if path.is_symlink() and path.readlink() == wanted:
+            continue
+        path.unlink(missing_ok=True)
+        path.symlink_to(wanted)
