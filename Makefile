@@ -5,7 +5,7 @@
 # On one's own data: make all DATASET=voc|coco|folder ROOT=/data/VOCdevkit/VOC2012 [SPLIT=train], or make all CONFIG=my.toml;
 # WORK=folder, RECIPE=ssr|clip-es|weclip, CLIP=file and DINO=file for local weights, EVAL=no where there is no ground truth,
 # ALIGN=no for plain CLIP, TRAIN=no for no segmentation model. That is trained for STEPS=300 (papers: 30000) unless the config has
-# [train], and scored on split VAL too, if one is given.
+# [train], and scored on split VAL too, if one is given. RETRAIN=yes also trains a standard network on mmsegmentation from the masks.
 PYTHON  ?= python3
 VENV    ?= .venv
 CONFIG  ?=
@@ -19,6 +19,7 @@ DINO    ?=
 EVAL    ?= $(if $(filter folder,$(DATASET)),no,yes)
 ALIGN   ?= $(if $(filter clip-es% weclip,$(RECIPE)),no,yes)
 TRAIN   ?= yes
+RETRAIN ?= no
 STEPS   ?= 300
 VAL     ?= $(if $(SAMPLE),val)
 
@@ -33,6 +34,7 @@ FLAGS   = $(CLIP_FLAG) $(if $(DINO),--dino-pretrained $(DINO))
 CRF_FLAG = $(if $(CONFIG),,$(shell $(BIN)/python -c 'import pydensecrf' 2>/dev/null && echo --crf || echo --no-crf))
 OWN_STEPS = $(or $(SAMPLE),$(if $(CONFIG),$(shell grep -s '^\[train\]' $(CONFIG))))
 TRAIN_FLAGS = $(if $(OWN_STEPS),,--iterations $(STEPS)) $(if $(filter yes,$(ALIGN)),--ckpt auto) $(FLAGS)
+RETRAIN_FLAGS = $(if $(or $(SAMPLE),$(if $(CONFIG),$(shell grep -s '^\[retrain\]' $(CONFIG)))),,--schedule $(STEPS)) $(if $(DINO),--dino-pretrained $(DINO))
 PREDICT_FLAGS = $(CLIP_FLAG) $(CRF_FLAG)
 # says the command, runs it; exit code 3: done but for the bad images that --max-failures allows
 step    = @set -- $(1) $(ARGS) $(2); echo; echo "> ssr $$*"; $(SSR) "$$@" || [ $$? -eq 3 ]
@@ -67,6 +69,9 @@ all: setup
 	$(if $(filter yes,$(TRAIN)),$(call step,predict,$(PREDICT_FLAGS)))
 	$(if $(filter yes,$(TRAIN)),$(if $(VAL),$(call step,predict,$(PREDICT_FLAGS) --split $(VAL))))
 	$(if $(filter yes,$(TRAIN)),$(if $(VAL),$(call scored,eval predictions,--split $(VAL))))
+	$(if $(filter yes,$(RETRAIN)),$(call step,retrain,$(RETRAIN_FLAGS)))
+	$(if $(filter yes,$(RETRAIN)),$(call step,predict,--model retrained $(PREDICT_FLAGS) $(if $(VAL),--split $(VAL))))
+	$(if $(filter yes,$(RETRAIN)),$(call scored,eval retrained,$(if $(VAL),--split $(VAL))))
 	$(call scored,ladder,$(FLAGS) $(CRF_FLAG))
 	$(call scored,eval ladder)
 	$(call step,report,$(if $(filter yes,$(EVAL)),--gt))

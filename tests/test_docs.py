@@ -42,6 +42,7 @@ def readme_commands() -> list[str]:
 def test_readme_commands_run_as_written(ssr: Any, tiny_voc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     short = "[train]\niterations = 2\ncrop = 64\nhidden = 16\ndecoder_heads = 2\n"
+    short += '[retrain]\nmodel = "segformer"\nbackbone = "dino"\nschedule = "2"\ncrop = 64\nbatch = 2\nchannels = 16\n'
     (tmp_path / "my.toml").write_text(tiny_voc.config.read_text(encoding="utf-8") + short, encoding="utf-8")
     commands = readme_commands()
     assert len(commands) >= 4

@@ -43,7 +43,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory):
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 
-    run("ssr sample --work . --train 4 --val 1 && sed '/^work/d; s/^iterations.*/iterations = 2/' sample.toml > my.toml")
+    short = r"/^work/d; s/^iterations.*/iterations = 2/; s/^schedule.*/schedule = \"2\"/"
+    run(f"ssr sample --work . --train 4 --val 1 && sed '{short}' sample.toml > my.toml")
     return run
 
 

@@ -35,6 +35,9 @@ for argv in json.loads(sys.stdin.read()):
     print(json.dumps({"code": result.exit_code, "opened": list(opened), "said": result.output[-400:]}), flush=True)
 """
 
+RETRAIN = (
+    "--model", "segformer", "--backbone", "dino", "--schedule", "2", "--batch", "2", "--crop", "64", "--channels", "16",
+)  # fmt: skip
 BLIND = {
     "superpixels": ["superpixels"],
     "align": ["align", "--iterations", "6", "--tokens", "8", "--hidden", "8"],
@@ -45,6 +48,8 @@ BLIND = {
     "refine, crf": ["refine", "--crf", "--force", "--workers", "1"],
     "predict": ["predict", "--model", "MODEL", "--probabilities"],
     "predict photos": ["predict", "--model", "MODEL", "--images", "PHOTOS"],
+    "retrain": ["retrain", *RETRAIN],
+    "predict retrained": ["predict", "--model", "retrained"],
     "ladder": ["ladder", "--workers", "1"],
     "show": ["show", "--count", "2"],
     "report": ["report", "--count", "2"],
@@ -54,6 +59,8 @@ BLIND = {
     "labels from xml": ["labels", "ANNOTATIONS", "OUT", "--from", "xml"],
 }
 ASKED = {
+    "retrain, val": ["retrain", *RETRAIN, "--val-split", "train_aug", "--write-only"],
+    "retrain, masks": ["retrain", *RETRAIN, "--supervision", "masks", "--force"],
     "eval": ["eval", "--no-pictures"],
     "eval cams": ["eval", "cams", "--no-pictures"],
     "eval ladder": ["eval", "ladder", "--no-pictures"],

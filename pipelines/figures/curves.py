@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from pipelines.evaluation.figures import save_figure
 
-
 LOSSES = {"segmentation": "cross-entropy", "auxiliary": "auxiliary head", "affinity": "affinity loss"}
 """Key of a line -> what it is called."""
 

@@ -70,7 +70,10 @@ def mit_backbone(name: str, weights: str) -> Backbone:
     config: dict[str, Any] = {"type": "MixVisionTransformer", "embed_dims": width, "num_layers": layers, "num_heads": heads}
     config |= {"sr_ratios": [8, 4, 2, 1], "drop_path_rate": 0.1}
     if weights != "none":
-        config["init_cfg"] = {"type": "Pretrained", "checkpoint": PUBLISHED + file if weights == "hub" else str(_file(weights, ".pth"))}
+        config["init_cfg"] = {
+            "type": "Pretrained",
+            "checkpoint": PUBLISHED + file if weights == "hub" else str(_file(weights, ".pth")),
+        }
     return Backbone(config, tuple(width * share for share in heads), None)
 
 
@@ -93,10 +96,12 @@ def timm_backbone(model: TimmModel, weights: str, output_stride: int | None = No
     if output_stride is not None and model.name.startswith("resne"):
         arguments["output_stride"] = output_stride
     try:
-        maps = timm.create_model(model.name, features_only=True, pretrained=False, **arguments)
+        maps: Any = timm.create_model(model.name, features_only=True, pretrained=False, **arguments)
         depth = len(maps.model.blocks) if vit else len(maps.feature_info.out_indices)
     except (RuntimeError, TypeError, AttributeError, ValueError, AssertionError) as error:
-        raise SsrError(f"timm cannot make feature maps of {model.name}: {str(error).splitlines()[0]}", "another --backbone") from error
+        raise SsrError(
+            f"timm cannot make feature maps of {model.name}: {str(error).splitlines()[0]}", "another --backbone"
+        ) from error
     if depth < 4:
         raise UsageError(f"{model.name} has {depth} feature maps, expected four", "another --backbone")
     if getattr(maps, "output_fmt", "NCHW") != "NCHW":  # mmsegmentation would take its width for its height

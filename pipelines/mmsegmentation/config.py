@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class SplitFiles:
     image_suffix: str = ".jpg"
 
 
-def test_scale(crop: int) -> tuple[int, int]:
+def photo_scale(crop: int) -> tuple[int, int]:
     """Largest (long side, short side) that a photo is scaled to."""
     return SCALE_RATIO * crop, crop
 
@@ -72,7 +73,7 @@ def config(
     """
     metainfo = {"classes": list(classes), "palette": [list(map(int, colour)) for colour in palette]}
     lists = [{"type": "LoadAnnotations"}]
-    resize = [{"type": "Resize", "scale": test_scale(crop), "keep_ratio": True}]
+    resize = [{"type": "Resize", "scale": photo_scale(crop), "keep_ratio": True}]
     test_pipeline = [_READ, *resize, *lists, {"type": "PackSegInputs"}]
     iterations = options.iterations
     sections: dict[str, Any] = {
@@ -127,21 +128,18 @@ def _source(value: Any, used: int = 0, indent: int = 0) -> str:
     """Python source in mmsegmentation's own style; ``used`` characters of the line and ``indent`` are taken."""
     if not isinstance(value, dict | list | tuple) or not value:
         return repr(value)
-    named = isinstance(value, dict) and all(isinstance(key, str) and key.isidentifier() for key in value)
-    starts = "" if not isinstance(value, dict) else "{}=" if named else "{!r}: "
-    keys = list(value) if isinstance(value, dict) else [None] * len(value)
-    entries = list(value.values()) if isinstance(value, dict) else list(value)
-    opening, closing = ("dict(", ")") if named else {dict: "{}", list: "[]", tuple: "()"}[type(value)]
-
-    def joined(separator: str, deeper: int) -> str:
-        parts = (starts.format(key) for key in keys)
-        return separator.join(part + _source(entry, deeper + len(part), deeper) for part, entry in zip(parts, entries, strict=True))
-
-    line = joined(", ", 0)
+    opening, closing = ("[", "]") if isinstance(value, list) else ("(", ")")
+    entries = [("", entry) for entry in value]
+    if isinstance(value, dict):
+        named = all(isinstance(key, str) and key.isidentifier() and not iskeyword(key) for key in value)
+        opening, closing = ("dict(", ")") if named else ("{", "}")
+        entries = [(f"{key}=" if named else f"{key!r}: ", entry) for key, entry in value.items()]
+    line = ", ".join(name + _source(entry) for name, entry in entries)
     if "\n" not in line and used + len(line) < WIDTH:
-        return f"{opening}{line}{',' * (isinstance(value, tuple) and len(value) == 1)}{closing}"
-    pad = " " * (indent + 4)
-    return f"{opening}\n{pad}{joined(f',{chr(10)}{pad}', indent + 4)},\n{' ' * indent}{closing}"
+        return opening + line + "," * (opening == "(" and len(entries) == 1) + closing
+    pad = "\n" + " " * (indent + 4)
+    lines = [pad + name + _source(entry, indent + 4 + len(name), indent + 4) + "," for name, entry in entries]
+    return opening + "".join(lines) + "\n" + " " * indent + closing
 
 
 class _Name(str):
@@ -156,7 +154,7 @@ class _Name(str):
 def _augmentation(options: RetrainOptions, crop: int) -> list[dict[str, Any]]:
     ratio = (options.min_scale, options.max_scale)
     return [
-        {"type": "RandomResize", "scale": test_scale(crop), "ratio_range": ratio, "keep_ratio": True},
+        {"type": "RandomResize", "scale": photo_scale(crop), "ratio_range": ratio, "keep_ratio": True},
         {"type": "RandomCrop", "crop_size": (crop, crop), "cat_max_ratio": 0.75},
         {"type": "RandomFlip", "prob": 0.5},
         {"type": "PhotoMetricDistortion"},

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from pipelines.errors import SsrError
+from pipelines.mmsegmentation.checkpoint import restore_random
 from pipelines.training.curves import Curves
 
 LOG_EVERY = 10
@@ -42,6 +43,17 @@ class TrainingHook(Hook):  # type: ignore[misc]
 
     def __init__(self, curves: Curves, watcher: Watcher, iterations: int, save_every: int) -> None:
         self.curves, self.watcher, self.iterations, self.save_every = curves, watcher, iterations, save_every
+        self._random: dict[str, Any] | None = None
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Keep the random state until the photos of earlier steps are passed over."""
+        self._random = checkpoint.get("random")
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Go on as if the training had not been stopped."""
+        if self._random is not None:
+            restore_random(self._random)
+            self._random = None
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -50,7 +62,9 @@ class TrainingHook(Hook):  # type: ignore[misc]
         iteration = runner.iter + 1
         losses = _losses(outputs or {})
         if not math.isfinite(losses["segmentation"] + losses["auxiliary"]):
-            raise SsrError(f"the loss of step {iteration} is not a number", "a lower --learning-rate, and --force to start over")
+            raise SsrError(
+                f"the loss of step {iteration} is not a number", "a lower --learning-rate, and --force to start over"
+            )
         last = iteration == self.iterations
         save = last or iteration % self.save_every == 0
         mean = self.curves.add(losses | _learning_rates(runner), iteration, end=save or iteration % LOG_EVERY == 0)
@@ -74,5 +88,3 @@ def _losses(outputs: dict[str, Any]) -> dict[str, float]:
 def _learning_rates(runner: Runner) -> dict[str, float]:
     rates = runner.optim_wrapper.get_lr()["lr"]
     return {"learning_rate": max(rates), "backbone_learning_rate": min(rates)}
-
-

@@ -58,13 +58,13 @@ def _runnable(config_file: Path, work: Path, state: Path | None, launcher: str, 
     found.visualizer = {"type": "Visualizer", "vis_backends": None, "name": "retrain"}
     if device.type == "cpu":
         found.pop("sync_bn", None)
-        found.env_cfg = {"dist_cfg": {"backend": "gloo"}}
+        found.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False}
     return found
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """mmengine's logger keeps the stream that it finds, and writes all it says to a file besides."""
+    """Mmengine's logger keeps the stream that it finds, and writes all it says to a file besides."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -21,9 +21,8 @@ class RetrainOptions(Options):
     ] = "deeplabv3plus"
     backbone: Annotated[
         str,
-        option("any ViT, ResNet or other pyramid of timm, mit_b0 to mit_b5, or dino = model and weights of [dino]; auto = resnet50,"
-               " mit_b0 or dino"),
-    ] = "auto"  # fmt: skip
+        option("a ViT, ResNet or pyramid of timm, mit_b0 to mit_b5, dino = that of [dino]; auto = resnet50, mit_b0 or dino"),
+    ] = "auto"
     backbone_weights: Annotated[
         str, option("hub = as timm or mmsegmentation publish them, none = random, or a local .safetensors (mit: .pth)")
     ] = "hub"
@@ -41,7 +40,8 @@ class RetrainOptions(Options):
     ] = "20k"
     batch: Annotated[int, Field(ge=2, description="crops a step, over all processes")] = 8
     crop: Annotated[
-        int, Field(ge=32, description="side of a crop, pixels (ViT: to the nearest patch); a photo's shorter side is scaled to it")
+        int,
+        Field(ge=32, description="side of a crop, pixels (ViT: to the nearest patch); a photo's shorter side is scaled to it"),
     ] = 512
     min_scale: Annotated[float, Field(gt=0, description="smallest random resolution factor before the crop")] = 0.5
     max_scale: Annotated[float, Field(gt=0, le=4, description="largest random resolution factor before the crop")] = 2.0
@@ -49,7 +49,9 @@ class RetrainOptions(Options):
     learning_rate: Annotated[float, Field(gt=0, description="of the head, AdamW (SegFormer: 6e-4)")] = 6e-4
     backbone_learning_rate: Annotated[float, Field(gt=0, description="of the backbone (SegFormer: 6e-5)")] = 6e-5
     weight_decay: Annotated[float, Field(ge=0, description="of AdamW (SegFormer: 0.01)")] = 0.01
-    warmup: Annotated[int, Field(ge=0, description="steps over which learning rates rise from 0, a tenth of all at most")] = 1500
+    warmup: Annotated[int, Field(ge=0, description="steps over which learning rates rise from 0, a tenth of all at most")] = (
+        1500
+    )
     class_balanced: Annotated[bool, option("weigh classes in the loss by the square root of their rareness")] = False
     amp: Annotated[bool, option("bf16 autocast (GPU)")] = False
     seed: Annotated[int, Field(ge=0, lt=1_000_000, description="of weights, crops and dropout")] = 0

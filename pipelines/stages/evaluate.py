@@ -64,7 +64,8 @@ def run(
 
     Args:
         workspace: Names the images and where their ground truth is.
-        what: ``cams``, ``refined``, ``masks``, ``predictions`` or ``retrained`` (of this split), or a folder of PNGs named after the image ids.
+        what: ``cams``, ``refined``, ``masks``, ``predictions`` or ``retrained`` (of this split), or a folder of PNGs named
+            after the image ids.
         options: What to score with.
         background_power: Exponent p of the background score for ``cams`` and ``refined``.
         progress: Told about each image.

@@ -28,7 +28,8 @@ LIST = "ladder.json"
 
 INITIAL = "initial CAM"
 ALIGNED = "+ alignment (CMPA)"
-MODEL = "segmentation model"
+MODELS = {"predictions": "segmentation model", "retrained": "retrained network"}
+"""Folder of a model's label maps -> its title."""
 PLAIN = "plain"
 """Folder under ``WORK/ladder`` of plain CLIP's CAMs, if those of the work directory went through alignment heads."""
 
@@ -151,10 +152,11 @@ def score(
             continue
         place = dataclasses.replace(workspace, work=_folder(workspace.work, name))
         found.append((title, evaluate.run(place, "masks", plain, background_power, progress)[0].report))
-    predicted = Manifest.read(workspace.predictions / f"{workspace.dataset.split}.json")
-    if predicted is not None and predicted.complete and predicted.dataset.get("digest") == workspace.dataset.digest():
-        report = evaluate.run(workspace, "predictions", plain, background_power, progress)[0].report
-        found.append((_title_of_model(report), report))
+    for folder in MODELS:
+        predicted = Manifest.read(workspace.work / folder / f"{workspace.dataset.split}.json")
+        if predicted is not None and predicted.complete and predicted.dataset.get("digest") == workspace.dataset.digest():
+            report = evaluate.run(workspace, folder, plain, background_power, progress)[0].report
+            found.append((_title_of_model(folder, report), report))
     return found + _of_other_splits(workspace.work, found[0][1])
 
 
@@ -170,23 +172,27 @@ def scored(work: Path) -> list[tuple[str, Report]]:
     if not all(path.is_file() for _, path in reports):
         return []
     found = [(title, read_report(path)) for title, path in reports]
-    own = work / "eval" / f"predictions-{found[0][1].split}" / "report.json"
-    if own.is_file():
-        report = read_report(own)
-        found.append((_title_of_model(report), report))
+    for folder in MODELS:
+        own = work / "eval" / f"{folder}-{found[0][1].split}" / "report.json"
+        if own.is_file():
+            report = read_report(own)
+            found.append((_title_of_model(folder, report), report))
     return found + _of_other_splits(work, found[0][1])
 
 
 def _of_other_splits(work: Path, first: Report) -> list[tuple[str, Report]]:
     """Predictions for photos that took no part, as `ssr eval` scored them."""
-    folders = sorted(path for path in (work / "predictions").glob("*") if path.is_dir())
-    reports = [work / "eval" / f"predictions-{folder.name}" / "report.json" for folder in folders]
-    found = [read_report(path) for path in reports if path.is_file()]
-    return [(f"{_title_of_model(report)}, split {report.split}", report) for report in found if report.split != first.split]
+    found: list[tuple[str, Report]] = []
+    for folder in MODELS:
+        splits = sorted(path.name for path in (work / folder).glob("*") if path.is_dir())
+        paths = [work / "eval" / f"{folder}-{split}" / "report.json" for split in splits]
+        reports = [read_report(path) for path in paths if path.is_file()]
+        found += [(f"{_title_of_model(folder, r)}, split {r.split}", r) for r in reports if r.split != first.split]
+    return found
 
 
-def _title_of_model(report: Report) -> str:
-    return f"{MODEL} (ground-truth masks)" if "supervision" in report.rules else MODEL
+def _title_of_model(folder: str, report: Report) -> str:
+    return f"{MODELS[folder]} (ground-truth masks)" if "supervision" in report.rules else MODELS[folder]
 
 
 def _title_of_cams(listed: list[tuple[str, str]]) -> str:

@@ -147,9 +147,7 @@ def open_trained(workspace: Workspace, path: Path, options: PredictOptions, devi
     if note_of(path, "--model").get("format") == RETRAINED:
         own = path.resolve() == workspace.retrained.resolve()
         network = read_retrained(path, config_file=workspace.work / "retrain" / "config.py" if own else None)
-        return Trained(
-            network.classes, network.supervision, {}, lambda: RetrainedPredictor(network, options, device, dtype)
-        )
+        return Trained(network.classes, network.supervision, {}, lambda: RetrainedPredictor(network, options, device, dtype))
     weights = resolve_clip(workspace.clip.model, workspace.clip.pretrained)
     segmenter = read_segmenter(path, weights)
     return Trained(

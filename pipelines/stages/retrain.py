@@ -35,7 +35,7 @@ from pipelines.stages.workspace import Workspace
 from pipelines.stores.files import atomic_path, remove_leftovers
 from pipelines.stores.manifest import Manifest, digest
 from pipelines.training.curves import Curves
-from pipelines.training.processes import Processes
+from pipelines.training.processes import Processes, joined_processes
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
@@ -43,14 +43,17 @@ if TYPE_CHECKING:
 STAGE = "retrain"
 FOLDER = "retrain"
 AUTO_BACKBONE = {"deeplabv3plus": "resnet50", "segformer": "mit_b0", "upernet": "dino"}
-NOT_SETTINGS = {
-    "masks", "val_split", "validate_every", "save_every", "resume", "launcher", "write_only", "backbone", "backbone_weights", "model",
-}  # fmt: skip
+NOT_SETTINGS = {"schedule", "val_split", "validate_every", "save_every", "resume", "launcher", "write_only"} | {
+    "masks",
+    "model",
+    "backbone",
+    "backbone_weights",
+}
 """Options that change nothing in the network, or are recorded by what they stand for."""
 
 
 def run(workspace: Workspace, options: RetrainOptions, progress: Progress | None = None) -> Counts:
-    """Write ``WORK/retrain/config.py`` and train to its end, from where the last run stood; the result is ``WORK/retrained.safetensors``.
+    """Write ``WORK/retrain/config.py``, and train from where the last run stood until ``WORK/retrained.safetensors`` is done.
 
     Args:
         workspace: Photos, classes and pseudo-masks.
@@ -78,7 +81,13 @@ class _Retraining:
     def __init__(
         self, workspace: Workspace, options: RetrainOptions, processes: Processes, device: torch.device, progress: Progress
     ) -> None:
-        self.workspace, self.options, self.processes, self.device, self.progress = workspace, options, processes, device, progress
+        self.workspace, self.options, self.processes, self.device, self.progress = (
+            workspace,
+            options,
+            processes,
+            device,
+            progress,
+        )
         self.folder = workspace.work / FOLDER
         self.state, self.config_file = self.folder / "state.pth", self.folder / "config.py"
         self.design, self.weights = _design(workspace, options)
@@ -124,6 +133,7 @@ class _Retraining:
             progress.note(f"no label map has a pixel of {', '.join(unseen)}: the network cannot learn what it never sees")
         self.settings = {
             **options.model_dump(mode="json", exclude=NOT_SETTINGS),
+            "iterations": options.iterations,
             "network": self.design.note(),
             "backbone_weights": self.weights,
             "classes": list(dataset.classes.names),
@@ -147,7 +157,9 @@ class _Retraining:
         classes = ["background", *dataset.classes.names]
         labels = "ground-truth masks: an upper bound" if options.supervision == "masks" else "pseudo-masks"
         sections = config(
-            self.design.config(_weights_argument(self.workspace, options), maps.class_weights() if options.class_balanced else None),
+            self.design.config(
+                _weights_argument(self.workspace, options), maps.class_weights() if options.class_balanced else None
+            ),
             options,
             self.design.crop,
             classes,
@@ -157,9 +169,10 @@ class _Retraining:
             options.batch // self.processes.count,
             min(4, resolve_workers(self.workspace.run.workers)),
         )
+        stands_on, photos = mmsegmentation_versions()["mmsegmentation"], len(maps.samples)
         title = (
-            f"mmsegmentation {mmsegmentation_versions()['mmsegmentation']}: {options.model} on {labels} of {len(maps.samples)} photos, "
-            f"written by `ssr retrain`.\nRuns in a stock mmsegmentation too: python tools/train.py {self.config_file.resolve()}"
+            f"mmsegmentation {stands_on}: {options.model} on {labels} of {photos} photos, written by `ssr retrain`.\n"
+            f"Runs in a stock mmsegmentation too: python tools/train.py {self.config_file.resolve()}"
         )
         with atomic_path(self.config_file) as temporary:
             temporary.write_text(config_text(sections, title), encoding="utf-8")
@@ -252,25 +265,31 @@ class _Retraining:
 
 @contextmanager
 def _joined(options: RetrainOptions, device: torch.device) -> Iterator[tuple[Processes, str, torch.device]]:
-    """Join the processes that torchrun or Slurm started, as mmengine does, before it: the first one writes, the others wait."""
+    """Join the processes that torchrun or Slurm started, before mmengine would: the first one writes, the others wait."""
     started = options.launcher if options.launcher != "auto" else "torchrun" if "WORLD_SIZE" in os.environ else "none"
     if started == "none":
         yield Processes(), "none", device
         return
-    from mmengine.dist import init_dist
+    wanted = {"torchrun": "WORLD_SIZE", "slurm": "SLURM_PROCID"}[started]
+    if wanted not in os.environ:
+        raise UsageError(f"no processes of {started} to join: {wanted} is not set", "--launcher")
+    if started == "slurm":
+        from mmengine.dist import init_dist
 
-    launcher = {"torchrun": "pytorch", "slurm": "slurm"}[started]
-    try:
-        init_dist(launcher, backend="nccl" if device.type == "cuda" else "gloo")
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise UsageError(f"no processes of {started} to join: {type(error).__name__} {error}", "--launcher") from error
-    try:
-        processes = Processes(dist.get_rank(), dist.get_world_size())
-        if options.batch % processes.count or options.batch == processes.count:
-            raise UsageError(f"{processes.count} processes cannot share {options.batch} crops, two or more each", "--batch")
-        yield processes, launcher, device
-    finally:
-        dist.destroy_process_group()
+        init_dist("slurm", backend="nccl" if device.type == "cuda" else "gloo")
+        try:
+            yield _shared(options, Processes(dist.get_rank(), dist.get_world_size())), "slurm", device
+        finally:
+            dist.destroy_process_group()
+        return
+    with joined_processes(device) as (processes, own):
+        yield _shared(options, processes), "pytorch", own
+
+
+def _shared(options: RetrainOptions, processes: Processes) -> Processes:
+    if options.batch % processes.count or options.batch == processes.count:
+        raise UsageError(f"{processes.count} processes cannot share {options.batch} crops, two or more each", "--batch")
+    return processes
 
 
 def _check(workspace: Workspace, options: RetrainOptions) -> None:
@@ -294,6 +313,11 @@ def _design(workspace: Workspace, options: RetrainOptions) -> tuple[Design, str]
     backbone: TimmModel | str = name if name in MIT else TimmModel(name)
     if name == "dino":
         architecture = dino_architecture(workspace.dino.model)
+        odd = [key for key, value in architecture.arguments.items() if not isinstance(value, int | float)]
+        if odd:
+            raise UsageError(
+                f"{workspace.dino.model}: expected numbers in model_args, found {odd[0]} of another type", "--backbone"
+            )
         backbone = TimmModel(architecture.name, architecture.arguments, architecture.normalisation)
     weights = _weights_argument(workspace, options)
     design = Design(model, backbone, options.channels, names, crop)

@@ -18,7 +18,7 @@ from pipelines.datasets.base import Sample
 from pipelines.datasets.image import load_image
 from pipelines.errors import SsrError, UsageError
 from pipelines.mmsegmentation.backbone import MIT, Backbone, TimmModel, mit_backbone, timm_backbone
-from pipelines.mmsegmentation.config import test_scale
+from pipelines.mmsegmentation.config import photo_scale
 from pipelines.mmsegmentation.imports import import_mmsegmentation
 from pipelines.mmsegmentation.network import OUTPUT_STRIDE, network
 from pipelines.options.retrain import NETWORKS
@@ -57,7 +57,7 @@ class Design:
         return timm_backbone(self.backbone, weights, OUTPUT_STRIDE.get(self.model))
 
     def config(self, weights: str = "none", class_weights: Sequence[float] | None = None) -> dict[str, Any]:
-        """mmengine's config of the network."""
+        """The network's config, as mmengine builds from."""
         if self.model not in NETWORKS:
             return network_of_file(Path(self.model), len(self.classes) + 1, self.crop)
         return network(self.model, self.parts(weights), len(self.classes) + 1, self.crop, self.channels, class_weights)
@@ -108,7 +108,9 @@ def network_of_file(path: Path, classes: int, crop: int) -> dict[str, Any]:
         model: dict[str, Any] = Config.fromfile(path).to_dict()["model"]
         heads = [model["decode_head"], model.get("auxiliary_head") or []]
     except Exception as error:
-        raise UsageError(f"{path} is no mmsegmentation config with a decode_head: {type(error).__name__}: {error}", "--model") from error
+        raise UsageError(
+            f"{path} is no mmsegmentation config with a decode_head: {type(error).__name__}: {error}", "--model"
+        ) from error
     for head in (one for found in heads for one in (found if isinstance(found, list) else [found])):
         head["num_classes"] = classes
         head.pop("out_channels", None)
@@ -137,7 +139,9 @@ def build(config: dict[str, Any]) -> nn.Module:
     except SsrError:
         raise
     except Exception as error:
-        raise SsrError(f"mmsegmentation cannot build the network: {type(error).__name__}: {error}", "--model, --backbone") from error
+        raise SsrError(
+            f"mmsegmentation cannot build the network: {type(error).__name__}: {error}", "--model, --backbone"
+        ) from error
     return model
 
 
@@ -179,7 +183,9 @@ def read_retrained(path: Path, flag: str = "--model", config_file: Path | None =
         config = _config(described, classes, path, flag, config_file)
         model = build(config)
         model.load_state_dict(tensors)
-        return Retrained(model.eval().requires_grad_(False), classes, int(described["crop"]), supervision, int(note["iteration"]))
+        return Retrained(
+            model.eval().requires_grad_(False), classes, int(described["crop"]), supervision, int(note["iteration"])
+        )
     except UsageError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SsrError) as error:
@@ -212,7 +218,9 @@ def _described(backbone: Any) -> TimmModel | str:
     plain = all(isinstance(value, int | float) and abs(value) <= _LARGEST for value in arguments.values())
     if not isinstance(name, str) or not name.replace("_", "").replace(".", "").isalnum() or not plain:
         raise ValueError
-    return TimmModel(name, arguments, {key: [float(v) for v in normalisation[key]] for key in ("mean", "std") if key in normalisation})
+    return TimmModel(
+        name, arguments, {key: [float(v) for v in normalisation[key]] for key in ("mean", "std") if key in normalisation}
+    )
 
 
 class RetrainedPredictor:
@@ -241,7 +249,7 @@ class RetrainedPredictor:
         pixels = np.asarray(image)[..., ::-1]  # (H, W, 3) BGR
         scaled: list[Tensor] = []
         for scale in (1.0, *self.options.scales):
-            long, short = (max(1, round(side * scale)) for side in test_scale(self.crop))
+            long, short = (max(1, round(side * scale)) for side in photo_scale(self.crop))
             resized = mmcv.imrescale(pixels, (long, short))  # (H', W', 3)
             scaled.append(torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))))  # (3, H', W')
         native, *inputs = scaled

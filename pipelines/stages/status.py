@@ -20,8 +20,9 @@ OUTPUTS = {
     "refined": "ssr refine",
     "masks": "ssr refine",
     "model": "ssr train",
+    "retrained": "ssr retrain",
 }
-TRAINED = ("cmpa", "model")
+TRAINED = ("cmpa", "model", "retrained")
 """Outputs that not everyone makes: listed once they were begun."""
 
 
@@ -30,10 +31,11 @@ class OutputStatus:
     """One output of a work directory.
 
     Attributes:
-        name: ``superpixels``, ``cmpa``, ``cams``, ``refined``, ``masks`` or ``model``.
-        images: Images of the present work list that it holds; ``cmpa``: that it has learned from; ``model``: steps trained.
+        name: ``superpixels``, ``cmpa``, ``cams``, ``refined``, ``masks``, ``model`` or ``retrained``.
+        images: Images of the present work list that it holds; ``cmpa``: that it has learned from; ``model``, ``retrained``:
+            steps trained.
         total: Images of the work list when it was last worked on; 0 if it was never begun. Trained ``cmpa``: those with a
-            class, so that photos without one do not look forgotten. ``model``: steps of the whole training.
+            class, so that photos without one do not look forgotten. ``model``, ``retrained``: steps of the whole training.
         others: Images that it holds beyond those, such as the rest of a larger split before.
         failed: Bad images of the last run.
         complete: The last run reached its end.
@@ -66,7 +68,8 @@ class WorkStatus:
     Attributes:
         dataset: Kind, root and split, as remembered.
         recipe: Recipe in force.
-        outputs: In the order of the stages; ``cmpa`` and ``model``, which not everyone trains, only once they were begun.
+        outputs: In the order of the stages; ``cmpa``, ``model`` and ``retrained``, which not everyone trains, only once
+            they were begun.
         reports: Evaluations so far.
         next_command: The one obvious next command.
     """
@@ -86,7 +89,7 @@ def status(work: Path) -> WorkStatus:
     """
     memory = recall(work)
     dataset = memory.get("dataset") or {}
-    trained = {"cmpa": _heads(work), "model": _model(work)}
+    trained = {"cmpa": _heads(work), "model": _model(work, "model"), "retrained": _model(work, "retrained")}
     looked_at = [trained[name] if name in TRAINED else _output(work, name) for name in OUTPUTS]
     outputs = [output for output in looked_at if output is not None]
     # `evaluate.reports_in` would do, and import matplotlib: half a second that `ssr` without a command has not
@@ -115,17 +118,17 @@ def _heads(work: Path) -> OutputStatus | None:
     return OutputStatus("cmpa", photos, total, 0, failed, complete, manifest.options_digest, manifest.updated)
 
 
-def _model(work: Path) -> OutputStatus | None:
-    manifest = Manifest.read(work / "model.json")
+def _model(work: Path, name: str) -> OutputStatus | None:
+    manifest = Manifest.read(work / f"{name}.json")
     if manifest is None:
         return None
     try:
         steps, total = int(manifest.counts.get("iterations", 0)), int(manifest.settings["iterations"])
         failed = int(manifest.counts.get("failed", 0))
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise SsrError(f"{work / 'model.json'} is damaged", f"remove it and run `{OUTPUTS['model']}` again") from None
-    complete = manifest.complete and (work / "model.safetensors").is_file()
-    return OutputStatus("model", steps, total, 0, failed, complete, manifest.options_digest, manifest.updated)
+        raise SsrError(f"{work / 'model.json'} is damaged", f"remove it and run `{OUTPUTS[name]}` again") from None
+    complete = manifest.complete and (work / f"{name}.safetensors").is_file()
+    return OutputStatus(name, steps, total, 0, failed, complete, manifest.options_digest, manifest.updated)
 
 
 def _output(work: Path, name: str) -> OutputStatus:

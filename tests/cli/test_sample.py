@@ -59,9 +59,9 @@ def test_masks_are_far_better_than_chance_and_than_the_first_cam(chain: dict[str
 
 def test_the_model_and_its_val_score_end_the_ladder(chain: dict[str, str]) -> None:
     *_, own, other = ladder.scored(Path(chain["work"]))
-    assert own[0] == ladder.MODEL
+    assert own[0] == ladder.MODELS["predictions"]
     assert own[1].images == 40
-    assert other[0] == f"{ladder.MODEL}, split val"
+    assert other[0] == f"{ladder.MODELS['predictions']}, split val"
     assert other[1].images == 4
     rows = chain["eval ladder"].splitlines()
     assert next(row for row in rows if "split val" in row).count("+") == 0, "another split gains nothing over this one"

@@ -1,0 +1,283 @@
+"""`ssr retrain` on tiny photos: every network, weights that reproduce logits, mmsegmentation's own run, exact resume."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from pipelines.errors import SsrError, UsageError
+from pipelines.execution.progress import Silent
+from pipelines.options.retrain import RetrainOptions
+from pipelines.options.stages import EvalOptions
+from pipelines.options.train import PredictOptions
+from pipelines.stages import evaluate, predict, retrain
+from pipelines.stages.counts import Counts
+from pipelines.stages.retrained import RetrainedPredictor, read_retrained
+from pipelines.stages.workspace import Workspace
+
+pytest.importorskip("mmengine")
+
+SMALL = {
+    "model": "segformer", "backbone": "dino", "schedule": "4", "batch": 2, "crop": 64, "channels": 16, "warmup": 2,
+    "save_every": 2,
+}  # fmt: skip
+NETWORKS: dict[str, dict[str, Any]] = {
+    "deeplabv3plus": {"model": "deeplabv3plus", "backbone": "resnet18", "backbone_weights": "none"},
+    "segformer": {},
+    "upernet": {"model": "upernet"},
+    "segformer, mit": {"backbone": "mit_b0", "backbone_weights": "none"},
+}
+ONCE = {"scales": (1.0,), "flip": False}
+
+
+class Notes(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.said.append(message)
+
+
+def options(**changes: Any) -> RetrainOptions:
+    return RetrainOptions(**{**SMALL, **changes})
+
+
+@pytest.fixture
+def place(workspace_in: Callable[..., Workspace], finished: dict[str, Path], tmp_path: Path) -> Workspace:
+    """A work directory with pseudo-masks and nothing else."""
+    workspace = workspace_in(tmp_path / "work", workers=1)
+    shutil.copytree(finished["ssr"] / "masks", workspace.masks)
+    return workspace
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_train_and_their_weights_reproduce_the_logits(place, name):
+    counts = retrain.run(place, options(**NETWORKS[name]))
+    assert counts.as_dict() == Counts(done=4).as_dict()
+    retrained = read_retrained(place.retrained)
+    assert (retrained.supervision, retrained.iteration) == ("pseudo", 4)
+    stock = stock_network(place.work / "retrain/config.py", place.retrained)
+    predictor = RetrainedPredictor(retrained, PredictOptions(**ONCE), torch.device("cpu"), torch.float32)
+    photo = predictor.load(place.dataset.samples[0])
+    found = predictor.logits([photo])
+    image = photo.inputs[0]
+    data = stock.data_preprocessor({"inputs": [image], "data_samples": [sample(image)]}, False)
+    with torch.inference_mode():
+        expected = stock.inference(data["inputs"], [data["data_samples"][0].metainfo])[..., : image.shape[1], : image.shape[2]]
+    assert torch.equal(found, expected - expected.amax(1, keepdim=True))
+    assert (place.work / "retrain/curves.png").is_file()
+
+
+def stock_network(config: Path, weights: Path) -> Any:
+    """What mmsegmentation builds from the written config, with the exported weights."""
+    from mmengine.config import Config
+    from mmseg.registry import MODELS
+
+    model = MODELS.build(Config.fromfile(config).model)
+    model.load_state_dict(load_file(weights))
+    return model.eval()
+
+
+def sample(image: torch.Tensor) -> Any:
+    from mmseg.structures import SegDataSample
+
+    return SegDataSample(metainfo={"ori_shape": image.shape[1:], "img_shape": tuple(image.shape[1:])})
+
+
+STOCK = """\
+import json, sys
+from pathlib import Path
+from pipelines.mmsegmentation.imports import import_mmsegmentation
+import_mmsegmentation()  # mmcv-lite's stand-in; nothing else of ours
+from mmengine.config import Config
+from mmengine.runner import Runner
+config = Config.fromfile(sys.argv[1])
+config.work_dir = sys.argv[2]
+runner = Runner.from_cfg(config)
+runner.train()
+Path(sys.argv[3]).write_text(json.dumps({"mIoU": float(runner.val()["mIoU"])}))
+"""
+
+
+def test_a_stock_run_of_the_config_gives_the_same_network_and_score(place, tmp_path):
+    retrain.run(place, options(val_split="train"))
+    script = tmp_path / "stock.py"
+    script.write_text(STOCK)
+    argv = [str(place.work / "retrain/config.py"), str(tmp_path / "stock"), str(tmp_path / "score.json")]
+    subprocess.run([sys.executable, str(script), *argv], check=True, capture_output=True, timeout=600)
+    score = json.loads((tmp_path / "score.json").read_text())
+    scored = [line for line in lines(place) if "val_miou" in line]
+    assert [(line["iteration"], line["val_split"]) for line in scored] == [(4, "train")]
+    assert scored[0]["val_miou"] == pytest.approx(score["mIoU"] / 100, abs=1e-9)
+    saved = torch.load(tmp_path / "stock/iter_4.pth", weights_only=False)["state_dict"]  # written by this test
+    ours = load_file(place.retrained)
+    assert ours.keys() == saved.keys()
+    assert all(torch.equal(ours[key], saved[key]) for key in ours)
+
+
+def test_validation_is_what_predict_and_eval_say(place):
+    retrain.run(place, options(val_split="train", schedule="3"))
+    predict.run(place, PredictOptions(model=Path("retrained"), **ONCE))
+    evaluation = evaluate.run(place, "retrained", EvalOptions(pictures=False), 1.0)[0]
+    assert evaluation.report.what == "retrained-train"
+    counts = np.load(evaluation.folder / "confusion.npy")[:, :-1]
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    mean = (counts.diagonal()[union > 0] / union[union > 0]).mean()  # mmsegmentation counts classes that are only predicted
+    scored = next(line["val_miou"] for line in lines(place) if "val_miou" in line)
+    assert mean == pytest.approx(scored, abs=1e-4)  # and rounds to hundredths of a percent
+
+
+def lines(place: Workspace) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (place.work / "retrain/curves.jsonl").read_text().splitlines()]
+
+
+def test_resume_is_exact(place, tmp_path):
+    retrain.run(place, options())
+    whole = {name: (place.work / name).read_bytes() for name in ("retrained.safetensors", "retrain/curves.jsonl")}
+    half = replace(place, work=tmp_path / "half")
+    shutil.copytree(place.masks, half.masks)
+
+    def stop(self: Any, iteration: int, mean: Any) -> None:
+        if iteration == 3:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(retrain._Retraining, "stepped", stop)
+        retrain.run(half, options())
+    assert read_retrained(half.retrained).iteration == 2
+    counts = retrain.run(half, options())
+    assert (counts.done, counts.skipped) == (2, 2)
+    assert {name: (half.work / name).read_bytes() for name in whole} == whole
+
+
+def test_a_finished_training_is_not_taken_again(place):
+    retrain.run(place, options())
+    before = place.retrained.stat().st_mtime_ns
+    counts = retrain.run(place, options())
+    assert (counts.done, counts.skipped) == (0, 4)
+    assert place.retrained.stat().st_mtime_ns == before
+
+
+def test_other_options_are_refused_until_forced(place):
+    retrain.run(place, options(schedule="2"))
+    with pytest.raises(UsageError, match=r"made with other options \(learning_rate"):
+        retrain.run(place, options(schedule="2", learning_rate=1e-3))
+    assert retrain.run(replace(place, force=True), options(schedule="2", learning_rate=1e-3)).done == 2
+
+
+def test_changed_pseudo_masks_are_other_options(place):
+    retrain.run(place, options(schedule="2"))
+    path = next(place.masks.glob("*.png"))
+    with Image.open(path) as mask:
+        mask.putpixel((0, 0), 255)
+        mask.save(path)
+    with pytest.raises(UsageError, match="label_maps"):
+        retrain.run(place, options(schedule="2"))
+
+
+def test_write_only_writes_a_config_that_runs(place):
+    counts = retrain.run(place, options(write_only=True, class_balanced=True, val_split="train"))
+    assert counts.done == 0
+    assert not place.retrained.exists()
+    config = runpy.run_path(str(place.work / "retrain/config.py"))
+    assert config["train_cfg"]["max_iters"] == 4
+    assert len(config["model"]["decode_head"]["loss_decode"]["class_weight"]) == 21
+    names = Path(config["train_dataloader"]["dataset"]["ann_file"]).read_text().split()
+    assert names == sorted(path.stem for path in place.masks.glob("*.png"))
+
+
+def test_the_config_knows_no_ground_truth_unless_asked(place):
+    retrain.run(place, options(write_only=True))
+    assert "SegmentationClass" not in (place.work / "retrain/config.py").read_text()
+    retrain.run(place, options(write_only=True, val_split="val"))
+    config = runpy.run_path(str(place.work / "retrain/config.py"))
+    assert "SegmentationClass" not in str(config["train_dataloader"])
+    assert "SegmentationClass" in str(config["val_dataloader"])
+
+
+def test_masks_say_that_they_are_an_upper_bound(place):
+    notes = Notes()
+    retrain.run(place, options(schedule="2", supervision="masks"), notes)
+    assert "upper bound" in " ".join(notes.said)
+    assert read_retrained(place.retrained).supervision == "masks"
+    predict.run(place, PredictOptions(model=Path("retrained"), **ONCE))
+    report = evaluate.run(place, "retrained", EvalOptions(pictures=False), 1.0)[0].report
+    assert "upper bound" in report.rules["supervision"]
+    assert "upper bound" in (place.work / "retrain/config.py").read_text()
+
+
+def test_a_class_never_seen_is_said_in_one_line(place):
+    notes = Notes()
+    retrain.run(place, options(write_only=True), notes)
+    [line] = [line for line in notes.said if "never sees" in line]
+    assert "aeroplane" in line
+    assert "cat" not in line.replace("cat,", "").split() or "cow" in line
+
+
+def test_a_network_of_a_config_file(place, tmp_path):
+    retrain.run(place, options(write_only=True))
+    own = tmp_path / "own.py"
+    own.write_text((place.work / "retrain/config.py").read_text().replace("num_classes=21", "num_classes=19"))
+    retrain.run(place, options(model=str(own), schedule="2"))
+    predict.run(place, PredictOptions(model=Path("retrained"), **ONCE))
+    assert len(list((place.work / "retrained/train").glob("*.png"))) == len(place.dataset.samples)
+    copied = tmp_path / "elsewhere.safetensors"
+    shutil.copy(place.retrained, copied)
+    with pytest.raises(UsageError, match="not run from elsewhere"):
+        predict.run(place, PredictOptions(model=copied, **ONCE))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "resnet"}, "no network 'resnet': expected deeplabv3plus"),
+        ({"model": "gone.py"}, r"found '.*gone.py'"),
+        ({"backbone": "vit_of_dreams"}, "timm has no model 'vit_of_dreams'"),
+        ({"backbone": "swin_tiny_patch4_window7_224"}, "channels last"),
+        ({"backbone_weights": "gone.safetensors"}, "no weights at gone.safetensors"),
+        ({"backbone_weights": "weights.pth"}, "expected hub, none or a .safetensors"),
+        ({"min_scale": 3.0}, "nothing between"),
+        ({"amp": True}, "needs a GPU"),
+        ({"launcher": "torchrun"}, "no processes of torchrun"),
+        ({"masks": Path("nowhere")}, "found none"),
+    ],
+)
+def test_bad_options_get_one_line(place, changes, message):
+    with pytest.raises(SsrError, match=message) as caught:
+        retrain.run(place, options(**changes))
+    assert "\n" not in str(caught.value)
+    assert not (place.work / "retrained.json").exists()
+
+
+def test_without_pseudo_masks_says_what_to_run(place):
+    shutil.rmtree(place.masks)
+    with pytest.raises(SsrError, match="run `ssr refine` first"):
+        retrain.run(place, options())
+
+
+@pytest.mark.parametrize(
+    ("missing", "found"),
+    [({"mmsegmentation"}, "mmsegmentation is not installed"), ({"mmcv", "mmcv-lite"}, "mmcv-lite is not installed")],
+)
+def test_without_the_extra_says_what_to_install(place, missing, found, monkeypatch):
+    from pipelines.mmsegmentation import imports
+
+    known = imports._installed
+    monkeypatch.setattr(imports, "_installed", lambda name: None if name in missing else known(name))
+    with pytest.raises(SsrError, match=rf"{found}.*pip install"):
+        retrain.run(place, options())
