@@ -13,6 +13,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from pipelines.errors import SsrError
+
 
 def run(
     config_file: Path,
@@ -36,10 +38,20 @@ def run(
 
     Returns:
         The runner behind its last step.
+
+    Raises:
+        SsrError: mmsegmentation cannot build what the config describes.
     """
     work.mkdir(parents=True, exist_ok=True)
     with _quiet():
-        runner = Runner.from_cfg(_runnable(config_file, work, state, launcher, device))
+        try:
+            runner = Runner.from_cfg(_runnable(config_file, work, state, launcher, device))
+        except SsrError:
+            raise
+        except Exception as error:  # a hub that is not there, weights of another backbone, a config file's own mistakes
+            found = f"{type(error).__name__}: {error}".splitlines()[0]
+            hint = "--backbone-weights FILE.safetensors or none, or another --model"
+            raise SsrError(f"mmsegmentation cannot set this network up: {found}", hint) from error
         runner.register_hook(hook(runner))
         runner.train()
         if runner.val_loop is not None and not validated():

@@ -140,6 +140,9 @@ class _Retraining:
             "label_maps": _content(maps),
             "processes": self.processes.count,
         }
+        if options.write_only and workspace.differs(workspace.retrained, self.settings):
+            hint = "give another --work, or retrain without --write-only and with --force"
+            raise UsageError(f"{workspace.retrained} was trained with other options: its config would be lost", hint)
         if not options.write_only:
             self._manifest = workspace.settle(workspace.retrained, STAGE, self.settings, self._clear)
             if options.resume == "never":
@@ -152,8 +155,8 @@ class _Retraining:
         val = None
         if options.val_split is not None:
             split = load_dataset(self.workspace.dataset_options.model_copy(update={"split": options.val_split}))
-            pairs = ground_truth(split, "train without --val-split")
-            val = split_files("val", [sample for sample, _ in pairs], [path for _, path in pairs], self.folder)
+            found = checked(ground_truth(split, "train without --val-split"), dataset.classes.names, None, self.progress)
+            val = split_files("val", found.samples, found.paths, self.folder)
         classes = ["background", *dataset.classes.names]
         labels = "ground-truth masks: an upper bound" if options.supervision == "masks" else "pseudo-masks"
         sections = config(
@@ -179,13 +182,18 @@ class _Retraining:
 
     def _train(self, launcher: str) -> None:
         import_mmsegmentation()
+        from mmengine.device import get_device
+
         from pipelines.mmsegmentation.checkpoint import read_meta
         from pipelines.mmsegmentation.hook import TrainingHook
         from pipelines.mmsegmentation.training import run as train
 
         options = self.options
-        meta = read_meta(self.state) if options.resume == "auto" else None
-        before = int(meta["iter"]) if meta else 0
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        elif get_device() != "cpu":
+            raise UsageError(f"mmengine trains on {get_device()} wherever there is one", "CUDA_VISIBLE_DEVICES= hides it")
+        before = self._before(read_meta(self.state) if options.resume == "auto" else None)
         self.curves.open(before)
         self.counts.skipped = before
         self.progress.start("retrain", options.iterations, before, "steps")
@@ -194,7 +202,7 @@ class _Retraining:
             self.config_file,
             self.folder / "mmengine",
             lambda _: TrainingHook(self.curves, self, options.iterations, options.save_every),
-            self.state if meta else None,
+            self.state if before else None,
             launcher,
             self.device,
             self._is_validated,
@@ -209,6 +217,11 @@ class _Retraining:
             self._write_model(self.workspace.retrained, runner, options.iterations)
         self._manifest.counts, self._manifest.complete = {"iterations": options.iterations, **self.counts.as_dict()}, True
         self._manifest.write(self.workspace.retrained.with_suffix(".json"))
+
+    def _before(self, meta: dict[str, Any] | None) -> int:
+        """Steps of a state that was trained with the present options; the first process knows these."""
+        own = meta is not None and (not self.processes.first or meta.get("owner") == digest(self.settings))
+        return int(meta["iter"]) if self.processes.gather([own])[0] and meta is not None else 0
 
     def stepped(self, iteration: int, mean: dict[str, Any] | None) -> None:
         """Count a step; see `pipelines.mmsegmentation.hook.Watcher`."""

@@ -82,7 +82,7 @@ def checked(
     Args:
         pairs: Photos and label maps.
         classes: Foreground classes.
-        failures: Takes bad photos and label maps, which are left out; None: another process does.
+        failures: Takes bad photos and label maps, which are left out; None: there may be none.
         progress: Told about each.
 
     Returns:
@@ -90,7 +90,7 @@ def checked(
 
     Raises:
         TooManyFailures: More bad ones than allowed.
-        SsrError: None is left.
+        SsrError: None is left, or there may be no bad one.
     """
     by_id = {sample.image_id: path for sample, path in pairs}
     counts, ignored = np.zeros(len(classes) + 1, np.int64), 0
@@ -99,8 +99,9 @@ def checked(
     for sample, found in prefetch(lambda sample: _histogram(sample, by_id[sample.image_id], classes), [s for s, _ in pairs]):
         progress.advance()
         if isinstance(found, ImageError):
-            if failures is not None:
-                failures.add(sample.image_id, found)
+            if failures is None:
+                raise SsrError(f"{sample.image_id}: {found.message}", found.hint or "mend it, or leave --val-split out")
+            failures.add(sample.image_id, found)
             continue
         samples.append(sample)
         counts += found[: len(counts)]

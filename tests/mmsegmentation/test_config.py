@@ -134,7 +134,7 @@ VALUES = st.recursive(
 class Calls(ast.NodeTransformer):
     """``dict(a=1)`` as ``{"a": 1}``, which `ast.literal_eval` takes."""
 
-    def visit_Call(self, node: ast.Call) -> ast.Dict:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> ast.Dict:
         assert isinstance(node.func, ast.Name)
         assert node.func.id == "dict"
         self.generic_visit(node)

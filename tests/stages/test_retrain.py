@@ -201,6 +201,31 @@ def test_write_only_writes_a_config_that_runs(place):
     assert names == sorted(path.stem for path in place.masks.glob("*.png"))
 
 
+def test_a_state_of_other_options_is_not_gone_on_from(place):
+    retrain.run(place, options(schedule="2"))
+    place.retrained.with_suffix(".json").unlink()
+    assert retrain.run(place, options(schedule="2", learning_rate=1e-3)).done == 2
+
+
+def test_write_only_keeps_the_config_of_a_training(place):
+    retrain.run(place, options(schedule="2"))
+    text = (place.work / "retrain/config.py").read_text()
+    with pytest.raises(UsageError, match="its config would be lost"):
+        retrain.run(place, options(schedule="3", write_only=True))
+    retrain.run(place, options(schedule="2", write_only=True))
+    assert (place.work / "retrain/config.py").read_text() == text
+
+
+def test_bad_validation_photos_stop_before_the_training(place, workspace_in, tiny_voc, tmp_path):
+    root = Path(shutil.copytree(tiny_voc.root, tmp_path / "VOC2012"))
+    (root / "SegmentationClass/e_pair.png").write_bytes(b"no PNG")
+    other = replace(workspace_in(tmp_path / "other", root=root), run=place.run)
+    shutil.copytree(place.masks, other.masks)
+    with pytest.raises(SsrError, match="e_pair"):
+        retrain.run(other, options(val_split="val"))
+    assert not (other.work / "retrain/state.pth").exists()
+
+
 def test_the_config_knows_no_ground_truth_unless_asked(place):
     retrain.run(place, options(write_only=True))
     assert "SegmentationClass" not in (place.work / "retrain/config.py").read_text()
@@ -255,13 +280,14 @@ def test_a_network_of_a_config_file(place, tmp_path):
         ({"amp": True}, "needs a GPU"),
         ({"launcher": "torchrun"}, "no processes of torchrun"),
         ({"masks": Path("nowhere")}, "found none"),
+        ({"backbone": "resnet18"}, r"cannot set this network up.*--backbone-weights FILE.safetensors or none"),
     ],
 )
 def test_bad_options_get_one_line(place, changes, message):
     with pytest.raises(SsrError, match=message) as caught:
         retrain.run(place, options(**changes))
     assert "\n" not in str(caught.value)
-    assert not (place.work / "retrained.json").exists()
+    assert not place.retrained.exists()
 
 
 def test_without_pseudo_masks_says_what_to_run(place):
