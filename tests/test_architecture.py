@@ -159,7 +159,7 @@ def test_nothing_unsafe_is_called(path):
 
 
 def test_only_scoring_and_asking_open_ground_truth():
-    """`read_mask` and `labels_from_masks` are the only doors; these rooms use them, `ssr train` and `ssr retrain` only where told to."""
+    """`read_mask` and `labels_from_masks` are the only doors; these rooms use them, both trainings only where told to."""
     users = {module_of(path) for path in FILES if any("ground_truth" in m or "mask_labels" in m for m in imports_of(path))}
     assert users == {
         "pipelines.stages.evaluate",

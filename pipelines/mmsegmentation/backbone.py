@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+from safetensors import SafetensorError, safe_open
 
-from pipelines.errors import SsrError, UsageError
+from pipelines.errors import UsageError
 
 PUBLISHED = "https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segformer/"
 MIT: dict[str, tuple[int, list[int], str]] = {
@@ -86,22 +88,19 @@ def timm_backbone(model: TimmModel, weights: str, output_stride: int | None = No
         output_stride: Stride of the coarsest map of a ResNet; others do not take it.
 
     Raises:
-        UsageError: timm has no such model, it has no four feature maps, or there is no such file.
-        SsrError: timm cannot build it.
+        UsageError: timm has no such model, it has no four feature maps of photos of any size, or the file is not its own.
     """
     if not timm.is_model(model.name.split(".")[0]):
         raise UsageError(f"timm has no model {model.name!r}", "--backbone: see timm.list_models(), or dino")
-    vit = _is_vit(model)
-    arguments = {**model.arguments, **({"dynamic_img_size": True} if vit else {})}
+    arguments = dict(model.arguments)
     if output_stride is not None and model.name.startswith("resne"):
         arguments["output_stride"] = output_stride
-    try:
-        maps: Any = timm.create_model(model.name, features_only=True, pretrained=False, **arguments)
-        depth = len(maps.model.blocks) if vit else len(maps.feature_info.out_indices)
-    except (RuntimeError, TypeError, AttributeError, ValueError, AssertionError) as error:
-        raise SsrError(
-            f"timm cannot make feature maps of {model.name}: {str(error).splitlines()[0]}", "another --backbone"
-        ) from error
+    maps = _feature_maps(model.name, arguments)
+    vit = hasattr(maps, "model") and hasattr(maps.model, "blocks") and len(set(maps.feature_info.reduction())) == 1
+    if vit:
+        arguments["dynamic_img_size"] = True
+        maps = _feature_maps(model.name, arguments)
+    depth = len(maps.model.blocks if vit else maps.feature_info.out_indices)
     if depth < 4:
         raise UsageError(f"{model.name} has {depth} feature maps, expected four", "another --backbone")
     if getattr(maps, "output_fmt", "NCHW") != "NCHW":  # mmsegmentation would take its width for its height
@@ -112,7 +111,9 @@ def timm_backbone(model: TimmModel, weights: str, output_stride: int | None = No
     config: dict[str, Any] = {"type": "TIMMBackbone", "model_name": model.name, "features_only": True, "out_indices": chosen}
     config |= arguments | {"pretrained": weights != "none"}
     if weights not in {"none", "hub"}:
-        config["pretrained_cfg_overlay"] = {"file": str(_file(weights, ".safetensors"))}
+        file = _file(weights, ".safetensors")
+        _check_names(file, model)
+        config["pretrained_cfg_overlay"] = {"file": str(file)}
     registered = timm.get_pretrained_cfg(model.name, allow_unregistered=False)
     patch = int(maps.model.patch_embed.patch_size[0]) if vit else None
     mean, std = (
@@ -122,11 +123,28 @@ def timm_backbone(model: TimmModel, weights: str, output_stride: int | None = No
     return Backbone(config, tuple(int(c) for c in channels), patch, mean, std)
 
 
-def _is_vit(model: TimmModel) -> bool:
-    from timm.models.vision_transformer import VisionTransformer
+def _feature_maps(name: str, arguments: Mapping[str, Any]) -> Any:
+    """Timm's model behind its feature maps, without memory for weights."""
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, features_only=True, pretrained=False, **arguments)
+    except (RuntimeError, TypeError, AttributeError, ValueError, AssertionError, ArithmeticError) as error:
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UsageError(f"timm cannot make feature maps of {name} for any size of photo ({found})", "--backbone") from error
 
-    entry = timm.models.model_entrypoint(model.name.split(".")[0])
-    return entry.__module__ == VisionTransformer.__module__
+
+def _check_names(file: Path, model: TimmModel) -> None:
+    """Timm itself takes what it knows of a file and starts the rest at random, without a word."""
+    with torch.device("meta"):
+        wanted = timm.create_model(model.name, pretrained=False, num_classes=0, **model.arguments).state_dict().keys()
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            held = wanted & set(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{file} is not a readable .safetensors file", "--backbone-weights") from error
+    if len(held) < len(wanted) / 2:
+        found = f"{file} holds {len(held)} of the {len(wanted)} tensors of {model.name}"
+        raise UsageError(f"{found}; {sorted(wanted - held)[0]} is missing", "--backbone-weights")
 
 
 def _file(weights: str, suffix: str) -> Path:

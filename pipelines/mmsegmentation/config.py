@@ -182,8 +182,11 @@ def _adamw(options: RetrainOptions) -> dict[str, Any]:
     wrapper: dict[str, Any] = {"type": "OptimWrapper"}
     if options.amp:
         wrapper = {"type": "AmpOptimWrapper", "dtype": "bfloat16"}
-    share = options.backbone_learning_rate / options.learning_rate
+    heads = {"lr_mult": options.learning_rate / options.backbone_learning_rate}
     return wrapper | {
-        "optimizer": {"type": "AdamW", "lr": options.learning_rate, "weight_decay": options.weight_decay},
-        "paramwise_cfg": {"custom_keys": {"backbone": {"lr_mult": share}}, "norm_decay_mult": 0.0},
+        "optimizer": {"type": "AdamW", "lr": options.backbone_learning_rate, "weight_decay": options.weight_decay},
+        "paramwise_cfg": {
+            "custom_keys": {"neck": heads, "decode_head": heads, "auxiliary_head": heads},
+            "norm_decay_mult": 0.0,  # of the backbone: what custom_keys name is not looked at again
+        },
     }

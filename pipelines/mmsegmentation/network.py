@@ -85,4 +85,7 @@ def preprocessor(backbone: Backbone, crop: int) -> dict[str, Any]:
 
 def _loss(class_weights: Sequence[float] | None, weight: float = 1.0) -> dict[str, Any]:
     loss: dict[str, Any] = {"type": "CrossEntropyLoss", "loss_weight": weight, "avg_non_ignore": True}
-    return loss | ({"class_weight": list(class_weights)} if class_weights is not None else {})
+    if class_weights is None:
+        return loss
+    # its mean would look up the weight of class 255; mmengine takes the mean over all pixels instead
+    return loss | {"class_weight": list(class_weights), "reduction": "none"}

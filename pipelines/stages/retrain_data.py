@@ -100,7 +100,7 @@ def checked(
         progress.advance()
         if isinstance(found, ImageError):
             if failures is None:
-                raise SsrError(f"{sample.image_id}: {found.message}", found.hint or "mend it, or leave --val-split out")
+                raise SsrError(f"{sample.image_id}: {found.message}", "mend it, or leave --val-split out")
             failures.add(sample.image_id, found)
             continue
         samples.append(sample)
@@ -144,7 +144,10 @@ def _histogram(sample: Sample, path: Path, classes: Sequence[str]) -> NDArray[np
     mask = read_mask(path)  # (H, W)
     width, height = load_image(sample.image_path).size  # decoded: mmengine's readers would stop at a damaged one
     if mask.shape != (height, width):
-        raise ImageError(f"{path} is {mask.shape[1]} x {mask.shape[0]}, its photo {width} x {height}", "ssr refine --force")
+        raise ImageError(
+            f"{path} is {mask.shape[1]} x {mask.shape[0]}, its photo {width} x {height}",
+            "ssr refine --force, if it is its pseudo-mask",
+        )
     counts = np.bincount(mask.ravel(), minlength=256)  # (256,)
     beyond = np.flatnonzero(counts[len(classes) + 1 : IGNORE_INDEX])
     if len(beyond):

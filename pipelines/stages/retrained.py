@@ -27,7 +27,7 @@ from pipelines.stages.cams import Photo
 from pipelines.training.checkpoint import read_checkpoint, write_checkpoint
 
 FORMAT = "ssr retrained network 1"
-_LARGEST = 4096
+_LARGEST, _DEEPEST = 4096, 128
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,12 @@ def network_of_file(path: Path, classes: int, crop: int) -> dict[str, Any]:
     try:
         model: dict[str, Any] = Config.fromfile(path).to_dict()["model"]
         heads = [model["decode_head"], model.get("auxiliary_head") or []]
-    except Exception as error:
-        raise UsageError(
-            f"{path} is no mmsegmentation config with a decode_head: {type(error).__name__}: {error}", "--model"
-        ) from error
-    for head in (one for found in heads for one in (found if isinstance(found, list) else [found])):
-        head["num_classes"] = classes
-        head.pop("out_channels", None)
+        for head in (one for found in heads for one in (found if isinstance(found, list) else [found])):
+            head["num_classes"] = classes
+            head.pop("out_channels", None)
+    except Exception as error:  # it runs whatever the file says
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UsageError(f"{path} is no mmsegmentation config with a decode_head ({found})", "--model") from error
     if isinstance(model.get("data_preprocessor"), dict):
         model["data_preprocessor"]["size"] = (crop, crop)
     return model
@@ -139,9 +138,8 @@ def build(config: dict[str, Any]) -> nn.Module:
     except SsrError:
         raise
     except Exception as error:
-        raise SsrError(
-            f"mmsegmentation cannot build the network: {type(error).__name__}: {error}", "--model, --backbone"
-        ) from error
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise SsrError(f"mmsegmentation cannot build the network: {found}", "--model, --backbone") from error
     return model
 
 
@@ -174,53 +172,73 @@ def read_retrained(path: Path, flag: str = "--model", config_file: Path | None =
     if note.get("format") != FORMAT:
         raise UsageError(f"{path} does not hold a retrained network", f"{flag}: a file written by `ssr retrain`")
     import_mmsegmentation()
-    damaged = UsageError(f"{path} is damaged: its tensors are not those of its network", flag)
     try:
-        described, classes, supervision = note["network"], tuple(note["classes"]), note["supervision"]
-        sound = supervision in {"pseudo", "masks"} and all(isinstance(name, str) for name in classes)
-        if not sound or not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
-            raise ValueError
-        config = _config(described, classes, path, flag, config_file)
+        described, classes, supervision = note["network"], note["classes"], note["supervision"]
+        _check(described, classes, supervision, tensors)
+        config = _config(described, tuple(classes), path, flag, config_file)
+        if isinstance(described["backbone"], dict):  # its sizes are the file's own: they must cost no memory
+            with torch.device("meta"):
+                wanted = {name: tensor.shape for name, tensor in build(config).state_dict().items()}
+            if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
+                raise ValueError("other tensors")
         model = build(config)
         model.load_state_dict(tensors)
         return Retrained(
-            model.eval().requires_grad_(False), classes, int(described["crop"]), supervision, int(note["iteration"])
+            model.eval().requires_grad_(False), tuple(classes), described["crop"], supervision, int(note["iteration"])
         )
-    except UsageError:
+    except _RefusedError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SsrError) as error:
-        raise damaged from error
+    except Exception as error:  # a damaged note may go wrong anywhere inside mmsegmentation
+        raise UsageError(f"{path} is damaged: its tensors are not those of its network", flag) from error
+
+
+class _RefusedError(UsageError):
+    """Nothing is wrong with the file itself."""
+
+
+def _check(described: dict[str, Any], classes: Any, supervision: Any, tensors: dict[str, Tensor]) -> None:
+    """Sizes within reason, before anything is built of them."""
+    sizes = [described["channels"], described["crop"] - 1, len(classes)]
+    sound = (
+        supervision in {"pseudo", "masks"}
+        and isinstance(classes, list)
+        and all(isinstance(name, str) for name in classes)
+        and all(isinstance(size, int) and 0 <= size <= _LARGEST for size in sizes)
+        and all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point())
+    )
+    if not sound:
+        raise ValueError("no such network")
 
 
 def _config(described: dict[str, Any], classes: tuple[str, ...], path: Path, flag: str, file: Path | None) -> dict[str, Any]:
-    name, backbone, crop = described["model"], described["backbone"], described["crop"]
-    sizes = [described["channels"], crop, len(classes)]
-    if not all(isinstance(size, int) and 0 <= size <= _LARGEST for size in sizes):
-        raise ValueError
+    name, crop = described["model"], described["crop"]
     if name in NETWORKS:
-        return Design(name, _described(backbone), described["channels"], classes, crop).config()
+        return Design(name, _described(described["backbone"]), described["channels"], classes, crop).config()
     if file is None or not file.is_file():
         hint = f"{flag} retrained, in the work directory that trained it"
-        raise UsageError(f"{path} holds a network of a config file, which is not run from elsewhere", hint)
+        raise _RefusedError(f"{path} holds a network of a config file, which is not run from elsewhere", hint)
     config = network_of_file(file, len(classes) + 1, crop)
     if digest_of(config) != name:
-        raise UsageError(f"{file} does not describe the network of {path} any more", "ssr retrain --force")
+        raise _RefusedError(f"{file} does not describe the network of {path} any more", "ssr retrain --force")
+    backbone = config.get("backbone", {})
+    if "pretrained" in backbone:  # its weights are in the file: nothing is fetched
+        backbone["pretrained"] = False if backbone.get("type") == "TIMMBackbone" else None
     return config
 
 
 def _described(backbone: Any) -> TimmModel | str:
     """Names and plain numbers alone: a file from elsewhere must not reach for anything."""
-    if isinstance(backbone, str):
-        if backbone not in MIT:
-            raise ValueError
+    if isinstance(backbone, str) and backbone in MIT:
         return backbone
     name, arguments, normalisation = backbone["name"], backbone["arguments"], backbone["normalisation"]
     plain = all(isinstance(value, int | float) and abs(value) <= _LARGEST for value in arguments.values())
-    if not isinstance(name, str) or not name.replace("_", "").replace(".", "").isalnum() or not plain:
-        raise ValueError
-    return TimmModel(
-        name, arguments, {key: [float(v) for v in normalisation[key]] for key in ("mean", "std") if key in normalisation}
-    )
+    statistics = {key: [float(value) for value in normalisation[key]] for key in ("mean", "std") if key in normalisation}
+    usual = all(len(values) == 3 and all(0 <= value <= 1 for value in values) for values in statistics.values())
+    if not (plain and usual and all(statistics.get("std", [1])) and name.replace("_", "").replace(".", "").isalnum()):
+        raise ValueError("no such backbone")
+    if arguments.get("depth", 0) > _DEEPEST or not arguments.keys().isdisjoint({"out_indices", "features_only", "pretrained"}):
+        raise ValueError("no such backbone")
+    return TimmModel(name, arguments, statistics)
 
 
 class RetrainedPredictor:

@@ -107,8 +107,9 @@ def test_schedule(changes: dict[str, Any], interval: int, save: int) -> None:
 
 def test_learning_rates() -> None:
     wrapper = sections(learning_rate=1e-3, backbone_learning_rate=2.5e-4)["optim_wrapper"]
-    assert wrapper["optimizer"]["lr"] == 1e-3
-    assert wrapper["paramwise_cfg"]["custom_keys"]["backbone"]["lr_mult"] == pytest.approx(0.25)
+    assert wrapper["optimizer"]["lr"] == 2.5e-4
+    for part in ("neck", "decode_head", "auxiliary_head"):
+        assert wrapper["paramwise_cfg"]["custom_keys"][part]["lr_mult"] == pytest.approx(4)
     assert sections(amp=True)["optim_wrapper"] == {
         **sections()["optim_wrapper"],
         "type": "AmpOptimWrapper",

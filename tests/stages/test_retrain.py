@@ -146,7 +146,7 @@ def lines(place: Workspace) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (place.work / "retrain/curves.jsonl").read_text().splitlines()]
 
 
-def test_resume_is_exact(place, tmp_path):
+def test_resume_is_exact(place, tmp_path, monkeypatch):
     retrain.run(place, options())
     whole = {name: (place.work / name).read_bytes() for name in ("retrained.safetensors", "retrain/curves.jsonl")}
     half = replace(place, work=tmp_path / "half")
@@ -156,9 +156,10 @@ def test_resume_is_exact(place, tmp_path):
         if iteration == 3:
             raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(retrain._Retraining, "stepped", stop)
+    monkeypatch.setattr(retrain._Retraining, "stepped", stop)
+    with pytest.raises(KeyboardInterrupt):
         retrain.run(half, options())
+    monkeypatch.undo()
     assert read_retrained(half.retrained).iteration == 2
     counts = retrain.run(half, options())
     assert (counts.done, counts.skipped) == (2, 2)

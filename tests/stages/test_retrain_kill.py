@@ -77,8 +77,8 @@ for run in json.loads(sys.stdin.read()):
 """
 OUTPUTS = ("retrained.safetensors", "retrain/best.safetensors", "retrain/curves.jsonl")
 RUNS: dict[str, list[dict[str, int]]] = {
-    # work directory: moment of death of each of its runs. Renames: memory, manifest, list, val's list, config; at a save curves,
-    # network, state, manifest; the n-th moment is before (odd) or after (even) one
+    # work directory: moment of death of each of its runs. Renames: memory, manifest, list, val's list, config; at a save
+    # curves, network, state, manifest; the n-th moment is before (odd) or after (even) one
     "calm": [{}],
     "before the first step": [{"file": 6}, {"file": 9}, {}],
     "saves": [{"file": moment} for moment in (12, 14, 15, 16, 12)] + [{}],

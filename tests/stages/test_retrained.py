@@ -356,9 +356,9 @@ def test_a_config_file_does_not_matter_to_a_known_network(model, tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("x = 1", "is no mmsegmentation config with a decode_head: KeyError: 'model'"),
+        ("x = 1", "is no mmsegmentation config with a decode_head \\(KeyError: 'model'"),
         ("model = dict(type='EncoderDecoder')", "KeyError: 'decode_head'"),
-        ("model = 3", "is no mmsegmentation config with a decode_head: "),
+        ("model = 3", "is no mmsegmentation config with a decode_head "),
         ("model = dict(decode_head=3)", "is no mmsegmentation config with a decode_head"),
         ("model = dict(decode_head=dict(), auxiliary_head=[3])", "is no mmsegmentation config with a decode_head"),
         ("raise ValueError('no luck')", "ValueError: no luck"),
