@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 
 from pipelines.errors import SsrError
 from pipelines.mmsegmentation.checkpoint import restore_random
+from pipelines.options.retrain import RetrainOptions
 from pipelines.training.curves import Curves
 
 LOG_EVERY = 10
@@ -35,14 +36,13 @@ class TrainingHook(Hook):  # type: ignore[misc]
     Args:
         curves: Gets a line every few steps.
         watcher: Told of everything.
-        iterations: Steps of the whole training.
-        save_every: Steps between two saves.
+        options: When to save and to validate.
     """
 
     priority = "LOWEST"
 
-    def __init__(self, curves: Curves, watcher: Watcher, iterations: int, save_every: int) -> None:
-        self.curves, self.watcher, self.iterations, self.save_every = curves, watcher, iterations, save_every
+    def __init__(self, curves: Curves, watcher: Watcher, options: RetrainOptions) -> None:
+        self.curves, self.watcher, self.options = curves, watcher, options
         self._random: dict[str, Any] | None = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -54,6 +54,12 @@ class TrainingHook(Hook):  # type: ignore[misc]
         if self._random is not None:
             restore_random(self._random)
             self._random = None
+            every = self.options.validate_every
+            if (
+                runner.val_loop is not None and every and runner.iter % every == 0
+            ):  # it comes behind the save, and draws a number
+                runner.val_loop.run()
+                runner.model.train()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -65,8 +71,8 @@ class TrainingHook(Hook):  # type: ignore[misc]
             raise SsrError(
                 f"the loss of step {iteration} is not a number", "a lower --learning-rate, and --force to start over"
             )
-        last = iteration == self.iterations
-        save = last or iteration % self.save_every == 0
+        last = iteration == self.options.iterations
+        save = last or iteration % self.options.save_every == 0
         mean = self.curves.add(losses | _learning_rates(runner), iteration, end=save or iteration % LOG_EVERY == 0)
         self.watcher.stepped(iteration, mean)
         if save:

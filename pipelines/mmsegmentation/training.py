@@ -19,7 +19,7 @@ from pipelines.errors import SsrError
 def run(
     config_file: Path,
     work: Path,
-    hook: Callable[[Runner], Hook],
+    hook: Hook,
     state: Path | None,
     launcher: str,
     device: torch.device,
@@ -30,7 +30,7 @@ def run(
     Args:
         config_file: Written by `ssr retrain`; it is run as Python.
         work: mmengine's logs go there.
-        hook: Made for the runner, which has no hooks of its own that print or save.
+        hook: Speaks and saves in place of mmengine's own.
         state: To go on from, or None.
         launcher: ``none``, ``pytorch`` or ``slurm``.
         device: Where to train; ``cpu`` keeps a GPU that is there out of it.
@@ -52,7 +52,7 @@ def run(
             found = f"{type(error).__name__}: {error}".splitlines()[0]
             hint = "--backbone-weights FILE.safetensors or none, or another --model"
             raise SsrError(f"mmsegmentation cannot set this network up: {found}", hint) from error
-        runner.register_hook(hook(runner))
+        runner.register_hook(hook)
         runner.train()
         if runner.val_loop is not None and not validated():
             runner.val()

@@ -201,7 +201,7 @@ class _Retraining:
         runner = train(
             self.config_file,
             self.folder / "mmengine",
-            lambda _: TrainingHook(self.curves, self, options.iterations, options.save_every),
+            TrainingHook(self.curves, self, options),
             self.state if before else None,
             launcher,
             self.device,
@@ -247,6 +247,8 @@ class _Retraining:
         if self._manifest is None:
             return
         split = str(self.options.val_split)
+        key = (iteration, split)  # a resumed training scores again what it may have scored
+        self.curves.lines = [line for line in self.curves.lines if (line["iteration"], line.get("val_split")) != key]
         before = [float(line["val_miou"]) for line in self.curves.lines if line.get("val_split") == split]
         best = miou > max(before, default=-1.0)
         if best:

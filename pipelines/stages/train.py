@@ -105,7 +105,7 @@ class _Training:
         self.progress.start("train", options.iterations, before, "steps")
         steps = self.inputs.source.steps(before, self.processes)
         for _, crops, unusable in islice(steps, options.iterations - before):
-            losses = trainer.step(self.inputs.parts(crops))
+            losses = trainer.step(self.inputs.parts(crops), self.inputs.pieces)
             counts.done += 1
             self._note_unusable(unusable, failures)
             last = trainer.iteration == options.iterations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -96,6 +96,7 @@ class TrainInputs:
         heads: As they were read, or None.
         alignment: Trains them on, or None.
         source: The crops.
+        pieces: Parts of a step, ``accumulate`` at most.
         settings: Whatever changes the model.
 
     Raises:
@@ -138,7 +139,7 @@ class TrainInputs:
             raise UsageError(found, "--batch, or fewer processes")
         share = -(-self.source.batch // processes.count)  # crops of a process
         self._piece = -(-share // options.accumulate)  # crops of a part
-        self._pieces = -(-share // self._piece)
+        self.pieces = -(-share // self._piece)
 
     @property
     def token_blocks(self) -> int:
@@ -155,15 +156,15 @@ class TrainInputs:
         )
         return decoder.to(self.device)
 
-    def parts(self, crops: Sequence[Crop]) -> list[Part | None]:
-        """Encode a process's crops of one step, in ``accumulate`` pieces at most; None where bad photos left none."""
-        found: list[Part | None] = [None] * self._pieces
-        for piece in range(self._pieces):
+    def parts(self, crops: Sequence[Crop]) -> Iterator[Part | None]:
+        """Encode a process's crops of one step, one of `pieces` after the other; None where bad photos left none."""
+        for piece in range(self.pieces):
             own = crops[piece * self._piece : (piece + 1) * self._piece]
-            if own:
-                encoded = self.pair.encode([crop.photo for crop in own], clip_tokens=True)
-                found[piece] = part_of(own, encoded, self.labels)
-        return found
+            yield self._part(own) if own else None
+
+    def _part(self, crops: Sequence[Crop]) -> Part:
+        encoded = self.pair.encode([crop.photo for crop in crops], clip_tokens=True)
+        return part_of(crops, encoded, self.labels)
 
     def _check_encoder(self) -> None:
         options, patch, depth = self.sections.train, self.encoder.patch_size, len(self.encoder.blocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 
 import torch
@@ -115,11 +115,13 @@ class SegmentationTrainer:
         warmup = min(1.0, (step + 1) / options.warmup) if options.warmup else 1.0
         return float(warmup * (1 - step / options.iterations) ** options.poly)
 
-    def step(self, parts: Sequence[Part | None]) -> StepLosses:
+    def step(self, parts: Iterable[Part | None], count: int | None = None) -> StepLosses:
         """Take one step.
 
         Args:
-            parts: Of this process; None for one whose photos could not be used. All processes bring equally many.
+            parts: Of this process; None for one whose photos could not be used. All processes bring equally many. An iterator
+                makes each when the one before is done with: memory for one.
+            count: How many; None: those of a sequence.
 
         Returns:
             The losses, before the step.
@@ -129,7 +131,10 @@ class SegmentationTrainer:
         trained = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         for parameter in trained:  # a process without crops still takes part in the mean
             parameter.grad = torch.zeros_like(parameter)
-        losses = [self._backward(part, len(parts)) for part in parts]
+        share = len(parts) if isinstance(parts, Sized) else count
+        if share is None:
+            raise TypeError("parts made one by one need their count")
+        losses = [self._backward(part, share) for part in parts]
         self.processes.average_gradients(trained)
         self.optimiser.step()
         learning_rate = self.optimiser.param_groups[0]["lr"]

@@ -91,7 +91,8 @@ def runs(tmp_path_factory, finished, tiny_voc):
     folder = tmp_path_factory.mktemp("kill")
     small = (
         "--model", "segformer", "--backbone", "dino", "--schedule", STEPS, "--batch", 2, "--crop", 64, "--channels", 16,
-        "--warmup", 2, "--save-every", 3, "--val-split", "val", "--workers", 1,
+        "--warmup", 2, "--save-every", 3, "--val-split", "val", "--validate-every", 3,
+        "--workers", 1,
     )  # fmt: skip
     for work in RUNS:
         shutil.copytree(finished["ssr"] / "masks", folder / work / "masks")

@@ -283,7 +283,9 @@ def test_more_processes_than_crops(workspace_in, tmp_path, train_sections):
     [(4, 1, 1, [4]), (4, 2, 1, [2, 2]), (4, 3, 1, [2, 2]), (5, 2, 1, [3, 2]), (2, 8, 1, [1, 1]), (5, 2, 2, [2, 1])],
     ids=str,
 )
-def test_crops_of_a_step_are_taken_in_parts(workspace_in, tmp_path, batch, accumulate, processes, sizes, train_sections):
+def test_crops_of_a_step_are_taken_in_parts(
+    monkeypatch, workspace_in, tmp_path, batch, accumulate, processes, sizes, train_sections
+):
     """No part is empty from the start: it would count as one."""
     options = train_sections("weclip", batch=batch, accumulate=accumulate)
     with ExitStack() as stack:
@@ -291,8 +293,16 @@ def test_crops_of_a_step_are_taken_in_parts(workspace_in, tmp_path, batch, accum
         own = Processes(0, processes)
         inputs = TrainInputs(workspace, options.checked(workspace), torch.device("cpu"), own, stack)
         _, crops, _ = next(inputs.source.steps(0, own))
-        parts = inputs.parts(crops)
+        assert len(sizes) == inputs.pieces
+        parts = list(inputs.parts(crops))
         assert [part and part.tokens.shape[1] for part in parts] == sizes
         assert [slot for part in parts if part for slot in part.slots] == list(range(0, batch, processes))
-        without = inputs.parts(crops[:1])  # the others were bad
+        without = list(inputs.parts(crops[:1]))  # the others were bad
         assert [part and part.tokens.shape[1] for part in without] == [1] + [None] * (len(sizes) - 1)
+        encoded: list[int] = []
+        encode = inputs.pair.encode
+        monkeypatch.setattr(
+            inputs.pair, "encode", lambda photos, **asked: encoded.append(len(photos)) or encode(photos, **asked)
+        )
+        next(inputs.parts(crops))
+        assert encoded == sizes[:1], "one part in memory at a time"
