@@ -72,6 +72,8 @@ def mit_backbone(name: str, weights: str) -> Backbone:
     config: dict[str, Any] = {"type": "MixVisionTransformer", "embed_dims": width, "num_layers": layers, "num_heads": heads}
     config |= {"sr_ratios": [8, 4, 2, 1], "drop_path_rate": 0.1}
     if weights != "none":
+        if weights != "hub":
+            _check_mit(_file(weights, ".pth"), name)
         config["init_cfg"] = {
             "type": "Pretrained",
             "checkpoint": PUBLISHED + file if weights == "hub" else str(_file(weights, ".pth")),
@@ -145,6 +147,20 @@ def _check_names(file: Path, model: TimmModel) -> None:
     if len(held) < len(wanted) / 2:
         found = f"{file} holds {len(held)} of the {len(wanted)} tensors of {model.name}"
         raise UsageError(f"{found}; {sorted(wanted - held)[0]} is missing", "--backbone-weights")
+
+
+def _check_mit(file: Path, name: str) -> None:
+    """Mmengine takes what fits and starts the rest at random, without a word."""
+    width, layers, _ = MIT[name]
+    try:
+        held = torch.load(file, map_location="meta", weights_only=True)
+        held = held.get("state_dict", held)
+        first = tuple(held["layers.0.0.projection.weight"].shape)
+        found = [len({key.split(".")[3] for key in held if key.startswith(f"layers.{stage}.1.")}) for stage in range(4)]
+    except Exception as error:  # torch.load has no end of ways to say that bytes are damaged
+        raise UsageError(f"{file} does not hold weights of {name} by mmsegmentation's names", "--backbone-weights") from error
+    if (first, found) != ((width, 3, 7, 7), layers):
+        raise UsageError(f"{file} holds a backbone of width {first[0]} and layers {found}, not {name}", "--backbone-weights")
 
 
 def _file(weights: str, suffix: str) -> Path:

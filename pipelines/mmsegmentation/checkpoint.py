@@ -35,17 +35,17 @@ def write_state(path: Path, runner: Runner, iteration: int, owner: str) -> None:
         "optimizer": runner.optim_wrapper.state_dict(),
         "param_schedulers": [_plain(scheduler.state_dict()) for scheduler in schedulers],
         "message_hub": NO_MESSAGES,
-        "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+        "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None},
     }
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
 
 
 def restore_random(state: Mapping[str, Any]) -> None:
-    """Go on with the dropout where `write_state` was called; other numbers of GPUs keep the seed's."""
+    """Go on with the dropout where `write_state` was called. All processes take the first one's."""
     torch.set_rng_state(state["cpu"].cpu())
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([own.cpu() for own in state["cuda"]])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 def read_meta(path: Path) -> dict[str, Any] | None:

@@ -52,7 +52,6 @@ def config(
     val: SplitFiles | None,
     batch: int,
     workers: int,
-    optim_wrapper: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All sections of a config, in reading order.
 
@@ -66,7 +65,6 @@ def config(
         val: Photos and ground truth, or None.
         batch: Crops a step and process.
         workers: Processes that read photos, for each process that trains.
-        optim_wrapper: Instead of AdamW.
 
     Returns:
         Top-level name -> value.
@@ -98,11 +96,12 @@ def config(
         sections |= {"val_dataloader": loader, "val_evaluator": evaluator, "val_cfg": {"type": "ValLoop"}}
         sections |= {"test_dataloader": loader, "test_evaluator": evaluator, "test_cfg": {"type": "TestLoop"}}
     warmup = min(options.warmup, iterations // 10)
+    warmup = warmup if warmup > 1 else 0  # a rise of one step would never end
     rise = [{"type": "LinearLR", "start_factor": 1e-3, "by_epoch": False, "begin": 0, "end": warmup}] if warmup else []
     save = min(options.save_every, iterations)
     return sections | {
         "model": model,
-        "optim_wrapper": optim_wrapper or _adamw(options),
+        "optim_wrapper": _adamw(options),
         "param_scheduler": [*rise, {"type": "PolyLR", "power": 1.0, "begin": warmup, "end": iterations, "by_epoch": False}],
         "train_cfg": {
             "type": "IterBasedTrainLoop",

@@ -37,13 +37,21 @@ class TrainingHook(Hook):  # type: ignore[misc]
         curves: Gets a line every few steps.
         watcher: Told of everything.
         options: When to save and to validate.
+
+    Attributes:
+        began: Whether the network stands and steps are taken.
     """
 
     priority = "LOWEST"
 
     def __init__(self, curves: Curves, watcher: Watcher, options: RetrainOptions) -> None:
         self.curves, self.watcher, self.options = curves, watcher, options
+        self.began = False
         self._random: dict[str, Any] | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """All is set up."""
+        self.began = True
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Keep the random state until the photos of earlier steps are passed over."""

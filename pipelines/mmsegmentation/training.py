@@ -10,51 +10,58 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from pipelines.errors import SsrError
+from pipelines.mmsegmentation.hook import TrainingHook
 
 
 def run(
     config_file: Path,
     work: Path,
-    hook: Hook,
+    hook: TrainingHook,
     state: Path | None,
     launcher: str,
     device: torch.device,
-    validated: Callable[[], bool],
-) -> Runner:
-    """Train as a config says, to its last step; validate at the end unless that was done.
+    to_train: bool,
+    to_validate: Callable[[], bool],
+) -> Runner | None:
+    """Train as a config says, to its last step, then validate.
 
     Args:
         config_file: Written by `ssr retrain`; it is run as Python.
         work: mmengine's logs go there.
         hook: Speaks and saves in place of mmengine's own.
         state: To go on from, or None.
-        launcher: ``none``, ``pytorch`` or ``slurm``.
-        device: Where to train; ``cpu`` keeps a GPU that is there out of it.
-        validated: Asked after the last step: whether its model was scored.
+        launcher: ``none``, or ``pytorch`` for processes that are joined already.
+        device: Where mmengine trains.
+        to_train: Whether steps are left; without any, no photo of earlier ones is read again.
+        to_validate: Asked after the last step: whether its model is still to be scored.
 
     Returns:
-        The runner behind its last step.
+        The runner behind its last step; None if there was nothing to do.
 
     Raises:
         SsrError: mmsegmentation cannot build what the config describes.
     """
+    if not to_train and not to_validate():
+        return None
     work.mkdir(parents=True, exist_ok=True)
     with _quiet():
         try:
             runner = Runner.from_cfg(_runnable(config_file, work, state, launcher, device))
+            runner.register_hook(hook)
+            if to_train:
+                runner.train()
         except SsrError:
             raise
         except Exception as error:  # a hub that is not there, weights of another backbone, a config file's own mistakes
+            if hook.began:
+                raise
             found = f"{type(error).__name__}: {error}".splitlines()[0]
             hint = "--backbone-weights FILE.safetensors or none, or another --model"
             raise SsrError(f"mmsegmentation cannot set this network up: {found}", hint) from error
-        runner.register_hook(hook)
-        runner.train()
-        if runner.val_loop is not None and not validated():
+        if runner.val_loop is not None and to_validate():
             runner.val()
     return runner
 

@@ -81,7 +81,8 @@ class PredictOptions(Options):
         Path | None, option("any folder of photos (not its subfolders), instead of the split; needs no dataset")
     ] = None
     output: Annotated[
-        Path | None, option("folder of the PNGs; default: WORK/predictions/, then SPLIT or the name of the folder of photos")
+        Path | None,
+        option("folder of the PNGs; default: WORK/predictions/ or WORK/retrained/, then SPLIT or the photos' folder"),
     ] = None
     scales: Annotated[
         tuple[Annotated[float, Field(gt=0, le=4)], ...],
@@ -91,7 +92,7 @@ class PredictOptions(Options):
     long_side: Annotated[
         int, Field(ge=0, description="longer side that larger photos are reduced to for the model, 0 = never (WeCLIP: 512)")
     ] = 512
-    probabilities: Annotated[bool, option("also write class probabilities on the token grid, beside the folder as .h5")] = False
+    probabilities: Annotated[bool, option("also write class probabilities, on the model's grid, beside the folder")] = False
     crf: Annotated[bool, option("dense CRF over the classes found in the photo")] = False
     crf_iterations: Annotated[int, Field(ge=1, description="mean-field steps")] = 10
     crf_bilateral_sxy: Annotated[float, Field(gt=0, description="spatial width of the appearance kernel, pixels")] = 64.0

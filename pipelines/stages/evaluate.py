@@ -214,9 +214,10 @@ def _predictor(workspace: Workspace, what: str, powers: Sequence[float | None], 
         return _cam_predictor(stack.enter_context(ArrayReader(store)), what, [p for p in powers if p is not None])
     folder = workspace.masks if what == "masks" else Path(what)
     if not folder.is_dir():
-        hint = "expected cams, refined, masks, predictions or a folder of PNGs"
-        if what == "masks" or folder.parent == workspace.predictions:
-            hint = f"run `ssr {'refine' if what == 'masks' else 'predict'}` first"
+        makers = {"predictions": "predict", "retrained": "predict --model retrained"}
+        hint = "expected cams, refined, masks, predictions, retrained or a folder of PNGs"
+        if what == "masks" or (folder.parent.name in makers and folder.parent.parent == workspace.work):
+            hint = f"run `ssr {makers.get(folder.parent.name, 'refine')}` first"
         raise SsrError(f"nothing to score at {folder}", hint)
 
     def predict(sample: Sample, size: tuple[int, int]) -> dict[float | None, NDArray[np.uint8]]:

@@ -145,7 +145,7 @@ def open_trained(workspace: Workspace, path: Path, options: PredictOptions, devi
     """
     dtype = resolve_dtype(workspace.run.precision, device)
     if note_of(path, "--model").get("format") == RETRAINED:
-        own = path.resolve() == workspace.retrained.resolve()
+        own = path.resolve() in {file.resolve() for file in (workspace.retrained, workspace.work / "retrain/best.safetensors")}
         network = read_retrained(path, config_file=workspace.work / "retrain" / "config.py" if own else None)
         return Trained(network.classes, network.supervision, {}, lambda: RetrainedPredictor(network, options, device, dtype))
     weights = resolve_clip(workspace.clip.model, workspace.clip.pretrained)
@@ -153,7 +153,7 @@ def open_trained(workspace: Workspace, path: Path, options: PredictOptions, devi
     return Trained(
         segmenter.classes,
         segmenter.supervision,
-        {"clip": weights.provenance()},
+        {"clip": weights.provenance(), "long_side": options.long_side},
         lambda: Predictor(ClipEncoder(build_clip(weights), device, dtype), segmenter, options),
     )
 
@@ -244,7 +244,7 @@ def output_folder(workspace: Workspace, options: PredictOptions) -> Path:
     """
     if options.output is None:
         name = options.images.resolve().name if options.images else workspace.dataset.split
-        retrained = _model(workspace, options).resolve() == workspace.retrained.resolve()
+        retrained = note_of(_model(workspace, options), "--model").get("format") == RETRAINED
         folder = workspace.retrained.with_suffix("") if retrained else workspace.predictions
         return folder / (name.replace(".", "_") or "photos")
     if options.output.name in {"", ".."} or options.output.suffix:
@@ -255,7 +255,7 @@ def output_folder(workspace: Workspace, options: PredictOptions) -> Path:
 def _model(workspace: Workspace, options: PredictOptions) -> Path:
     """``auto`` and ``retrained`` are the work directory's own, unless there is such a file; a config makes paths of them."""
     own = {"auto": (workspace.model, "ssr train"), "retrained": (workspace.retrained, "ssr retrain")}
-    if options.model.name not in own or options.model.exists():
+    if options.model.name not in own or options.model.is_file():
         return options.model
     path, command = own[options.model.name]
     if not path.is_file():
@@ -305,7 +305,7 @@ def _settings(workspace: Workspace, options: PredictOptions, path: Path, trained
     """Whatever changes a label map."""
     of_crf = set(CRF_KEYS) if options.crf else set()
     return {
-        **options.model_dump(mode="json", include={"scales", "flip", "long_side", "crf"} | of_crf),
+        **options.model_dump(mode="json", include={"scales", "flip", "crf"} | of_crf),
         "model": file_sha256(path),
         "supervision": trained.supervision,
         **trained.settings,

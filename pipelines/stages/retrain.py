@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from filelock import FileLock, Timeout
 
 from pipelines.datasets import load_dataset
@@ -26,16 +22,17 @@ from pipelines.figures.curves import curves_figure
 from pipelines.mmsegmentation.backbone import MIT, TimmModel
 from pipelines.mmsegmentation.config import config, config_text
 from pipelines.mmsegmentation.imports import import_mmsegmentation, mmsegmentation_versions
+from pipelines.mmsegmentation.launch import launched
 from pipelines.options.retrain import NETWORKS, RetrainOptions
 from pipelines.stages.counts import Counts
-from pipelines.stages.retrain_data import LabelMaps, checked, ground_truth, pseudo_masks, split_files
+from pipelines.stages.retrain_data import LabelMaps, check_pseudo, checked, ground_truth, pseudo_masks, split_files
 from pipelines.stages.retrained import Design, write_retrained
 from pipelines.stages.segmenter import UPPER_BOUND
 from pipelines.stages.workspace import Workspace
 from pipelines.stores.files import atomic_path, remove_leftovers
 from pipelines.stores.manifest import Manifest, digest
 from pipelines.training.curves import Curves
-from pipelines.training.processes import Processes, joined_processes
+from pipelines.training.processes import Processes
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
@@ -70,9 +67,10 @@ def run(workspace: Workspace, options: RetrainOptions, progress: Progress | None
     """
     mmsegmentation_versions()
     _check(workspace, options)
-    with _joined(options, resolve_device(workspace.run.device)) as (processes, launcher, device):
-        retraining = _Retraining(workspace, options, processes, device, progress if progress and processes.first else Silent())
-        return retraining.run(launcher)
+    with launched(options.launcher, resolve_device(workspace.run.device)) as (processes, device):
+        if options.batch % processes.count or options.batch == processes.count:
+            raise UsageError(f"{processes.count} processes cannot share {options.batch} crops, two or more each", "--batch")
+        return _Retraining(workspace, options, processes, device, progress if progress and processes.first else Silent()).run()
 
 
 class _Retraining:
@@ -91,16 +89,18 @@ class _Retraining:
         self.folder = workspace.work / FOLDER
         self.state, self.config_file = self.folder / "state.pth", self.folder / "config.py"
         self.design, self.weights = _design(workspace, options)
+        self.note = self.design.note()
         self.curves = Curves(self.folder / "curves.jsonl")
         self.settings: dict[str, Any] = {}
         self.counts = Counts()
         self._manifest: Manifest | None = None
 
-    def run(self, launcher: str) -> Counts:
+    def run(self) -> Counts:
         """Write the config, then train."""
         if not self.processes.first:
             self.processes.wait()  # the first one writes list and config
-            self._train(launcher)
+            if not self.options.write_only:
+                self._train()
             return self.counts
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -110,7 +110,7 @@ class _Retraining:
                 self._prepare()
                 self.processes.wait()
                 if not self.options.write_only:
-                    self._train(launcher)
+                    self._train()
         except Timeout as error:
             raise SsrError(f"another process is training in {self.folder}", "wait for it, or give another --work") from error
         return self.counts
@@ -124,6 +124,7 @@ class _Retraining:
             pairs = ground_truth(dataset, "--supervision pseudo")
         else:
             pairs = pseudo_masks(dataset, options.masks or workspace.masks, options.masks is not None)
+            check_pseudo(dataset, options.masks or workspace.masks)
             if len(pairs) < len(dataset.samples):
                 progress.note(f"{len(pairs)} of {len(dataset.samples)} photos have a pseudo-mask; the others are left out")
         maps = checked(pairs, dataset.classes.names, failures, progress)
@@ -134,7 +135,7 @@ class _Retraining:
         self.settings = {
             **options.model_dump(mode="json", exclude=NOT_SETTINGS),
             "iterations": options.iterations,
-            "network": self.design.note(),
+            "network": self.note,
             "backbone_weights": self.weights,
             "classes": list(dataset.classes.names),
             "label_maps": _content(maps),
@@ -180,19 +181,15 @@ class _Retraining:
         with atomic_path(self.config_file) as temporary:
             temporary.write_text(config_text(sections, title), encoding="utf-8")
 
-    def _train(self, launcher: str) -> None:
+    def _train(self) -> None:
         import_mmsegmentation()
-        from mmengine.device import get_device
-
         from pipelines.mmsegmentation.checkpoint import read_meta
         from pipelines.mmsegmentation.hook import TrainingHook
         from pipelines.mmsegmentation.training import run as train
 
         options = self.options
-        if self.device.type == "cuda":
+        if self.device.index is not None:
             torch.cuda.set_device(self.device)
-        elif get_device() != "cpu":
-            raise UsageError(f"mmengine trains on {get_device()} wherever there is one", "CUDA_VISIBLE_DEVICES= hides it")
         before = self._before(read_meta(self.state) if options.resume == "auto" else None)
         self.curves.open(before)
         self.counts.skipped = before
@@ -203,9 +200,10 @@ class _Retraining:
             self.folder / "mmengine",
             TrainingHook(self.curves, self, options),
             self.state if before else None,
-            launcher,
+            "pytorch" if self.processes.count > 1 else "none",
             self.device,
-            self._is_validated,
+            to_train=before < options.iterations,
+            to_validate=lambda: options.val_split is not None and not self._is_validated(),
         )
         self.progress.finish()
         if not self.processes.first or self._manifest is None:
@@ -213,7 +211,7 @@ class _Retraining:
         if self.counts.done:
             seconds = 1000 * (time.monotonic() - started) / self.counts.done
             self.progress.status(f"{seconds:.0f} s per 1,000 steps, {peak_memory(self.device)}")
-        if not self.workspace.retrained.is_file():
+        if runner is not None and not self.workspace.retrained.is_file():
             self._write_model(self.workspace.retrained, runner, options.iterations)
         self._manifest.counts, self._manifest.complete = {"iterations": options.iterations, **self.counts.as_dict()}, True
         self._manifest.write(self.workspace.retrained.with_suffix(".json"))
@@ -270,7 +268,7 @@ class _Retraining:
     def _write_model(self, path: Path, runner: Runner, iteration: int) -> None:
         from pipelines.mmsegmentation.checkpoint import module_of
 
-        write_retrained(path, module_of(runner), self.design, self.options.supervision, iteration)
+        write_retrained(path, module_of(runner), self.design, self.options.supervision, iteration, self.note)
 
     def _clear(self) -> None:
         names = ("state.pth", "best.safetensors", "curves.jsonl", "curves.png")
@@ -278,42 +276,23 @@ class _Retraining:
             path.unlink(missing_ok=True)
 
 
-@contextmanager
-def _joined(options: RetrainOptions, device: torch.device) -> Iterator[tuple[Processes, str, torch.device]]:
-    """Join the processes that torchrun or Slurm started, before mmengine would: the first one writes, the others wait."""
-    started = options.launcher if options.launcher != "auto" else "torchrun" if "WORLD_SIZE" in os.environ else "none"
-    if started == "none":
-        yield Processes(), "none", device
-        return
-    wanted = {"torchrun": "WORLD_SIZE", "slurm": "SLURM_PROCID"}[started]
-    if wanted not in os.environ:
-        raise UsageError(f"no processes of {started} to join: {wanted} is not set", "--launcher")
-    if started == "slurm":
-        from mmengine.dist import init_dist
-
-        init_dist("slurm", backend="nccl" if device.type == "cuda" else "gloo")
-        try:
-            yield _shared(options, Processes(dist.get_rank(), dist.get_world_size())), "slurm", device
-        finally:
-            dist.destroy_process_group()
-        return
-    with joined_processes(device) as (processes, own):
-        yield _shared(options, processes), "pytorch", own
-
-
-def _shared(options: RetrainOptions, processes: Processes) -> Processes:
-    if options.batch % processes.count or options.batch == processes.count:
-        raise UsageError(f"{processes.count} processes cannot share {options.batch} crops, two or more each", "--batch")
-    return processes
-
-
 def _check(workspace: Workspace, options: RetrainOptions) -> None:
     if options.min_scale > options.max_scale:
         raise UsageError(f"scales from {options.min_scale} to {options.max_scale}: nothing between", "--min-scale, --max-scale")
-    if options.amp and resolve_device(workspace.run.device).type != "cuda":
+    device = resolve_device(workspace.run.device).type
+    if options.amp and device != "cuda":
         raise UsageError("mmengine's autocast needs a GPU", "--no-amp")
+    from mmengine.device import get_device
+
+    if device != get_device():
+        hint = "CUDA_VISIBLE_DEVICES= hides a GPU" if get_device() == "cuda" else "another machine"
+        raise UsageError(f"expected --device {get_device()}, which mmengine takes wherever there is one, found {device}", hint)
     if options.model not in NETWORKS and not options.model.endswith(".py"):
         raise UsageError(f"no network {options.model!r}: expected {', '.join(NETWORKS)} or a config FILE.py", "--model")
+    own = {"class_balanced": False, "backbone": "auto", "backbone_weights": "hub", "channels": 0}
+    given = [f"--{name.replace('_', '-')}" for name, default in own.items() if getattr(options, name) != default]
+    if options.model not in NETWORKS and given:
+        raise UsageError(f"the network of {options.model} is as its file says, found {given[0]}", "say it in the file")
 
 
 def _design(workspace: Workspace, options: RetrainOptions) -> tuple[Design, str]:

@@ -20,6 +20,7 @@ from pipelines.execution.progress import Progress
 from pipelines.mmsegmentation.config import SplitFiles
 from pipelines.ops.label_map import IGNORE_INDEX
 from pipelines.stores.files import atomic_path
+from pipelines.stores.manifest import Manifest
 from pipelines.stores.mask_store import written_masks
 
 
@@ -60,6 +61,21 @@ def pseudo_masks(dataset: Dataset, folder: Path, asked_for: bool) -> list[tuple[
         hint = "--masks FOLDER" if asked_for else "run `ssr refine` first, or give --masks FOLDER"
         raise SsrError(f"expected pseudo-masks of split {dataset.split} in {folder}, found {held}", hint)
     return found
+
+
+def check_pseudo(dataset: Dataset, folder: Path) -> None:
+    """Refuse what would make an upper bound pass for a weakly supervised result.
+
+    Raises:
+        UsageError: The folder holds ground truth, or label maps of a model that learned from it.
+    """
+    truths = {path.resolve() for path in (dataset.mask_folder, dataset.mask_fallback) if path is not None}
+    if folder.resolve() in truths:
+        raise UsageError(f"{folder} is the dataset's ground truth", "--supervision masks says so in every output")
+    path = folder.resolve().with_suffix(".json")
+    manifest = Manifest.read(path) if path.is_file() and written_masks(folder) else None
+    if manifest is not None and manifest.settings.get("supervision") == "masks":
+        raise UsageError(f"{folder} comes from a model that was trained on ground truth", "--masks, of `ssr refine`")
 
 
 def ground_truth(dataset: Dataset, flag: str) -> list[tuple[Sample, Path]]:
@@ -108,7 +124,8 @@ def checked(
         ignored += int(found[IGNORE_INDEX])
     progress.finish()
     if not counts.sum():
-        raise SsrError("no label map with a labelled pixel is left to learn from", "--masks FOLDER")
+        hint = "--val-split" if failures is None else "--masks FOLDER"
+        raise SsrError(f"none of {len(pairs)} label maps is sound and has a labelled pixel", hint)
     paths = tuple(by_id[sample.image_id] for sample in samples)
     return LabelMaps(tuple(samples), paths, counts, ignored / (ignored + int(counts.sum())))
 
@@ -143,6 +160,8 @@ def split_files(name: str, samples: Sequence[Sample], masks: Sequence[Path], fol
 def _histogram(sample: Sample, path: Path, classes: Sequence[str]) -> NDArray[np.int64]:
     mask = read_mask(path)  # (H, W)
     width, height = load_image(sample.image_path).size  # decoded: mmengine's readers would stop at a damaged one
+    if min(width, height) < 2:
+        raise ImageError(f"{sample.image_path} is {width} x {height}, too thin for mmsegmentation")
     if mask.shape != (height, width):
         raise ImageError(
             f"{path} is {mask.shape[1]} x {mask.shape[0]}, its photo {width} x {height}",

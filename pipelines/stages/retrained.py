@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipelines.datasets.base import Sample
 from pipelines.datasets.image import load_image
-from pipelines.errors import SsrError, UsageError
+from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.mmsegmentation.backbone import MIT, Backbone, TimmModel, mit_backbone, timm_backbone
 from pipelines.mmsegmentation.config import photo_scale
 from pipelines.mmsegmentation.imports import import_mmsegmentation
@@ -143,14 +143,16 @@ def build(config: dict[str, Any]) -> nn.Module:
     return model
 
 
-def write_retrained(path: Path, model: nn.Module, design: Design, supervision: str, iteration: int) -> None:
-    """Write a network's weights and how to build it."""
+def write_retrained(
+    path: Path, model: nn.Module, design: Design, supervision: str, iteration: int, described: dict[str, Any] | None = None
+) -> None:
+    """Write a network's weights and how to build it: ``described``, a note of the design from before, or a new one."""
     note = {
         "format": FORMAT,
         "classes": list(design.classes),
         "supervision": supervision,
         "iteration": iteration,
-        "network": design.note(),
+        "network": described or design.note(),
     }
     write_checkpoint(path, model.state_dict(), note)
 
@@ -198,7 +200,7 @@ class _RefusedError(UsageError):
 
 def _check(described: dict[str, Any], classes: Any, supervision: Any, tensors: dict[str, Tensor]) -> None:
     """Sizes within reason, before anything is built of them."""
-    sizes = [described["channels"], described["crop"] - 1, len(classes)]
+    sizes = [4 * described["channels"], described["crop"] - 1, 16 * len(classes)]  # of heads of 1,024 channels, 255 classes
     sound = (
         supervision in {"pseudo", "masks"}
         and isinstance(classes, list)
@@ -268,6 +270,8 @@ class RetrainedPredictor:
         scaled: list[Tensor] = []
         for scale in (1.0, *self.options.scales):
             long, short = (max(1, round(side * scale)) for side in photo_scale(self.crop))
+            if min(image.size) * min(long / max(image.size), short / min(image.size)) < 1:
+                raise ImageError(f"{sample.image_path} is {image.width} x {image.height}, too thin for the network")
             resized = mmcv.imrescale(pixels, (long, short))  # (H', W', 3)
             scaled.append(torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))))  # (3, H', W')
         native, *inputs = scaled
@@ -283,15 +287,16 @@ class RetrainedPredictor:
         Returns:
             ``(B, C + 1, h, w)`` fp32, background first, at the size of scale 1; the highest of each pixel is 0.
         """
-        passes: list[Tensor] = []
+        total: Tensor | None = None  # a sum: maps of the network's own size are large
         for scale in range(len(self.options.scales)):
             images = torch.stack([photo.inputs[scale] for photo in photos])  # (B, 3, H', W')
             for mirrored in (False, True)[: 1 + self.options.flip]:
                 found = self._pass(images.flip(-1)).flip(-1) if mirrored else self._pass(images)  # (B, C + 1, H', W')
                 if found.shape[-2:] != photos[0].grid:
                     found = F.interpolate(found, size=photos[0].grid, mode="bilinear")
-                passes.append(found)
-        mean = torch.stack(passes).mean(0)  # (B, C + 1, h, w)
+                total = found if total is None else total.add_(found)
+        assert total is not None  # noqa: S101 - options guarantee a scale
+        mean = total / (len(self.options.scales) * (1 + self.options.flip))  # (B, C + 1, h, w)
         return mean - mean.amax(1, keepdim=True)
 
     def _pass(self, images: Tensor) -> Tensor:

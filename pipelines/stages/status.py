@@ -126,7 +126,7 @@ def _model(work: Path, name: str) -> OutputStatus | None:
         steps, total = int(manifest.counts.get("iterations", 0)), int(manifest.settings["iterations"])
         failed = int(manifest.counts.get("failed", 0))
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise SsrError(f"{work / 'model.json'} is damaged", f"remove it and run `{OUTPUTS[name]}` again") from None
+        raise SsrError(f"{work / name}.json is damaged", f"remove it and run `{OUTPUTS[name]}` again") from None
     complete = manifest.complete and (work / f"{name}.safetensors").is_file()
     return OutputStatus(name, steps, total, 0, failed, complete, manifest.options_digest, manifest.updated)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
 from rich.markup import escape
 
 from pipelines.options.retrain import RetrainOptions
@@ -10,6 +13,11 @@ from ssr_cli.invocation import Invocation
 from ssr_cli.outcome import run_stage
 from ssr_cli.parameters import command_with
 
+if TYPE_CHECKING:
+    from pipelines.execution.progress import Progress
+    from pipelines.stages.counts import Counts
+    from pipelines.stages.workspace import Workspace
+
 
 @command_with("retrain", "dataset", "dino", "run")
 def command(invocation: Invocation) -> None:
@@ -17,10 +25,11 @@ def command(invocation: Invocation) -> None:
     from pipelines.stages import retrain
 
     options = invocation.options("retrain", RetrainOptions)
-    config = invocation.work / retrain.FOLDER / "config.py"
-    then = "ssr retrain" if options.write_only else "ssr predict --model retrained"
-    try:
-        run_stage(invocation, lambda workspace, progress: retrain.run(workspace, options, progress), then=then)
-    finally:
-        if options.write_only and config.is_file():
-            out.print(f"config in [bold]{escape(str(config))}[/]")
+
+    def run(workspace: Workspace, progress: Progress) -> Counts:
+        counts = retrain.run(workspace, options, progress)
+        if options.write_only and os.environ.get("RANK", "0") == "0":
+            out.print(f"config in [bold]{escape(str(workspace.work / retrain.FOLDER / 'config.py'))}[/]")
+        return counts
+
+    run_stage(invocation, run, then="ssr retrain" if options.write_only else "ssr predict --model retrained")

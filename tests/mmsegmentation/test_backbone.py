@@ -120,9 +120,18 @@ class Payload:
 
 def test_code_in_weights_of_mit_does_not_run(tmp_path: Path) -> None:
     torch.save({"state_dict": {"layer": Payload(tmp_path / "ran")}}, tmp_path / "mit.pth")
-    with pytest.raises(Exception, match="Weights only load failed"):
-        built(mit_backbone("mit_b0", str(tmp_path / "mit.pth"))).init_weights()
+    with pytest.raises(UsageError, match="does not hold weights of mit_b0"):
+        mit_backbone("mit_b0", str(tmp_path / "mit.pth"))
     assert not (tmp_path / "ran").exists()
+
+
+def test_weights_of_another_mit_are_refused(tmp_path: Path) -> None:
+    torch.save(built(mit_backbone("mit_b1", "none")).state_dict(), tmp_path / "b1.pth")
+    with pytest.raises(UsageError, match=r"of width 64 and layers \[2, 2, 2, 2\], not mit_b0"):
+        mit_backbone("mit_b0", str(tmp_path / "b1.pth"))
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UsageError, match="does not hold weights"):
+        mit_backbone("mit_b0", str(tmp_path / "other.pth"))
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,35 @@ def test_a_state_of_other_options_is_not_gone_on_from(place):
     assert retrain.run(place, options(schedule="2", learning_rate=1e-3)).done == 2
 
 
+@pytest.mark.parametrize("folder", ["ground truth", "of a supervised model"])
+def test_ground_truth_does_not_pass_for_pseudo_masks(place, tmp_path, folder):
+    masks = place.dataset.mask_folder
+    if folder != "ground truth":
+        retrain.run(place, options(schedule="2", supervision="masks"))
+        predict.run(place, PredictOptions(model=Path("retrained"), **ONCE))
+        masks = place.work / "retrained/train"
+    with pytest.raises(UsageError, match="ground truth"):
+        retrain.run(replace(place, work=tmp_path / "new"), options(masks=masks))
+
+
+def test_best_of_a_config_file_and_label_maps_have_their_own_places(place, tmp_path):
+    retrain.run(place, options(write_only=True))
+    own = tmp_path / "own.py"
+    shutil.copy(place.work / "retrain/config.py", own)
+    retrain.run(place, options(model=str(own), schedule="2", backbone="auto", channels=0, val_split="train"))
+    predict.run(place, PredictOptions(model=place.work / "retrain/best.safetensors", **ONCE))
+    assert list((place.work / "retrained/train").glob("*.png"))
+    assert not (place.work / "predictions").exists()
+
+
+def test_a_finished_training_reads_no_photo_again(place, monkeypatch):
+    from pipelines.mmsegmentation import training
+
+    retrain.run(place, options(schedule="2"))
+    monkeypatch.setattr(training.Runner, "from_cfg", None)
+    assert retrain.run(place, options(schedule="2")).skipped == 2
+
+
 def test_write_only_keeps_the_config_of_a_training(place):
     retrain.run(place, options(schedule="2"))
     text = (place.work / "retrain/config.py").read_text()
@@ -259,7 +288,7 @@ def test_a_network_of_a_config_file(place, tmp_path):
     retrain.run(place, options(write_only=True))
     own = tmp_path / "own.py"
     own.write_text((place.work / "retrain/config.py").read_text().replace("num_classes=21", "num_classes=19"))
-    retrain.run(place, options(model=str(own), schedule="2"))
+    retrain.run(place, options(model=str(own), schedule="2", backbone="auto", channels=0))
     predict.run(place, PredictOptions(model=Path("retrained"), **ONCE))
     assert len(list((place.work / "retrained/train").glob("*.png"))) == len(place.dataset.samples)
     copied = tmp_path / "elsewhere.safetensors"
@@ -272,7 +301,9 @@ def test_a_network_of_a_config_file(place, tmp_path):
     ("changes", "message"),
     [
         ({"model": "resnet"}, "no network 'resnet': expected deeplabv3plus"),
-        ({"model": "gone.py"}, r"found '.*gone.py'"),
+        ({"model": "gone.py", "backbone": "auto", "channels": 0}, r"found '.*gone.py'"),
+        ({"model": "gone.py"}, "the network of gone.py is as its file says, found --backbone"),
+        ({"backbone": "mit_b0", "backbone_weights": "weights.pth"}, "no weights at weights.pth"),
         ({"backbone": "vit_of_dreams"}, "timm has no model 'vit_of_dreams'"),
         ({"backbone": "swin_tiny_patch4_window7_224"}, "channels last"),
         ({"backbone_weights": "gone.safetensors"}, "no weights at gone.safetensors"),
