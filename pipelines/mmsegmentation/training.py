@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -81,9 +81,19 @@ def _runnable(config_file: Path, work: Path, state: Path | None, launcher: str, 
     return found
 
 
+class _Nowhere(io.TextIOBase):
+    """A stream that is never closed: a later training may be given this one's logger."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+_NOWHERE = _Nowhere()
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Mmengine's logger keeps the stream that it finds, and writes all it says to a file besides."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():
+    """The logger of mmengine keeps the stream that it finds; all it says goes to a file besides."""
+    with redirect_stdout(_NOWHERE), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
