@@ -29,7 +29,7 @@ def launched(launcher: str, device: torch.device) -> Iterator[tuple[Processes, t
     Raises:
         UsageError: The launcher's variables are not set.
     """
-    if launcher == "none" or (launcher == "auto" and "WORLD_SIZE" not in os.environ):
+    if launcher == "none" or (launcher == "auto" and os.environ.get("WORLD_SIZE", "1") == "1"):
         yield Processes(), device
         return
     wanted = list(OF_SLURM.values()) if launcher == "slurm" else ["WORLD_SIZE", "RANK", "LOCAL_RANK"]
