@@ -160,10 +160,10 @@ def test_interrupted_it_says_how_to_go_on(ssr, tiny_voc, tmp_path, monkeypatch):
 
     step = SegmentationTrainer.step
 
-    def stopping(trainer, parts):
+    def stopping(trainer, *parts):
         if trainer.iteration == 3:
             raise KeyboardInterrupt
-        return step(trainer, parts)
+        return step(trainer, *parts)
 
     made = ("train", "--config", tiny_voc.config, "--work", tmp_path / "w", *SMALL, *WECLIP)
     monkeypatch.setattr(SegmentationTrainer, "step", stopping)

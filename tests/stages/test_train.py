@@ -71,9 +71,9 @@ def steps(monkeypatch) -> list[int]:
     taken: list[int] = []
     step = SegmentationTrainer.step
 
-    def counted(trainer: SegmentationTrainer, parts: Any) -> Any:
+    def counted(trainer: SegmentationTrainer, *parts: Any) -> Any:
         taken.append(trainer.iteration)
-        return step(trainer, parts)
+        return step(trainer, *parts)
 
     monkeypatch.setattr(SegmentationTrainer, "step", counted)
     return taken
@@ -269,11 +269,11 @@ def test_stopped_training_goes_on_to_the_same_bytes(new, trained, monkeypatch, n
     """Whether it was saved at the step where it stopped or before."""
     step, left = SegmentationTrainer.step, set(stops)
 
-    def stopping(trainer: SegmentationTrainer, parts: Any) -> Any:
+    def stopping(trainer: SegmentationTrainer, *parts: Any) -> Any:
         if trainer.iteration in left:
             left.remove(trainer.iteration)
             raise KeyboardInterrupt
-        return step(trainer, parts)
+        return step(trainer, *parts)
 
     monkeypatch.setattr(SegmentationTrainer, "step", stopping)
     workspace = new()
@@ -298,10 +298,10 @@ def test_curves_are_cut_back_to_where_the_training_stands(new, monkeypatch, run_
     ]  # fmt: skip
     step = SegmentationTrainer.step
 
-    def stopping(trainer: SegmentationTrainer, parts: Any) -> Any:
+    def stopping(trainer: SegmentationTrainer, *parts: Any) -> Any:
         if trainer.iteration == 5:
             raise KeyboardInterrupt
-        return step(trainer, parts)
+        return step(trainer, *parts)
 
     monkeypatch.setattr(SegmentationTrainer, "step", stopping)
     with pytest.raises(KeyboardInterrupt):
@@ -342,11 +342,11 @@ def test_two_trainings_in_one_folder(new, monkeypatch, run_train):
     """A second one would take the first one's temporary files for leftovers."""
     step, workspace = SegmentationTrainer.step, new()
 
-    def meanwhile(trainer: SegmentationTrainer, parts: Any) -> Any:
+    def meanwhile(trainer: SegmentationTrainer, *parts: Any) -> Any:
         monkeypatch.setattr(SegmentationTrainer, "step", step)
         with pytest.raises(SsrError, match=r"another process is training in .*--work"):
             run_train(workspace)
-        return step(trainer, parts)
+        return step(trainer, *parts)
 
     monkeypatch.setattr(SegmentationTrainer, "step", meanwhile)
     assert run_train(workspace).done == 6
@@ -355,8 +355,8 @@ def test_two_trainings_in_one_folder(new, monkeypatch, run_train):
 def test_a_loss_that_is_no_number_stops_before_it_is_saved(new, monkeypatch, run_train, steps):
     step, workspace = SegmentationTrainer.step, new()
 
-    def spoilt(trainer: SegmentationTrainer, parts: Any) -> Any:
-        losses = step(trainer, parts)
+    def spoilt(trainer: SegmentationTrainer, *parts: Any) -> Any:
+        losses = step(trainer, *parts)
         return replace(losses, affinity=float("nan")) if trainer.iteration == 4 else losses
 
     monkeypatch.setattr(SegmentationTrainer, "step", spoilt)

@@ -49,10 +49,10 @@ def child(argv, moments, log):
             return result
         return call
 
-    def step(trainer, parts, function=SegmentationTrainer.step):
+    def step(trainer, *parts, function=SegmentationTrainer.step):
         os.write(log, f"step {trainer.iteration}\\n".encode())
         at("step")
-        return function(trainer, parts)
+        return function(trainer, *parts)
 
     Path.replace = counted(Path.replace)
     SegmentationTrainer.step = step
