@@ -39,7 +39,7 @@ def clip_name(model: str) -> str:
 
 
 @dataclass(frozen=True)
-class DinoArchitecture:
+class TimmModel:
     """What timm builds a model from.
 
     Attributes:
@@ -53,7 +53,7 @@ class DinoArchitecture:
     normalisation: dict[str, Any] = field(default_factory=dict)
 
 
-def dino_architecture(model: str) -> DinoArchitecture:
+def dino_architecture(model: str) -> TimmModel:
     """What a DINO is built from.
 
     Args:
@@ -65,7 +65,7 @@ def dino_architecture(model: str) -> DinoArchitecture:
     if not is_config_file(model):
         if not timm.is_model(model.split(".")[0]):
             raise UsageError(f"timm has no model {model!r}", "see timm.list_models('vit_*'), or give a .json; --dino-model")
-        return DinoArchitecture(model)
+        return TimmModel(model)
     path = Path(model).expanduser()
     content = _read(path, {"architecture"}, "a timm config.json", "--dino-model")
     name, arguments, settings = content["architecture"], content.get("model_args", {}), content.get("pretrained_cfg", {})
@@ -73,7 +73,7 @@ def dino_architecture(model: str) -> DinoArchitecture:
         raise UsageError(f"{path} is not a timm config.json: architecture, model_args or pretrained_cfg", "--dino-model")
     if not timm.is_model(name.split(".")[0]):
         raise UsageError(f"{path}: timm has no model {name!r}", "--dino-model")
-    return DinoArchitecture(name, arguments, {key: settings[key] for key in ("mean", "std") if key in settings})
+    return TimmModel(name, arguments, {key: settings[key] for key in ("mean", "std") if key in settings})
 
 
 def _read(path: Path, wanted: set[str], what: str, flag: str) -> dict[str, Any]:

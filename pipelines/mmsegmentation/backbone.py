@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 
+from pipelines.encoders.model_config import TimmModel
 from pipelines.errors import UsageError
 
 PUBLISHED = "https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segformer/"
@@ -45,21 +46,6 @@ class Backbone:
     std: tuple[float, ...] = IMAGENET_STD
 
 
-@dataclass(frozen=True)
-class TimmModel:
-    """A model of timm.
-
-    Attributes:
-        name: Registered name.
-        arguments: Over the registered ones.
-        normalisation: ``mean`` and ``std`` over the registered ones.
-    """
-
-    name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    normalisation: Mapping[str, Any] = field(default_factory=dict)
-
-
 def mit_backbone(name: str, weights: str) -> Backbone:
     """SegFormer's backbone.
 
@@ -71,13 +57,13 @@ def mit_backbone(name: str, weights: str) -> Backbone:
     heads = [1, 2, 5, 8]
     config: dict[str, Any] = {"type": "MixVisionTransformer", "embed_dims": width, "num_layers": layers, "num_heads": heads}
     config |= {"sr_ratios": [8, 4, 2, 1], "drop_path_rate": 0.1}
+    checkpoint = PUBLISHED + file
+    if weights not in {"none", "hub"}:
+        own = _file(weights, ".pth")
+        _check_mit(own, name)
+        checkpoint = str(own)
     if weights != "none":
-        if weights != "hub":
-            _check_mit(_file(weights, ".pth"), name)
-        config["init_cfg"] = {
-            "type": "Pretrained",
-            "checkpoint": PUBLISHED + file if weights == "hub" else str(_file(weights, ".pth")),
-        }
+        config["init_cfg"] = {"type": "Pretrained", "checkpoint": checkpoint}
     return Backbone(config, tuple(width * share for share in heads), None)
 
 

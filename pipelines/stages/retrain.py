@@ -12,14 +12,14 @@ from filelock import FileLock, Timeout
 
 from pipelines.datasets import load_dataset
 from pipelines.datasets.classes import palette
-from pipelines.encoders.model_config import dino_architecture
+from pipelines.encoders.model_config import TimmModel, dino_architecture
 from pipelines.encoders.weights import file_sha256
 from pipelines.errors import SsrError, UsageError
 from pipelines.execution.devices import peak_memory, resolve_device
 from pipelines.execution.pool import resolve_workers
 from pipelines.execution.progress import Progress, Silent
 from pipelines.figures.curves import curves_figure
-from pipelines.mmsegmentation.backbone import MIT, TimmModel
+from pipelines.mmsegmentation.backbone import MIT
 from pipelines.mmsegmentation.config import config, config_text
 from pipelines.mmsegmentation.imports import import_mmsegmentation, mmsegmentation_versions
 from pipelines.mmsegmentation.launch import launched
@@ -312,7 +312,7 @@ def _design(workspace: Workspace, options: RetrainOptions) -> tuple[Design, str]
             raise UsageError(
                 f"{workspace.dino.model}: expected numbers in model_args, found {odd[0]} of another type", "--backbone"
             )
-        backbone = TimmModel(architecture.name, architecture.arguments, architecture.normalisation)
+        backbone = architecture
     weights = _weights_argument(workspace, options)
     design = Design(model, backbone, options.channels, names, crop)
     patch = design.parts(weights).patch

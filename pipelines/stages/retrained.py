@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from pipelines.datasets.base import Sample
 from pipelines.datasets.image import load_image
+from pipelines.encoders.model_config import TimmModel
 from pipelines.errors import ImageError, SsrError, UsageError
-from pipelines.mmsegmentation.backbone import MIT, Backbone, TimmModel, mit_backbone, timm_backbone
+from pipelines.mmsegmentation.backbone import MIT, Backbone, mit_backbone, timm_backbone
 from pipelines.mmsegmentation.config import photo_scale
 from pipelines.mmsegmentation.imports import import_mmsegmentation
 from pipelines.mmsegmentation.network import OUTPUT_STRIDE, network

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pipelines.encoders.model_config import TimmModel
 from pipelines.errors import SsrError, UsageError
-from pipelines.mmsegmentation.backbone import IMAGENET_MEAN, Backbone, TimmModel, mit_backbone, timm_backbone
+from pipelines.mmsegmentation.backbone import IMAGENET_MEAN, Backbone, mit_backbone, timm_backbone
 from pipelines.mmsegmentation.network import network
 from pipelines.stages.retrained import build
 

@@ -21,8 +21,8 @@ GOLDEN = Path(__file__).with_name("config.golden.txt")
 
 RESNET = {"type": "TIMMBackbone", "model_name": "resnet18", "features_only": True, "out_indices": [1, 2, 3, 4]}
 MODEL = network("deeplabv3plus", Backbone(RESNET, (64, 128, 256, 512), None), 3, 480, class_weights=[0.7, 2.5, 1.0])
-TRAIN = SplitFiles(Path("/data/work/retrain/train.txt"), Path("/data/VOC/JPEGImages"), Path("/data/work/masks"))
-VAL = SplitFiles(Path("/data/work/retrain/val.txt"), Path("/data/my photos"), Path("/data/VOC/SegmentationClass"), ".PNG")
+TRAIN = SplitFiles(Path("work/retrain/train.txt"), Path("VOC2012/JPEGImages"), Path("work/masks"))
+VAL = SplitFiles(Path("work/retrain/val.txt"), Path("my photos"), Path("VOC2012/SegmentationClass"), ".PNG")
 OPTIONS = RetrainOptions(schedule="40k", validate_every=4000, seed=3)
 CLASSES, PALETTE = ("background", "cat", "it's a dog"), ((0, 0, 0), (128, 0, 0), (0, 128, 0))
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.mmsegmentation.backbone import Backbone, TimmModel, timm_backbone
+from pipelines.encoders.model_config import TimmModel
+from pipelines.mmsegmentation.backbone import Backbone, timm_backbone
 from pipelines.mmsegmentation.network import CHANNELS, OUTPUT_STRIDE, network
 from pipelines.options.retrain import NETWORKS
 from pipelines.stages.retrained import build

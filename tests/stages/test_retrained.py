@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipelines.datasets.base import Sample
+from pipelines.encoders.model_config import TimmModel
 from pipelines.errors import SsrError, UsageError
-from pipelines.mmsegmentation.backbone import TimmModel
 from pipelines.options.retrain import NETWORKS
 from pipelines.options.train import PredictOptions
 from pipelines.stages.retrained import (
