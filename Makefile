@@ -54,7 +54,7 @@ $(VENV)/.done: pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install -e '.[all,dev,docs]' || { \
 	  echo 'pydensecrf2 was not built (is there a C++ compiler?): going on without the CRF'; \
-	  $(BIN)/python -m pip install -e '.[mmseg,dev,docs]'; }
+	  $(BIN)/python -m pip install -e '.[mmseg,ray,dev,docs]'; }
 	touch $@
 
 all: setup

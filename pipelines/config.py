@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pipelines.errors import UsageError
 from pipelines.options.align import AlignOptions
 from pipelines.options.retrain import RetrainOptions
+from pipelines.options.scale import ScaleOptions
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, Options, RunOptions
 from pipelines.options.stages import (
     CamsOptions,
@@ -30,6 +31,7 @@ SECTIONS: dict[str, type[Options]] = {
     "clip": ClipOptions,
     "dino": DinoOptions,
     "run": RunOptions,
+    "scale": ScaleOptions,
     "sample": SampleOptions,
     "superpixels": SuperpixelsOptions,
     "align": AlignOptions,

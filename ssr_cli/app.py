@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "6  Label maps of any photos from the trained model -> predictions/*.png",
     "eval": "7  Score CAMs, masks or any folder of PNGs against ground truth.",
     "retrain": "A standard segmentation network on mmsegmentation, from the pseudo-masks.",
+    "merge": "One output of what shards of the work list have written.",
     "ladder": "The same refinement, one part more at a time: what does each bring?",
     "show": "Pictures: panels, a contact sheet, one HTML page.",
     "report": "Scores, ladder and pictures on one HTML page.",

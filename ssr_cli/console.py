@@ -29,8 +29,11 @@ def reports_errors(debug: bool) -> Iterator[None]:
     try:
         yield
     except SsrError as error:
-        if debug:
+        if debug and error.exit_code != EXIT_INTERRUPTED:
             raise
+        if error.exit_code == EXIT_INTERRUPTED:
+            err.print(f"[bold yellow]{escape(error.message)}[/]; {escape(error.hint or '')}")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
         err.print(f"[bold red]error:[/] {escape(str(error))}")
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
@@ -44,6 +47,11 @@ def reports_errors(debug: bool) -> Iterator[None]:
         where = f"{type(error).__name__}: {error}".splitlines()[0]
         err.print(f"[bold red]error:[/] unexpected {escape(where)} (run again with --debug and report what it prints)")
         raise typer.Exit(1) from None
+
+
+def say(line: str) -> None:
+    """A plain line, such as a signal handler may print."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def next_step(command: str) -> None:
@@ -88,7 +96,7 @@ class ConsoleProgress:
             self._bar.start()
         else:
             known = f", {done} there already" if done else ""
-            self._say(f"{title}: {total} {unit}{known}")
+            say(f"{title}: {total} {unit}{known}")
 
     def advance(self, count: int = 1) -> None:
         """Count finished images."""
@@ -97,7 +105,12 @@ class ConsoleProgress:
             self._bar.update(self._task, advance=count, rate=self._rate())
         elif time.monotonic() - self._spoken > 10:
             self._spoken = time.monotonic()
-            self._say(f"{self._title}: {self._done}/{self._total}, {self._rate()}, {self._left()} left")
+            say(f"{self._title}: {self._done}/{self._total}, {self._rate()}, {self._left()} left")
+
+    def skip(self, count: int = 1) -> None:
+        """Count images that are there already; the rate is that of the others."""
+        self._before += count
+        self.advance(count)
 
     def note(self, message: str) -> None:
         """Say something beside the bar."""
@@ -108,7 +121,7 @@ class ConsoleProgress:
         if self._bar is not None:
             self._bar.console.print(f"[dim]{escape(self._title)} {self._done}: {escape(message)}[/]")
         else:
-            self._say(f"{self._title} {self._done}: {message}")
+            say(f"{self._title} {self._done}: {message}")
 
     def finish(self) -> None:
         """End the run."""
@@ -116,7 +129,8 @@ class ConsoleProgress:
             self._bar.stop()
             self._bar = None
         seconds = time.monotonic() - self._started
-        self._say(f"{self._title}: {self._done}/{self._total} in {seconds:.1f} s, {self._rate()}")
+        known = f", {self._before} there already" if self._before else ""
+        say(f"{self._title}: {self._done}/{self._total} in {seconds:.1f} s, {self._rate()}{known}")
 
     def _rate(self) -> str:
         seconds = time.monotonic() - self._started
@@ -126,7 +140,3 @@ class ConsoleProgress:
         made = self._done - self._before
         seconds = (time.monotonic() - self._started) / made * (self._total - self._done) if made else 0
         return f"{seconds:.0f} s"
-
-    @staticmethod
-    def _say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pipelines.config import FILE_SUFFIXES, SECTIONS, Values, build_options, read_config, read_recipe
 from pipelines.errors import UsageError
+from pipelines.options.scale import ScaleOptions
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, Options, RunOptions
 
 if TYPE_CHECKING:
     from pipelines.stages.workspace import Workspace
+    from pipelines.stores.shard import Shard
 
 DEFAULT_RECIPE = "ssr"
 
@@ -112,7 +114,36 @@ class Invocation:
             recipe=self.recipe,
             force=self.force,
             config=self._remembered_config,
+            shard=self.shard,
         )
+
+    @property
+    def scale(self) -> ScaleOptions:
+        """How the stage is spread over processes and machines; not at all where the command has no such flags."""
+        return self.options("scale", ScaleOptions) if "scale" in self.sections else ScaleOptions()
+
+    @cached_property
+    def _launched(self) -> tuple[Shard, str] | None:
+        """The share that a launcher gives to this process, and the launcher."""
+        from pipelines.execution.environment import shard_of_environment
+
+        given = self.scale.shard or self.scale.devices or self.scale.engine == "ray"
+        return None if given or "scale" not in self.sections else shard_of_environment()
+
+    @cached_property
+    def shard(self) -> Shard | None:
+        """The share of the work list that this process takes; None: all of it."""
+        from pipelines.stores.shard import Shard
+
+        if self.scale.shard is not None:
+            named = Shard.parse(self.scale.shard)
+            return named if named.count > 1 else None
+        return self._launched[0] if self._launched else None
+
+    @property
+    def launcher(self) -> str | None:
+        """Who gave this process its share, if nobody named it."""
+        return self._launched[1] if self._launched else None
 
 
 def _absolute(options: AnyOptions) -> AnyOptions:

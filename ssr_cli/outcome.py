@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from pipelines.errors import UsageError
-from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, next_step
+from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, next_step, say
 from ssr_cli.invocation import Invocation
 
 if TYPE_CHECKING:
@@ -40,27 +40,68 @@ def run_stage(invocation: Invocation, stage: Callable[[Workspace, Progress], Cou
         with ConsoleProgress() as progress:
             counts = stage(workspace, progress)
     except UsageError:  # refused: the next command must not inherit what was wrong
-        workspace.restore(before)
+        if invocation.shard is None or invocation.shard.index == 0:
+            workspace.restore(before)
         raise
-    conclude(counts, workspace.work, then)
+    conclude(counts, workspace.work, then, invocation)
 
 
-def conclude(counts: Counts, work: Path, then: str | None) -> None:
+def run_shared(
+    invocation: Invocation, stage: str, arguments: tuple[Any, ...], outputs: Callable[[Workspace], tuple[Path, ...]], then: str
+) -> None:
+    """Run a stage that takes image by image: a share of the work list, on one device or several, or on a cluster.
+
+    Args:
+        invocation: The command line.
+        stage: Of `pipelines.stages.scale.PER_IMAGE`.
+        arguments: What it takes between workspace and progress.
+        outputs: The stores and folders that it writes.
+        then: The obvious next command.
+    """
+    run_stage(invocation, lambda workspace, progress: shared(invocation, stage, workspace, arguments, outputs, progress), then)
+
+
+def shared(
+    invocation: Invocation,
+    stage: str,
+    workspace: Workspace,
+    arguments: tuple[Any, ...],
+    outputs: Callable[[Workspace], tuple[Path, ...]],
+    progress: Progress,
+) -> Any:
+    """What the stage comes to; see `run_shared`. A signal lets it finish what is under way."""
+    from pipelines.execution.interruption import finishing_on_signals
+    from pipelines.stages import scale
+
+    with finishing_on_signals(say):
+        if invocation.launcher is not None:
+            progress.note(f"shard {invocation.shard} of the work list, by {invocation.launcher} (--shard 0/1 takes all)")
+        return scale.run(scale.Job(stage, workspace, arguments, outputs(workspace)), invocation.scale, progress)
+
+
+def conclude(counts: Counts, work: Path, then: str | None, invocation: Invocation) -> None:
     """Say what was left out and what comes next.
 
     Args:
         counts: Of the stage.
         work: The work directory.
         then: The obvious next command, if there is one.
+        invocation: The command line.
 
     Raises:
         typer.Exit: Code 3 if some images failed and the run went on without them.
     """
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+    shard = invocation.shard
+    if shard is None and os.environ.get("RANK", "0") != "0":  # of several processes that train, the first one speaks
         return
+    log = work / "failures.jsonl" if shard is None else shard.place(work / "failures.jsonl")
     if counts.failed:
-        err.print(f"[yellow]{counts.failed} bad images left out, listed in {work / 'failures.jsonl'}[/]")
-    if then is not None:
+        err.print(f"[yellow]{counts.failed} bad images left out, listed in {log}[/]")
+    if shard is not None:
+        if shard.index == 0:
+            after = f"once all {shard.count} shards are done"
+            next_step(f"{then or 'ssr status'} --work {work}, or first ssr merge --work {work}, {after}")
+    elif then is not None:
         next_step(f"{then} --work {work}")
     if counts.failed:
         raise typer.Exit(EXIT_PARTLY)

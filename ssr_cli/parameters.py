@@ -23,6 +23,7 @@ PANELS = {
     "clip": "CLIP",
     "dino": "DINO",
     "run": "Running",
+    "scale": "Several devices and machines",
 }
 
 

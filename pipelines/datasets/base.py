@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ class Dataset:
     root: Path
     split: str
     classes: ClassList
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     mask_folder: Path | None
     mask_fallback: Path | None = None
 
@@ -59,5 +60,8 @@ class Dataset:
 
     def digest(self) -> str:
         """SHA-256 (hex) over class names and every sample's id and labels, in order; no paths."""
+        known = getattr(self.samples, "digest", None)  # a list that is not held has worked it out while it was checked
+        if known is not None:
+            return str(known)
         content = [self.classes.names, [(sample.image_id, sample.labels) for sample in self.samples]]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.classes import VOC12, ClassList, load_class_list
 from pipelines.datasets.label_files import IMAGE_SUFFIXES, label_names, read_label_file, select_labels
+from pipelines.datasets.label_stream import LabelStream
 from pipelines.datasets.splits import check_image_id, read_split, split_file
 from pipelines.errors import UsageError
 from pipelines.options.sources import DatasetOptions
@@ -23,18 +27,21 @@ def load_folder(options: DatasetOptions) -> Dataset:
     root = options.root
     label_file = options.labels or _label_file(root)
     classes = load_class_list(options.classes) if options.classes else _classes_of(label_file)
-    given = read_label_file(label_file, classes)
     listed = _split(root, options.split)
-    labels = select_labels(given, read_split(listed), label_file) if listed else given
-    folder = root / "images" if (root / "images").is_dir() else root
-    images = _images(folder)
+    place = _Places(root / "images" if (root / "images").is_dir() else root)
+    samples: Sequence[Sample]
+    if listed is None:
+        samples = LabelStream(label_file, classes, place)
+    else:
+        labels = select_labels(read_label_file(label_file, classes), read_split(listed), label_file)
+        samples = tuple(Sample(key, place(key), present) for key, present in labels.items())
     masks = root / "masks"
     return Dataset(
         kind="folder",
         root=root,
         split=listed.stem if listed else options.split,
         classes=classes,
-        samples=tuple(Sample(key, images.get(key, folder / f"{key}.jpg"), present) for key, present in labels.items()),
+        samples=samples,
         mask_folder=masks if masks.is_dir() else None,
     )
 
@@ -92,10 +99,46 @@ def _split(root: Path, split: str) -> Path | None:
 
 def _images(folder: Path) -> dict[str, Path]:
     images: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.is_file():
-            continue
+    for path in sorted(map(Path, _listed(folder))):
         if path.stem in images:
             raise UsageError(f"{folder}: expected one image of each name, found {images[path.stem].name} and {path.name}")
-        images[path.stem] = path
+        images[path.stem] = folder / path
     return images
+
+
+def _listed(folder: Path) -> Iterator[str]:
+    """Names of the image files in a folder."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".") and entry.is_file():
+                yield name
+
+
+class _Places:
+    """Image id -> file. Only names that do not end as most in the folder do are held.
+
+    Args:
+        folder: The photos.
+
+    Raises:
+        UsageError: Two photos have one name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        endings = Counter(os.path.splitext(name)[1] for name in _listed(folder))
+        self._ending = max(endings, key=lambda ending: (endings[ending], ending == ".jpg", ending), default=".jpg")
+        self._others: dict[str, str] = {}
+        for name in _listed(folder) if len(endings) > 1 else ():
+            stem, ending = os.path.splitext(name)
+            if ending != self._ending:
+                usual = stem + self._ending
+                other = self._others.get(stem) or (usual if (folder / usual).is_file() else None)
+                if other is not None:
+                    first, second = sorted((other, name))
+                    raise UsageError(f"{folder}: expected one image of each name, found {first} and {second}")
+                self._others[stem] = name
+
+    def __call__(self, image_id: str) -> Path:
+        return self._folder / (self._others.get(image_id) or image_id + self._ending)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from pipelines.errors import ImageError, SsrError
+from pipelines.execution.interruption import SIGNALS
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,15 +28,34 @@ def resolve_workers(workers: int) -> int:
     return workers or cores
 
 
-def _single_threaded() -> None:
-    """One process a core: libraries inside a worker must not start threads of their own."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""How many threads a library starts, by the variable that it reads when it is loaded."""
+
+
+def _set_up_worker() -> None:
+    """One process a core: libraries must not start threads of their own. Signals are the parent's matter."""
+    for name in THREADS:
         os.environ[name] = "1"
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that spawned it does, however that ends: a pool's worker would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True, name="end with parent").start()
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:
     """Fresh processes (spawn): no inherited locks, threads, GPU contexts or open stores."""
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_single_threaded)
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_set_up_worker)
 
 
 def map_bounded(

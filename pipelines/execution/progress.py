@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 
 class Progress(Protocol):
@@ -13,6 +14,9 @@ class Progress(Protocol):
 
     def advance(self, count: int = 1) -> None:
         """More images are finished, well or not."""
+
+    def skip(self, count: int = 1) -> None:
+        """More images are found to be there already."""
 
     def note(self, message: str) -> None:
         """Something that a person should read: a bad image, a choice that was made."""
@@ -33,6 +37,9 @@ class Silent:
     def advance(self, count: int = 1) -> None:
         """Ignore."""
 
+    def skip(self, count: int = 1) -> None:
+        """Ignore."""
+
     def note(self, message: str) -> None:
         """Ignore."""
 
@@ -41,3 +48,94 @@ class Silent:
 
     def finish(self) -> None:
         """Ignore."""
+
+
+Message = tuple[str, Any]
+"""Name of a method of `Progress`, and its arguments."""
+
+
+class RemoteProgress:
+    """Sends what it is told to another process, where `JoinedProgress` receives it.
+
+    Args:
+        send: Takes one message.
+    """
+
+    def __init__(self, send: Callable[[Message], None]) -> None:
+        self._send = send
+
+    def start(self, title: str, total: int, done: int = 0, unit: str = "images") -> None:
+        """Send."""
+        self._send(("start", (title, total, done, unit)))
+
+    def advance(self, count: int = 1) -> None:
+        """Send."""
+        self._send(("advance", (count,)))
+
+    def skip(self, count: int = 1) -> None:
+        """Send."""
+        self._send(("skip", (count,)))
+
+    def note(self, message: str) -> None:
+        """Send."""
+        self._send(("note", (message,)))
+
+    def status(self, message: str) -> None:
+        """Send."""
+        self._send(("status", (message,)))
+
+    def finish(self) -> None:
+        """Nothing: the run is over when all processes are."""
+
+
+class JoinedProgress:
+    """The progress of several processes as that of one.
+
+    Args:
+        progress: Told about all.
+        count: Processes. Their totals are known, and the run begins, once each has started or ended.
+    """
+
+    def __init__(self, progress: Progress, count: int) -> None:
+        self._progress = progress
+        self._unknown = set(range(count))
+        self._begun: tuple[str, str] | None = None
+        self._total = self._done = 0
+        self._held: list[Message] = []
+        self._notes: set[str] = set()
+        self._started = False
+
+    def told(self, number: int, kind: str, arguments: Any) -> None:
+        """One message of the `RemoteProgress` of a process."""
+        if kind == "start":
+            title, total, done, unit = arguments
+            self._begun = self._begun or (title, unit)
+            self._total += total
+            self._done += done
+            self.known(number)
+        elif self._started or kind in {"note", "status"}:
+            self._pass_on(kind, arguments)
+        else:
+            self._held.append((kind, arguments))
+
+    def known(self, number: int) -> None:
+        """A process has told its total, or ended."""
+        self._unknown.discard(number)
+        if not self._unknown and self._begun is not None and not self._started:
+            self._started = True
+            title, unit = self._begun
+            self._progress.start(title, self._total, self._done, unit)
+            for kind, arguments in self._held:
+                self._pass_on(kind, arguments)
+
+    def finish(self) -> None:
+        """All processes have ended."""
+        if self._started:
+            self._progress.finish()
+
+    def _pass_on(self, kind: str, arguments: Any) -> None:
+        if kind == "note":
+            if arguments[0] in self._notes:  # each process makes the same remark
+                return
+            self._notes.add(arguments[0])
+        getattr(self._progress, kind)(*arguments)

@@ -30,8 +30,9 @@ from pipelines.options.stages import CamsOptions
 from pipelines.stages.aligned_readout import AlignedReadout, read_alignment
 from pipelines.stages.counts import Counts
 from pipelines.stages.embeddings import TextEmbeddings, text_embeddings
-from pipelines.stages.workspace import Workspace, input_digest
-from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
+from pipelines.stages.run import Run
+from pipelines.stages.workspace import Workspace, has_labels, input_digest
+from pipelines.stores.array_store import ArrayReader
 
 STAGE = "cams"
 
@@ -218,30 +219,28 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
         TooManyFailures: More bad images than allowed; what was computed is kept.
     """
     progress = progress or Silent()
-    dataset, device = workspace.dataset, resolve_device(workspace.run.device)
+    device = resolve_device(workspace.run.device)
     weights = resolve_clip(workspace.clip.model, workspace.clip.pretrained)
     clip = build_clip(weights)
-    text = text_embeddings(clip, dataset.classes, workspace.clip)
+    text = text_embeddings(clip, workspace.dataset.classes, workspace.clip)
     heads = None
     options = options.model_copy(update={"ckpt": workspace.heads(options.ckpt)})
     if options.ckpt is not None:
-        heads = AlignedReadout(read_alignment(options.ckpt, weights, dataset.classes, text), text, options, device)
+        heads = AlignedReadout(read_alignment(options.ckpt, weights, workspace.dataset.classes, text), text, options, device)
     maker = CamMaker(ClipEncoder(clip, device, resolve_dtype(workspace.run.precision, device)), text, options, heads=heads)
     with ExitStack() as stack:
-        writer = stack.enter_context(ArrayWriter(workspace.cams))
+        writer = stack.enter_context(workspace.writer(workspace.cams))
         settings = cam_settings(workspace, options, weights, text)
         manifest = workspace.settle(workspace.cams, STAGE, settings, writer.clear)
-        todo = _todo(workspace)
-        counts = Counts(skipped=len(dataset.samples) - len(todo))
-        failures = workspace.failures(STAGE, progress)
+        committed = workspace.committed(workspace.cams, stack)
+        run = Run(workspace, STAGE, progress)
         superpixels = stack.enter_context(ArrayReader(workspace.superpixels)) if uses_superpixels(options) else None
-        progress.start("cams", len(dataset.samples), counts.skipped)
+        progress.start(STAGE, len(workspace.samples))
 
         def add(photo: Photo, cam: Tensor) -> None:
             attributes = {"labels": list(photo.sample.labels), "size": list(photo.size)}
             writer.add(photo.sample.image_id, cam.cpu().numpy().astype(np.float16), attributes)
-            counts.done += 1
-            progress.advance()
+            run.made(photo.sample.image_id)
 
         def load(sample: Sample) -> Photo:
             if superpixels is None:
@@ -251,11 +250,9 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
             return maker.load(sample, superpixels.read(sample.image_id)[0])
 
         def decoded() -> Iterator[Photo]:
-            for sample, photo in prefetch(load, todo):
+            for sample, photo in prefetch(load, run.unfinished(lambda sample: has_labels(committed, sample))):
                 if isinstance(photo, ImageError):
-                    counts.failed += 1
-                    failures.add(sample.image_id, photo)
-                    progress.advance()
+                    run.made(sample.image_id, photo)
                 elif not sample.labels:  # nothing to look for: an empty CAM, no pass of the encoder
                     add(photo, torch.zeros(0, *photo.grid))
                 else:
@@ -265,9 +262,8 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
             for photo, cam in zip(photos, maker.cams(photos), strict=True):
                 add(photo, cam)
         progress.finish()
-    manifest.counts, manifest.complete = counts.as_dict(), True
-    manifest.write(workspace.cams.with_suffix(".json"))
-    return counts
+    workspace.finish(workspace.cams, manifest, run.counts)
+    return run.counts
 
 
 def cam_settings(workspace: Workspace, options: CamsOptions, weights: Weights, text: TextEmbeddings) -> dict[str, Any]:
@@ -295,15 +291,3 @@ def cam_settings(workspace: Workspace, options: CamsOptions, weights: Weights, t
     if uses_superpixels(options):
         settings["superpixels"] = input_digest(workspace.superpixels, "ssr superpixels")
     return settings
-
-
-def _todo(workspace: Workspace) -> list[Sample]:
-    """Images without a CAM, or whose labels have changed since."""
-    if not store_exists(workspace.cams):
-        return list(workspace.dataset.samples)
-    with ArrayReader(workspace.cams) as reader:
-        return [
-            sample
-            for sample in workspace.dataset.samples
-            if sample.image_id not in reader or reader.attributes(sample.image_id).get("labels") != list(sample.labels)
-        ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,19 +16,24 @@ from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.splits import read_split
 from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.evaluation.confusion import confusion_counts
+from pipelines.evaluation.counted import Counted, write_counted
 from pipelines.evaluation.figures import confusion_figure, iou_figure, save_figure
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.metrics import Metrics, metrics_from_counts
 from pipelines.evaluation.report import Report, make_report, write_confusion, write_csv, write_report
+from pipelines.execution.interruption import refuse_if_interrupted, until_interrupted
 from pipelines.execution.pool import map_bounded, resolve_workers
 from pipelines.execution.progress import Progress, Silent
 from pipelines.ops.label_map import label_map, resize_maps, with_background
 from pipelines.options.stages import EvalOptions
 from pipelines.stages.workspace import Workspace
 from pipelines.stores.array_store import ArrayReader, store_exists
-from pipelines.stores.manifest import Manifest
+from pipelines.stores.manifest import Manifest, read_manifest
 
 STAGE = "eval"
+
+FOLDER = "eval"
+"""Folder of a work directory with a folder for each report."""
 
 ORACLE_POWERS = tuple(float(p) for p in range(1, 11))
 """Exponents that ``--oracle`` tries, those of CLIP-ES."""
@@ -71,17 +76,29 @@ def run(
         progress: Told about each image.
 
     Returns:
-        The evaluation, and with ``options.oracle`` a second one at the p that is best on the ground truth.
+        The evaluation, and with ``options.oracle`` a second one at the p that is best on the ground truth. Of a shard
+        none: its counts are kept.
 
     Raises:
         UsageError: No ground truth is known, or p is asked for where label maps are scored.
         SsrError: Nothing to score.
         TooManyFailures: More images than allowed lack a prediction or ground truth.
     """
+    counted = count(workspace, what, options, background_power, progress)
+    return finish(workspace.work, counted) if workspace.shard is None else []
+
+
+def count(
+    workspace: Workspace, what: str, options: EvalOptions, background_power: float, progress: Progress | None = None
+) -> Counted:
+    """Count pixels, those of the workspace's share; see `run`.
+
+    A shard's counts are kept, for `ssr merge` to add them up.
+    """
     progress = progress or Silent()
     if what in PREDICTED:
         what = str(workspace.work / what / workspace.dataset.split)
-    samples = _selected(workspace.dataset, options)
+    samples = _selected(workspace, options)
     targets = _ground_truth(workspace.dataset, options)
     scores_cams = what in {"cams", "refined"}
     if options.oracle and not scores_cams:
@@ -89,8 +106,8 @@ def run(
     powers: tuple[float | None, ...] = (background_power,) if scores_cams else (None,)
     if options.oracle:
         powers = (*powers, *(p for p in ORACLE_POWERS if p != background_power))
-    classes = len(workspace.dataset.classes.names) + 1
-    totals = {power: np.zeros((classes, classes + 1), dtype=np.int64) for power in powers}
+    names = ["background", *workspace.dataset.classes.names]
+    totals = {power: np.zeros((len(names), len(names) + 1), dtype=np.int64) for power in powers}
     failures = workspace.failures(f"{STAGE} {what}", progress)
     with ExitStack() as stack:
         predict = _predictor(workspace, what, powers, stack)
@@ -99,68 +116,88 @@ def run(
             target = read_mask(targets(sample.image_id))
             predictions = predict(sample, target.shape)
             try:
-                return {power: confusion_counts(found, target, classes) for power, found in predictions.items()}
+                return {power: confusion_counts(found, target, len(names)) for power, found in predictions.items()}
             except ValueError as error:
                 raise ImageError(str(error)) from error
 
         workers = resolve_workers(workspace.run.workers)
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         progress.start(f"eval {what}", len(samples))
-        for sample, counts in map_bounded(pool, score, samples, ahead=4 * workers):
+        scored = 0
+        for sample, counts in map_bounded(pool, score, until_interrupted(samples), ahead=4 * workers):
             if isinstance(counts, ImageError):
                 failures.add(sample.image_id, counts)
             else:
+                scored += 1
                 for power, matrix in counts.items():
                     totals[power] += matrix
             progress.advance()
         progress.finish()
-    scored = len(samples) - failures.count
-    if scored == 0:
+    refuse_if_interrupted("run the same command again")  # half a score is none
+    manifest = _manifest_of(workspace, what)
+    split = workspace.dataset.split
+    counted = Counted(
+        what=_name_of(workspace, what),
+        split=split if options.images is None else f"{split}, ids of {options.images.name}",
+        names=tuple(names),
+        totals=totals,
+        images=scored,
+        failed=failures.count,
+        options_digest=manifest.options_digest if manifest else "unknown",
+        crf=_crf(what, manifest),
+        supervised=manifest is not None and manifest.settings.get("supervision") == "masks",
+        oracle=options.oracle,
+        pictures=options.pictures,
+    )
+    if workspace.shard is not None:
+        write_counted(workspace.shard.place(workspace.work / FOLDER) / f"{counted.what}.json", counted)
+    elif scored == 0:
         raise SsrError(f"none of {len(samples)} images could be scored", f"see {failures.path}")
-    finish = _Finish(workspace, what, options, scored, failures.count)
-    evaluations = [finish(background_power if scores_cams else None, totals[powers[0]], oracle=False)]
-    if options.oracle:
-        best = max(powers, key=lambda p: metrics_from_counts(totals[p], _names(workspace.dataset)).miou)
-        evaluations.append(finish(best, totals[best], oracle=True))
+    return counted
+
+
+def finish(work: Path, counted: Counted) -> list[Evaluation]:
+    """Turn counts into written reports.
+
+    Args:
+        work: The work directory.
+        counted: Of the whole work list.
+
+    Returns:
+        The evaluation, and for an oracle a second one at the p that is best on the ground truth.
+    """
+    powers = list(counted.totals)
+    evaluations = [_finish(work, counted, powers[0], oracle=False)]
+    if counted.oracle:
+        best = max(powers, key=lambda p: metrics_from_counts(counted.totals[p], counted.names).miou)
+        evaluations.append(_finish(work, counted, best, oracle=True))
     return evaluations
 
 
-@dataclass(frozen=True)
-class _Finish:
-    """Turns counts into a written report."""
-
-    workspace: Workspace
-    what: str
-    options: EvalOptions
-    images: int
-    failed: int
-
-    def __call__(self, power: float | None, counts: NDArray[np.int64], *, oracle: bool) -> Evaluation:
-        dataset = self.workspace.dataset
-        metrics = metrics_from_counts(counts, _names(dataset))
-        manifest = _manifest_of(self.workspace, self.what)
-        name = _name_of(self.workspace, self.what)
-        folder = self.workspace.work / "eval" / (f"{name}-oracle" if oracle else name)
-        report = make_report(
-            metrics,
-            what=name,
-            split=dataset.split if self.options.images is None else f"{dataset.split}, ids of {self.options.images.name}",
-            images=self.images,
-            options_digest=manifest.options_digest if manifest else "unknown",
-            crf=_crf(self.what, manifest),
-            background_power=power,
-            oracle=oracle,
-            confusion_matrix="confusion.npy",
-        )
-        if manifest is not None and manifest.settings.get("supervision") == "masks":
-            report.rules["supervision"] = "ground-truth masks (upper bound)"
-        write_confusion(counts, folder / "confusion.npy")
-        write_csv(metrics, folder / "per_class.csv")
-        if self.options.pictures:
-            save_figure(confusion_figure(counts, report), folder / "confusion.png")
-            save_figure(iou_figure(report), folder / "per_class_iou.png")
-        write_report(report, folder / "report.json")
-        return Evaluation(report, metrics, folder, self.failed)
+def _finish(work: Path, counted: Counted, power: float | None, *, oracle: bool) -> Evaluation:
+    counts = counted.totals[power]
+    metrics = metrics_from_counts(counts, counted.names)
+    folder = work / FOLDER / (f"{counted.what}-oracle" if oracle else counted.what)
+    report = make_report(
+        metrics,
+        what=counted.what,
+        split=counted.split,
+        images=counted.images,
+        options_digest=counted.options_digest,
+        crf=counted.crf,
+        background_power=power,
+        oracle=oracle,
+        confusion_matrix="confusion.npy",
+    )
+    if counted.supervised:
+        report.rules["supervision"] = "ground-truth masks (upper bound)"
+    write_confusion(counts, folder / "confusion.npy")
+    write_csv(metrics, folder / "per_class.csv")
+    if counted.pictures:
+        save_figure(confusion_figure(counts, report), folder / "confusion.png")
+        save_figure(iou_figure(report), folder / "per_class_iou.png")
+    write_report(report, folder / "report.json")
+    return Evaluation(report, metrics, folder, counted.failed)
 
 
 def _name_of(workspace: Workspace, what: str) -> str:
@@ -174,19 +211,18 @@ def _name_of(workspace: Workspace, what: str) -> str:
     return f"{folder.parent.name}-{folder.name}" if folder.name in own else folder.name
 
 
-def _names(dataset: Dataset) -> list[str]:
-    return ["background", *dataset.classes.names]
-
-
-def _selected(dataset: Dataset, options: EvalOptions) -> Sequence[Sample]:
+def _selected(workspace: Workspace, options: EvalOptions) -> Collection[Sample]:
     if options.images is None:
-        return dataset.samples
-    wanted = set(read_split(options.images))
-    known = {sample.image_id for sample in dataset.samples}
-    unknown = sorted(wanted - known)
+        return workspace.samples
+    wanted, unknown = set(read_split(options.images)), set(read_split(options.images))
+    selected: list[Sample] = []
+    for sample in workspace.dataset.samples:
+        unknown.discard(sample.image_id)
+        if sample.image_id in wanted and (workspace.shard is None or workspace.shard.holds(sample.image_id)):
+            selected.append(sample)
     if unknown:
-        raise UsageError(f"{options.images}: {unknown[0]} is not in split {dataset.split}", "--images, --split")
-    return [sample for sample in dataset.samples if sample.image_id in wanted]
+        raise UsageError(f"{options.images}: {min(unknown)} is not in split {workspace.dataset.split}", "--images, --split")
+    return selected
 
 
 def _ground_truth(dataset: Dataset, options: EvalOptions) -> Callable[[str], Path]:
@@ -254,7 +290,7 @@ def _cam_predictor(reader: ArrayReader, what: str, powers: Sequence[float]) -> P
 def _manifest_of(workspace: Workspace, what: str) -> Manifest | None:
     known = {"cams": workspace.cams, "refined": workspace.refined, "masks": workspace.masks}
     if what in known:
-        return Manifest.read(known[what].with_suffix(".json"))
+        return read_manifest(known[what])
     try:
         return Manifest.read(Path(what).resolve().with_suffix(".json"))
     except SsrError:  # a file of somebody else's beside a folder of somebody else's
@@ -270,4 +306,4 @@ def _crf(what: str, manifest: Manifest | None) -> bool | None:
 
 def reports_in(work: Path) -> Iterator[Path]:
     """Every report of a work directory."""
-    yield from sorted((work / "eval").glob("*/report.json"))
+    yield from sorted((work / FOLDER).glob("*/report.json"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from pipelines.ops.label_map import label_map, resize_maps, with_background
 from pipelines.options.stages import RefineOptions
 from pipelines.options.train import PredictOptions
 from pipelines.stores.mask_store import write_mask
+from pipelines.stores.shard import Shard
 
 CRF_KEYS = {
     "crf_iterations": "iterations",
@@ -70,10 +71,10 @@ def crf_parameters(options: RefineOptions | PredictOptions) -> CrfParameters:
     return CrfParameters(**{name: getattr(options, key) for key, name in CRF_KEYS.items()})
 
 
-def remove_masks(folder: Path, image_ids: Collection[str] | None = None) -> None:
-    """Remove the masks of some images, or of all."""
+def remove_masks(folder: Path, shard: Shard | None = None) -> None:
+    """Remove the masks of a shard's images, or of all."""
     for path in folder.glob("*.png"):
-        if image_ids is None or path.stem in image_ids:
+        if shard is None or shard.holds(path.stem):
             path.unlink()
 
 

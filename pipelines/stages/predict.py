@@ -30,12 +30,12 @@ from pipelines.stages.label_maps import make_label_map
 from pipelines.stages.masks import CRF_KEYS, MaskJob, MaskMakers, remove_masks
 from pipelines.stages.retrained import FORMAT as RETRAINED
 from pipelines.stages.retrained import RetrainedPredictor, read_retrained
+from pipelines.stages.run import Run
 from pipelines.stages.segmenter import UPPER_BOUND, Segmenter, read_segmenter
 from pipelines.stages.workspace import Workspace
-from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
+from pipelines.stores.array_store import store_exists
 from pipelines.stores.files import remove_leftovers
 from pipelines.stores.manifest import Manifest, digest
-from pipelines.stores.mask_store import written_masks
 from pipelines.training.checkpoint import note_of
 
 STAGE = "predict"
@@ -181,46 +181,41 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
     if options.images is not None:
         workspace = replace(workspace, photos=load_photos(options.images, trained.classes))
     _check_classes(path, trained.classes, workspace.dataset)
-    samples, output = workspace.dataset.samples, output_folder(workspace, options)
+    output = output_folder(workspace, options)
     store = output.with_suffix(".h5")
     place = _check_output(workspace, output)
     predictor = trained.predictor()
     if trained.supervision == "masks":
         progress.note(f"the model was {UPPER_BOUND}")
-    counts = Counts()
-
-    def made(image_id: str, error: ImageError | None) -> None:
-        progress.advance()
-        if error is None:
-            counts.done += 1
-        else:
-            counts.failed += 1
-            failures.add(image_id, error)
-
-    def decoded() -> Iterator[Photo]:
-        for sample, photo in prefetch(predictor.load, todo):
-            if isinstance(photo, ImageError):
-                made(sample.image_id, photo)
-            else:
-                yield photo
-
     with ExitStack() as stack:
-        writer = stack.enter_context(ArrayWriter(store))  # without probabilities it is the lock of the folder
+        writer = stack.enter_context(workspace.writer(store))  # without probabilities it is the lock of the folder
 
         def clear() -> None:
             writer.clear()
-            remove_masks(output)
+            remove_masks(output, workspace.shard)
 
         manifest = workspace.settle(output, STAGE, _settings(workspace, options, path, trained), clear)
         manifest.dataset["place"] = place
-        manifest.write(output.with_suffix(".json"))
+        workspace.record_begun(output, manifest)
         output.mkdir(exist_ok=True)
-        remove_leftovers(output)
-        todo = _todo(samples, output, store if options.probabilities else None)
-        counts.skipped = len(samples) - len(todo)
-        failures = workspace.failures(STAGE, progress)
-        makers = stack.enter_context(MaskMakers(make_label_map, options, resolve_workers(workspace.run.workers), made))
-        progress.start(STAGE, len(samples), counts.skipped)
+        if workspace.shard is None:  # else they may be those of other shards
+            remove_leftovers(output)
+        run = Run(workspace, STAGE, progress)
+        committed = workspace.committed(store, stack) if options.probabilities else None
+        makers = stack.enter_context(MaskMakers(make_label_map, options, resolve_workers(workspace.run.workers), run.made))
+        progress.start(STAGE, len(workspace.samples))
+
+        def there(sample: Sample) -> bool:
+            made = (output / f"{sample.image_id}.png").is_file()
+            return made and (committed is None or sample.image_id in committed)
+
+        def decoded() -> Iterator[Photo]:
+            for sample, photo in prefetch(predictor.load, run.unfinished(there)):
+                if isinstance(photo, ImageError):
+                    run.made(sample.image_id, photo)
+                else:
+                    yield photo
+
         for photos in batches_by(decoded(), shapes, resolve_batch_size(workspace.run, device)):
             logits = predictor.logits(photos)  # (B, C + 1, h, w)
             for photo, own in zip(photos, logits, strict=True):
@@ -231,9 +226,8 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
                 makers.submit(MaskJob(image_id, photo.sample.image_path, maps, (), photo.size, target))
         makers.drain()
         progress.finish()
-    manifest.counts, manifest.complete = counts.as_dict(), True
-    manifest.write(output.with_suffix(".json"))
-    return counts
+    workspace.finish(output, manifest, run.counts)
+    return run.counts
 
 
 def output_folder(workspace: Workspace, options: PredictOptions) -> Path:
@@ -282,23 +276,12 @@ def _check_output(workspace: Workspace, output: Path) -> str:
         raise UsageError(f"{output} is not a folder", "--output FOLDER")
     place = digest(str(workspace.dataset.root.resolve()))
     manifest = Manifest.read(output.with_suffix(".json"))
-    filled = bool(written_masks(output)) or store_exists(output.with_suffix(".h5"))
+    filled = any(output.glob("*.png")) or store_exists(output.with_suffix(".h5"))
     if filled if manifest is None else manifest.stage != STAGE:  # --force would remove it
         raise UsageError(f"{output} belongs to something else than `ssr predict`", "--output FOLDER, a new one")
     if manifest is not None and not workspace.force and (manifest.dataset or {}).get("place", place) != place:
         raise UsageError(f"{output} holds label maps of photos of another folder", "--output FOLDER, or --force starts it over")
     return place
-
-
-def _todo(samples: Sequence[Sample], output: Path, store: Path | None) -> list[Sample]:
-    """Photos without a label map, or without probabilities in ``store``."""
-    there = written_masks(output)
-    if store is not None:
-        if not store_exists(store):
-            return list(samples)
-        with ArrayReader(store) as reader:
-            there &= set(reader.ids())
-    return [sample for sample in samples if sample.image_id not in there]
 
 
 def _settings(workspace: Workspace, options: PredictOptions, path: Path, trained: Trained) -> dict[str, Any]:

@@ -5,8 +5,9 @@ The encoders run once an image, however many sets of options are asked for: a ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import chain
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from pipelines.encoders.weights import build_clip, fetch_clip, fetch_dino, resol
 from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.execution.interruption import refuse_if_interrupted, until_interrupted
 from pipelines.execution.pool import prefetch
 from pipelines.execution.progress import Progress, Silent
 from pipelines.options.stages import RefineOptions
@@ -75,24 +77,51 @@ def run_targets(workspace: Workspace, targets: Sequence[Target], progress: Progr
         jobs = [
             stack.enter_context(TargetJob(workspace, target, clip_weights, dino_weights, stack, progress)) for target in targets
         ]
-        total = len(workspace.dataset.samples) * len(jobs)
-        progress.start("refine", total, sum(job.counts.skipped for job in jobs))
-        wanted = [s for s in workspace.dataset.samples if any(s.image_id in job.unrefined for job in jobs)]
-        if wanted:
+        progress.start("refine", len(workspace.samples) * len(jobs))
+        wanted = _Wanted(workspace.samples, jobs)
+        first = next(wanted, None)
+        if first is not None:  # else no encoder is needed
             dtype = resolve_dtype(workspace.run.precision, device)
             clip = ClipEncoder(build_clip(clip_weights), device, dtype)
             pair = EncoderPair(clip, DinoEncoder(dino_weights, device, dtype) if dino_weights else None, shared)
             inputs = stack.enter_context(_Inputs(workspace, targets))
             for photos in batches_by(
-                _decoded(pair, wanted, jobs, inputs), lambda photo: photo.grid, resolve_batch_size(workspace.run, device)
+                _decoded(pair, chain([first], wanted), wanted, inputs),
+                lambda photo: photo.grid,
+                resolve_batch_size(workspace.run, device),
             ):
                 encoded = pair.encode(photos)
                 for index, photo in enumerate(photos):
-                    _refine_one(photo, inputs, jobs, encoded.attention_of(index), encoded.dino_tokens_of(index))
+                    of = wanted.take(photo.sample)
+                    _refine_one(photo, inputs, of, encoded.attention_of(index), encoded.dino_tokens_of(index))
         for job in jobs:
-            job.make_missing_masks()
+            job.drain()
         progress.finish()
-        return [job.finish() for job in jobs]
+    for job in jobs:
+        job.record()
+    refuse_if_interrupted()
+    return [job.run.counts for job in jobs]
+
+
+class _Wanted(Iterator[Sample]):
+    """Images that some target has not refined yet, and which targets those are while an image is under way."""
+
+    def __init__(self, samples: Iterable[Sample], jobs: Sequence[TargetJob]) -> None:
+        self._samples = until_interrupted(samples)
+        self._jobs = jobs
+        self._under_way: dict[str, list[TargetJob]] = {}
+
+    def __next__(self) -> Sample:
+        for sample in self._samples:
+            wanting = [job for job in self._jobs if job.wants(sample)]
+            if wanting:
+                self._under_way[sample.image_id] = wanting
+                return sample
+        raise StopIteration
+
+    def take(self, sample: Sample) -> list[TargetJob]:
+        """The targets that an image is for; it is not under way any more."""
+        return self._under_way.pop(sample.image_id)
 
 
 def _shared_encoder_options(targets: Sequence[Target]) -> RefineOptions:
@@ -138,7 +167,7 @@ class _Inputs:
             self.superpixels.close()
 
 
-def _decoded(pair: EncoderPair, samples: list[Sample], jobs: list[TargetJob], inputs: _Inputs) -> Iterator[Photo]:
+def _decoded(pair: EncoderPair, samples: Iterable[Sample], wanted: _Wanted, inputs: _Inputs) -> Iterator[Photo]:
     def load(sample: Sample) -> Photo:
         error = inputs.missing(sample)
         if error is not None:
@@ -148,8 +177,8 @@ def _decoded(pair: EncoderPair, samples: list[Sample], jobs: list[TargetJob], in
 
     for sample, photo in prefetch(load, samples):
         if isinstance(photo, ImageError):
-            for job in jobs:
-                job.failed(sample.image_id, photo)
+            for job in wanted.take(sample):
+                job.run.made(sample.image_id, photo)
         else:
             yield photo
 
@@ -171,8 +200,6 @@ def _refine_one(
     if superpixels is not None and dino_tokens is not None and inputs.wants_features:
         superpixels = superpixels.with_features(dino_tokens)
     for job in jobs:
-        if photo.sample.image_id not in job.unrefined:
-            continue
         refined = refined_maps(flat, photo.grid, attention, superpixels, job.target.options).view_as(cam)  # (K, h, w)
         size = inputs.cams.attributes(photo.sample.image_id)["size"]
         job.refined(photo.sample, refined.cpu().numpy().astype(np.float16), size)

@@ -9,7 +9,7 @@ from pipelines.errors import SsrError
 from pipelines.evaluation.report import Report, read_report
 from pipelines.stages.workspace import recall
 from pipelines.stores.array_store import ArrayReader, store_exists
-from pipelines.stores.manifest import Manifest
+from pipelines.stores.manifest import Manifest, read_manifest
 from pipelines.stores.mask_store import written_masks
 
 OUTPUTS = {
@@ -133,7 +133,7 @@ def _model(work: Path, name: str) -> OutputStatus | None:
 
 def _output(work: Path, name: str) -> OutputStatus:
     path = work / (name if name == "masks" else f"{name}.h5")
-    manifest = Manifest.read(path.with_suffix(".json"))
+    manifest = read_manifest(path)
     if name == "masks":
         held = len(written_masks(path))
     elif store_exists(path):

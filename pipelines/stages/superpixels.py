@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,8 @@ from pipelines.execution.progress import Progress, Silent
 from pipelines.ops.slic import slic_superpixels
 from pipelines.options.stages import SuperpixelsOptions
 from pipelines.stages.counts import Counts
+from pipelines.stages.run import Run
 from pipelines.stages.workspace import Workspace
-from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
 
 STAGE = "superpixels"
 
@@ -48,37 +49,24 @@ def run(workspace: Workspace, options: SuperpixelsOptions, progress: Progress | 
     """
     progress = progress or Silent()
     workers = resolve_workers(workspace.run.workers)
-    with ArrayWriter(workspace.superpixels) as writer:
+    with ExitStack() as stack:
+        writer = stack.enter_context(workspace.writer(workspace.superpixels))
         manifest = workspace.settle(workspace.superpixels, STAGE, options.model_dump(mode="json"), writer.clear)
-        done = superpixel_ids(workspace.superpixels)
-        todo = [sample for sample in workspace.dataset.samples if sample.image_id not in done]
-        counts = Counts(skipped=len(workspace.dataset.samples) - len(todo))
-        failures = workspace.failures(STAGE, progress)
-        progress.start("superpixels", len(workspace.dataset.samples), counts.skipped)
-        with process_pool(min(workers, max(1, len(todo)))) as pool:
-            for job, result in map_bounded(pool, partial(_superpixels, options=options), _jobs(todo), ahead=4 * workers):
-                if isinstance(result, ImageError):
-                    counts.failed += 1
-                    failures.add(job.image_id, result)
-                else:
-                    writer.add(job.image_id, result, {"size": list(result.shape), "count": int(result.max()) + 1})
-                    counts.done += 1
-                progress.advance()
+        there = workspace.committed(workspace.superpixels, stack)
+        run = Run(workspace, STAGE, progress)
+        progress.start(STAGE, len(workspace.samples))
+        pool = stack.enter_context(process_pool(min(workers, max(1, len(workspace.samples)))))
+        jobs = _jobs(run.unfinished(lambda sample: sample.image_id in there))
+        for job, result in map_bounded(pool, partial(_superpixels, options=options), jobs, ahead=4 * workers):
+            if not isinstance(result, ImageError):
+                writer.add(job.image_id, result, {"size": list(result.shape), "count": int(result.max()) + 1})
+            run.made(job.image_id, result if isinstance(result, ImageError) else None)
         progress.finish()
-    manifest.counts, manifest.complete = counts.as_dict(), True
-    manifest.write(workspace.superpixels.with_suffix(".json"))
-    return counts
+    workspace.finish(workspace.superpixels, manifest, run.counts)
+    return run.counts
 
 
-def superpixel_ids(store: Path) -> set[str]:
-    """Images that the store holds."""
-    if not store_exists(store):
-        return set()
-    with ArrayReader(store) as reader:
-        return set(reader.ids())
-
-
-def _jobs(samples: list[Sample]) -> Iterator[_Job]:
+def _jobs(samples: Iterable[Sample]) -> Iterator[_Job]:
     for sample in samples:
         yield _Job(sample.image_id, sample.image_path)
 

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from pipelines.datasets import load_dataset
-from pipelines.datasets.base import Dataset
+from pipelines.datasets.base import Dataset, Sample
+from pipelines.datasets.share import Share
 from pipelines.errors import SsrError, UsageError
 from pipelines.execution.failures import Failures
+from pipelines.execution.interruption import interrupted, refuse_if_interrupted
 from pipelines.execution.progress import Progress
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
-from pipelines.stores.array_store import store_exists
+from pipelines.stages.counts import Counts
+from pipelines.stores.array_reader import files_of
+from pipelines.stores.array_store import PATIENCE, ArrayReader, ArrayWriter, store_exists
 from pipelines.stores.files import read_json, write_json
-from pipelines.stores.manifest import Manifest, differences
+from pipelines.stores.manifest import Manifest, differences, read_manifest, shard_manifests
+from pipelines.stores.shard import Shard, own_place
 
 MEMORY = "work.json"
 """File in which a work directory remembers its dataset, encoders, recipe and config for the commands that follow."""
+
+FAILURES = "failures.jsonl"
+"""Bad images of the last run of each stage, in the work directory or the folder of a shard."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,8 @@ class Workspace:
         config: Stage options of the config file, by section: remembered, so that later commands need no ``--config``.
         superpixels_work: Another work directory whose superpixels are used; None: its own.
         photos: Photos to work on instead of the dataset's, which is not looked for then.
+        shard: The share of the work list to work on; None: all of it.
+        no_images: Work on none: a stage checks its options, starts over with ``force``, and ends.
     """
 
     work: Path
@@ -49,11 +62,19 @@ class Workspace:
     config: dict[str, dict[str, Any]] = field(default_factory=dict)
     superpixels_work: Path | None = None
     photos: Dataset | None = None
+    shard: Shard | None = None
+    no_images: bool = False
 
     @cached_property
     def dataset(self) -> Dataset:
         """The work list, read once."""
         return self.photos or load_dataset(self.dataset_options)
+
+    @cached_property
+    def samples(self) -> Collection[Sample]:
+        """The images of this share, in the order of the work list."""
+        samples: Collection[Sample] = () if self.no_images else self.dataset.samples
+        return samples if self.shard is None else Share(samples, self.shard)
 
     @property
     def superpixels(self) -> Path:
@@ -130,8 +151,24 @@ class Workspace:
 
     def failures(self, stage: str, progress: Progress) -> Failures:
         """The failure log of a stage's run."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        return Failures(self.work / "failures.jsonl", stage, self.run.max_failures, progress)
+        path = own_place(self.work / FAILURES, self.shard)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Failures(path, stage, self.run.max_failures, progress)
+
+    def writer(self, store: Path) -> ArrayWriter:
+        """The writer of a store, or of this shard of it."""
+        return ArrayWriter(store, shard=self.shard)
+
+    def committed(self, store: Path, stack: ExitStack) -> ArrayReader | tuple[()]:
+        """What a store holds already, as far as it counts for this run; ask after `settle`.
+
+        Args:
+            store: The main file; with ``force``, a shard counts its own images alone.
+            stack: Closes the reader.
+        """
+        if self.shard is not None and self.force:
+            return stack.enter_context(ArrayReader(store, self.shard)) if files_of(self.shard.place(store)) else ()
+        return stack.enter_context(ArrayReader(store)) if store_exists(store) else ()
 
     def manifest(self, stage: str, settings: dict[str, Any]) -> Manifest:
         """A fresh manifest of a stage over this dataset."""
@@ -141,7 +178,7 @@ class Workspace:
 
     def differs(self, output: Path, settings: dict[str, Any]) -> bool:
         """Whether an output was made with other settings; False if there is none."""
-        old = Manifest.read(output.with_suffix(".json"))
+        old = Manifest.read(own_place(output.with_suffix(".json"), self.shard)) or Manifest.read(output.with_suffix(".json"))
         return old is not None and old.settings != settings
 
     def settle(
@@ -149,12 +186,14 @@ class Workspace:
     ) -> Manifest:
         """Compare a stage's settings with those that made its output.
 
+        A shard has a manifest of its own; that of the whole, which the first shard writes, holds the settings of all.
+
         Args:
             output: The store or folder; its manifest lies beside it, with the suffix ``.json``.
             stage: Stage name.
             settings: Whatever changes the output.
-            clear: Removes the output; called with ``force``, before the new manifest is written, so that a kill in
-                between cannot pair old output with new settings.
+            clear: Removes the output, or this shard's part of it; called with ``force``, before the new manifest is
+                written, so that a kill in between cannot pair old output with new settings.
             again: With ``force``, clear although the settings are the same.
 
         Returns:
@@ -163,10 +202,32 @@ class Workspace:
         Raises:
             UsageError: The settings changed and ``force`` is off; the message says which.
         """
-        path = output.with_suffix(".json")
-        old = Manifest.read(path)
+        whole = output.with_suffix(".json")
         new = self.manifest(stage, settings)
-        changed = differences(old.settings, new.settings) if old is not None else []
+        if self.shard is None:
+            changed = _changed(Manifest.read(whole), new)
+            for manifest in shard_manifests(output).values():
+                changed = changed or _changed(manifest, new)
+            self._start_over(output, changed, clear, again)
+            new.write(whole)
+            for shard in shard_manifests(output):  # their images become those of the whole
+                shard.place(whole).unlink()
+            return new
+        with self._settling(output):
+            own, path = self.shard.place(output), self.shard.place(whole)
+            changed = _changed(Manifest.read(path), new) or _changed(Manifest.read(whole), new)
+            if changed and self.force and output.suffix == ".h5" and files_of(output):
+                raise UsageError(
+                    f"{output} was made with other options ({changed[0]}) and is not of one shard alone",
+                    f"remove it and {whole.name}, or give another --work",
+                )
+            self._start_over(own, changed, clear, again)
+            new.write(path)
+            if Manifest.read(whole) is None or changed:
+                new.write(whole)
+        return new
+
+    def _start_over(self, output: Path, changed: list[str], clear: Callable[[], None], again: bool) -> None:
         if changed and not self.force:
             shown = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
             raise UsageError(
@@ -174,8 +235,44 @@ class Workspace:
             )
         if self.force and (again or changed):
             clear()
-        new.write(path)
-        return new
+
+    def record_begun(self, output: Path, manifest: Manifest) -> None:
+        """Write what was added to a manifest after `settle`."""
+        manifest.write(own_place(output.with_suffix(".json"), self.shard))
+        if self.shard is not None:
+            with self._settling(output):
+                whole = Manifest.read(output.with_suffix(".json"))
+                if whole is not None and whole.dataset != manifest.dataset:
+                    manifest.write(output.with_suffix(".json"))
+
+    def _settling(self, output: Path) -> FileLock:
+        """The lock under which shards write the manifest of the whole."""
+        return FileLock(output.with_name(f".{output.stem}.json.lock"), timeout=PATIENCE)
+
+    def record(self, output: Path, manifest: Manifest, counts: Counts) -> None:
+        """Write what a run came to; it is complete unless it was asked to stop."""
+        manifest.counts, manifest.complete = counts.as_dict(), not interrupted()
+        manifest.write(own_place(output.with_suffix(".json"), self.shard))
+
+    def finish(self, output: Path, manifest: Manifest, counts: Counts) -> None:
+        """Like `record`, as the last thing of a run.
+
+        Raises:
+            Interrupted: The run was asked to stop before its end.
+        """
+        self.record(output, manifest, counts)
+        refuse_if_interrupted()
+
+
+def has_labels(committed: ArrayReader | tuple[()], sample: Sample) -> bool:
+    """Whether a store holds an image, made of the labels that it has now."""
+    if sample.image_id not in committed or not isinstance(committed, ArrayReader):
+        return False
+    return bool(committed.attributes(sample.image_id).get("labels") == list(sample.labels))
+
+
+def _changed(old: Manifest | None, new: Manifest) -> list[str]:
+    return [] if old is None else differences(old.settings, new.settings)
 
 
 def recall(work: Path) -> dict[str, Any]:
@@ -197,7 +294,7 @@ def input_digest(output: Path, command: str) -> str:
     Raises:
         SsrError: The input is not there.
     """
-    manifest = Manifest.read(output.with_suffix(".json"))
+    manifest = read_manifest(output)
     if manifest is None or not store_exists(output):  # killed before the first image: a manifest alone
         raise SsrError(f"no {output.stem} in {output.parent}", f"run `{command}` first")
     return manifest.options_digest

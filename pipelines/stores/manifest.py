@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import subprocess
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from pipelines.errors import UsageError
 from pipelines.stores.files import read_json, write_json
+from pipelines.stores.shard import Shard, shard_folders
 
 PACKAGES = ("ssr", "torch", "open_clip_torch", "timm", "scikit-image", "numpy", "h5py", "pillow", "pydensecrf2")
 
@@ -73,6 +74,36 @@ class Manifest:
         if not isinstance(content, dict) or not {"stage", "settings", "dataset"} <= content.keys():
             raise UsageError(f"{path} is not a manifest", "remove it and run its stage again with --force")
         return cls(**{key: value for key, value in content.items() if key in names})
+
+
+def read_manifest(output: Path) -> Manifest | None:
+    """Manifest of an output, or of all its shards together: their counts added, complete if each of them is.
+
+    Raises:
+        UsageError: A file is not a manifest, or a shard was made with other settings than the whole.
+    """
+    path = output.with_suffix(".json")
+    whole = Manifest.read(path)
+    shards = shard_manifests(output)
+    if whole is None or not shards:
+        return whole
+    for shard, manifest in shards.items():
+        changed = differences(whole.settings, manifest.settings)
+        if changed:
+            raise UsageError(f"shard {shard} of {output} was made with other options ({changed[0]})", "--force starts it over")
+    counts = [manifest.counts for manifest in shards.values()]
+    added = {key: sum(int(each.get(key, 0)) for each in counts) for key in sorted(set().union(*counts))}
+    whole_list = {shard.index for shard in shards} == set(range(next(iter(shards)).count))
+    complete = whole_list and all(manifest.complete for manifest in shards.values())
+    updated = max(manifest.updated for manifest in shards.values())
+    return replace(whole, counts=added, complete=complete, updated=updated)
+
+
+def shard_manifests(output: Path) -> dict[Shard, Manifest]:
+    """Manifests that shards have written beside an output's own."""
+    name = output.with_suffix(".json").name
+    found = {shard: Manifest.read(folder / name) for shard, folder in shard_folders(output.parent)}
+    return {shard: manifest for shard, manifest in found.items() if manifest is not None}
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:

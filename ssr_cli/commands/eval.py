@@ -13,6 +13,7 @@ from pipelines.errors import UsageError
 from pipelines.options.stages import EvalOptions, RefineOptions
 from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, next_step, out
 from ssr_cli.invocation import Invocation
+from ssr_cli.outcome import shared
 from ssr_cli.parameters import command_with
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pipelines.stages.evaluate import Evaluation
 
 
-@command_with("eval", "dataset", "run")
+@command_with("eval", "dataset", "run", "scale")
 def command(
     invocation: Invocation,
     what: Annotated[
@@ -40,17 +41,19 @@ def command(
     if compare is not None:
         _compare(*compare)
         return
-    from pipelines.stages import evaluate
-
     options = invocation.options("eval", EvalOptions)
     power = options.background_power or invocation.options("refine", RefineOptions).background_power
     if what == "ladder":
         _ladder(invocation, options, power)
         return
     with ConsoleProgress() as progress:
-        evaluations = evaluate.run(invocation.workspace, what, options, power, progress)
+        evaluations = shared(invocation, "eval", invocation.workspace, (what, options, power), lambda _: (), progress)
+    if invocation.shard is not None:
+        out.print(f"counts of shard {invocation.shard} are kept")
+        next_step(f"ssr merge --work {invocation.work}, once all {invocation.shard.count} shards are done")
+        return
     for evaluation in evaluations:
-        _print(evaluation)
+        print_evaluation(evaluation)
     next_step(f"ssr show --work {invocation.work}")
     if evaluations[0].failed:
         err.print(f"[yellow]{evaluations[0].failed} images left out, listed in {invocation.work / 'failures.jsonl'}[/]")
@@ -76,7 +79,8 @@ def _ladder(invocation: Invocation, options: EvalOptions, power: float) -> None:
     next_step(f"ssr report --work {invocation.work}")
 
 
-def _print(evaluation: Evaluation) -> None:
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Print the table of an evaluation."""
     report, metrics = evaluation.report, evaluation.metrics
     table = Table(title=escape(report.caption), title_justify="left")
     table.add_column("class")

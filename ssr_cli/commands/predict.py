@@ -9,11 +9,11 @@ from rich.markup import escape
 from pipelines.options.train import PredictOptions
 from ssr_cli.console import ConsoleProgress, out
 from ssr_cli.invocation import Invocation
-from ssr_cli.outcome import conclude
+from ssr_cli.outcome import conclude, shared
 from ssr_cli.parameters import command_with
 
 
-@command_with("predict", "dataset", "clip", "run")
+@command_with("predict", "dataset", "clip", "run", "scale")
 def command(invocation: Invocation) -> None:
     """Label maps of a split, or of any folder of photos (--images), from the model of `ssr train`; opens no ground truth."""
     from pipelines.stages import predict
@@ -23,11 +23,13 @@ def command(invocation: Invocation) -> None:
         invocation = replace(invocation, fallback=given["output"].parent)
     options, workspace = invocation.options("predict", PredictOptions), invocation.workspace
     with ConsoleProgress() as progress:  # the work directory goes on remembering the split that it was made for
-        counts = predict.run(workspace, options, progress)
-    folder = predict.output_folder(workspace, options)
+        outputs = (predict.output_folder(workspace, options),)
+        counts = shared(invocation, "predict", workspace, (options,), lambda _: outputs, progress)
+    folder = outputs[0]
     out.print(f"{counts.done + counts.skipped:,} label maps in [bold]{escape(str(folder))}[/]")
     truth = None if options.images else workspace.dataset.mask_folder
     own = "retrained" if folder.parent == workspace.retrained.with_suffix("") else "predictions"
     what = own if options.output is None else str(folder)
     scored = truth is not None and truth.is_dir()
-    conclude(counts, invocation.work, f"ssr eval {what} --split {workspace.dataset_options.split}" if scored else None)
+    then = f"ssr eval {what} --split {workspace.dataset_options.split}" if scored else None
+    conclude(counts, invocation.work, then, invocation)

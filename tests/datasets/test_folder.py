@@ -30,7 +30,7 @@ def options(root: Path, **rest: object) -> DatasetOptions:
 def test_train_is_every_labelled_image(root: Path) -> None:
     dataset = load_dataset(options(root))
     found = [(one.image_id, one.image_path, one.labels) for one in dataset.samples]
-    assert found == [("b", root / "b.JPG", (0, 1)), ("c", root / "c.jpg", (0,)), ("a", root / "a.png", ())]
+    assert found == [("b", root / "b.JPG", (0, 1)), ("c", root / "c.png", (0,)), ("a", root / "a.png", ())]
     assert (dataset.classes.names, dataset.classes.prompts) == (("ant", "zebra"), ("ant", "zebra"))
     assert (dataset.classes.background, dataset.classes.template) == (VOC12.background, VOC12.template)
     assert dataset.mask_folder is None

@@ -1,0 +1,96 @@
+"""What a report is made of: counts of a whole work list, or of a shard, which add up to those of the whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import SsrError
+from pipelines.stores.files import read_json, write_json
+
+SAME = ("what", "split", "names", "options_digest", "crf", "supervised", "oracle", "pictures")
+"""What shards that are added up must have in common."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Confusion counts of one output, and what the report says of it.
+
+    Attributes:
+        what: Name of the report's folder.
+        split: Of the work list, in words.
+        names: Class names, background first.
+        totals: ``(C, C + 1)`` int64 by background power, the one in force first; see `confusion_counts`.
+        images: Images scored.
+        failed: Images that could not be scored.
+        options_digest: Of the options that made what is scored.
+        crf: Whether it went through a CRF; None where that is not known.
+        supervised: Ground-truth masks trained what made it.
+        oracle: A second report at the best power is wanted.
+        pictures: Pictures are wanted.
+    """
+
+    what: str
+    split: str
+    names: tuple[str, ...]
+    totals: dict[float | None, NDArray[np.int64]]
+    images: int
+    failed: int
+    options_digest: str
+    crf: bool | None
+    supervised: bool
+    oracle: bool
+    pictures: bool
+
+
+def add_counted(shards: Sequence[Counted]) -> Counted:
+    """Counts of all shards together; integers, so that nothing depends on their order.
+
+    Raises:
+        SsrError: They are not of one evaluation.
+    """
+    first = shards[0]
+    for other in shards[1:]:
+        changed = [key for key in SAME if getattr(other, key) != getattr(first, key)]
+        if changed or list(other.totals) != list(first.totals):
+            what = changed[0] if changed else "background_power"
+            raise SsrError(
+                f"shards of eval {first.what} differ in {what}", "run `ssr eval` on all shards with the same options"
+            )
+    totals = {power: np.sum([shard.totals[power] for shard in shards], axis=0) for power in first.totals}
+    images, failed = sum(shard.images for shard in shards), sum(shard.failed for shard in shards)
+    return dataclasses.replace(first, totals=totals, images=images, failed=failed)
+
+
+def write_counted(path: Path, counted: Counted) -> None:
+    """Write counts as JSON."""
+    totals = [[power, matrix.tolist()] for power, matrix in counted.totals.items()]
+    write_json(path, {**dataclasses.asdict(counted), "totals": totals})
+
+
+def read_counted(path: Path) -> Counted:
+    """Read what `write_counted` wrote.
+
+    Raises:
+        SsrError: Missing or damaged.
+    """
+    content: Any = read_json(path)
+    try:
+        names = tuple(map(str, content["names"]))
+        totals: dict[float | None, NDArray[np.int64]] = {}
+        for power, rows in content["totals"]:
+            matrix = np.asarray(rows)
+            if matrix.dtype != np.int64 or matrix.shape != (len(names), len(names) + 1) or (matrix < 0).any():
+                raise ValueError
+            totals[None if power is None else float(power)] = matrix
+        if not totals or content.keys() != {field.name for field in dataclasses.fields(Counted)}:
+            raise ValueError
+        return Counted(**{**content, "names": names, "totals": totals})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SsrError(f"{path} is damaged", "remove it and run `ssr eval` on that shard again") from error

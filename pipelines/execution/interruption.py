@@ -1,0 +1,85 @@
+"""Stopping in the middle: the first signal asks a run to finish what is under way, the second one ends it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TypeVar
+
+from pipelines.errors import SsrError
+
+Item = TypeVar("Item")
+
+EXIT_INTERRUPTED = 130
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what torchrun, Slurm and `kill` send."""
+
+_asked = threading.Event()
+
+
+class Interrupted(SsrError):  # noqa: N818 - a wish, not a fault
+    """A run ended early because it was asked to; all that it computed is committed."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+def interrupted() -> bool:
+    """Whether this process was asked to stop."""
+    return _asked.is_set()
+
+
+def ask_to_stop() -> None:
+    """As a signal does: let this process finish what is under way."""
+    _asked.set()
+
+
+def until_interrupted(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, up to the moment at which this process is asked to stop."""
+    for item in items:
+        if _asked.is_set():
+            return
+        yield item
+
+
+def refuse_if_interrupted(hint: str = "run the same command to go on") -> None:
+    """End a run that was asked to stop, once its output is committed.
+
+    Args:
+        hint: What makes the rest.
+
+    Raises:
+        Interrupted: It was.
+    """
+    if _asked.is_set():
+        raise Interrupted("stopped: what was computed is kept", hint)
+
+
+@contextmanager
+def finishing_on_signals(say: Callable[[str], None]) -> Iterator[None]:
+    """Within the block, a signal lets `interrupted` be true; a second one ends the process, which stores survive.
+
+    Args:
+        say: Told what happens.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if _asked.is_set():
+            say("stopped at once: images of the last seconds may be missing; run the same command to go on")
+            os._exit(EXIT_INTERRUPTED)
+        _asked.set()
+        say(f"{signal.Signals(number).name}: finishing what is under way; once more stops at once")
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _asked.clear()

@@ -1,0 +1,163 @@
+"""`ssr merge`: one output of what shards have written, the same to the byte as one process would have made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.errors import SsrError
+from pipelines.evaluation.counted import Counted, add_counted, read_counted
+from pipelines.stages import evaluate
+from pipelines.stages.workspace import FAILURES
+from pipelines.stores.array_store import ArrayWriter
+from pipelines.stores.files import atomic_path, remove_leftovers
+from pipelines.stores.manifest import read_manifest, shard_manifests
+from pipelines.stores.shard import Shard, shard_folders
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One output that was put together.
+
+    Attributes:
+        output: The store or folder; for scores the report.
+        shards: How many shards took part.
+        missing: Shards that have not begun, or not reached their end.
+        images: Images that they did or found there, or scored.
+        evaluations: Reports, if scores were added up.
+    """
+
+    output: Path
+    shards: int
+    missing: tuple[Shard, ...]
+    images: int
+    evaluations: tuple[evaluate.Evaluation, ...] = ()
+
+
+def run(work: Path, folders: Sequence[Path] = ()) -> list[Merged]:
+    """Merge every output of a work directory.
+
+    Args:
+        work: The work directory.
+        folders: Others that shards have written to, such as ``--output`` of `ssr predict`.
+
+    Raises:
+        SsrError: A shard is still being written, or is damaged.
+        UsageError: Shards were made with different options.
+    """
+    places = [
+        work,
+        *sorted((work / "ladder").glob("*")),
+        work / "predictions",
+        work / "retrained",
+        *(f.parent for f in folders),
+    ]
+    merged = [found for place in dict.fromkeys(places) for found in merge_outputs(_outputs(place))]
+    merge_failures(work)
+    return merged + merge_scores(work)
+
+
+def merge_outputs(outputs: Iterable[Path]) -> list[Merged]:
+    """Merge the shards of some stores and folders of PNGs; those without shards are left as they are."""
+    merged: list[Merged] = []
+    with ExitStack() as stack:
+        for output in outputs:
+            manifest, shards = read_manifest(output), shard_manifests(output)
+            stack.callback(_tidy, output.parent)
+            with ArrayWriter(output.with_name("refined.h5") if output.name == "masks" else output.with_suffix(".h5")):
+                remove_leftovers(output)  # closing the writer merges
+            if manifest is None or not shards:  # killed while it was merged
+                continue
+            manifest.write(output.with_suffix(".json"))
+            for shard in shards:
+                shard.place(output.with_suffix(".json")).unlink()
+            images = manifest.counts.get("done", 0) + manifest.counts.get("skipped", 0)
+            ended = {shard for shard, each in shards.items() if each.complete}
+            merged.append(Merged(output, len(shards), _missing(ended, shards), images))
+    return merged
+
+
+def merge_failures(work: Path) -> None:
+    """Put the failure logs of all shards into the one of the work directory, by stage and image."""
+    logs = [folder / FAILURES for _, folder in shard_folders(work) if (folder / FAILURES).is_file()]
+    if not logs:
+        return
+    lines = [line for log in logs for line in _lines(log)]
+    stages = {_stage(line) for line in lines}
+    others = [line for line in _lines(work / FAILURES) if _stage(line) not in stages]
+    with atomic_path(work / FAILURES) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in others + sorted(lines)), encoding="utf-8")
+    for log in logs:
+        log.unlink()
+    _tidy(work)
+
+
+def merge_scores(work: Path, what: str | None = None) -> list[Merged]:
+    """Add up the counts of shards and write the reports.
+
+    Args:
+        work: The work directory.
+        what: One report alone; None: all of them.
+
+    Raises:
+        SsrError: Nothing could be scored, or the shards are not of one evaluation.
+    """
+    merged: list[Merged] = []
+    found: dict[str, dict[Shard, Path]] = {}
+    for shard, folder in shard_folders(work):
+        for path in sorted((folder / evaluate.FOLDER).glob("*.json")):
+            if what in {None, path.stem}:
+                found.setdefault(path.stem, {})[shard] = path
+    for name, paths in sorted(found.items()):
+        complete = [shard.count for shard in paths if not _missing(set(paths), [shard])]
+        count = complete[0] if complete else next(iter(paths)).count  # others are of a run that was broken off
+        counted_shards = [shard for shard in paths if shard.count == count]
+        missing = _missing(set(paths), counted_shards)
+        report = work / evaluate.FOLDER / name
+        if missing:  # a score of a part of the list would pass for one of the whole
+            merged.append(Merged(report, len(counted_shards), missing, 0))
+            continue
+        counted: Counted = add_counted([read_counted(paths[shard]) for shard in counted_shards])
+        if counted.images == 0:
+            raise SsrError(f"none of {counted.failed} images could be scored", f"see {work / FAILURES}")
+        evaluations = tuple(evaluate.finish(work, counted))
+        for path in paths.values():
+            path.unlink()
+        merged.append(Merged(report, len(counted_shards), (), counted.images, evaluations))
+    _tidy(work)
+    return merged
+
+
+def _outputs(place: Path) -> list[Path]:
+    """Outputs that shards have written to: stores, and folders of PNGs by their manifests."""
+    names = {path.name for _, folder in shard_folders(place) for path in folder.iterdir() if not path.name.startswith(".")}
+    stores = {name.removesuffix(".parts") for name in names if name.endswith((".h5", ".h5.parts"))}
+    stems = {Path(name).stem for name in stores}
+    folders = {name.removesuffix(".json") for name in names if name.endswith(".json")} - stems
+    return [place / name for name in sorted(stores | folders)]
+
+
+def _missing(ended: set[Shard], shards: Iterable[Shard]) -> tuple[Shard, ...]:
+    count = next(iter(shards)).count
+    return tuple(shard for index in range(count) if (shard := Shard(index, count)) not in ended)
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+
+
+def _stage(line: str) -> str:
+    with suppress(ValueError, AttributeError):
+        return str(json.loads(line).get("stage"))
+    return ""
+
+
+def _tidy(place: Path) -> None:
+    """Remove the folders of shards that hold nothing any more."""
+    for _, folder in list(shard_folders(place)):
+        for empty in (folder / evaluate.FOLDER, folder, folder.parent):
+            with suppress(OSError):
+                empty.rmdir()

@@ -1,0 +1,172 @@
+"""One HDF5 file of arrays: how it is laid out, made whole, checked and opened.
+
+The first 512 bytes are HDF5's user block, which other readers pass over. It holds the SHA-256 of all that follows, since
+HDF5 has checksums for arrays alone: a flipped bit in its own tables can crash or hang the library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import SsrError
+from pipelines.stores.files import atomic_path
+
+MAX_ELEMENTS = 1 << 30
+"""Arrays larger than this are refused on reading: no image of ours comes near it."""
+
+USER_BLOCK = 512
+_MAGIC = b"ssr array store, sha256 of what follows: "
+_PATIENCE = 600.0
+
+_READ_ALL = """
+import sys, h5py
+with h5py.File(sys.argv[1], "r", locking=False) as file:
+    for name in file:
+        try:
+            file[name][()], dict(file[name].attrs)
+        except Exception:
+            pass
+"""
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[h5py.File]:
+    """Write a file: under a temporary name, with its checksum, synced, then renamed."""
+    with atomic_path(path) as temporary:
+        with h5py.File(temporary, "w", userblock_size=USER_BLOCK) as file:
+            yield file
+        head = _MAGIC + _digest(temporary).encode() + b"\n"
+        with temporary.open("rb+") as raw:
+            raw.write(head.ljust(USER_BLOCK, b"\0"))
+
+
+def open_file(path: Path) -> h5py.File:
+    """Open a file for reading; its checksum is compared first. A file without one, made elsewhere, is read as it is.
+
+    Raises:
+        SsrError: Not HDF5, cannot be read, or damaged where HDF5 would crash.
+    """
+    try:
+        with path.open("rb") as raw:
+            head = raw.read(USER_BLOCK)
+        known = head.startswith(_MAGIC)
+        if known and head[len(_MAGIC) : len(_MAGIC) + 64] != _digest(path).encode() and not _survives(path):
+            raise SsrError(f"{path} is damaged: its checksum does not match", "remove it and run its stage again")
+        return h5py.File(path, "r", locking=False)  # a file is never changed once it has its name
+    except OSError as error:
+        reason = f": {error.strerror}" if error.strerror else ""
+        raise SsrError(f"{path} is not a readable HDF5 file{reason}", "remove it and run its stage again") from error
+
+
+def create_array(
+    file: h5py.File, image_id: str, shape: tuple[int, ...], dtype: np.dtype[Any], attributes: Mapping[str, Any]
+) -> h5py.Dataset:
+    """An empty dataset in the store's layout. Equal content gives equal bytes: attributes are of fixed length, no times."""
+    filters = {"chunks": shape, "compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+    dataset = file.create_dataset(image_id, shape, dtype, **(filters if np.prod(shape) else {}))
+    for key, value in sorted(attributes.items()):
+        dataset.attrs[key] = np.bytes_(json.dumps(value).encode())
+    return dataset
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A dataset as it lies in a file.
+
+    Attributes:
+        shape: Of the array.
+        dtype: Of the array.
+        attributes: As Python values.
+        chunk: The compressed bytes with their checksum, and which filters were left out; None if it is not one chunk.
+        array: Its values, if there is no chunk.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    attributes: dict[str, Any]
+    chunk: tuple[int, bytes] | None
+    array: NDArray[Any] | None
+
+
+def stored(dataset: h5py.Dataset) -> Stored:
+    """Read a dataset without decompressing it."""
+    one_chunk = dataset.chunks == dataset.shape
+    chunk = dataset.id.read_direct_chunk((0,) * dataset.ndim) if one_chunk else None
+    return Stored(dataset.shape, dataset.dtype, read_attributes(dataset), chunk, None if one_chunk else dataset[()])
+
+
+def write_stored(file: h5py.File, image_id: str, found: Stored) -> None:
+    """Write what `stored` has read."""
+    target = create_array(file, image_id, found.shape, found.dtype, found.attributes)
+    if found.chunk is not None:
+        mask, chunk = found.chunk
+        target.id.write_direct_chunk((0,) * len(found.shape), chunk, mask)
+    else:
+        target[()] = found.array
+
+
+def holds(file: h5py.File, image_id: str) -> bool:
+    """Whether a file has an entry of this name; a link that leads nowhere is one too."""
+    return bool(file.id.links.exists(image_id.encode()))
+
+
+def plain_array(file: h5py.File, image_id: str, path: Path) -> h5py.Dataset:
+    """The dataset, if it is a plain one: nothing that points outside the file, no objects, no absurd shape.
+
+    Raises:
+        SsrError: It is not.
+    """
+    link = file.get(image_id, getlink=True)
+    dataset = file.get(image_id) if isinstance(link, h5py.HardLink) else None
+    plain = (
+        isinstance(dataset, h5py.Dataset)
+        and not dataset.external
+        and not dataset.is_virtual
+        and dataset.dtype.kind in "biuf"
+        and dataset.size <= MAX_ELEMENTS
+    )
+    if not plain:
+        raise SsrError(f"{image_id} in {path} is not a plain array and was not read", "make the store with ssr itself")
+    return dataset
+
+
+def read_attributes(dataset: h5py.Dataset) -> dict[str, Any]:
+    """Attributes as Python values."""
+    return {key: json.loads(value) for key, value in dataset.attrs.items() if isinstance(value, bytes)}
+
+
+@contextmanager
+def damage_of(path: Path, image_id: str | None = None) -> Iterator[None]:
+    """Whatever h5py raises for damaged bytes becomes one line."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        what = str(path) if image_id is None else f"{image_id} in {path}"
+        raise SsrError(f"{what} is damaged", "run its stage again with --force") from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(USER_BLOCK)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _survives(path: Path) -> bool:
+    """Whether a process that reads everything comes to its end: then only single images can be damaged."""
+    command = [sys.executable, "-c", _READ_ALL, str(path)]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False).returncode == 0  # noqa: S603
+    except subprocess.TimeoutExpired:
+        return False

@@ -1,0 +1,191 @@
+"""Reading a store: its main file, the parts of a run that was broken off, and its shards, together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from heapq import merge
+from itertools import groupby
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+from numpy.typing import NDArray
+
+from pipelines.errors import SsrError
+from pipelines.stores.array_file import damage_of, holds, open_file, plain_array, read_attributes
+from pipelines.stores.shard import Shard, own_place, shard_folders
+
+Record = tuple[NDArray[Any], dict[str, Any]]
+
+
+class ArrayReader:
+    """Read-only view of a store. Images are looked up in the files; no list of them is held.
+
+    Args:
+        path: The main file, ``NAME.h5``; it need not exist while there are parts or shards.
+        shard: Read what this shard alone has written.
+
+    Raises:
+        SsrError: There is no store, or a file of it cannot be opened.
+    """
+
+    def __init__(self, path: Path, shard: Shard | None = None) -> None:
+        path = own_place(path, shard)
+        shards = {} if shard is not None else {each: files_of(place) for each, place in shard_stores(path)}
+        self._set_up(path, files_of(path), shards)
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Path]) -> Self:
+        """Some parts alone, oldest first."""
+        reader = cls.__new__(cls)
+        reader._set_up(parts[0].parent, list(parts), {})
+        return reader
+
+    def _set_up(self, path: Path, own: list[Path], shards: dict[Shard, list[Path]]) -> None:
+        self.path = path
+        self._own = own
+        self._shards = shards
+        self._opening = Lock()
+        self._open: dict[Path, h5py.File] = {}
+        if not own and not shards:
+            raise SsrError(f"no store at {path}")
+        try:
+            for file in own:  # those of shards may be many, and a worker reads its own alone: opened when needed
+                self._file(file)
+        except SsrError:
+            self.close()
+            raise
+
+    def __contains__(self, image_id: str) -> bool:
+        return self._find(image_id) is not None
+
+    def __len__(self) -> int:
+        files = list(self._files())
+        if len(files) == 1:
+            with damage_of(files[0]):
+                return len(self._file(files[0]))
+        return sum(1 for _ in self.sources())
+
+    def ids(self) -> list[str]:
+        """Image ids, sorted."""
+        return [image_id for image_id, _ in self.sources()]
+
+    def sources(self) -> Iterator[tuple[str, Path]]:
+        """Image ids, sorted, with the newest file that has each."""
+        files = list(self._files())
+
+        def names(age: int) -> Iterator[tuple[str, int]]:
+            with damage_of(files[age]):
+                for name in self._file(files[age]):
+                    yield name, age
+
+        for image_id, found in groupby(merge(*map(names, range(len(files)))), key=lambda entry: entry[0]):
+            yield image_id, files[max(age for _, age in found)]
+
+    def attributes(self, image_id: str) -> dict[str, Any]:
+        """The image's attributes alone, as Python values."""
+        with damage_of(self.path, image_id):
+            return read_attributes(self.dataset(image_id))
+
+    def read(self, image_id: str) -> Record:
+        """Array and attributes of one image.
+
+        Raises:
+            SsrError: The image is missing, damaged, or stored in a way that could reach outside the file.
+        """
+        with damage_of(self.path, image_id):
+            dataset = self.dataset(image_id)
+            return dataset[()], read_attributes(dataset)
+
+    def dataset(self, image_id: str, source: Path | None = None) -> h5py.Dataset:
+        """The plain HDF5 dataset of an image, of the newest file or of the one named."""
+        source = source or self._find(image_id)
+        if source is None:
+            raise SsrError(f"{self.path} has no image {image_id}")
+        return plain_array(self._file(source), image_id, source)
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+
+    def _files(self) -> Iterator[Path]:
+        """All files, oldest first: the main file, its parts, then shard by shard."""
+        yield from self._own
+        for files in self._shards.values():
+            yield from files
+
+    def _find(self, image_id: str) -> Path | None:
+        candidates = [path for shard, files in self._shards.items() if shard.holds(image_id) for path in files]
+        for path in reversed(self._own + candidates):
+            with damage_of(path):
+                if holds(self._file(path), image_id):
+                    return path
+        return None
+
+    def _file(self, path: Path) -> h5py.File:
+        file = self._open.get(path)
+        if file is None:
+            with self._opening:
+                if path not in self._open:
+                    self._open[path] = open_file(path)
+                file = self._open[path]
+        return file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def store_exists(path: Path) -> bool:
+    """Whether a main file, a committed part or a shard is there."""
+    return bool(files_of(path)) or any(True for _ in shard_stores(path))
+
+
+def iter_records(path: Path) -> Iterator[tuple[str, Record]]:
+    """All images of a store, by id."""
+    with ArrayReader(path) as reader:
+        for image_id in reader.ids():
+            yield image_id, reader.read(image_id)
+
+
+def files_of(path: Path) -> list[Path]:
+    """Main file and committed parts, oldest first."""
+    return [*([path] if path.is_file() else []), *parts_of(path)]
+
+
+def parts_folder(path: Path) -> Path:
+    """Where the parts of a store lie."""
+    return path.with_name(f"{path.name}.parts")
+
+
+def parts_of(path: Path) -> list[Path]:
+    """Committed parts, oldest first; of one number, the one that unites several is the newest."""
+    found = [part for part in parts_folder(path).glob("[0-9]*.h5") if _is_part(part)]
+    return sorted(found, key=part_number)
+
+
+def part_number(part: Path) -> tuple[int, int]:
+    """``000012-1.h5`` -> (12, 1): its number, and how often parts were united to make it."""
+    number, _, level = part.stem.partition("-")
+    return int(number), int(level or 0)
+
+
+def _is_part(part: Path) -> bool:
+    with suppress(ValueError):
+        return part_number(part) >= (0, 0)
+    return False
+
+
+def shard_stores(path: Path) -> Iterator[tuple[Shard, Path]]:
+    """Shards of a store that have committed something."""
+    for shard, folder in shard_folders(path.parent):
+        place = folder / path.name
+        if files_of(place):
+            yield shard, place
