@@ -75,11 +75,11 @@ class _Actor:
 
         gathered = _Gathered(number, lambda who, messages: bool(ray.get(board.tell.remote(who, messages))))
         try:
-            result = work(job, RemoteProgress(gathered.send))
+            return work(job, RemoteProgress(gathered.send))
         except SsrError as error:
             return error
-        gathered.flush()
-        return result
+        finally:
+            gathered.flush()
 
 
 def run_on_ray(

@@ -1,7 +1,8 @@
 """One HDF5 file of arrays: how it is laid out, made whole, checked and opened.
 
 The first 512 bytes are HDF5's user block, which other readers pass over. It holds the SHA-256 of all that follows, since
-HDF5 has checksums for arrays alone: a flipped bit in its own tables can crash or hang the library.
+HDF5 has checksums for arrays alone: a flipped bit in its own tables can crash or hang the library. Of a file that is
+damaged, the images can be saved that still are as a checksum of their own says.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ MAX_ELEMENTS = 1 << 30
 
 USER_BLOCK = 512
 _MAGIC = b"ssr array store, sha256 of what follows: "
+_CHECK = "crc32"
 _PATIENCE = 600.0
 
 _READ_ALL = """
@@ -52,8 +55,11 @@ def new_file(path: Path) -> Iterator[h5py.File]:
             raw.write(head.ljust(USER_BLOCK, b"\0"))
 
 
-def open_file(path: Path) -> h5py.File:
+def open_file(path: Path) -> tuple[h5py.File, bool]:
     """Open a file for reading; its checksum is compared first. A file without one, made elsewhere, is read as it is.
+
+    Returns:
+        The file, and whether it is damaged: then each image is to be looked at with `check_array`.
 
     Raises:
         SsrError: Not HDF5, cannot be read, or damaged where HDF5 would crash.
@@ -61,24 +67,51 @@ def open_file(path: Path) -> h5py.File:
     try:
         with path.open("rb") as raw:
             head = raw.read(USER_BLOCK)
-        known = head.startswith(_MAGIC)
-        if known and head[len(_MAGIC) : len(_MAGIC) + 64] != _digest(path).encode() and not _survives(path):
+        damaged = head.startswith(_MAGIC) and head[len(_MAGIC) : len(_MAGIC) + 64] != _digest(path).encode()
+        if damaged and not _survives(path):
             raise SsrError(f"{path} is damaged: its checksum does not match", "remove it and run its stage again")
-        return h5py.File(path, "r", locking=False)  # a file is never changed once it has its name
+        return h5py.File(path, "r", locking=False), damaged  # a file is never changed once it has its name
     except OSError as error:
         reason = f": {error.strerror}" if error.strerror else ""
         raise SsrError(f"{path} is not a readable HDF5 file{reason}", "remove it and run its stage again") from error
 
 
-def create_array(
-    file: h5py.File, image_id: str, shape: tuple[int, ...], dtype: np.dtype[Any], attributes: Mapping[str, Any]
+def write_array(file: h5py.File, image_id: str, array: NDArray[Any], attributes: Mapping[str, Any]) -> None:
+    """Write one image. Equal content gives equal bytes: attributes are of fixed length, no times."""
+    raw = {key: json.dumps(value).encode() for key, value in attributes.items()}
+    raw[_CHECK] = json.dumps([_check_of(image_id, raw), _check_of_array(array)]).encode()
+    _create(file, image_id, array.shape, array.dtype, raw)[()] = array
+
+
+def _create(
+    file: h5py.File, image_id: str, shape: tuple[int, ...], dtype: np.dtype[Any], raw: Mapping[str, bytes]
 ) -> h5py.Dataset:
-    """An empty dataset in the store's layout. Equal content gives equal bytes: attributes are of fixed length, no times."""
+    """An empty dataset in the store's layout."""
     filters = {"chunks": shape, "compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
     dataset = file.create_dataset(image_id, shape, dtype, **(filters if np.prod(shape) else {}))
-    for key, value in sorted(attributes.items()):
-        dataset.attrs[key] = np.bytes_(json.dumps(value).encode())
+    for key, value in sorted(raw.items()):
+        dataset.attrs[key] = np.bytes_(value)
     return dataset
+
+
+def _check_of(image_id: str, raw: Mapping[str, bytes]) -> int:
+    return zlib.crc32(repr((image_id, sorted(raw.items()))).encode())
+
+
+def _check_of_array(array: NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).tobytes())
+
+
+def check_array(image_id: str, dataset: h5py.Dataset, array: NDArray[Any] | None = None) -> None:
+    """Compare an image of a damaged file with its own checksum.
+
+    Raises:
+        ValueError: Its attributes are not those that were written, or its array, if that is given, is not.
+    """
+    raw = _raw_attributes(dataset)
+    of_attributes, of_array = json.loads(raw.pop(_CHECK))
+    if of_attributes != _check_of(image_id, raw) or (array is not None and of_array != _check_of_array(array)):
+        raise ValueError(f"{image_id} is damaged")
 
 
 @dataclass(frozen=True)
@@ -88,14 +121,14 @@ class Stored:
     Attributes:
         shape: Of the array.
         dtype: Of the array.
-        attributes: As Python values.
+        attributes: Their bytes.
         chunk: The compressed bytes with their checksum, and which filters were left out; None if it is not one chunk.
         array: Its values, if there is no chunk.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    attributes: dict[str, Any]
+    attributes: dict[str, bytes]
     chunk: tuple[int, bytes] | None
     array: NDArray[Any] | None
 
@@ -104,12 +137,12 @@ def stored(dataset: h5py.Dataset) -> Stored:
     """Read a dataset without decompressing it."""
     one_chunk = dataset.chunks == dataset.shape
     chunk = dataset.id.read_direct_chunk((0,) * dataset.ndim) if one_chunk else None
-    return Stored(dataset.shape, dataset.dtype, read_attributes(dataset), chunk, None if one_chunk else dataset[()])
+    return Stored(dataset.shape, dataset.dtype, _raw_attributes(dataset), chunk, None if one_chunk else dataset[()])
 
 
 def write_stored(file: h5py.File, image_id: str, found: Stored) -> None:
     """Write what `stored` has read."""
-    target = create_array(file, image_id, found.shape, found.dtype, found.attributes)
+    target = _create(file, image_id, found.shape, found.dtype, found.attributes)
     if found.chunk is not None:
         mask, chunk = found.chunk
         target.id.write_direct_chunk((0,) * len(found.shape), chunk, mask)
@@ -144,7 +177,11 @@ def plain_array(file: h5py.File, image_id: str, path: Path) -> h5py.Dataset:
 
 def read_attributes(dataset: h5py.Dataset) -> dict[str, Any]:
     """Attributes as Python values."""
-    return {key: json.loads(value) for key, value in dataset.attrs.items() if isinstance(value, bytes)}
+    return {key: json.loads(value) for key, value in _raw_attributes(dataset).items() if key != _CHECK}
+
+
+def _raw_attributes(dataset: h5py.Dataset) -> dict[str, bytes]:
+    return {key: bytes(value) for key, value in dataset.attrs.items() if isinstance(value, bytes)}
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import h5py
 from numpy.typing import NDArray
 
 from pipelines.errors import SsrError
-from pipelines.stores.array_file import damage_of, holds, open_file, plain_array, read_attributes
+from pipelines.stores.array_file import check_array, damage_of, holds, open_file, plain_array, read_attributes
 from pipelines.stores.shard import Shard, own_place, shard_folders
 
 Record = tuple[NDArray[Any], dict[str, Any]]
@@ -50,6 +50,7 @@ class ArrayReader:
         self._shards = shards
         self._opening = Lock()
         self._open: dict[Path, h5py.File] = {}
+        self._damaged: set[Path] = set()
         if not own and not shards:
             raise SsrError(f"no store at {path}")
         try:
@@ -97,15 +98,26 @@ class ArrayReader:
             SsrError: The image is missing, damaged, or stored in a way that could reach outside the file.
         """
         with damage_of(self.path, image_id):
-            dataset = self.dataset(image_id)
-            return dataset[()], read_attributes(dataset)
+            source = self._found(image_id)
+            dataset = self.dataset(image_id, source)
+            array = dataset[()]
+            if source in self._damaged:
+                check_array(image_id, dataset, array)
+            return array, read_attributes(dataset)
 
     def dataset(self, image_id: str, source: Path | None = None) -> h5py.Dataset:
         """The plain HDF5 dataset of an image, of the newest file or of the one named."""
-        source = source or self._find(image_id)
+        source = source or self._found(image_id)
+        dataset = plain_array(self._file(source), image_id, source)
+        if source in self._damaged:
+            check_array(image_id, dataset)
+        return dataset
+
+    def _found(self, image_id: str) -> Path:
+        source = self._find(image_id)
         if source is None:
             raise SsrError(f"{self.path} has no image {image_id}")
-        return plain_array(self._file(source), image_id, source)
+        return source
 
     def close(self) -> None:
         """Close all files."""
@@ -132,7 +144,9 @@ class ArrayReader:
         if file is None:
             with self._opening:
                 if path not in self._open:
-                    self._open[path] = open_file(path)
+                    self._open[path], damaged = open_file(path)
+                    if damaged:
+                        self._damaged.add(path)
                 file = self._open[path]
         return file
 

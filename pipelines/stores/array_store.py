@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pipelines.errors import SsrError, UsageError
-from pipelines.stores.array_file import create_array, damage_of, new_file, stored, write_stored
+from pipelines.stores.array_file import damage_of, new_file, stored, write_array, write_stored
 from pipelines.stores.array_reader import (
     ArrayReader,
     Record,
@@ -123,8 +123,7 @@ class ArrayWriter:
         number = part_number(parts[-1])[0] + 1 if parts else 1
         with new_file(parts_folder(self.path) / f"{number:06d}.h5") as file:
             for image_id, (array, attributes) in sorted(self._pending.items()):
-                dataset = create_array(file, image_id, array.shape, array.dtype, attributes)
-                dataset[()] = array
+                write_array(file, image_id, array, attributes)
         self._pending.clear()
         self._unite()
 
