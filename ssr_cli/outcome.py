@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pipelines.errors import UsageError
+from pipelines.errors import SsrError, UsageError
 from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, next_step, say
 from ssr_cli.invocation import Invocation
 
@@ -30,18 +31,16 @@ def run_stage(invocation: Invocation, stage: Callable[[Workspace, Progress], Cou
     Raises:
         typer.Exit: Code 3 if some images failed and the run went on without them.
     """
-    from pipelines.stages.workspace import recall
-
-    workspace = invocation.workspace
+    workspace = replace(invocation.workspace, remembers=True)
     _ = workspace.dataset  # a wrong --root must not become the directory's memory
-    before = recall(workspace.work)
-    workspace.remember()
+    workspace.refuse_other_dataset()
     try:
         with ConsoleProgress() as progress:
             counts = stage(workspace, progress)
-    except UsageError:  # refused: the next command must not inherit what was wrong
-        if invocation.shard is None or invocation.shard.index == 0:
-            workspace.restore(before)
+    except UsageError:
+        raise
+    except SsrError:  # nothing was wrong with the command: the next one need not say it again
+        workspace.remember()
         raise
     conclude(counts, workspace.work, then, invocation)
 

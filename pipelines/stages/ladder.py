@@ -122,7 +122,7 @@ def _make_plain_cams(workspace: Workspace, progress: Progress | None) -> bool:
 
 def _plain_place(workspace: Workspace) -> Workspace:
     work = workspace.work
-    return dataclasses.replace(workspace, work=_folder(work, PLAIN), superpixels_work=work)
+    return dataclasses.replace(workspace, work=_folder(work, PLAIN), superpixels_work=work, remembers=False)
 
 
 def score(

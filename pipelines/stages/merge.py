@@ -76,7 +76,8 @@ def merge_outputs(outputs: Iterable[Path]) -> list[Merged]:
                 shard.place(output.with_suffix(".json")).unlink()
             images = manifest.counts.get("done", 0) + manifest.counts.get("skipped", 0)
             ended = {shard for shard, each in shards.items() if each.complete}
-            merged.append(Merged(output, len(shards), _missing(ended, shards), images))
+            missing = () if manifest.complete else _missing(ended, shards)
+            merged.append(Merged(output, len(shards), missing, images))
     return merged
 
 

@@ -49,6 +49,7 @@ class Workspace:
         superpixels_work: Another work directory whose superpixels are used; None: its own.
         photos: Photos to work on instead of the dataset's, which is not looked for then.
         shard: The share of the work list to work on; None: all of it.
+        remembers: Write down dataset, encoders, recipe and config once a stage has accepted them.
         no_images: Work on none: a stage checks its options, starts over with ``force``, and ends.
     """
 
@@ -63,6 +64,7 @@ class Workspace:
     superpixels_work: Path | None = None
     photos: Dataset | None = None
     shard: Shard | None = None
+    remembers: bool = False
     no_images: bool = False
 
     @cached_property
@@ -127,6 +129,7 @@ class Workspace:
         Raises:
             UsageError: The directory was made for other images.
         """
+        self.refuse_other_dataset()
         now = {
             "dataset": self.dataset_options.model_dump(mode="json"),
             "clip": self.clip.model_dump(mode="json"),
@@ -134,20 +137,20 @@ class Workspace:
             "recipe": self.recipe,
             "config": self.config,
         }
-        before = recall(self.work)
-        if before.get("dataset"):
-            changed = [d for d in differences(before["dataset"], now["dataset"]) if d.startswith(("kind", "root"))]
-            if changed:
-                raise UsageError(f"{self.work} belongs to another dataset ({'; '.join(changed)})", "give another --work")
-        if before != now:
+        if recall(self.work) != now:
             write_json(self.work / MEMORY, now)
 
-    def restore(self, memory: dict[str, Any]) -> None:
-        """Put back what the directory remembered before a command that was refused."""
-        if memory:
-            write_json(self.work / MEMORY, memory)
-        else:
-            (self.work / MEMORY).unlink(missing_ok=True)
+    def refuse_other_dataset(self) -> None:
+        """Compare the dataset with the one that the directory remembers.
+
+        Raises:
+            UsageError: The directory was made for other images.
+        """
+        before = recall(self.work).get("dataset")
+        changed = differences(before, self.dataset_options.model_dump(mode="json")) if before else []
+        changed = [change for change in changed if change.startswith(("kind", "root"))]
+        if changed:
+            raise UsageError(f"{self.work} belongs to another dataset ({'; '.join(changed)})", "give another --work")
 
     def failures(self, stage: str, progress: Progress) -> Failures:
         """The failure log of a stage's run."""
@@ -233,6 +236,8 @@ class Workspace:
             raise UsageError(
                 f"{output} was made with other options ({shown})", "--force starts it over, or give another --work"
             )
+        if self.remembers:  # not before: the next command must not inherit what was refused
+            self.remember()
         if self.force and (again or changed):
             clear()
 

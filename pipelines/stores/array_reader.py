@@ -38,10 +38,10 @@ class ArrayReader:
         self._set_up(path, files_of(path), shards)
 
     @classmethod
-    def of_parts(cls, parts: Sequence[Path]) -> Self:
-        """Some parts alone, oldest first."""
+    def of_files(cls, files: Sequence[Path]) -> Self:
+        """Some files alone, oldest first."""
         reader = cls.__new__(cls)
-        reader._set_up(parts[0].parent, list(parts), {})
+        reader._set_up(files[0].parent, list(files), {})
         return reader
 
     def _set_up(self, path: Path, own: list[Path], shards: dict[Shard, list[Path]]) -> None:

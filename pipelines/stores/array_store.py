@@ -135,17 +135,21 @@ class ArrayWriter:
         if self._shard is None:
             self._remove_shards()
 
-    def close(self) -> None:
-        """Commit, merge what was committed into the main file, and release the store."""
+    def close(self, with_shards: bool = True) -> None:
+        """Commit, merge what was committed into the main file, and release the store.
+
+        Args:
+            with_shards: What shards have committed too, unless this is one.
+        """
         try:
             self.commit()
-            parts = parts_of(self.path)
-            if parts or (self._shard is None and any(True for _ in shard_stores(self.path))):
-                with ArrayReader(self.path) as reader:
+            parts, with_shards = parts_of(self.path), with_shards and self._shard is None
+            if parts or (with_shards and any(True for _ in shard_stores(self.path))):
+                with ArrayReader(self.path) if with_shards else ArrayReader.of_files(files_of(self.path)) as reader:
                     _merge(reader, self.path)
                 for part in parts:
                     part.unlink()
-            if self._shard is None:
+            if with_shards:
                 self._remove_shards()
             _remove_if_empty(parts_folder(self.path))
         finally:
@@ -159,7 +163,7 @@ class ArrayWriter:
             number, level = part_number(last[-1])
             if any(part_number(part)[1] != level for part in last):
                 return
-            with ArrayReader.of_parts(last) as reader:
+            with ArrayReader.of_files(last) as reader:
                 _merge(reader, parts_folder(self.path) / f"{number:06d}-{level + 1}.h5")
             for part in last:
                 part.unlink()
@@ -178,7 +182,7 @@ class ArrayWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        self.close(with_shards=kind is None)  # a run that was refused leaves what it found
 
 
 def _merge(reader: ArrayReader, target: Path) -> None:

@@ -95,8 +95,9 @@ def read_manifest(output: Path) -> Manifest | None:
     added = {key: sum(int(each.get(key, 0)) for each in counts) for key in sorted(set().union(*counts))}
     whole_list = {shard.index for shard in shards} == set(range(next(iter(shards)).count))
     complete = whole_list and all(manifest.complete for manifest in shards.values())
-    updated = max(manifest.updated for manifest in shards.values())
-    return replace(whole, counts=added, complete=complete, updated=updated)
+    newest = max(shards.values(), key=lambda manifest: manifest.updated)
+    before = whole.complete and whole.dataset == newest.dataset  # and some shares of it made again
+    return replace(whole, dataset=newest.dataset, counts=added, complete=complete or before, updated=newest.updated)
 
 
 def shard_manifests(output: Path) -> dict[Shard, Manifest]:
