@@ -1,0 +1,218 @@
+"""The same bytes from one process, from several devices, torchrun, a Slurm array and Ray; and what a signal or a dead worker costs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.stores.shard import Shard
+
+STAGES = ("superpixels", "cams", "refine")
+PHOTOS = 10
+SSR = [sys.executable, "-c", "from ssr_cli.app import main; main()"]
+ENVIRONMENT = {
+    **{key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK"))},
+    "OMP_NUM_THREADS": "1",  # sums of another number of threads differ in their last bits
+    "PYTHONPATH": str(Path(__file__).parents[2]),
+}
+
+
+def call(*words: object, code: int | None = 0, environment: dict[str, str] | None = None, command=SSR):
+    done = subprocess.run(
+        [*command, *map(str, words)],
+        env=ENVIRONMENT | (environment or {}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert code is None or done.returncode == code, f"{words}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, ssr):
+    """The drawn set with its embedded models: fresh processes need no registration of theirs."""
+    folder = tmp_path_factory.mktemp("scale") / "sample"
+    ssr("sample", "--work", folder, "--train", PHOTOS, "--val", 1)
+    return folder / "sample.toml"
+
+
+@pytest.fixture(scope="module")
+def whole(config):
+    """All stages by one process. Copy before changing."""
+    work = config.parents[1] / "whole"
+    for stage in STAGES:
+        call(stage, "--config", config, "--work", work)
+    call("eval", "masks", "--work", work, "--no-pictures")
+    return work
+
+
+def contents(work: Path) -> dict[str, bytes]:
+    names = [path for path in work.rglob("*") if path.suffix in {".h5", ".png", ".npy", ".csv"} or path.name == "report.json"]
+    return {str(path.relative_to(work)): path.read_bytes() for path in names}
+
+
+def test_devices(config, whole, tmp_path):
+    work = tmp_path / "work"
+    for stage in STAGES:
+        ran = call(stage, "--config", config, "--work", work, "--devices", "cpu,cpu")
+        assert f"{stage}: {PHOTOS}/{PHOTOS}" in ran.stderr
+        assert f"--work {work}\n" in ran.stdout
+    ran = call("eval", "masks", "--work", work, "--no-pictures", "--devices", "cpu,cpu")
+    assert "mIoU" in ran.stdout
+    assert contents(work) == contents(whole)
+    assert not (work / "shards").exists()
+    refused = call("cams", "--work", work, "--devices", "cpu,cpu", "--dense-weight", 0.5, code=2)
+    assert refused.stderr.count("error:") == 1
+    assert "made with other options" in refused.stderr
+    assert contents(work) == contents(whole)
+    call("cams", "--work", work, "--devices", "cpu,cpu", "--dense-weight", 0.5, "--force")
+    call("cams", "--work", work, "--dense-weight", 0.7, "--force")
+    assert contents(work) == contents(whole)
+
+
+def test_devices_that_cannot_be(config, tmp_path):
+    for devices, said in (
+        ("cpu,", "expected devices such as 0,1"),
+        ("cpu,tpu", "no device 'tpu'"),
+        ("0,99", "this machine has"),
+    ):
+        ran = call("cams", "--config", config, "--work", tmp_path, "--recipe", "clip-es", "--devices", devices, code=2)
+        assert said in ran.stderr
+        assert ran.stderr.count("error:") == 1
+    ran = call("cams", "--config", config, "--work", tmp_path, "--devices", "cpu,cpu", "--shard", "0/2", code=2)
+    assert "--shard or --devices" in ran.stderr
+
+
+def test_torchrun(config, whole, tmp_path):
+    work = tmp_path / "work"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "ssr_cli.app"]
+    for stage in STAGES[:2]:
+        ran = call(stage, "--config", config, "--work", work, command=launch)
+        assert "shard 0/2 of the work list, by torchrun" in ran.stderr
+        assert "shard 1/2 of the work list, by torchrun" in ran.stderr
+        assert ran.stdout.count("next:") == 1
+    call("refine", "--work", work)  # reads what two have written, and needs no merge
+    call("merge", "--work", work)
+    call("eval", "masks", "--work", work, "--no-pictures")
+    assert contents(work) == contents(whole)
+
+
+def test_slurm_array(config, whole, tmp_path):
+    for index in range(3):
+        environment = {"SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": "3"}
+        ran = call("superpixels", "--config", config, "--work", tmp_path, environment=environment)
+        assert f"shard {index}/3 of the work list, by Slurm array (--shard 0/1 takes all)" in ran.stderr
+    call("merge", "--work", tmp_path)
+    assert (tmp_path / "superpixels.h5").read_bytes() == (whole / "superpixels.h5").read_bytes()
+    ran = call("superpixels", "--work", tmp_path, "--shard", "0/1", environment={**environment})
+    assert f"{PHOTOS} there already" in ran.stderr
+
+
+def running(*words: object, ready: str = "images", command=SSR) -> subprocess.Popen[str]:
+    """A command that has said a word on its standard error."""
+    process = subprocess.Popen(
+        [*command, *map(str, words)], env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stderr
+    line = process.stderr.readline()
+    assert ready in line
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_a_run_finish_what_is_under_way(config, whole, tmp_path, number):
+    work = Path(shutil.copytree(whole, tmp_path / "work"))
+    for name in ("cams.h5", "cams.json"):
+        (work / name).unlink()
+    process = running("cams", "--work", work)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert said.splitlines()[0] == f"{number.name}: finishing what is under way; once more stops at once"
+    assert said.splitlines()[-1] == "stopped: what was computed is kept; run the same command to go on"
+    assert "broken off" in call("status", "--work", work).stdout
+    call("cams", "--work", work)
+    assert contents(work) == contents(whole)
+
+
+def test_a_second_signal_stops_at_once(config, whole, tmp_path):
+    work = Path(shutil.copytree(whole, tmp_path / "work"))
+    for name in ("refined.h5", "refined.json", "masks.json"):
+        (work / name).unlink()
+    shutil.rmtree(work / "masks")
+    process = running("refine", "--work", work)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr
+    process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "stopped at once" in said
+    call("refine", "--work", work)
+    assert contents(work) == contents(whole)
+
+
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False)
+    return [int(line.split()[0]) for line in found.stdout.splitlines() if "spawn_main" in line]
+
+
+def test_a_killed_process_costs_its_share(config, whole, tmp_path):
+    work = Path(shutil.copytree(whole, tmp_path / "work"))
+    for name in ("cams.h5", "cams.json"):
+        (work / name).unlink()
+    process = subprocess.Popen(
+        [*SSR, "cams", "--work", str(work), "--devices", "cpu,cpu"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    while len(found := children_of(process)) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(found[0], signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "the process on cpu (1 of 2) died (SIGKILL); the others came to the end of their shares" in said
+    ran = call("cams", "--work", work)
+    others = sum(
+        Shard(1, 2).holds(path.stem) for path in (config.parent / "dataset/JPEGImages").glob("*.jpg") if "val" not in path.stem
+    )
+    assert ", " in ran.stderr
+    assert contents(work) == contents(whole)
+    assert 0 < others < PHOTOS + 1
+
+
+def test_ray(config, whole, tmp_path):
+    pytest.importorskip("ray", reason="needs ray: pip install 'ssr[ray]'")
+    work = tmp_path / "work"
+    flags = ("--engine", "ray", "--actors", 2, "--actor-cpus", 0.5)
+    call("superpixels", "--config", config, "--work", work)
+    for stage in STAGES[1:]:
+        ran = call(stage, "--config", config, "--work", work, *flags)
+        assert f"{stage}: {PHOTOS}/{PHOTOS}" in ran.stderr
+    call("eval", "masks", "--work", work, "--no-pictures")
+    assert contents(work) == contents(whole)
+
+
+def test_ray_that_cannot_be(config, tmp_path):
+    pytest.importorskip("ray", reason="needs ray: pip install 'ssr[ray]'")
+    base = ("superpixels", "--config", config, "--work", tmp_path, "--engine", "ray")
+    assert "an actor takes 9999 CPUs, the cluster has" in call(*base, "--actor-cpus", 9999, code=2).stderr
+    assert "Ray chooses the devices" in call(*base, "--devices", "cpu", code=2).stderr
+    ran = call(*base, "--address", "127.0.0.1:1", code=2)
+    assert "cannot join a Ray cluster at 127.0.0.1:1" in ran.stderr
+
+
+def test_without_ray(config, tmp_path):
+    command = [sys.executable, "-c", "import sys; sys.modules['ray'] = None\nfrom ssr_cli.app import main\nmain()"]
+    ran = call("superpixels", "--config", config, "--work", tmp_path, "--engine", "ray", code=2, command=command)
+    assert "--engine ray needs Ray" in ran.stderr
+    assert 'pip install "ssr[ray]"' in ran.stderr
