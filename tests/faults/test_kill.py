@@ -1,0 +1,61 @@
+"""SIGKILL at random moments of each stage, then resume: the end is, byte for byte, that of an undisturbed run.
+
+The moments are uniform over the time of an undisturbed run. State is carried over: each run goes on where the one before was
+killed, until one ends; that is compared, and the next starts from nothing. In between, the directory must be readable.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+
+import pytest
+
+from .harness import KILLED, STAGES, litter, sized, unreadable
+
+KILLS = sized(4, 100)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_stage_goes_on_and_ends_in_the_same_bytes(lab, table, tmp_path, stage):
+    work = lab.fresh(stage, tmp_path / "work")
+    began = time.monotonic()
+    lab.passes(stage, work)
+    seconds = time.monotonic() - began
+    assert lab.differences(stage, work) == []
+    lab.fresh(stage, work)
+    moments = random.Random(f"kill {stage}")
+    tally: Counter[str] = Counter()
+    faults: list[str] = []
+    runs = broken = 0
+    while tally["killed"] < KILLS or broken:
+        runs += 1
+        assert runs < 20 * KILLS + 50, f"hardly any run is hit within {seconds:.2f} s: {tally}"
+        run = lab.start(stage, work)
+        if tally["killed"] < KILLS:  # else the last one, to the end
+            time.sleep(moments.uniform(0, seconds))
+            run.kill()
+        ended = run.wait(grace=sized(0, 1) if STAGES[stage].pool else 0)
+        if ended.code == KILLED:
+            tally["killed"] += 1
+            broken += 1
+            tally["orphans"] += ended.orphans
+            tally["with orphans"] += ended.orphans > 0
+            faults += [f"after kill {tally['killed']}: {line}" for line in unreadable(work)]
+            told = lab.command("status", "--work", work).wait()
+            if told.code != 0 and (work / "work.json").exists():
+                faults.append(f"after kill {tally['killed']}, status: {told}")
+            continue
+        assert ended.code == 0, f"resumed after {broken} kills: {ended}"
+        tally["ended"] += 1
+        tally["kills before an end, at most"] = max(broken, tally["kills before an end, at most"])
+        faults += [f"end {tally['ended']} differs: {name}" for name in lab.differences(stage, work) + litter(work)]
+        broken = 0
+        lab.fresh(stage, work)
+    row = ("SIGKILL at a random moment, then resume", stage)
+    table.add(*row, "readable, and the bytes of an undisturbed run" if not faults else "faults", tally["killed"])
+    table.note(*row, "runs to the end, compared", tally["ended"])
+    table.note(*row, "kills that left workers behind", tally["with orphans"])
+    table.note(*row, "workers left behind", tally["orphans"])
+    assert faults == []
