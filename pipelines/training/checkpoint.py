@@ -26,7 +26,11 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[st
     """
     with atomic_path(path) as temporary:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, temporary, metadata={"note": json.dumps(note, sort_keys=True)})
+        metadata = {"note": json.dumps(note, sort_keys=True)}
+        try:
+            save_file(plain, temporary, metadata=metadata)
+        except SafetensorError as error:  # a full disk
+            raise OSError(str(error)) from error
 
 
 def read_checkpoint(path: Path, flag: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
