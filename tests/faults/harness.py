@@ -265,6 +265,18 @@ class Lab:
         return differing(self._digests[stage], digest(work), but)
 
 
+def explain(one: Path, other: Path, names: list[str]) -> str:
+    """How manifests differ, for a message."""
+    lines = []
+    for name in names:
+        if name.endswith(".json") and (one / name).is_file() and (other / name).is_file():
+            a, b = json.loads((one / name).read_text()), json.loads((other / name).read_text())
+            lines += [f"{name} {key}: {a[key]} / {b.get(key)}" for key in a if a[key] != b.get(key) and key != "updated"]
+        else:
+            lines.append(name)
+    return "; ".join(lines)
+
+
 def differing(wanted: dict[str, str], found: dict[str, str], but: tuple[str, ...] = ()) -> list[str]:
     """Names that only one of two digests has, or that differ."""
     names = sorted(wanted.keys() | found.keys())
