@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pipelines.datasets import load_dataset
@@ -87,7 +87,7 @@ class _Training:
                 self._clear()
             return self._train(manifest)
 
-    def _locked(self) -> AcquireReturnProxy:
+    def _locked(self) -> AbstractContextManager[object]:
         """Become the folder's one writer, to the end of a ``with``."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

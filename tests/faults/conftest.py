@@ -21,7 +21,9 @@ def lab(tmp_path_factory, make_voc, models, tiny_voc) -> Iterator[Lab]:
     """A drawn dataset and a process that forks runs over it."""
     folder = tmp_path_factory.mktemp("faults")
     names = ("cat", "dog", "bird")
-    photos = {f"photo_{n:02d}": ((48, 32) if n % 3 else (32, 48), names[: 1 + n % 3] if n % 5 else ("car",)) for n in range(IMAGES)}
+    photos = {
+        f"photo_{n:02d}": ((48, 32) if n % 3 else (32, 48), names[: 1 + n % 3] if n % 5 else ("car",)) for n in range(IMAGES)
+    }
     root = folder / "VOC2012"
     make_voc(root, photos)
     config = tiny_voc.write_config(folder / "faults.toml", models, TOML)

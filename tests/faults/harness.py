@@ -286,12 +286,13 @@ def differing(wanted: dict[str, str], found: dict[str, str], but: tuple[str, ...
 def digest(work: Path) -> dict[str, str]:
     """What a work directory holds: a checksum of each file by name.
 
-    Left out are locks and temporary files; of manifests, when they were written and the counts of the last run; and the mean loss
-    of `ssr align`'s metrics, which begins anew where a run does.
+    Left out are locks and temporary files; of manifests, when they were written and the counts of the last run; the mean
+    loss of `ssr align`'s metrics, which begins anew where a run does.
     """
     found = {}
     for path in sorted(work.rglob("*")):
-        if path.is_file() and not path.name.endswith((".lock", ".tmp")):
+        empty = path.name == "failures.jsonl" and path.stat().st_size == 0  # as good as none
+        if path.is_file() and not path.name.endswith((".lock", ".tmp")) and not empty:
             found[str(path.relative_to(work))] = hashlib.sha256(_essence(path)).hexdigest()[:16]
     return found
 
@@ -382,5 +383,7 @@ class Table:
         yield "|---|---|---|---|"
         for (fault, stage), outcomes in self.rows.items():
             times = sum(count for outcome, count in outcomes.items() if not outcome.startswith("("))
-            told = "; ".join(re.sub(r"^\((.*)\)$", r"\1", outcome) + f": {count}" for outcome, count in outcomes.items() if count)
+            told = "; ".join(
+                re.sub(r"^\((.*)\)$", r"\1", outcome) + f": {count}" for outcome, count in outcomes.items() if count
+            )
             yield f"| {fault} | {stage} | {times} | {told} |"

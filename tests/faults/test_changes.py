@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import STAGES, Ended, digest, differing, explain
+from .harness import STAGES, Ended, differing, digest, explain
 
 ROW = "changed {}, then --force"
 GOOD = "exit 2 names it, nothing lost; --force gives the bytes of a fresh run"
@@ -21,7 +21,9 @@ def refused(ended: Ended, name: str) -> None:
     assert name in ended.errors[0], ended
 
 
-UNDONE = pytest.mark.xfail(strict=True, reason="the manifest of the refined CAMs says broken off before that of the masks refuses")
+UNDONE = pytest.mark.xfail(
+    strict=True, reason="the manifest of the refined CAMs says broken off before that of the masks refuses"
+)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""A worker of a process pool is killed: one clear line, exit code 1, and a run that goes on ends in the same bytes; and the workers
-of a killed run end, too.
+"""A worker of a process pool is killed: one clear line, exit code 1, and a run that goes on ends in the same bytes; and the
+workers of a killed run end, too.
 """
 
 from __future__ import annotations

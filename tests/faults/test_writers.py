@@ -1,5 +1,5 @@
-"""Two writers: a second run of a stage in the same work directory is refused in one line, and the first one is unharmed; different
-stages go side by side where the second does not need what the first is making.
+"""Two writers: a second run of a stage in the same work directory is refused in one line, and the first one is unharmed;
+different stages go side by side where the second does not need what the first is making.
 """
 
 from __future__ import annotations
