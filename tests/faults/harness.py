@@ -286,8 +286,8 @@ def differing(wanted: dict[str, str], found: dict[str, str], but: tuple[str, ...
 def digest(work: Path) -> dict[str, str]:
     """What a work directory holds: a checksum of each file by name.
 
-    Left out are locks and temporary files; of manifests, when they were written and the counts of the last run; the mean
-    loss of `ssr align`'s metrics, which begins anew where a run does.
+    Left out are locks and temporary files; of manifests, when and by which commit they were written and the counts of
+    the last run; the mean loss of `ssr align`'s metrics, which begins anew where a run does.
     """
     found = {}
     for path in sorted(work.rglob("*")):
@@ -306,7 +306,7 @@ def _essence(path: Path) -> bytes:
     except ValueError:
         return content
     if isinstance(values, dict) and "updated" in values:
-        values = {key: value for key, value in values.items() if key not in {"updated", "counts"}}
+        values = {key: value for key, value in values.items() if key not in {"updated", "counts", "commit"}}
     elif path.name == "metrics.json":
         values = [{**line, "loss": None} for line in values]
     return json.dumps(values, sort_keys=True).encode()

@@ -12,7 +12,7 @@ from collections import Counter
 
 import pytest
 
-from .harness import KILLED, STAGES, litter, sized, unreadable
+from .harness import FULL, KILLED, STAGES, litter, sized, unreadable
 
 KILLS = sized(4, 100)
 
@@ -51,10 +51,7 @@ def test_killed_stage_goes_on_and_ends_in_the_same_bytes(lab, table, tmp_path, s
         tally["ended"] += 1
         tally["kills before an end, at most"] = max(broken, tally["kills before an end, at most"])
         faults += [f"end {tally['ended']} differs: {name}" for name in lab.differences(stage, work)]
-        left = litter(work)
-        tally["temporary files"] += len(left)
-        if STAGES[stage].lock:  # who has none may not remove what another is writing
-            faults += [f"end {tally['ended']} leaves {name}" for name in left]
+        tally["temporary files"] += len(litter(work))
         broken = 0
         lab.fresh(stage, work)
     row = ("SIGKILL at a random moment, then resume", stage)
@@ -64,3 +61,32 @@ def test_killed_stage_goes_on_and_ends_in_the_same_bytes(lab, table, tmp_path, s
     table.note(*row, "workers left behind", tally["orphans"])
     table.note(*row, "temporary files left behind at the end", tally["temporary files"])
     assert faults == []
+
+
+NOBODYS = pytest.mark.xfail(strict=True, reason="no run removes what a kill left of this file")
+LEFT = (
+    *(
+        pytest.param(stage, f".{stage}.{end}", marks=NOBODYS if end == "json" else ())
+        for stage in ("superpixels", "cams")
+        for end in ("h5", "json")
+    ),
+    ("align", ".cmpa.json"),
+    ("align", "align/.state.safetensors"),
+    ("train", ".model.json"),
+    ("train", "train/.curves.jsonl"),
+    ("refine", "masks/.photo_01.png"),
+    pytest.param("refine", ".refined.json", marks=NOBODYS),
+    ("predict", "predictions/train/.photo_01.png"),
+    pytest.param("predict", "predictions/.train.json", marks=NOBODYS),
+    pytest.param("cams", ".work.json", marks=NOBODYS),
+    pytest.param("eval", "eval/masks/.report.json", marks=NOBODYS),
+)
+
+
+@pytest.mark.parametrize(("stage", "name"), LEFT if FULL else LEFT[:4])
+def test_temporary_files_of_a_kill_are_removed(lab, tmp_path, stage, name):
+    work = lab.finished(stage, tmp_path / "work")
+    left = work / f"{name}.abcdefgh.tmp"
+    left.write_text("{")
+    lab.passes(stage, work)
+    assert not left.exists()
