@@ -1,6 +1,7 @@
 # make all     set-up, then superpixels -> alignment -> CAMs -> pseudo-masks -> segmentation model -> scores -> pictures, on a
 #              small drawn set
 # make test    set-up, then the tests
+# make faults  set-up, then kills, full disks, damaged files and second writers by the hundred; takes minutes -> build/faults.md
 #
 # On one's own data: make all DATASET=voc|coco|folder ROOT=/data/VOCdevkit/VOC2012 [SPLIT=train], or make all CONFIG=my.toml;
 # WORK=folder, RECIPE=ssr|clip-es|weclip, CLIP=file and DINO=file for local weights, EVAL=no where there is no ground truth,
@@ -40,7 +41,7 @@ PREDICT_FLAGS = $(CLIP_FLAG) $(CRF_FLAG)
 step    = @set -- $(1) $(ARGS) $(2); echo; echo "> ssr $$*"; $(SSR) "$$@" || [ $$? -eq 3 ]
 scored  = $(if $(filter yes,$(EVAL)),$(call step,$(1),$(2)))
 
-.PHONY: help setup all test lint check format docs bench clean
+.PHONY: help setup all test faults lint check format docs bench clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^PYTHON/q' Makefile
@@ -78,6 +79,9 @@ all: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+faults: setup
+	SSR_FAULTS=full $(BIN)/python -m pytest tests/faults
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipelines.encoders.weights import build_clip, resolve_clip
-from pipelines.errors import UsageError
+from pipelines.errors import SsrError, UsageError
 from pipelines.execution.devices import peak_memory, resolve_device
 from pipelines.execution.progress import Progress, Silent
 from pipelines.options.align import AlignOptions
@@ -108,7 +108,7 @@ class _Training:
         tensors = self._saved(owner) if options.resume == "auto" else None
         if tensors is not None:
             trainer.restore(tensors)
-            self.qualities = read_json(self.metrics) if self.metrics.is_file() else []
+            self.qualities = self._history()
         self.progress.start("align", trainer.iterations, trainer.iteration, "steps")
         if trainer.iteration == 0:
             trainer.refresh()
@@ -137,10 +137,17 @@ class _Training:
             path.unlink(missing_ok=True)
 
     def _saved(self, owner: str) -> dict[str, Tensor] | None:
-        if not self.state.is_file():
+        if not self.state.is_file() or not self.metrics.is_file():  # a history that is gone is made by training anew
             return None
         tensors, note = read_checkpoint(self.state, "--resume never")
         return tensors if note.get("owner") == owner else None
+
+    def _history(self) -> list[dict[str, float]]:
+        found: list[dict[str, float]] = read_json(self.metrics)
+        sound = isinstance(found, list) and all(isinstance(q, dict) and isinstance(q.get("iteration"), int) for q in found)
+        if not sound:
+            raise SsrError(f"{self.metrics} is damaged", "remove the file and run its stage again")
+        return found
 
     def _save(self, owner: str) -> None:
         if self.processes.first:

@@ -41,7 +41,7 @@ from pipelines.stages.encoder_pair import EncoderPair, Photo
 from pipelines.stages.refine_target import refinement_settings
 from pipelines.stages.refinement import refined_maps, uses_clip, uses_dino, uses_superpixels
 from pipelines.stages.workspace import Workspace
-from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
+from pipelines.stores.array_store import ArrayReader, ArrayWriter, iter_records, store_exists
 from pipelines.training.alignment_data import AlignmentData
 
 
@@ -118,7 +118,9 @@ class AlignInputs:
                 tokens.clear()
                 cams.clear()
 
-            manifest = workspace.settle(self.tokens_path, "align", self.settings(), clear, again=False)
+            # patches of the same settings are kept, unless they are what --force is to mend
+            again = workspace.force and self._damaged()
+            manifest = workspace.settle(self.tokens_path, "align", self.settings(), clear, again=again)
             wanted, todo = len(self._with_class()), self._todo()
             counts = Counts(skipped=wanted - len(todo))
             progress.start("align: patches", wanted, counts.skipped)
@@ -146,6 +148,17 @@ class AlignInputs:
         manifest.counts, manifest.complete = counts.as_dict(), True
         manifest.write(self.tokens_path.with_suffix(".json"))
         return counts
+
+    def _damaged(self) -> bool:
+        """Whether any patches or CAMs do not read back."""
+        try:
+            for path in (self.tokens_path, self.cams_path):
+                if store_exists(path):
+                    for _ in iter_records(path):
+                        pass
+        except SsrError:
+            return True
+        return False
 
     def _todo(self) -> list[Sample]:
         """Photos with a class whose patches are missing, or whose labels have changed since."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -77,19 +77,25 @@ class _Training:
 
     def run(self) -> Counts:
         """Train from where the last run stood."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         if not self.processes.first:
             return self._train(None)
+        with self._locked():
+            remove_leftovers(self.folder)
+            remove_leftovers(self.workspace.work, self.workspace.model.stem)
+            manifest = self.workspace.settle(self.workspace.model, STAGE, self.inputs.settings, self._clear)
+            if self.options.resume == "never":
+                self._clear()
+            return self._train(manifest)
+
+    def _locked(self) -> AbstractContextManager[object]:
+        """Become the folder's one writer, to the end of a ``with``."""
         try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                remove_leftovers(self.folder)
-                remove_leftovers(self.workspace.work, self.workspace.model.stem)
-                manifest = self.workspace.settle(self.workspace.model, STAGE, self.inputs.settings, self._clear)
-                if self.options.resume == "never":
-                    self._clear()
-                return self._train(manifest)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return FileLock(self.folder / ".lock").acquire(timeout=0)
         except Timeout as error:
             raise SsrError(f"another process is training in {self.folder}", "wait for it, or give another --work") from error
+        except OSError as error:
+            raise SsrError(f"cannot write {self.folder}: {error.strerror}", "choose another --work folder") from error
 
     def _train(self, manifest: Manifest | None) -> Counts:
         trainer, options = self.trainer, self.options

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,20 @@ def atomic_path(target: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
-    except OSError as error:
-        raise SsrError(
-            f"cannot write {target}: {error.strerror or error}", "free disk space or choose another --work"
-        ) from error
+    except (OSError, RuntimeError) as error:  # HDF5 raises either
+        raise SsrError(f"cannot write {target}: {_reason(error)}", "free disk space or choose another --work") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that has become read-only
+            temporary.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    """Why a file could not be written, on one line: libraries wrap what the system said in many."""
+    wrapped = str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        if os.strerror(number) in wrapped:
+            return os.strerror(number)
+    return (error.strerror if isinstance(error, OSError) else None) or " ".join(wrapped.split()) or type(error).__name__
 
 
 def _umask() -> int:

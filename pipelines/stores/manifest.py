@@ -73,6 +73,10 @@ class Manifest:
         names = cls.__dataclass_fields__
         if not isinstance(content, dict) or not {"stage", "settings", "dataset"} <= content.keys():
             raise UsageError(f"{path} is not a manifest", "remove it and run its stage again with --force")
+        if content.get("options_digest", found := digest(content["settings"])) != found:
+            raise UsageError(
+                f"{path} is damaged: its settings are not those of its digest", "remove it and run its stage again"
+            )
         return cls(**{key: value for key, value in content.items() if key in names})
 
 

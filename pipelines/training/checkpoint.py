@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,9 @@ from torch import Tensor
 from pipelines.errors import UsageError
 from pipelines.stores.files import atomic_path
 
+CHECKSUM = "sha256"
+"""Entry of the note, over tensors and the rest of the note. Files without one are read, too."""
+
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
     """Write tensors and a JSON note.
@@ -26,7 +30,12 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[st
     """
     with atomic_path(path) as temporary:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, temporary, metadata={"note": json.dumps(note, sort_keys=True)})
+        told = {key: value for key, value in note.items() if key != CHECKSUM}  # of a note that was read elsewhere
+        told[CHECKSUM] = _checksum(plain, told)  # in the note: of two entries safetensors writes either first
+        try:
+            save_file(plain, temporary, metadata={"note": json.dumps(told, sort_keys=True)})
+        except SafetensorError as error:  # a full disk
+            raise OSError(str(error)) from error
 
 
 def read_checkpoint(path: Path, flag: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -40,25 +49,49 @@ def read_checkpoint(path: Path, flag: str) -> tuple[dict[str, Tensor], dict[str,
         The tensors and the note.
 
     Raises:
-        UsageError: No such file, or not a checkpoint of this toolkit.
+        UsageError: No such file, not a checkpoint of this toolkit, or damaged.
     """
-    note = note_of(path, flag)
+    note = _whole_note(path, flag)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118 - not a mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path} is not a readable .safetensors file", flag) from error
+        raise UsageError(f"{path} is not a readable .safetensors file", _cure(flag)) from error
+    wanted = note.pop(CHECKSUM, None)
+    if wanted is not None and wanted != _checksum(tensors, note):
+        raise UsageError(f"{path} is damaged: its checksum is another", _cure(flag))
+    return tensors, note
+
+
+def _checksum(tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> str:
+    """Of everything that `write_checkpoint` is given: safetensors itself would take another number for granted."""
+    found = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _cure(flag: str) -> str:
+    return f"{flag}; or remove it and run its stage again"
 
 
 def note_of(path: Path, flag: str) -> dict[str, Any]:
     """The note alone; arguments and errors as those of `read_checkpoint`."""
+    note = _whole_note(path, flag)
+    note.pop(CHECKSUM, None)
+    return note
+
+
+def _whole_note(path: Path, flag: str) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"no checkpoint at {path}", flag)
     try:
         with safe_open(path, framework="pt") as file:
             note = json.loads((file.metadata() or {}).get("note", "null"))
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise UsageError(f"{path} is not a readable .safetensors file", flag) from error
+        raise UsageError(f"{path} is not a readable .safetensors file", _cure(flag)) from error
     if not isinstance(note, dict):
         raise UsageError(f"{path} was not written by ssr: it does not say what it belongs to", flag)
     return note

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from pipelines.errors import UsageError
+from pipelines.errors import SsrError, UsageError
+from pipelines.training import checkpoint
 from pipelines.training.checkpoint import read_checkpoint, write_checkpoint
 
 TENSORS = {
@@ -133,5 +135,31 @@ def test_refused(tmp_path, make, message, name):
     assert message in caught.value.message
     assert str(path) in caught.value.message
     assert "\n" not in str(caught.value)
-    assert caught.value.hint == "--ckpt"
+    assert caught.value.hint.startswith("--ckpt")
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.9])
+def test_another_bit_anywhere_is_noticed(tmp_path, place):
+    path = tmp_path / "heads.safetensors"
+    write_checkpoint(path, {"weight": torch.randn(40, 40)}, NOTE)
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"damaged.*remove it"):
+        read_checkpoint(path, "--ckpt")
+
+
+def test_files_without_a_checksum_are_read(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "old.safetensors", metadata={"note": "{}"})
+    assert read_checkpoint(tmp_path / "old.safetensors", "--ckpt")[1] == {}
+
+
+def test_what_safetensors_cannot_write_is_one_error(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(SsrError, match=r"cannot write .*heads.safetensors: No space left on device \(free disk space"):
+        write_checkpoint(tmp_path / "heads.safetensors", TENSORS, NOTE)
+    assert list(tmp_path.iterdir()) == []

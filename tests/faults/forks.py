@@ -1,0 +1,121 @@
+"""A process that has imported everything and forks a child for each run of ``ssr``: a run costs what its stage costs.
+
+It reads one JSON object a line and answers with one: ``start`` forks a run and gives its process id; ``wait`` waits for it.
+Each run is a session of its own, so that the workers it leaves behind can be found.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+PART_IMAGES = 4  # parts are committed every few images, as they are every 64 of a large set
+SAVE_EVERY = 4  # and so are the states of `ssr align`
+
+
+def prepare(clip_config: str) -> None:
+    """Import what runs need, and make saves as frequent as a small set needs them."""
+    import open_clip
+    import torch
+    import torch._dynamo  # the optimiser would load it in each child
+
+    open_clip.add_model_config(clip_config)
+    torch.set_num_threads(1)
+    for name in ("superpixels", "align", "cams", "refine", "train", "predict", "eval", "status"):
+        importlib.import_module(f"ssr_cli.commands.{name}")
+    for name in ("superpixels", "align", "cams", "refine", "refine_target", "train", "predict", "evaluate", "status"):
+        importlib.import_module(f"pipelines.stages.{name}")
+    from pipelines.datasets import voc  # noqa: F401
+    from pipelines.stages import align
+    from pipelines.stores.array_store import ArrayWriter
+
+    align.SAVE_EVERY = SAVE_EVERY
+    original = ArrayWriter.__init__
+    at = list(inspect.signature(original).parameters).index("part_images")
+
+    def small_parts(self: ArrayWriter, *args: Any, **options: Any) -> None:
+        if len(args) < at:
+            options.setdefault("part_images", PART_IMAGES)
+        original(self, *args, **options)
+
+    ArrayWriter.__init__ = small_parts  # type: ignore[method-assign]
+
+
+def slow_down(seconds: float) -> None:
+    """Pause at each image or step: leaves time for something to happen to a run over a small set."""
+    from pipelines.stores.array_store import ArrayWriter
+    from pipelines.training.alignment import AlignmentTrainer
+    from pipelines.training.segmentation import SegmentationTrainer
+
+    def paused(function: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            time.sleep(seconds)
+            return function(*args, **options)
+
+        return call
+
+    for kind, name in ((ArrayWriter, "add"), (AlignmentTrainer, "_step"), (SegmentationTrainer, "step")):
+        setattr(kind, name, paused(getattr(kind, name)))
+
+
+def child(job: dict[str, Any]) -> None:
+    """One run of the real command; never returns."""
+    os.setsid()
+    out = os.open(job["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for target, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, out)):
+        os.dup2(source, target)
+    code = 70
+    try:
+        if job.get("pause"):
+            slow_down(job["pause"])
+        from ssr_cli.app import main
+
+        sys.argv = ["ssr", *job["argv"]]
+        main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # no finalisation of torch: it takes longer than the run
+
+
+def wait(pid: int, seconds: float) -> int | None:
+    """Exit code, negative after a signal; None if it still runs."""
+    end = time.monotonic() + seconds
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            return None
+        time.sleep(0.002)
+
+
+def serve() -> None:
+    """Answer until the input ends."""
+    prepare(sys.argv[1])
+    answers = os.fdopen(os.dup(1), "w")
+    print(json.dumps({"ready": str(Path(sys.modules["pipelines"].__file__ or "").parent)}), file=answers, flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        if job["do"] == "start":
+            pid = os.fork()
+            if pid == 0:
+                child(job)
+            answer: dict[str, Any] = {"pid": pid}
+        else:
+            answer = {"code": wait(job["pid"], job["seconds"])}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":  # workers of process pools import this file, too
+    serve()

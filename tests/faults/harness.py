@@ -1,0 +1,389 @@
+"""What all fault tests stand on: stages, a forking runner, the digest of a work directory, the table of outcomes.
+
+A stage is a name, arguments of ``ssr`` and what it needs; a fault is a function that does something to runs of a stage. Another
+stage is one more entry of `STAGES`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+FULL = os.environ.get("SSR_FAULTS") == "full"
+"""Minutes instead of seconds: many more trials of the same kinds."""
+
+ROOT = Path(__file__).parents[2]
+IMAGES = 20
+STEPS = 10
+KILLED = -signal.SIGKILL
+
+
+def sized(short: int, full: int) -> int:
+    """A number of trials."""
+    return full if FULL else short
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the chain.
+
+    Attributes:
+        name: What tables call it.
+        argv: Arguments of ``ssr``, but for config and work directory.
+        changed: Flags that change its output.
+        names: What a refusal because of them must name.
+        lock: It refuses a second writer with these words; None: it may run twice.
+        pool: It has worker processes.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    changed: tuple[str, ...] = ()
+    names: str = ""
+    lock: str | None = "another process is"
+    pool: bool = False
+
+
+def crf_flag() -> str:
+    """The CRF where it was built."""
+    try:
+        import pydensecrf.densecrf  # noqa: F401
+    except ImportError:
+        return "--no-crf"
+    return "--crf"
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("superpixels", ("superpixels",), ("--segments", "9"), "segments", pool=True),
+        Stage("align", ("align",), ("--hidden", "6"), "hidden"),
+        Stage("cams", ("cams", "--ckpt", "auto"), ("--readout", "dense"), "readout"),
+        Stage("refine", ("refine", crf_flag()), ("--background-power", "2"), "background_power", pool=True),
+        Stage("train", ("train", "--ckpt", "auto"), ("--seed", "3"), "seed"),
+        Stage("predict", ("predict", "--probabilities", crf_flag()), ("--no-flip",), "flip", pool=True),
+        Stage("eval", ("eval", "masks"), lock=None),
+    )
+}
+TOML = f"""
+[run]
+workers = 1
+device = "cpu"
+[superpixels]
+segments = 12
+[align]
+hidden = 8
+tokens = 6
+batch = 5
+iterations = {STEPS}
+refresh = 4
+learning_rate = 0.001
+[train]
+crop = 32
+batch = 3
+iterations = {STEPS}
+save_every = 4
+val_split = "val"
+warmup = 2
+hidden = 8
+decoder_layers = 1
+decoder_heads = 2
+par_iterations = 1
+par_dilations = [1, 2]
+learning_rate = 0.01
+[predict]
+scales = [1.0]
+[refine]
+crf_iterations = 2
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a run came to.
+
+    Attributes:
+        code: Exit code, negative after a signal, None if it was stopped because it took too long.
+        said: Both streams.
+        orphans: Processes that it left behind; they are gone now.
+    """
+
+    code: int | None
+    said: str
+    orphans: int = 0
+
+    @property
+    def errors(self) -> list[str]:
+        """Lines that tell an error."""
+        return [line for line in self.said.splitlines() if line.startswith("error:")]
+
+    @property
+    def clear(self) -> bool:
+        """One line tells what is wrong, nothing spills over."""
+        return len(self.errors) == 1 and "unexpected" not in self.errors[0] and "Traceback" not in self.said
+
+    def __str__(self) -> str:
+        return f"exit {self.code}: {self.said[-1500:]}"
+
+
+@dataclass
+class Run:
+    """A run that was started."""
+
+    pid: int
+    out: Path
+    server: Server
+
+    def wait(self, seconds: float = 120.0, grace: float = 0.0) -> Ended:
+        """Wait for its end; what is left of it after ``grace`` seconds is counted and removed."""
+        code = self.server.ask(do="wait", pid=self.pid, seconds=seconds)["code"]
+        if code is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.server.ask(do="wait", pid=self.pid, seconds=60)
+        end = time.monotonic() + grace
+        while (left := session_of(self.pid)) and time.monotonic() < end:
+            time.sleep(0.02)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return Ended(code, self.out.read_text(errors="replace"), len(left))
+
+    def kill(self) -> bool:
+        """SIGKILL; False if it had ended before."""
+        os.kill(self.pid, signal.SIGKILL)  # until it is waited for, its number is nobody else's
+        return True
+
+
+class Server:
+    """The forking process; see forks.py."""
+
+    def __init__(self, clip_config: Path) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("forks.py")), str(clip_config)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT,
+        )  # fmt: skip
+        self.package = self._answer()["ready"]
+
+    def ask(self, **job: Any) -> dict[str, Any]:
+        """One question, one answer."""
+        assert self._process.stdin is not None
+        print(json.dumps(job), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the forking process died"
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate(timeout=60)
+
+
+@dataclass
+class Lab:
+    """The small dataset, the chain of stages over it undisturbed, and runs of its stages."""
+
+    folder: Path
+    config: Path
+    root: Path
+    server: Server
+    _runs: int = 0
+
+    def start(self, stage: str, work: Path, *flags: str, pause: float = 0.0) -> Run:
+        """Start a stage in a work directory."""
+        return self.command(*STAGES[stage].argv, *flags, "--config", self.config, "--work", work, pause=pause)
+
+    def command(self, *argv: object, pause: float = 0.0) -> Run:
+        """Start any command."""
+        self._runs += 1
+        out = self.folder / f"out{self._runs % 8}"  # a few at once at most
+        pid = self.server.ask(do="start", argv=[str(word) for word in argv], out=str(out), pause=pause)["pid"]
+        return Run(pid, out, self.server)
+
+    def run(self, stage: str, work: Path, *flags: str, seconds: float = 120.0) -> Ended:
+        """Run a stage to its end."""
+        return self.start(stage, work, *flags).wait(seconds)
+
+    def passes(self, stage: str, work: Path, *flags: str) -> Ended:
+        """Run a stage that must succeed."""
+        ended = self.run(stage, work, *flags)
+        assert ended.code == 0, f"{stage} {' '.join(flags)}: {ended}"
+        return ended
+
+    @cached_property
+    def calm(self) -> dict[str, Path]:
+        """The work directory after each stage of an undisturbed chain, and before the first: ``""``."""
+        now = self.folder / "chain"
+        now.mkdir()
+        after = {"": self.folder / "calm-0"}
+        shutil.copytree(now, after[""])
+        for number, stage in enumerate(STAGES, start=1):
+            self.passes(stage, now)
+            after[stage] = self.folder / f"calm-{number}"
+            shutil.copytree(now, after[stage])
+        return after
+
+    def before(self, stage: str) -> Path:
+        """The undisturbed work directory right before a stage."""
+        names = ["", *STAGES]
+        return self.calm[names[names.index(stage) - 1]]
+
+    def fresh(self, stage: str, work: Path) -> Path:
+        """A work directory in which a stage comes next."""
+        if work.exists():
+            for entry in work.iterdir():  # its place may be a mount
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        return Path(shutil.copytree(self.before(stage), work, dirs_exist_ok=True))
+
+    def finished(self, stage: str, work: Path) -> Path:
+        """A work directory in which a stage has ended."""
+        return Path(shutil.copytree(self.calm[stage], work))
+
+    @cached_property
+    def _digests(self) -> dict[str, dict[str, str]]:
+        return {stage: digest(work) for stage, work in self.calm.items()}
+
+    def differences(self, stage: str, work: Path, but: tuple[str, ...] = ()) -> list[str]:
+        """Files that differ from those of an undisturbed chain up to a stage."""
+        return differing(self._digests[stage], digest(work), but)
+
+
+def explain(one: Path, other: Path, names: list[str]) -> str:
+    """How manifests differ, for a message."""
+    lines = []
+    for name in names:
+        if name.endswith(".json") and (one / name).is_file() and (other / name).is_file():
+            a, b = json.loads((one / name).read_text()), json.loads((other / name).read_text())
+            lines += [f"{name} {key}: {a[key]} / {b.get(key)}" for key in a if a[key] != b.get(key) and key != "updated"]
+        else:
+            lines.append(name)
+    return "; ".join(lines)
+
+
+def differing(wanted: dict[str, str], found: dict[str, str], but: tuple[str, ...] = ()) -> list[str]:
+    """Names that only one of two digests has, or that differ."""
+    names = sorted(wanted.keys() | found.keys())
+    return [name for name in names if wanted.get(name) != found.get(name) and not name.startswith(but or "\0")]
+
+
+def digest(work: Path) -> dict[str, str]:
+    """What a work directory holds: a checksum of each file by name.
+
+    Left out are locks and temporary files; of manifests, when and by which commit they were written and the counts of
+    the last run; the mean loss of `ssr align`'s metrics, which begins anew where a run does.
+    """
+    found = {}
+    for path in sorted(work.rglob("*")):
+        empty = path.name == "failures.jsonl" and path.stat().st_size == 0  # as good as none
+        if path.is_file() and not path.name.endswith((".lock", ".tmp")) and not empty:
+            found[str(path.relative_to(work))] = hashlib.sha256(_essence(path)).hexdigest()[:16]
+    return found
+
+
+def _essence(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix != ".json":
+        return content
+    try:
+        values = json.loads(content)
+    except ValueError:
+        return content
+    if isinstance(values, dict) and "updated" in values:
+        values = {key: value for key, value in values.items() if key not in {"updated", "counts", "commit"}}
+    elif path.name == "metrics.json":
+        values = [{**line, "loss": None} for line in values]
+    return json.dumps(values, sort_keys=True).encode()
+
+
+def litter(work: Path) -> list[str]:
+    """Temporary files and parts that a finished run should have removed."""
+    return [str(p.relative_to(work)) for p in work.rglob("*") if p.name.endswith((".tmp", ".parts"))]
+
+
+def unreadable(work: Path) -> list[str]:
+    """Everything of a broken-off work directory that does not read back: committed arrays, masks, weights, manifests."""
+    import numpy as np
+    from PIL import Image
+    from safetensors.numpy import load_file
+
+    from pipelines.stores.array_store import ArrayReader
+
+    found = []
+    stores = {path for path in work.rglob("*.h5") if not path.parent.name.endswith(".parts")}
+    stores |= {path.with_suffix("") for path in work.rglob("*.h5.parts") if any(path.glob("[0-9]*.h5"))}
+    readers: list[tuple[Path, Callable[[Path], Any]]] = [(path, _arrays(ArrayReader)) for path in stores]
+    for pattern, read in (("*.png", lambda p: np.array(Image.open(p))), ("*.safetensors", load_file), ("*.json", _json)):
+        readers += [(path, read) for path in work.rglob(pattern)]
+    for path, read in readers:
+        try:
+            read(path)
+        except Exception as error:
+            found.append(f"{path.relative_to(work)}: {type(error).__name__}: {error}")
+    return found
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _arrays(reader_of: Any) -> Callable[[Path], Any]:
+    def read(path: Path) -> list[Any]:
+        with reader_of(path) as reader:
+            return [reader.read(image_id) for image_id in reader.ids()]
+
+    return read
+
+
+def session_of(leader: int) -> list[int]:
+    """Processes of a session that live, but for its leader."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != leader:
+            with contextlib.suppress(OSError):
+                state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(session) == leader and state != "Z":
+                    found.append(int(entry.name))
+    return found
+
+
+@dataclass
+class Table:
+    """Outcomes by fault and stage, as Markdown."""
+
+    rows: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
+
+    def add(self, fault: str, stage: str, outcome: str, times: int = 1) -> None:
+        """Count one outcome of a trial."""
+        self.rows.setdefault((fault, stage), Counter())[outcome] += times
+
+    def note(self, fault: str, stage: str, outcome: str, times: int = 1) -> None:
+        """Count something beside the trials."""
+        self.add(fault, stage, f"({outcome})", times)
+
+    def lines(self) -> Iterator[str]:
+        """The table."""
+        yield "| fault | stage | times | outcome |"
+        yield "|---|---|---|---|"
+        for (fault, stage), outcomes in self.rows.items():
+            times = sum(count for outcome, count in outcomes.items() if not outcome.startswith("("))
+            told = "; ".join(
+                re.sub(r"^\((.*)\)$", r"\1", outcome) + f": {count}" for outcome, count in outcomes.items() if count
+            )
+            yield f"| {fault} | {stage} | {times} | {told} |"

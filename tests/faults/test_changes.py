@@ -1,0 +1,139 @@
+"""Options, dataset or weights that changed between runs: refused with exit code 2 and the name of what changed, nothing lost;
+``--force`` starts over and gives what a fresh run with the new ones gives. Changed labels of an image make that image anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from .harness import STAGES, Ended, differing, digest, explain
+
+ROW = "changed {}, then --force"
+GOOD = "exit 2 names it, nothing lost; --force gives the bytes of a fresh run"
+
+
+def refused(ended: Ended, name: str) -> None:
+    assert ended.code == 2, ended
+    assert ended.clear, ended
+    assert name in ended.errors[0], ended
+
+
+UNDONE = pytest.mark.xfail(
+    strict=True, reason="the manifest of the refined CAMs says broken off before that of the masks refuses"
+)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(name, marks=UNDONE if name == "refine" else ()) for name, stage in STAGES.items() if stage.changed],
+)
+def test_changed_option(lab, table, tmp_path, stage):
+    flags = STAGES[stage].changed
+    work = lab.finished(stage, tmp_path / "work")
+    refused(lab.run(stage, work, *flags), STAGES[stage].names)
+    lost = lab.differences(stage, work)
+    lab.passes(stage, work, *flags, "--force")
+    fresh = lab.fresh(stage, tmp_path / "fresh")
+    lab.passes(stage, fresh, *flags)
+    found = differing(digest(fresh), digest(work))
+    assert found == [], explain(fresh, work, found)
+    assert lab.differences(stage, work) != [], "the option changes nothing: the test shows nothing"
+    table.add(ROW.format("option"), stage, GOOD if not lost else f"exit 2 names it, but {lost} says broken off; --force: fresh")
+    assert lost == []
+
+
+@pytest.fixture(scope="session")
+def other_weights(models, tmp_path_factory) -> dict[str, Path]:
+    """Weights that differ a little from those of the chain."""
+    from safetensors.torch import load_file, save_file
+
+    folder, found = tmp_path_factory.mktemp("weights"), {}
+    for name, path in (("clip", models.visual), ("dino", models.dino)):
+        tensors = load_file(path)
+        first = next(key for key, value in tensors.items() if value.is_floating_point() and value.dim() > 1)
+        tensors[first] = tensors[first] * 1.25
+        found[name] = folder / f"{name}.safetensors"
+        save_file(tensors, found[name])
+    return found
+
+
+@pytest.mark.parametrize(("stage", "which"), [("align", "clip"), ("align", "dino"), ("refine", "clip"), ("refine", "dino")])
+def test_changed_weights(lab, table, tmp_path, other_weights, stage, which):
+    flags = (f"--{which}-pretrained", str(other_weights[which]))
+    work = lab.finished(stage, tmp_path / "work")
+    refused(lab.run(stage, work, *flags), which)
+    assert lab.differences(stage, work) == []
+    lab.passes(stage, work, *flags, "--force")
+    fresh = lab.fresh(stage, tmp_path / "fresh")
+    lab.passes(stage, fresh, *flags)
+    assert differing(digest(fresh), digest(work)) == []
+    table.add(ROW.format(f"weights of {which}"), stage, GOOD)
+
+
+@pytest.mark.parametrize("stage", ["cams", "train", "predict"])
+def test_weights_that_heads_and_model_were_not_trained_with(lab, table, tmp_path, other_weights, stage):
+    work = lab.finished(stage, tmp_path / "work")
+    for force in ((), ("--force",)):
+        refused(lab.run(stage, work, "--clip-pretrained", str(other_weights["clip"]), *force), "CLIP")
+        assert lab.differences(stage, work) == []
+    table.add("changed weights of clip, heads or model of the old", stage, "exit 2 names it, nothing lost, --force or not", 2)
+
+
+@pytest.mark.parametrize(
+    ("made", "flags", "stage", "name"),
+    [
+        ("superpixels", ("--segments", "9"), "cams", "superpixels"),
+        ("superpixels", ("--segments", "9"), "align", "superpixels"),
+        ("superpixels", ("--segments", "9"), "refine", "superpixels"),
+        ("superpixels", ("--segments", "9"), "train", "superpixels"),
+        ("align", ("--hidden", "6"), "cams", "ckpt"),
+        ("align", ("--hidden", "6"), "train", "ckpt"),
+        ("cams", ("--readout", "dense"), "refine", "cams"),
+        ("train", ("--seed", "3"), "predict", "model"),
+    ],
+)
+def test_changed_input(lab, table, tmp_path, made, flags, stage, name):
+    work = lab.finished("eval", tmp_path / "work")
+    lab.passes(made, work, *flags, "--force")
+    before = digest(work)
+    refused(lab.run(stage, work), name)
+    assert differing(before, digest(work)) == []
+    lab.passes(stage, work, "--force")
+    table.add("input made anew with another option", stage, "exit 2 names it, nothing lost; --force starts over")
+
+
+@pytest.mark.parametrize("stage", [name for name in STAGES if name not in ("predict", "eval")])  # these two change no memory
+def test_changed_dataset(lab, table, tmp_path, stage):
+    other = tmp_path / "other" / "VOC2012"
+    shutil.copytree(lab.root, other)
+    work = lab.finished(stage, tmp_path / "work")
+    for force in ((), ("--force",)):
+        refused(lab.run(stage, work, "--root", str(other), *force), "root")
+        assert lab.differences(stage, work) == []
+    table.add("changed dataset", stage, "exit 2 names it, nothing lost, --force or not", 2)
+
+
+@pytest.mark.parametrize("stage", ["cams", "refine"])
+def test_changed_labels_of_one_image(lab, table, tmp_path, stage):
+    xml = lab.root / "Annotations/photo_01.xml"
+    before = xml.read_text()
+    work = lab.finished("refine", tmp_path / "work")
+    fresh = lab.fresh("cams", tmp_path / "fresh")
+    xml.write_text(before.replace("dog", "person"))
+    assert xml.read_text() != before
+    try:
+        for name in ("cams", "refine")[: 1 + (stage == "refine")]:
+            ended = lab.passes(name, work)
+            lab.passes(name, fresh)
+        assert "20 images, 19 there already" in ended.said
+        stores = ("cams.h5", "refined.h5", "masks/")[: 3 if stage == "refine" else 1]
+        found, wanted = ({k: v for k, v in digest(folder).items() if k.startswith(stores)} for folder in (work, fresh))
+        assert found == wanted
+    finally:
+        xml.write_text(before)
+    changed = [name for name in lab.differences("refine", work) if name.startswith("masks/")]
+    assert changed == (["masks/photo_01.png"] if stage == "refine" else [])
+    table.add("changed labels of one image", stage, "that image alone is made anew; the bytes of a fresh run")
