@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import timm
 
 from pipelines.encoders.weights_folder import first_line
 from pipelines.errors import SsrError, UsageError
+
+_LARGEST, _DEEPEST = 1 << 20, 256  # of any number in a model's description; of its layers
 
 
 def is_config_file(model: str) -> bool:
@@ -85,7 +88,21 @@ def _read(path: Path, wanted: set[str], what: str, flag: str) -> dict[str, Any]:
         raise UsageError(f"{path} is not JSON", flag) from None
     if not isinstance(content, dict) or not wanted <= set(content):
         raise UsageError(f"{path} is not {what}: expected {', '.join(sorted(wanted))}", flag)
+    odd = next(_odd(content), None)
+    if odd is not None:
+        raise UsageError(f"{path} is not {what}: no model here has {odd:.80}", flag)
     return content
+
+
+def _odd(content: Mapping[str, Any], section: str = "") -> Iterator[str]:
+    """Entries that would fill the memory, or make a library fetch what nobody asked for."""
+    for key, value in content.items():
+        if isinstance(value, dict) and not section:
+            yield from _odd(value, f"{key}.")
+        elif isinstance(value, int | float) and not abs(value) <= (_DEEPEST if key in {"layers", "depth"} else _LARGEST):
+            yield f"{section}{key} {value!r:.20}"
+        elif key.startswith("hf_") or (isinstance(value, str) and ":" in value and key.endswith("model_name")):
+            yield f"{section}{key} from a hub"
 
 
 def cannot_build(model: str, error: Exception) -> SsrError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -46,7 +46,7 @@ def read_checkpoint(path: Path, flag: str) -> tuple[dict[str, Tensor], dict[str,
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # safetensors and torch have more than one way to refuse bytes
         raise UsageError(f"{path} is not a readable .safetensors file", flag) from error
 
 
@@ -57,7 +57,7 @@ def note_of(path: Path, flag: str) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             note = json.loads((file.metadata() or {}).get("note", "null"))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except Exception as error:
         raise UsageError(f"{path} is not a readable .safetensors file", flag) from error
     if not isinstance(note, dict):
         raise UsageError(f"{path} was not written by ssr: it does not say what it belongs to", flag)
@@ -74,10 +74,19 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimiser_tensors` took, found among other tensors."""
+    """Put back what `optimiser_tensors` took, found among other tensors.
+
+    Raises:
+        UsageError: They are not the moments of this optimiser.
+    """
     moments: dict[int, dict[str, Tensor]] = {}
+    sizes = dict(enumerate(parameter.shape for group in optimiser.param_groups for parameter in group["params"]))
     for key, value in tensors.items():
         if key.startswith("optimiser."):
-            _, index, name = key.split(".")
+            index, _, name = key.removeprefix("optimiser.").partition(".")
+            wanted = sizes.get(int(index)) if index.isdecimal() and len(index) < 9 else None
+            sound = value.is_floating_point() and bool(torch.isfinite(value).all())
+            if wanted is None or not sound or value.shape not in {wanted, torch.Size([])}:
+                raise UsageError(f"the saved state is damaged: {key!r:.60} is not the optimiser's", "--resume never")
             moments.setdefault(int(index), {})[name] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
