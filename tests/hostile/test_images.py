@@ -84,6 +84,7 @@ JPEG = encoded(photo(), "JPEG", quality=95)
 PNG = encoded(photo())
 TRANSPARENT = Image.merge("RGBA", (*photo().split(), Image.fromarray(GREY)))
 CMYK = encoded(photo("CMYK"), "JPEG", quality=95)
+GARBAGE = b"Exif\0\0" + bytes(range(256)) * 200
 PALETTE = photo().quantize(16)
 
 GOOD: dict[str, tuple[bytes, Pixels]] = {
@@ -109,7 +110,10 @@ GOOD: dict[str, tuple[bytes, Pixels]] = {
     "Nx1": (encoded(Image.fromarray(NOISE[:1])), NOISE[:1]),
     "1x1": (encoded(Image.fromarray(NOISE[:1, :1])), NOISE[:1, :1]),
     "garbage behind the end": (JPEG + bytes(5000), decoded(JPEG)),
-    "garbage as exif": (encoded(photo(), "JPEG", exif=b"Exif\0\0" + bytes(range(256)) * 200), decoded(encoded(photo(), "JPEG"))),
+    "garbage as exif": (
+        encoded(photo(), "JPEG", exif=b"Exif\0\0" + bytes(range(256)) * 200),
+        decoded(encoded(photo(), "JPEG")),
+    ),
     "été 図 🐈": (PNG, NOISE),
     "-rf $(x) 'q\" %n [bold]": (PNG, NOISE),
     "a.b.jpg": (PNG, NOISE),
