@@ -161,6 +161,11 @@ def build_options(section: str, *layers: Mapping[str, Any]) -> Options:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged.update(layer)
+    for key, value in merged.items():
+        known = SECTIONS[section].model_fields.get(key)
+        if isinstance(value, bool) and known is not None and known.annotation in (int, float):  # pydantic takes true for 1
+            flag = flag_of(section, key)
+            raise UsageError(f"{flag}: expected a number, found {str(value).lower()}", f"{flag}, or {key} in [{section}]")
     try:
         return SECTIONS[section].model_validate({k: str(v) if _wants_str(section, k, v) else v for k, v in merged.items()})
     except ValidationError as error:
