@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from pipelines.config import SECTIONS, build_options, read_config
+from pipelines.errors import UsageError
 
 NOT_TOML = {
     "deep list": "a = " + "[" * 100_000,
     "deep table": "a = " + "{a = " * 20_000,
-    "deep keys": "[" + "a." * 50_000 + "a]\n",
+    "deep keys": "[" + "a." * 10_000 + "a]\n",
     "number of 5,000 digits": "[refine]\npower = " + "9" * 5_000 + "\n",
     "doubled key": "[cams]\nflip = true\nflip = false\n",
     "doubled section": "[cams]\nflip = true\n[cams]\n",
@@ -48,6 +50,7 @@ VALUES = {
     "negative": ("superpixels", "segments", "-1", "--segments"),
     "infinite": ("superpixels", "compactness", "-inf", "--compactness"),
     "not a number": ("refine", "dino_weight", "nan", "--dino-weight"),
+    "truth for a number": ("superpixels", "segments", "true", "--segments"),
     "fraction for a whole": ("superpixels", "segments", "1.5", "--segments"),
     "1 MB of text": ("cams", "readout", f"'{'a' * 1_000_000}'", "--readout"),
     "10,000 scales of nonsense": ("cams", "scales", str(["x"] * 10_000), "--scale"),
@@ -98,18 +101,13 @@ def test_wrong_values_name_the_flag(tmp_path, one_line, name):
 @pytest.mark.parametrize("section", SECTIONS)
 def test_no_value_is_more_than_one_line(tmp_path, section, value):
     """Every option with a value of every type: it is taken, or refused by name."""
-    from pipelines.errors import UsageError
-
-    refusals = 0
     for key in SECTIONS[section].model_fields:
         (tmp_path / "c.toml").write_text(f"[{section}]\n{key} = {value}\n")
         values, _ = read_config(tmp_path / "c.toml")
         try:
             build_options(section, values[section])
         except UsageError as error:
-            assert str(error).isprintable()  # noqa: PT017 - the other way out is good too
-            refusals += 1
-    assert refusals
+            assert str(error).isprintable()  # noqa: PT017 - to be taken is as good
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -138,7 +136,5 @@ def test_a_config_by_a_pipe_is_fine(tmp_path):
     read, write = os.pipe()
     os.write(write, b"[cams]\nflip = true\n")
     os.close(write)
-    from pathlib import Path
-
     assert read_config(Path(f"/dev/fd/{read}"))[0] == {"cams": {"flip": True}}
     os.close(read)
