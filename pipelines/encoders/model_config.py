@@ -33,7 +33,9 @@ def clip_name(model: str) -> str:
     """
     if is_config_file(model):
         path = Path(model).expanduser()
-        _read(path, {"embed_dim", "vision_cfg", "text_cfg"}, "an open_clip model config", "--clip-model")
+        content = _read(path, {"embed_dim", "vision_cfg", "text_cfg"}, "an open_clip model config", "--clip-model")
+        if not isinstance(content["vision_cfg"], dict) or not isinstance(content["text_cfg"], dict):
+            raise UsageError(f"{path} is not an open_clip model config: vision_cfg or text_cfg is no object", "--clip-model")
         open_clip.add_model_config(path)
         return path.stem
     if ":" in model or open_clip.get_model_config(model) is None:  # no hf-hub: or local-dir: names
@@ -76,7 +78,14 @@ def dino_architecture(model: str) -> TimmModel:
         raise UsageError(f"{path} is not a timm config.json: architecture, model_args or pretrained_cfg", "--dino-model")
     if not timm.is_model(name.split(".")[0]):
         raise UsageError(f"{path}: timm has no model {name!r}", "--dino-model")
-    return TimmModel(name, arguments, {key: settings[key] for key in ("mean", "std") if key in settings})
+    statistics = {key: settings[key] for key in ("mean", "std") if key in settings}
+    if not all(_is_statistic(value) for value in statistics.values()) or 0 in statistics.get("std", ()):
+        raise UsageError(f"{path}: expected mean and std of three numbers, std above 0", "--dino-model")
+    return TimmModel(name, arguments, statistics)
+
+
+def _is_statistic(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(one, int | float) and one >= 0 for one in value)
 
 
 def _read(path: Path, wanted: set[str], what: str, flag: str) -> dict[str, Any]:
