@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,9 @@ from torch import Tensor
 from pipelines.errors import UsageError
 from pipelines.stores.files import atomic_path
 
+CHECKSUM = "sha256"
+"""Key of the note that a file's checksum has; whoever reads the note does not see it."""
+
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
     """Write tensors and a JSON note.
@@ -26,7 +30,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[st
     """
     with atomic_path(path) as temporary:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, temporary, metadata={"note": json.dumps(note, sort_keys=True)})
+        noted = {**note, CHECKSUM: _sha256(plain, note)}  # inside: two entries of metadata come in no fixed order
+        save_file(plain, temporary, metadata={"note": json.dumps(noted, sort_keys=True)})
 
 
 def read_checkpoint(path: Path, flag: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -42,16 +47,37 @@ def read_checkpoint(path: Path, flag: str) -> tuple[dict[str, Tensor], dict[str,
     Raises:
         UsageError: No such file, or not a checkpoint of this toolkit.
     """
-    note = note_of(path, flag)
+    note = _noted(path, flag)
+    written = note.pop(CHECKSUM, None)  # absent in files of earlier versions
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118 - not a mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        whole = written is None or written == _sha256(tensors, note)
     except Exception as error:  # safetensors and torch have more than one way to refuse bytes
         raise UsageError(f"{path} is not a readable .safetensors file", flag) from error
+    if not whole:
+        raise UsageError(f"{path} is damaged: its bytes are not those that were written", flag)
+    return tensors, note
+
+
+def _sha256(tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> str:
+    """Of names, types, shapes and bytes, and of the note: safetensors itself has no checksum."""
+    digest = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def note_of(path: Path, flag: str) -> dict[str, Any]:
     """The note alone; arguments and errors as those of `read_checkpoint`."""
+    note = _noted(path, flag)
+    note.pop(CHECKSUM, None)
+    return note
+
+
+def _noted(path: Path, flag: str) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"no checkpoint at {path}", flag)
     try:
