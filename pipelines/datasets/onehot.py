@@ -103,7 +103,8 @@ class _Array:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         """Rebuild from shape, type and content."""
         _, shape, dtype, _, content = state
-        if not isinstance(shape, tuple) or not isinstance(dtype, _Dtype) or not all(isinstance(side, int) for side in shape):
+        sound = isinstance(shape, tuple) and all(isinstance(side, int) and side >= 0 for side in shape)
+        if not sound or not isinstance(dtype, _Dtype):
             raise pickle.UnpicklingError("it holds an array without shape or type")
         self.shape = shape
         if dtype.name.startswith("O"):
