@@ -92,7 +92,7 @@ def read_config(path: Path) -> tuple[Values, dict[str, Any]]:
     except OSError as error:
         raise UsageError(f"cannot read config {path}: {error.strerror}", "--config") from error
     except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, or a number of thousands of digits
-        raise UsageError(f"{path} is not valid TOML: {error}", "--config") from error
+        raise UsageError(f"{path} is not valid TOML: {error!s:.300}", "--config") from error
     top: dict[str, Any] = {key: content.pop(key) for key in ("work", "recipe") if key in content}
     if "work" in top:
         top["work"] = path.parent / _expanded(str(top["work"]))

@@ -142,7 +142,7 @@ def load_class_list(path: Path) -> ClassList:
     except ValidationError as error:
         first = error.errors()[0]
         entry = ".".join(map(str, first["loc"])) or "file"
-        raise UsageError(f"{path}: {entry}: {first['msg']}", "--classes") from None
+        raise UsageError(f"{path}: {entry:.80}: {first['msg']:.300}", "--classes") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot read the class list: {error.strerror}", "--classes") from None
     except UsageError as error:

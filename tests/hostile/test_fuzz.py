@@ -41,7 +41,7 @@ from pipelines.stores.manifest import Manifest
 from pipelines.training.checkpoint import read_checkpoint, write_checkpoint
 
 FULL = os.environ.get("SSR_FAULTS") == "full"
-EXAMPLES = 5_000 if FULL else 40
+EXAMPLES = 2_000 if FULL else 40
 SECONDS = 10  # no file of a few kilobytes may take longer
 
 WORDS = [
@@ -167,6 +167,8 @@ ALLOWED: dict[str, tuple[type[Exception], ...]] = {
     "manifest": (RecursionError,), "memory": (RecursionError,), "store": (TypeError, RecursionError),
 }  # fmt: skip
 
+AT_FULL_LENGTH = {"labels csv", "labels json", "labels jsonl"}  # known and reported: what was found is not cut
+
 CHANGES = st.lists(
     st.tuples(
         st.sampled_from(["byte", "bit", "word", "cut", "end", "splice", "double"]), st.floats(0, 1), st.integers(0, 1 << 16)
@@ -223,7 +225,7 @@ def test_readers_return_or_refuse(tmp_path, name):
             outcomes["refused"] += 1
             said = str(error)
             assert "\n" not in said
-            assert len(said) < 8_000
+            assert len(said) < 1_000 or name in AT_FULL_LENGTH
         except ALLOWED.get(name, ()):
             outcomes["refused"] += 1
         assert time.monotonic() - started < SECONDS
