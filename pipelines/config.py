@@ -74,7 +74,7 @@ def read_recipe(name: str) -> Values:
         UsageError: No such recipe.
     """
     if name not in recipes():
-        raise UsageError(f"no recipe {name!r}: expected one of {', '.join(recipes())}", "--recipe")
+        raise UsageError(f"no recipe {name!r:.80}: expected one of {', '.join(recipes())}", "--recipe")
     text = (resources.files("pipelines.recipes") / f"{name}.toml").read_text(encoding="utf-8")
     return _checked_keys(tomllib.loads(text), f"recipe {name}")
 
@@ -89,20 +89,42 @@ def read_config(path: Path) -> tuple[Values, dict[str, Any]]:
         UsageError: Missing file, bad TOML, unknown section or key.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        _check_values(content)
     except OSError as error:
         raise UsageError(f"cannot read config {path}: {error.strerror}", "--config") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}", "--config") from error
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, or a number of thousands of digits
+        raise UsageError(f"{path} is not valid TOML: {error!s:.300}", "--config") from error
     top: dict[str, Any] = {key: content.pop(key) for key in ("work", "recipe") if key in content}
     if "work" in top:
-        top["work"] = path.parent / Path(str(top["work"])).expanduser()
+        top["work"] = path.parent / _expanded(str(top["work"]))
     values = _checked_keys(content, str(path))
     for section, entries in values.items():
         for key, value in entries.items():
             if isinstance(value, str) and _is_path(section, key, value):
-                entries[key] = path.parent / Path(value).expanduser()
+                entries[key] = path.parent / _expanded(value)
     return values, top
+
+
+def _expanded(value: str) -> Path:
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{value!r:.80}: there is no such user's home", "--config") from None
+
+
+def _check_values(value: Any) -> None:
+    """Refuse what no option is and no work directory could remember."""
+    if isinstance(value, Mapping):
+        for entry in value.values():
+            _check_values(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            _check_values(entry)
+    elif not isinstance(value, str | int | float):
+        raise ValueError(f"found the date or time {value}, which no option is")
+    elif isinstance(value, str) and "\0" in value:
+        raise ValueError(f"found a null character in {value!r:.60}")
 
 
 def _is_path(section: str, key: str, value: str) -> bool:
@@ -116,18 +138,19 @@ def _is_path(section: str, key: str, value: str) -> bool:
 def _checked_keys(content: Mapping[str, Any], where: str) -> Values:
     for section, entries in content.items():
         if section not in SECTIONS:
-            raise UsageError(f"{where}: unknown section [{section}]{_did_you_mean(section, SECTIONS)}", "--config")
+            shown = section if section.isprintable() else repr(section)
+            raise UsageError(f"{where}: unknown section [{shown:.60}]{_did_you_mean(section, SECTIONS)}", "--config")
         if not isinstance(entries, dict):
-            raise UsageError(f"{where}: [{section}] must be a table, found {entries!r}", "--config")
+            raise UsageError(f"{where}: [{section}] must be a table, found {entries!r:.80}", "--config")
         known = SECTIONS[section].model_fields
         for key in entries:
             if key not in known:
-                raise UsageError(f"{where}: unknown key {key!r} in [{section}]{_did_you_mean(key, known)}", "--config")
+                raise UsageError(f"{where}: unknown key {key!r:.80} in [{section}]{_did_you_mean(key, known)}", "--config")
     return {section: dict(entries) for section, entries in content.items()}
 
 
 def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
+    close = difflib.get_close_matches(word[:80], known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
 
 
@@ -140,6 +163,11 @@ def build_options(section: str, *layers: Mapping[str, Any]) -> Options:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged.update(layer)
+    for key, value in merged.items():
+        known = SECTIONS[section].model_fields.get(key)
+        if isinstance(value, bool) and known is not None and known.annotation in (int, float):  # pydantic takes true for 1
+            flag = flag_of(section, key)
+            raise UsageError(f"{flag}: expected a number, found {str(value).lower()}", f"{flag}, or {key} in [{section}]")
     try:
         return SECTIONS[section].model_validate({k: str(v) if _wants_str(section, k, v) else v for k, v in merged.items()})
     except ValidationError as error:
@@ -147,7 +175,7 @@ def build_options(section: str, *layers: Mapping[str, Any]) -> Options:
         key = str(first["loc"][0]) if first["loc"] else ""
         flag = flag_of(section, key) if key in SECTIONS[section].model_fields else f"[{section}]"
         raise UsageError(
-            f"{flag}: {first['msg'].lower()}, found {first['input']!r}", f"{flag}, or {key} in [{section}]"
+            f"{flag}: {first['msg'].lower()}, found {first['input']!r:.80}", f"{flag}, or {key} in [{section}]"
         ) from error
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from pipelines.datasets.splits import read_regular
 from pipelines.errors import UsageError
 from pipelines.options.sources import Options
 
@@ -44,20 +47,20 @@ class ClassList:
     def __post_init__(self) -> None:
         """Refuse what a label map or a label file could not hold."""
         known = [*self.names, *(alias for alias, _ in self.aliases)]
-        double = sorted({name for name in known if known.count(name) > 1})
+        double = sorted(name for name, count in Counter(known).items() if count > 1)
         if not 0 < len(self.names) <= MAX_CLASSES:
             raise UsageError(f"expected 1 to {MAX_CLASSES} classes, found {len(self.names)}")
         if len(self.prompts) != len(self.names):
             raise UsageError(f"expected one prompt a class, found {len(self.prompts)} for {len(self.names)} classes")
         if double:
-            raise UsageError(f"class name {double[0]!r} stands twice")
+            raise UsageError(f"class name {double[0]!r:.80} stands twice")
         for name in known:
             if name == "background" or not name.isprintable() or ";" in name or name != name.strip() or not name:
-                raise UsageError(f"{name!r} cannot be a class name: expected printable text without ';', not 'background'")
+                raise UsageError(f"{name!r:.80} cannot be a class name: expected printable text without ';', not 'background'")
         if not all(text.strip() for text in (*self.prompts, *self.background)):
             raise UsageError("a prompt or background word is empty")
         if self.template.count("{}") != 1 or set("{}") & set(self.template.replace("{}", "")):
-            raise UsageError(f"expected a template with one {{}}, found {self.template!r}")
+            raise UsageError(f"expected a template with one {{}}, found {self.template!r:.80}")
 
     @property
     def label_map_names(self) -> tuple[str, ...]:
@@ -74,10 +77,10 @@ class ClassList:
         if canonical in self.names:
             return self.names.index(canonical)
         by_case = {known.casefold(): known for known in (*self.names, *dict(self.aliases))}
-        near = difflib.get_close_matches(name.casefold(), by_case, n=1)
+        near = difflib.get_close_matches(name[:80].casefold(), by_case, n=1)
         guess = f"; did you mean {by_case[near[0]]!r}?" if near else ""
         raise UsageError(
-            f"unknown class {name!r}, expected one of {len(self.names)} classes{guess}", "--classes for other classes"
+            f"unknown class {name!r:.80}, expected one of {len(self.names)} classes{guess}", "--classes for other classes"
         )
 
     def indices(self, names: Iterable[str], where: str) -> tuple[int, ...]:
@@ -100,6 +103,21 @@ class _File(Options):
     classes: tuple[_Entry, ...]
 
 
+class _YamlLoader(yaml.SafeLoader):
+    """Plain YAML: neither aliases, which can name more than memory holds, nor a key twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("a class list has no place for aliases (*name)")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            raise yaml.YAMLError(f"a key stands twice in one table: {keys!r:.80}")
+        return super().construct_mapping(node, deep)
+
+
 def load_class_list(path: Path) -> ClassList:
     """Read a class list.
 
@@ -113,8 +131,7 @@ def load_class_list(path: Path) -> ClassList:
     if path.suffix.lower() not in {".toml", ".yaml", ".yml"}:
         raise UsageError(f"{path}: expected a class list .toml or .yaml, found {path.suffix!r}", "--classes")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = _File.model_validate(tomllib.loads(text) if path.suffix.lower() == ".toml" else yaml.safe_load(text))
+        content = _File.model_validate(_parsed(path))
         return ClassList(
             names=tuple(entry.name for entry in content.classes),
             prompts=tuple(entry.name if entry.prompt is None else entry.prompt for entry in content.classes),
@@ -125,13 +142,21 @@ def load_class_list(path: Path) -> ClassList:
     except ValidationError as error:
         first = error.errors()[0]
         entry = ".".join(map(str, first["loc"])) or "file"
-        raise UsageError(f"{path}: {entry}: {first['msg']}", "--classes") from None
+        raise UsageError(f"{path}: {entry:.80}: {first['msg']:.300}", "--classes") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot read the class list: {error.strerror}", "--classes") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path}: {' '.join(str(error).split())}", "--classes") from None
     except UsageError as error:
         raise UsageError(f"{path}: {error.message}", "--classes") from None
+
+
+def _parsed(path: Path) -> object:
+    text = read_regular(path)
+    try:
+        if path.suffix.lower() == ".toml":
+            return tomllib.loads(text.decode("utf-8-sig").replace("\r\n", "\n"))
+        return _YamlLoader(text.decode("utf-8-sig")).get_single_data()
+    except Exception as error:  # PyYAML's constructors raise nearly anything on an odd scalar
+        raise UsageError(f"not valid: {' '.join(str(error).split()):.300}") from None
 
 
 def palette() -> NDArray[np.uint8]:

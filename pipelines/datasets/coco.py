@@ -10,7 +10,7 @@ from typing import TypedDict, cast
 from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.classes import COCO14, ClassList, load_class_list
 from pipelines.datasets.label_files import read_label_file, select_labels
-from pipelines.datasets.splits import check_image_id, read_split, split_file
+from pipelines.datasets.splits import check_image_id, read_regular, read_split, split_file
 from pipelines.errors import SsrError, UsageError
 from pipelines.options.sources import DatasetOptions
 
@@ -118,14 +118,18 @@ def read_instances(path: Path, classes: ClassList) -> dict[str, CocoImage]:
             where = f"{path}: annotations[{number}]"
             present[item["image_id"]].add(index[item["category_id"]])
     except (KeyError, TypeError, AttributeError) as error:
-        raise SsrError(f"{where}: expected COCO instances, found {type(error).__name__} {error}", "--labels FILE") from None
+        raise SsrError(
+            f"{where}: expected COCO instances, found {type(error).__name__} {error!s:.60}", "--labels FILE"
+        ) from None
     images: dict[str, CocoImage] = {}
     for key, name in names.items():
         if not isinstance(name, str):
-            raise SsrError(f"{path}: images: expected a file_name, found {name!r}")
-        image_id = check_image_id(name.rpartition(".")[0] or name, f"{path}: image {key}")
+            raise SsrError(f"{path}: images: expected a file_name, found {name!r:.60}")
+        stem, _, suffix = name.rpartition(".")
+        image_id = check_image_id(stem or name, f"{path}: image {key!r:.60}")
+        check_image_id(suffix or image_id, f"{path}: image {key!r:.60}: what follows the last dot of {name!r:.60}")
         if image_id in images:
-            raise SsrError(f"{path}: image {key}: file name {name!r} stands twice")
+            raise SsrError(f"{path}: image {key!r:.60}: file name {name!r} stands twice")
         images[image_id] = CocoImage(name, tuple(sorted(present[key])))
     if not images:
         raise SsrError(f"{path}: expected at least one image, found none")
@@ -138,13 +142,15 @@ def labels_from_coco(path: Path, classes: ClassList) -> dict[str, tuple[int, ...
 
 
 def _read_json(path: Path) -> _Instances:
-    def slim(item: dict[str, object]) -> dict[str, object]:  # polygons are nine tenths of the memory
-        item.pop("segmentation", None)
+    def slim(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        item = dict(pairs)
+        if len(item) != len(pairs):
+            raise ValueError("a key stands twice in one object")
+        item.pop("segmentation", None)  # polygons are nine tenths of the memory
         return item
 
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            content = json.load(file, object_hook=slim)
+        content = json.loads(read_regular(path).decode("utf-8-sig"), object_pairs_hook=slim)
     except OSError as error:
         raise SsrError(f"{path}: cannot read the annotations: {error.strerror}", "--labels FILE for a label file") from None
     except (ValueError, RecursionError) as error:

@@ -48,16 +48,23 @@ def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def image_size(path: Path) -> tuple[int, int]:
     """``(height, width)`` in pixels from the header alone; errors as `load_image`."""
-    with open_image(path) as image:
+    with open_image(path, checked=False) as image:
         return image.height, image.width
 
 
 @contextmanager
-def open_image(path: Path, formats: tuple[str, ...] = FORMATS, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """Open an image file lazily; whatever goes wrong until the block ends is an `ImageError`."""
+def open_image(
+    path: Path, formats: tuple[str, ...] = FORMATS, max_pixels: int = MAX_PIXELS, checked: bool = True
+) -> Iterator[Image.Image]:
+    """Open an image file lazily; whatever goes wrong until the block ends is an `ImageError`.
+
+    With ``checked`` a PNG's checksums are compared first: decoding alone passes over those of the pixels.
+    """
     try:
         if path.exists() and not path.is_file():
             raise ImageError(f"{path}: expected an image, found {'a folder' if path.is_dir() else 'no regular file'}")
+        if checked:
+            _verify(path, formats)
         with Image.open(path, formats=formats) as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(f"{path}: expected at most {max_pixels} pixels, found {image.width} x {image.height}")
@@ -76,6 +83,12 @@ def open_image(path: Path, formats: tuple[str, ...] = FORMATS, max_pixels: int =
         raise ImageError(f"{path}: cannot read the image: {error.strerror or error}") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
         raise ImageError(f"{path}: broken image: {type(error).__name__}: {' '.join(str(error).split())}") from None
+
+
+def _verify(path: Path, formats: tuple[str, ...]) -> None:
+    with Image.open(path, formats=formats) as image:  # opened for this alone: Pillow closes what it has verified
+        if image.format == "PNG":
+            image.verify()
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import math
 import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.datasets.classes import ClassList
-from pipelines.datasets.splits import check_image_id
+from pipelines.datasets.splits import check_image_id, read_regular
 from pipelines.errors import SsrError
-
-_ARRAYS = frozenset(
-    {("numpy", "ndarray"), ("numpy", "dtype")}
-    | {(module, name) for module in ("numpy.core.multiarray", "numpy._core.multiarray") for name in ("_reconstruct", "scalar")}
-)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Admits what rebuilds NumPy arrays, by name, and nothing else."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in _ARRAYS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
 
 
 def read_onehot_npy(path: Path, classes: ClassList) -> dict[str, tuple[int, ...]]:
@@ -38,8 +29,7 @@ def read_onehot_npy(path: Path, classes: ClassList) -> dict[str, tuple[int, ...]
         SsrError: The file is not that, or asks for anything but arrays.
     """
     try:
-        with path.open("rb") as file:
-            content = _unpickle(file)
+        content = _unpickle(io.BytesIO(read_regular(path)))
     except OSError as error:
         raise SsrError(f"{path}: cannot read labels: {error.strerror}") from None
     except Exception as error:  # a hostile pickle can raise anything
@@ -50,26 +40,143 @@ def read_onehot_npy(path: Path, classes: ClassList) -> dict[str, tuple[int, ...]
     for key, row in content.items():
         if not isinstance(key, str):
             raise SsrError(f"{path}: expected image ids as keys, found {key!r}")
-        where = f"{path}: entry {key!r}"
-        if not isinstance(row, np.ndarray) or row.dtype.kind not in "biuf":
-            raise SsrError(f"{where}: expected an array of numbers, found {type(row).__name__}")
-        if row.shape != (len(classes.names),):
+        where = f"{path}: entry {key!r:.60}"
+        if not isinstance(row, _Array) or row.values is None:
+            raise SsrError(f"{where}: expected an array of numbers, found {type(row).__name__.strip('_').lower()}")
+        values = row.values
+        if values.shape != (len(classes.names),):
             raise SsrError(
-                f"{where}: expected {len(classes.names)} columns, found shape {row.shape}", "--classes for other classes"
+                f"{where}: expected {len(classes.names)} columns, found shape {values.shape}", "--classes for other classes"
             )
-        if not np.isin(row, (0, 1)).all():
+        if not np.isin(values, (0, 1)).all():
             raise SsrError(f"{where}: expected zeros and ones, found other values")
-        labels[check_image_id(key, where)] = tuple(np.flatnonzero(row).tolist())
+        labels[check_image_id(key, where)] = tuple(np.flatnonzero(values).tolist())
     return labels
 
 
-def _unpickle(file: IO[bytes]) -> object:
+def _unpickle(file: io.BytesIO) -> object:
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(file)
     if shape != () or not dtype.hasobject:
         raise ValueError(f"an array of {dtype}, shape {shape}")
-    array = _ArrayUnpickler(file).load()
-    if not isinstance(array, np.ndarray) or array.shape != () or array.dtype != object:
+    array = _Unpickler(file).load()
+    if not isinstance(array, _Array) or array.objects is None or len(array.objects) != 1 or array.shape != ():
         raise ValueError(f"a {type(array).__name__}")
-    return array.item()
+    return array.objects[0]
+
+
+class _Dtype:
+    """Stands for ``numpy.dtype``: a plain type and its byte order.
+
+    NumPy's own takes flags from a pickle, and some make it take the bytes that follow for addresses.
+    """
+
+    def __init__(self, name: str, *_: object) -> None:
+        if not isinstance(name, str) or not re.fullmatch(r"[<>|=]?([biufU]\d{1,3}|O8?)", name):
+            raise pickle.UnpicklingError(f"it asks for an array of {name!r:.60}")
+        self.name = name.lstrip("<>|=")
+        self.order = name[0] if name[0] in "<>|=" else "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Take over the byte order, which is all that a plain type has."""
+        order, *structure = state[1:5]
+        if not isinstance(order, str) or order not in {"<", ">", "|", "="} or any(part is not None for part in structure):
+            raise pickle.UnpicklingError("it asks for a structured array")
+        self.order = order
+
+
+class _Array:
+    """Stands for ``numpy.ndarray``.
+
+    Attributes:
+        shape: Its shape.
+        objects: Its items, if it holds objects.
+        values: The array, if it holds numbers.
+    """
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = ()
+        self.objects: list[Any] | None = None
+        self.values: NDArray[Any] | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Rebuild from shape, type and content."""
+        _, shape, dtype, _, content = state
+        sound = isinstance(shape, tuple) and all(isinstance(side, int) and side >= 0 for side in shape)
+        if not sound or not isinstance(dtype, _Dtype):
+            raise pickle.UnpicklingError("it holds an array without shape or type")
+        self.shape = shape
+        if dtype.name.startswith("O"):
+            if not isinstance(content, list) or len(content) != math.prod(shape):
+                raise pickle.UnpicklingError("it holds an array of objects without objects")
+            self.objects = content
+        elif not dtype.name.startswith("U"):
+            self.values = np.frombuffer(content, np.dtype(dtype.order + dtype.name)).reshape(shape)
+
+
+class _Call:
+    """A function of NumPy's that a pickle may call. An object without a dict of its own: nothing can be hung on it."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: object) -> object:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("it changes a function")
+
+
+def _text(dtype: object, content: object) -> str:
+    """A ``numpy.str_``, the only scalar that has a place here: a key."""
+    if not isinstance(dtype, _Dtype) or not dtype.name.startswith("U") or not isinstance(content, bytes):
+        raise pickle.UnpicklingError("it asks for a scalar that is no text")
+    return content.decode("utf-32-be" if dtype.order == ">" else "utf-32-le").rstrip("\0")
+
+
+_STAND_INS: dict[tuple[str, str], object] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    **{(module, "_reconstruct"): _Call(lambda *_: _Array()) for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
+    **{(module, "scalar"): _Call(_text) for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
+}
+
+
+_InPython: Any = pickle._Unpickler
+
+
+class _Unpickler(_InPython):  # type: ignore[misc]
+    """Puts stand-ins for what rebuilds NumPy arrays and admits nothing else.
+
+    In Python on purpose: the C unpickler makes room for any memo index that a file names, up to all of the memory.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(_InPython.dispatch)
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}"[:200])
+        return _STAND_INS[module, name]
+
+    def load_setitem(self) -> None:
+        self._check_keys(self.stack[-2:-1])
+        _InPython.load_setitem(self)
+
+    def load_setitems(self) -> None:
+        self._check_keys(self.stack[::2])
+        _InPython.load_setitems(self)
+
+    def refuse(self) -> None:
+        raise pickle.UnpicklingError("it holds a set, or a dict in a form that NumPy does not write")
+
+    def _check_keys(self, keys: list[object]) -> None:
+        if not all(isinstance(key, str | int) for key in keys):  # hashing nested tuples can take for ever
+            raise pickle.UnpicklingError("it has keys that are no image ids")
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    for _code in (pickle.ADDITEMS, pickle.FROZENSET, pickle.DICT):
+        dispatch[_code[0]] = refuse

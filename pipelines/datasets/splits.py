@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import unicodedata
 from pathlib import Path
 
@@ -34,6 +36,20 @@ def check_image_id(image_id: str, where: str) -> str:
     raise UsageError(f"{where}: image id {shown!r} {problem}; expected a file name without folder or extension")
 
 
+def read_regular(path: Path) -> bytes:
+    """Content of a file that others may have laid there: not of a pipe or device, which might never end.
+
+    Raises:
+        OSError: It cannot be read; ``strerror`` says why.
+    """
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "no regular file")
+        return path.read_bytes()
+    except ValueError as error:  # a null byte in the path
+        raise OSError(errno.EINVAL, str(error)) from None
+
+
 def split_file(split: str) -> Path | None:
     """Path of a split given as ``.txt``; None where it is a split name.
 
@@ -53,7 +69,7 @@ def read_split(path: Path) -> tuple[str, ...]:
         UsageError: The file cannot be read, has no ids, or an id is unsafe or stands twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = re.split("\r\n|\r|\n", read_regular(path).decode("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: cannot read the split: {error.strerror}", "--split NAME or --split FILE.txt") from None
     except UnicodeDecodeError:

@@ -7,12 +7,12 @@ from pathlib import Path
 from xml.etree.ElementTree import ParseError  # the class only: defusedxml parses
 
 from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import parse
+from defusedxml.ElementTree import fromstring
 
 from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.classes import VOC12, ClassList, load_class_list
 from pipelines.datasets.label_files import read_label_file, select_labels
-from pipelines.datasets.splits import read_split, split_file
+from pipelines.datasets.splits import check_image_id, read_regular, read_split, split_file
 from pipelines.errors import SsrError, UsageError
 from pipelines.options.sources import DatasetOptions
 
@@ -64,22 +64,22 @@ def labels_from_xml(folder: Path, classes: ClassList, ids: Iterable[str] | None 
         SsrError: A file is missing, broken, or uses entities.
         UsageError: An object's class is not in the list.
     """
-    wanted = sorted(path.stem for path in folder.glob("*.xml")) if ids is None else ids
-    return {image_id: _xml_labels(folder / f"{image_id}.xml", classes) for image_id in wanted}
+    if ids is None:
+        ids = [check_image_id(path.stem, str(folder)) for path in sorted(folder.glob("*.xml"))]
+    return {image_id: _xml_labels(folder / f"{image_id}.xml", classes) for image_id in ids}
 
 
 def _xml_labels(path: Path, classes: ClassList) -> tuple[int, ...]:
     try:
-        annotation = parse(path).getroot()
+        annotation = fromstring(read_regular(path))
     except OSError as error:
         raise SsrError(f"{path}: cannot read the annotation: {error.strerror}", "--labels FILE for a label file") from None
     except DefusedXmlException as error:
         raise SsrError(f"{path}: refused: XML with {type(error).__name__} content") from None
     except (ParseError, ValueError, LookupError) as error:
         raise SsrError(f"{path}: broken XML: {' '.join(str(error).split())}") from None
-    if annotation is None or annotation.tag != "annotation":
-        found = "nothing" if annotation is None else f"<{annotation.tag}>"
-        raise SsrError(f"{path}: expected VOC's <annotation>, found {found}")
+    if annotation.tag != "annotation":
+        raise SsrError(f"{path}: expected VOC's <annotation>, found <{annotation.tag:.60}>")
     names = ((element.text or "").strip() for element in annotation.iterfind("object/name"))
     return classes.indices(names, str(path))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import timm
 
 from pipelines.encoders.weights_folder import first_line
 from pipelines.errors import SsrError, UsageError
+
+_LARGEST, _DEEPEST = 1 << 20, 256  # of any number in a model's description; of its layers
 
 
 def is_config_file(model: str) -> bool:
@@ -30,7 +33,9 @@ def clip_name(model: str) -> str:
     """
     if is_config_file(model):
         path = Path(model).expanduser()
-        _read(path, {"embed_dim", "vision_cfg", "text_cfg"}, "an open_clip model config", "--clip-model")
+        content = _read(path, {"embed_dim", "vision_cfg", "text_cfg"}, "an open_clip model config", "--clip-model")
+        if not isinstance(content["vision_cfg"], dict) or not isinstance(content["text_cfg"], dict):
+            raise UsageError(f"{path} is not an open_clip model config: vision_cfg or text_cfg is no object", "--clip-model")
         open_clip.add_model_config(path)
         return path.stem
     if ":" in model or open_clip.get_model_config(model) is None:  # no hf-hub: or local-dir: names
@@ -73,7 +78,14 @@ def dino_architecture(model: str) -> TimmModel:
         raise UsageError(f"{path} is not a timm config.json: architecture, model_args or pretrained_cfg", "--dino-model")
     if not timm.is_model(name.split(".")[0]):
         raise UsageError(f"{path}: timm has no model {name!r}", "--dino-model")
-    return TimmModel(name, arguments, {key: settings[key] for key in ("mean", "std") if key in settings})
+    statistics = {key: settings[key] for key in ("mean", "std") if key in settings}
+    if not all(_is_statistic(value) for value in statistics.values()) or 0 in statistics.get("std", ()):
+        raise UsageError(f"{path}: expected mean and std of three numbers, std above 0", "--dino-model")
+    return TimmModel(name, arguments, statistics)
+
+
+def _is_statistic(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(one, int | float) and one >= 0 for one in value)
 
 
 def _read(path: Path, wanted: set[str], what: str, flag: str) -> dict[str, Any]:
@@ -85,7 +97,21 @@ def _read(path: Path, wanted: set[str], what: str, flag: str) -> dict[str, Any]:
         raise UsageError(f"{path} is not JSON", flag) from None
     if not isinstance(content, dict) or not wanted <= set(content):
         raise UsageError(f"{path} is not {what}: expected {', '.join(sorted(wanted))}", flag)
+    odd = next(_odd(content), None)
+    if odd is not None:
+        raise UsageError(f"{path} is not {what}: no model here has {odd:.80}", flag)
     return content
+
+
+def _odd(content: Mapping[str, Any], section: str = "") -> Iterator[str]:
+    """Entries that would fill the memory, or make a library fetch what nobody asked for."""
+    for key, value in content.items():
+        if isinstance(value, dict) and not section:
+            yield from _odd(value, f"{key}.")
+        elif isinstance(value, int | float) and not abs(value) <= (_DEEPEST if key in {"layers", "depth"} else _LARGEST):
+            yield f"{section}{key} {value!r:.20}"
+        elif key.startswith("hf_") or (isinstance(value, str) and ":" in value and key.endswith("model_name")):
+            yield f"{section}{key} from a hub"
 
 
 def cannot_build(model: str, error: Exception) -> SsrError:

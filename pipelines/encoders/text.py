@@ -14,7 +14,7 @@ from pathlib import Path
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -58,9 +58,12 @@ def read_bank(path: Path, model: str | None = None) -> TextBank:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            embeddings = file.get_tensor("embeddings").float()
+            embeddings = file.get_tensor("embeddings")
+        if not embeddings.is_floating_point():
+            raise TypeError(embeddings.dtype)
+        embeddings = embeddings.float()
         names = json.loads(metadata["names"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # safetensors and torch have more than one way to refuse a header
         raise SsrError(
             f"{path} is not a text bank: expected `embeddings` and the metadata `names`", "`ssr text` writes one"
         ) from error

@@ -147,6 +147,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     tensors = isinstance(state, dict) and {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
     if not tensors:
         raise SsrError(f"{path} is no dictionary of named tensors", "bring the model's state_dict as .safetensors")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise SsrError(f"{path}: {name!r:.60} is no plain tensor", "bring an intact .safetensors")
     return tensors
 
 
@@ -178,7 +181,7 @@ def build_clip(weights: Weights) -> LoadedClip:
     try:
         with _quiet_root_logger():
             model = cast("CLIP", open_clip.create_model(name, pretrained=None, load_weights=False))
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # a config file of odd numbers
+    except Exception as error:  # a config file of odd numbers can go wrong anywhere
         raise cannot_build(weights.model, error) from error
     for key in ("mean", "std"):  # of the tag that a file of the weights folder stands for: not every CLIP has OpenAI's
         if value := open_clip.get_pretrained_cfg(name, weights.pretrained).get(key):
@@ -189,7 +192,7 @@ def build_clip(weights: Weights) -> LoadedClip:
         state = {f"visual.{k}": v for k, v in state.items()}
     marker = state.get("visual.class_embedding")
     if marker is not None:
-        fingerprint = hashlib.sha256(marker.half().numpy().tobytes()).hexdigest()
+        fingerprint = hashlib.sha256(marker.flatten()[: 1 << 16].half().numpy().tobytes()).hexdigest()
         if fingerprint in _QUICK_GELU_TOWERS:
             quick = bool((open_clip.get_model_config(name) or {}).get("quick_gelu"))
             _check_activation(weights.model, quick, True, f"{_QUICK_GELU_TOWERS[fingerprint]} in {weights.path.name}")
@@ -223,9 +226,14 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], weights: Weights, op
             else (f"has {misfit[0]} of shape {tuple(state[misfit[0]].shape)}, not {tuple(own[misfit[0]].shape)}")
         )
         raise UsageError(f"{weights.path} does not fit {weights.model}: it {detail}", "bring the weights of this model")
-    if not all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point()):
+    taken = {k: v for k, v in state.items() if k in own}  # others are not looked at: they may claim any size
+    unlike = [k for k, v in taken.items() if v.is_floating_point() != own[k].is_floating_point() or v.is_complex()]
+    if unlike:
+        found = f"{unlike[0]} of {taken[unlike[0]].dtype}, not {own[unlike[0]].dtype}"
+        raise UsageError(f"{weights.path} does not fit {weights.model}: it has {found}", "bring the weights of this model")
+    if not all(torch.isfinite(v.to(own[k].dtype)).all() for k, v in taken.items()):
         raise SsrError(f"{weights.path} holds NaN or infinite weights", "bring an intact file")
-    model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+    model.load_state_dict(taken, strict=False)
 
 
 def _clip_from_hub(weights: Weights) -> CLIP:
@@ -309,6 +317,12 @@ def build_dino(weights: Weights) -> nn.Module:
     if not isinstance(model, VisionTransformer):
         raise _no_vit(weights)
     if weights.path is not None:
-        state = checkpoint_filter_fn(_read_state(weights.path), model)
+        state = _read_state(weights.path)
+        try:
+            state = checkpoint_filter_fn(state, model)
+        except Exception as error:  # it reshapes tensors that may have any shape
+            raise UsageError(
+                f"{weights.path} does not fit {weights.model}: {first_line(error)}", "bring the weights of this model"
+            ) from error
         _load_state(model, state, weights)
     return model

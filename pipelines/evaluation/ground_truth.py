@@ -26,6 +26,10 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
         ImageError: No such file, not a PNG, damaged, or not class indices (colours, 16 bits, greys scaled up from fewer bits).
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or device might never end
+            raise ImageError(f"expected a PNG mask in {path}, found no regular file", hint=_HINT)
+        with Image.open(path, formats=("PNG",)) as image:
+            image.verify()  # checksums of all chunks: decoding alone passes over those of the pixels
         with Image.open(path, formats=("PNG",)) as image:
             stored = image.tile[0].args if image.tile else image.mode  # the mode in the file, e.g. "L;4"
             if image.mode not in ("P", "L") or (image.mode == "L" and stored != "L"):
@@ -34,5 +38,8 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
             return np.array(image, dtype=np.uint8)
     except FileNotFoundError as error:
         raise ImageError(f"expected a ground-truth mask, found no file {path}", hint="score a split that has masks") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"expected a PNG mask in {path}, found a file that cannot be read: {error}", hint=_HINT) from error
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+        found = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"expected a PNG mask in {path}, found a file that cannot be read: {found}", hint=_HINT) from error

@@ -158,7 +158,9 @@ def read_report(path: Path) -> Report:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise SsrError(f"expected a report in {path}, but {where}: {first['msg']}", hint="ssr eval writes it anew") from error
+        raise SsrError(
+            f"expected a report in {path}, but {where:.80}: {first['msg']:.300}", hint="ssr eval writes it anew"
+        ) from error
 
 
 def write_csv(metrics: Metrics, path: Path) -> None:

@@ -286,11 +286,12 @@ def recall(work: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     content = read_json(path)
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(key) or {}, dict) for key in ("dataset", "clip", "dino", "config")
-    ):
+    config = (content.get("config") or {}) if isinstance(content, dict) else None
+    sections = [content.get(key) or {} for key in ("dataset", "clip", "dino")] if isinstance(content, dict) else []
+    if not isinstance(config, dict) or not all(isinstance(one, dict) for one in (*sections, *config.values())):
         raise SsrError(f"{path} is damaged", "remove it and give DATASET and --root again")
-    return content
+    found: dict[str, Any] = content
+    return found
 
 
 def input_digest(output: Path, command: str) -> str:

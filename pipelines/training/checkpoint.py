@@ -17,7 +17,7 @@ from pipelines.errors import UsageError
 from pipelines.stores.files import atomic_path
 
 CHECKSUM = "sha256"
-"""Entry of the note, over tensors and the rest of the note. Files without one are read, too."""
+"""Key of the note that a file's checksum has; whoever reads the note does not see it."""
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
@@ -31,9 +31,9 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[st
     with atomic_path(path) as temporary:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         told = {key: value for key, value in note.items() if key != CHECKSUM}  # of a note that was read elsewhere
-        told[CHECKSUM] = _checksum(plain, told)  # in the note: of two entries safetensors writes either first
+        noted = {**told, CHECKSUM: _sha256(plain, told)}  # inside: two entries of metadata come in no fixed order
         try:
-            save_file(plain, temporary, metadata={"note": json.dumps(told, sort_keys=True)})
+            save_file(plain, temporary, metadata={"note": json.dumps(noted, sort_keys=True)})
         except SafetensorError as error:  # a full disk
             raise OSError(str(error)) from error
 
@@ -51,26 +51,28 @@ def read_checkpoint(path: Path, flag: str) -> tuple[dict[str, Tensor], dict[str,
     Raises:
         UsageError: No such file, not a checkpoint of this toolkit, or damaged.
     """
-    note = _whole_note(path, flag)
+    note = _noted(path, flag)
+    written = note.pop(CHECKSUM, None)  # absent in files of earlier versions
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
+            # copies, for their alignment: a mapped one lies anywhere, and kernels then round the last bits in another way
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
+        whole = written is None or written == _sha256(tensors, note)
+    except Exception as error:  # safetensors and torch have more than one way to refuse bytes
         raise UsageError(f"{path} is not a readable .safetensors file", _cure(flag)) from error
-    wanted = note.pop(CHECKSUM, None)
-    if wanted is not None and wanted != _checksum(tensors, note):
+    if not whole:
         raise UsageError(f"{path} is damaged: its checksum is another", _cure(flag))
     return tensors, note
 
 
-def _checksum(tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> str:
-    """Of everything that `write_checkpoint` is given: safetensors itself would take another number for granted."""
-    found = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        found.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+def _sha256(tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> str:
+    """Of names, types, shapes and bytes, and of the note: safetensors itself has no checksum."""
+    digest = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _cure(flag: str) -> str:
@@ -79,18 +81,18 @@ def _cure(flag: str) -> str:
 
 def note_of(path: Path, flag: str) -> dict[str, Any]:
     """The note alone; arguments and errors as those of `read_checkpoint`."""
-    note = _whole_note(path, flag)
+    note = _noted(path, flag)
     note.pop(CHECKSUM, None)
     return note
 
 
-def _whole_note(path: Path, flag: str) -> dict[str, Any]:
+def _noted(path: Path, flag: str) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"no checkpoint at {path}", flag)
     try:
         with safe_open(path, framework="pt") as file:
             note = json.loads((file.metadata() or {}).get("note", "null"))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except Exception as error:
         raise UsageError(f"{path} is not a readable .safetensors file", _cure(flag)) from error
     if not isinstance(note, dict):
         raise UsageError(f"{path} was not written by ssr: it does not say what it belongs to", flag)
@@ -107,10 +109,19 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimiser_tensors` took, found among other tensors."""
+    """Put back what `optimiser_tensors` took, found among other tensors.
+
+    Raises:
+        UsageError: They are not the moments of this optimiser.
+    """
     moments: dict[int, dict[str, Tensor]] = {}
+    sizes = dict(enumerate(parameter.shape for group in optimiser.param_groups for parameter in group["params"]))
     for key, value in tensors.items():
         if key.startswith("optimiser."):
-            _, index, name = key.split(".")
+            index, _, name = key.removeprefix("optimiser.").partition(".")
+            wanted = sizes.get(int(index)) if index.isdecimal() and len(index) < 9 else None
+            sound = value.is_floating_point() and bool(torch.isfinite(value).all())
+            if wanted is None or not sound or value.shape not in {wanted, torch.Size([])}:
+                raise UsageError(f"the saved state is damaged: {key!r:.60} is not the optimiser's", "--resume never")
             moments.setdefault(int(index), {})[name] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})

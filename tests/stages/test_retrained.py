@@ -127,7 +127,7 @@ def rewritten(
     with safe_open(path, framework="pt") as file:
         found, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     content = json.loads(metadata["note"])
-    del content["sha256"]  # a file that says so of itself is whole
+    del content["sha256"]  # of what it held before
     if note is not None:
         note(content)
     if tensors is not None:

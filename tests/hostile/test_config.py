@@ -1,0 +1,140 @@
+"""Config files that no one should have written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import SECTIONS, build_options, read_config
+from pipelines.errors import UsageError
+
+NOT_TOML = {
+    "deep list": "a = " + "[" * 100_000,
+    "deep table": "a = " + "{a = " * 20_000,
+    "deep keys": "[" + "a." * 10_000 + "a]\n",
+    "number of 5,000 digits": "[refine]\npower = " + "9" * 5_000 + "\n",
+    "doubled key": "[cams]\nflip = true\nflip = false\n",
+    "doubled section": "[cams]\nflip = true\n[cams]\n",
+    "section twice, dotted": "[cams]\nflip = true\n[cams.flip]\n",
+    "a day that is none": "[refine]\npower = 2020-99-99\n",
+    "null byte": "[cams]\0\n",
+    "null character in a path": '[dataset]\nroot = "a\\u0000b"\n',
+    "null character in a list": '[cams]\nscales = ["a\\u0000b"]\n',
+    "json": '{"cams": {}}',
+    "yaml": "cams:\n  flip: true\n",
+    "a day": "[refine]\npower = 2020-01-01\n",
+    "a time in a list": "[cams]\nscales = [1.0, 12:00:00]\n",
+}
+WRONG_KEYS = {
+    "unknown section": ("[cam]\n", "did you mean 'cams'"),
+    "unknown key": ("[cams]\nscale = [1]\n", "did you mean 'scales'"),
+    "section of two lines": ('["a\\nb"]\n', "unknown section"),
+    "section with an escape sequence": ('["\\u001b[2J"]\n', "unknown section"),
+    "section of 1 MB": (f"[{'a' * 1_000_000}]\n", "unknown section"),
+    "key of 1 MB": (f"[cams]\n{'a' * 1_000_000} = 1\n", "unknown key"),
+    "key of two lines": ('[cams]\n"a\\nb" = 1\n', "unknown key"),
+    "section as a list": ("[[cams]]\nflip = true\n", "must be a table"),
+    "section as 1 MB of text": (f"cams = '{'a' * 1_000_000}'\n", "must be a table"),
+    "option outside its section": ("flip = true\n", "unknown section [flip]"),
+    "nobody's home": ('[dataset]\nroot = "~no-such-user-here/voc"\n', "home"),
+    "work in nobody's home": ('work = "~no-such-user-here"\n', "home"),
+    "weights in nobody's home": ('[clip]\npretrained = "~no-such-user-here/a.pt"\n', "home"),
+}
+VALUES = {
+    # name: (section, key, TOML value, flag)
+    "text for a number": ("refine", "power", '"two"', "--power"),
+    "list for a number": ("refine", "power", "[2]", "--power"),
+    "table for a number": ("superpixels", "segments", "{a = 1}", "--segments"),
+    "negative": ("superpixels", "segments", "-1", "--segments"),
+    "infinite": ("superpixels", "compactness", "-inf", "--compactness"),
+    "not a number": ("refine", "dino_weight", "nan", "--dino-weight"),
+    "truth for a number": ("superpixels", "segments", "true", "--segments"),
+    "fraction for a whole": ("superpixels", "segments", "1.5", "--segments"),
+    "1 MB of text": ("cams", "readout", f"'{'a' * 1_000_000}'", "--readout"),
+    "10,000 scales of nonsense": ("cams", "scales", str(["x"] * 10_000), "--scale"),
+    "number for a path": ("dataset", "root", "3", "--root"),
+    "no such kind": ("dataset", "kind", '"cityscapes"', "kind"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_TOML)
+def test_what_is_no_toml_is_one_line(tmp_path, one_line, name):
+    path = tmp_path / "c.toml"
+    path.write_text(NOT_TOML[name])
+    assert f"{path} is not valid TOML" in one_line(read_config, path)
+
+
+@pytest.mark.parametrize("name", WRONG_KEYS)
+def test_wrong_keys_are_one_short_line(tmp_path, one_line, name):
+    text, message = WRONG_KEYS[name]
+    (tmp_path / "c.toml").write_text(text)
+    said = one_line(read_config, tmp_path / "c.toml")
+    assert message in said
+    assert said.isprintable()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])
+def test_other_encodings(tmp_path, one_line, encoding):
+    (tmp_path / "c.toml").write_bytes('[dataset]\nroot = "é"\n'.encode(encoding))
+    assert "not valid TOML" in one_line(read_config, tmp_path / "c.toml")
+
+
+@pytest.mark.parametrize(
+    "text", ["\ufeff[cams]\r\nflip = true\r\n", "[cams]\nflip = true" + "\n# x" * 100_000], ids=["bom", "long"]
+)
+def test_odd_files_that_are_read(tmp_path, text):
+    (tmp_path / "c.toml").write_bytes(text.encode())
+    assert read_config(tmp_path / "c.toml") == ({"cams": {"flip": True}}, {})
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_wrong_values_name_the_flag(tmp_path, one_line, name):
+    section, key, value, flag = VALUES[name]
+    (tmp_path / "c.toml").write_text(f"[{section}]\n{key} = {value}\n")
+    values, _ = read_config(tmp_path / "c.toml")
+    assert flag in one_line(build_options, section, values[section])
+
+
+@pytest.mark.parametrize("value", ["true", "-1", '"x"', "[]", "{}", "1e400"])
+@pytest.mark.parametrize("section", SECTIONS)
+def test_no_value_is_more_than_one_line(tmp_path, section, value):
+    """Every option with a value of every type: it is taken, or refused by name."""
+    for key in SECTIONS[section].model_fields:
+        (tmp_path / "c.toml").write_text(f"[{section}]\n{key} = {value}\n")
+        values, _ = read_config(tmp_path / "c.toml")
+        try:
+            build_options(section, values[section])
+        except UsageError as error:
+            assert str(error).isprintable()  # noqa: PT017 - to be taken is as good
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("work = 3\nrecipe = 4\n", "no recipe 4"),
+    ("recipe = '../../etc/passwd'\n", "no recipe"),
+    ("recipe = '" + "a" * 100_000 + "'\n", "no recipe"),
+    ("[align]\nlearning_rate = 2020-01-01\n", "date"),
+    ("[train]\ncrop = [[[1]]]\n", ""),
+    (NOT_TOML["deep list"], "not valid TOML"),
+    (WRONG_KEYS["section of two lines"][0], "unknown section"),
+], ids=["numbers", "path as a recipe", "long recipe", "date", "later stage's value", "deep", "two lines"])  # fmt: skip
+def test_through_the_command_line(refused, ssr, tmp_path, tiny_voc, text, message):
+    config = tmp_path / "c.toml"
+    config.write_text(f"{text}\n" + ("" if "[" in text[:1] else f"[dataset]\nkind = 'voc'\nroot = '{tiny_voc.root}'\n"))
+    words = ("superpixels", "voc", "--root", tiny_voc.root, "--work", tmp_path / "w", "--config", config)
+    if not message:  # not this stage's: remembered, and refused by the stage it belongs to
+        ssr(*words, "--segments", 12, "--workers", 1)
+        assert "--crop" in refused("train", "--work", tmp_path / "w")
+        return
+    assert message in refused(*words)
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_config_by_a_pipe_is_fine(tmp_path):
+    """``--config <(make-config)`` of a shell."""
+    read, write = os.pipe()
+    os.write(write, b"[cams]\nflip = true\n")
+    os.close(write)
+    assert read_config(Path(f"/dev/fd/{read}"))[0] == {"cams": {"flip": True}}
+    os.close(read)
