@@ -101,9 +101,14 @@ def _images(folder: Path) -> dict[str, Path]:
     images: dict[str, Path] = {}
     for path in sorted(map(Path, _listed(folder))):
         if path.stem in images:
-            raise UsageError(f"{folder}: expected one image of each name, found {images[path.stem].name} and {path.name}")
+            raise _twice(folder, images[path.stem].name, path.name)
         images[path.stem] = folder / path
     return images
+
+
+def _twice(folder: Path, one: str, other: str) -> UsageError:
+    first, second = (name if name.isprintable() else repr(name) for name in sorted((one, other)))
+    return UsageError(f"{folder}: expected one image of each name, found {first} and {second}")
 
 
 def _listed(folder: Path) -> Iterator[str]:
@@ -136,8 +141,7 @@ class _Places:
                 usual = stem + self._ending
                 other = self._others.get(stem) or (usual if (folder / usual).is_file() else None)
                 if other is not None:
-                    first, second = sorted((other, name))
-                    raise UsageError(f"{folder}: expected one image of each name, found {first} and {second}")
+                    raise _twice(folder, other, name)
                 self._others[stem] = name
 
     def __call__(self, image_id: str) -> Path:

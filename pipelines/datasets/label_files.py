@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from pipelines.datasets.classes import ClassList
-from pipelines.datasets.splits import check_image_id
+from pipelines.datasets.splits import check_image_id, refuse_irregular
 from pipelines.errors import UsageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -170,6 +170,7 @@ def _rows(path: Path) -> Iterator[_Row]:
         raise UsageError(f"{path}: expected a label file .csv, .json or .jsonl, found {path.suffix!r}", "--labels")
     found = False
     try:
+        refuse_irregular(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             for row in readers[path.suffix.lower()](path, file):
                 found = True
@@ -193,9 +194,9 @@ def _first_bad_byte(path: Path, error: UnicodeDecodeError) -> str:
 def _row(path: Path, place: int | str, image: object, names: object) -> _Row:
     where = _where(path, place)
     if not isinstance(image, str):
-        raise UsageError(f"{where}: expected an image name, found {image!r}")
+        raise UsageError(f"{where}: expected an image name, found {image!r:.60}")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"{where}: expected a list of class names, found {names!r}")
+        raise UsageError(f"{where}: expected a list of class names, found {names!r:.60}")
     return _Row(check_image_id(_without_suffix(image.strip()), where), tuple(names), path, place)
 
 
@@ -220,8 +221,7 @@ def _csv_rows(path: Path, file: TextIO) -> Iterator[_Row]:
                 if comma and "," not in names and _PLAIN_ID(image):
                     yield _Row(image[:-4] if image.endswith(".jpg") else _without_suffix(image), names, path, lines)
                 elif line:
-                    for row in csv.reader([line], strict=True):
-                        yield _csv_row(path, lines, ["image", "labels"], row)
+                    yield from _parsed_csv_rows(path, ["image,labels", line], lines - 2)
         return
     yield from _parsed_csv_rows(path, itertools.chain([header], file), 0)
 
@@ -231,7 +231,7 @@ def _parsed_csv_rows(path: Path, lines: Iterable[str], before: int) -> Iterator[
     try:
         header = [column.strip() for column in next(rows, [])]
         if sorted(header) != sorted(_COLUMNS):
-            raise UsageError(f"{path}:1: expected columns image,labels, found {','.join(header)!r}", "--labels")
+            raise UsageError(f"{path}:1: expected columns image,labels, found {','.join(header)!r:.60}", "--labels")
         for row in rows:
             if row:
                 yield _csv_row(path, before + rows.line_num, header, row)
@@ -252,7 +252,7 @@ def _json_rows(path: Path, file: TextIO) -> Iterator[_Row]:
     if not isinstance(pairs, tuple):
         raise UsageError(f"{path}: expected an object {{image: [class names]}}, found a {type(pairs).__name__}", "--labels")
     for image, names in pairs:
-        yield _row(path, f"entry {image!r}", image, names)
+        yield _row(path, f"entry {image!r:.60}", image, names)
 
 
 def _jsonl_rows(path: Path, file: TextIO) -> Iterator[_Row]:

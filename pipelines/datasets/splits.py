@@ -36,6 +36,16 @@ def check_image_id(image_id: str, where: str) -> str:
     raise UsageError(f"{where}: image id {shown!r} {problem}; expected a file name without folder or extension")
 
 
+def refuse_irregular(path: Path) -> None:
+    """Refuse pipes and devices, which might never end.
+
+    Raises:
+        OSError: It is one.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "no regular file")
+
+
 def read_regular(path: Path) -> bytes:
     """Content of a file that others may have laid there: not of a pipe or device, which might never end.
 
@@ -43,8 +53,7 @@ def read_regular(path: Path) -> bytes:
         OSError: It cannot be read; ``strerror`` says why.
     """
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise OSError(errno.EINVAL, "no regular file")
+        refuse_irregular(path)
         return path.read_bytes()
     except ValueError as error:  # a null byte in the path
         raise OSError(errno.EINVAL, str(error)) from None

@@ -27,7 +27,8 @@ class Failures:
         self.count = 0
         self._progress = progress
         if path.is_file():
-            others = [line for line in path.read_text(encoding="utf-8").split("\n") if line and not _is_of(line, stage)]
+            text = path.read_text(encoding="utf-8", errors="backslashreplace")
+            others = [line for line in text.split("\n") if line and not _is_of(line, stage)]
             with atomic_path(path) as temporary:
                 temporary.write_text("".join(line + "\n" for line in others), encoding="utf-8")
 
@@ -53,5 +54,5 @@ class Failures:
 def _is_of(line: str, stage: str) -> bool:
     try:
         return bool(json.loads(line).get("stage") == stage)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return False

@@ -40,6 +40,7 @@ from pipelines.stages.embeddings import TextEmbeddings
 from pipelines.stages.encoder_pair import EncoderPair, Photo
 from pipelines.stages.refine_target import refinement_settings
 from pipelines.stages.refinement import refined_maps, uses_clip, uses_dino, uses_superpixels
+from pipelines.stages.stored import read_superpixels
 from pipelines.stages.workspace import Workspace
 from pipelines.stores.array_store import ArrayReader, ArrayWriter, iter_records, store_exists
 from pipelines.training.alignment_data import AlignmentData
@@ -190,7 +191,7 @@ class AlignInputs:
                 return pair.load(sample, None, wants_colours)
             if sample.image_id not in superpixels:
                 raise ImageError("it has no superpixels", "run `ssr superpixels`")
-            return pair.load(sample, superpixels.read(sample.image_id)[0], wants_colours)
+            return pair.load(sample, read_superpixels(superpixels, sample.image_id), wants_colours)
 
         for sample, photo in prefetch(load, todo):
             if isinstance(photo, ImageError):

@@ -31,6 +31,7 @@ from pipelines.stages.aligned_readout import AlignedReadout, read_alignment
 from pipelines.stages.counts import Counts
 from pipelines.stages.embeddings import TextEmbeddings, text_embeddings
 from pipelines.stages.run import Run
+from pipelines.stages.stored import read_superpixels
 from pipelines.stages.workspace import Workspace, has_labels, input_digest
 from pipelines.stores.array_store import ArrayReader
 
@@ -247,7 +248,7 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
                 return maker.load(sample)
             if sample.image_id not in superpixels:
                 raise ImageError("it has no superpixels", "run `ssr superpixels`")
-            return maker.load(sample, superpixels.read(sample.image_id)[0])
+            return maker.load(sample, read_superpixels(superpixels, sample.image_id))
 
         def decoded() -> Iterator[Photo]:
             for sample, photo in prefetch(load, run.unfinished(lambda sample: has_labels(committed, sample))):

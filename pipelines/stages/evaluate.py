@@ -26,8 +26,10 @@ from pipelines.execution.pool import map_bounded, resolve_workers
 from pipelines.execution.progress import Progress, Silent
 from pipelines.ops.label_map import label_map, resize_maps, with_background
 from pipelines.options.stages import EvalOptions
+from pipelines.stages.stored import read_cam
 from pipelines.stages.workspace import Workspace
 from pipelines.stores.array_store import ArrayReader, store_exists
+from pipelines.stores.files import remove_leftovers
 from pipelines.stores.manifest import Manifest, read_manifest
 
 STAGE = "eval"
@@ -191,6 +193,7 @@ def _finish(work: Path, counted: Counted, power: float | None, *, oracle: bool) 
     )
     if counted.supervised:
         report.rules["supervision"] = "ground-truth masks (upper bound)"
+    remove_leftovers(folder)
     write_confusion(counts, folder / "confusion.npy")
     write_csv(metrics, folder / "per_class.csv")
     if counted.pictures:
@@ -277,7 +280,7 @@ def _cam_predictor(reader: ArrayReader, what: str, powers: Sequence[float]) -> P
         if sample.image_id not in reader:
             raise ImageError(f"it has no {what}", f"run `ssr {'cams' if what == 'cams' else 'refine'}`")
         with lock:
-            cam, attributes = reader.read(sample.image_id)
+            cam, attributes = read_cam(reader, sample.image_id)
         if list(size) != attributes.get("size"):
             raise ImageError(f"the photo is {attributes.get('size')}, ground truth {list(size)} (rows, columns)")
         maps = resize_maps(cam, size)  # (K, H, W)

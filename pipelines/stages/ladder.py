@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,6 +213,9 @@ def _listed(work: Path) -> list[tuple[str, str]]:
     try:
         if not isinstance(content, list):
             raise TypeError
-        return [(str(entry["name"]), str(entry["title"])) for entry in content]
+        listed = [(str(entry["name"]), str(entry["title"])) for entry in content]
+        if not all(re.fullmatch(r"[a-z]{1,40}", name) for name, _ in listed):  # names are folders
+            raise TypeError
+        return listed
     except (TypeError, KeyError) as error:
         raise SsrError(f"{path} is damaged", "run `ssr ladder` again") from error

@@ -35,6 +35,8 @@ CRF_KEYS = {
 }
 """Option -> parameter of the CRF."""
 
+DEAD_CRF = ("a CRF process died (killed, or out of memory)", "run again to go on; fewer --workers need less")
+
 MASK_KEYS = ("background_power", "min_confidence", "crf", "crf_background_power", *CRF_KEYS)
 """Options that act after the propagation: changing them leaves the refined CAMs as they are."""
 
@@ -121,7 +123,10 @@ class MaskMakers(Generic[AnyOptions]):
 
     def submit(self, job: MaskJob) -> None:
         """Queue one label map; blocks while too many are under way."""
-        self._waiting.append((job.image_id, self._pool.submit(self._make, job, self._options)))
+        try:
+            self._waiting.append((job.image_id, self._pool.submit(self._make, job, self._options)))
+        except BrokenProcessPool as error:  # a worker died between two label maps
+            raise SsrError(*DEAD_CRF) from error
         while len(self._waiting) > self._ahead or (self._waiting and self._waiting[0][1].done()):
             self._take()
 
@@ -137,9 +142,7 @@ class MaskMakers(Generic[AnyOptions]):
         except ImageError as error:
             self._done(image_id, error)
         except BrokenProcessPool as error:
-            raise SsrError(
-                "a CRF process died (killed, or out of memory)", "run again to go on; fewer --workers need less"
-            ) from error
+            raise SsrError(*DEAD_CRF) from error
         else:
             self._done(image_id, None)
 

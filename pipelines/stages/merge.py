@@ -147,11 +147,15 @@ def _missing(ended: set[Shard], shards: Iterable[Shard]) -> tuple[Shard, ...]:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+    return (
+        [line for line in path.read_text(encoding="utf-8", errors="backslashreplace").split("\n") if line]
+        if path.is_file()
+        else []
+    )
 
 
 def _stage(line: str) -> str:
-    with suppress(ValueError, AttributeError):
+    with suppress(ValueError, AttributeError, RecursionError):
         return str(json.loads(line).get("stage"))
     return ""
 

@@ -183,7 +183,7 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
     _check_classes(path, trained.classes, workspace.dataset)
     output = output_folder(workspace, options)
     store = output.with_suffix(".h5")
-    place = _check_output(workspace, output)
+    place = _check_output(workspace, options, output)
     predictor = trained.predictor()
     if trained.supervision == "masks":
         progress.note(f"the model was {UPPER_BOUND}")
@@ -270,7 +270,7 @@ def _check_classes(path: Path, classes: tuple[str, ...], dataset: Dataset) -> No
         )
 
 
-def _check_output(workspace: Workspace, output: Path) -> str:
+def _check_output(workspace: Workspace, options: PredictOptions, output: Path) -> str:
     """Refuse a folder that is not ours or holds label maps of other photos; return what tells the photos' place."""
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is not a folder", "--output FOLDER")
@@ -278,7 +278,10 @@ def _check_output(workspace: Workspace, output: Path) -> str:
     manifest = Manifest.read(output.with_suffix(".json"))
     filled = any(output.glob("*.png")) or store_exists(output.with_suffix(".h5"))
     if filled if manifest is None else manifest.stage != STAGE:  # --force would remove it
-        raise UsageError(f"{output} belongs to something else than `ssr predict`", "--output FOLDER, a new one")
+        hint = (
+            "--output FOLDER, a new one" if options.output is not None else "remove the folder, or --output FOLDER, a new one"
+        )
+        raise UsageError(f"{output} belongs to something else than `ssr predict`", hint)
     if manifest is not None and not workspace.force and (manifest.dataset or {}).get("place", place) != place:
         raise UsageError(f"{output} holds label maps of photos of another folder", "--output FOLDER, or --force starts it over")
     return place

@@ -28,6 +28,7 @@ from pipelines.stages.counts import Counts
 from pipelines.stages.encoder_pair import EncoderPair, Photo
 from pipelines.stages.refine_target import Target, TargetJob
 from pipelines.stages.refinement import check_encoders, refined_maps, uses_clip, uses_dino, uses_superpixels
+from pipelines.stages.stored import read_cam, read_superpixels
 from pipelines.stages.workspace import Workspace
 from pipelines.stores.array_store import ArrayReader
 
@@ -146,7 +147,7 @@ class _Inputs:
 
     def cam(self, sample: Sample) -> Tensor:
         """``(K, h, w)`` fp32."""
-        return torch.from_numpy(self.cams.read(sample.image_id)[0].astype(np.float32))
+        return torch.from_numpy(read_cam(self.cams, sample.image_id)[0].astype(np.float32))
 
     def missing(self, sample: Sample) -> ImageError | None:
         """Why an image cannot be refined, or None."""
@@ -172,7 +173,7 @@ def _decoded(pair: EncoderPair, samples: Iterable[Sample], wanted: _Wanted, inpu
         error = inputs.missing(sample)
         if error is not None:
             raise error
-        superpixels = None if inputs.superpixels is None else inputs.superpixels.read(sample.image_id)[0]
+        superpixels = None if inputs.superpixels is None else read_superpixels(inputs.superpixels, sample.image_id)
         return pair.load(sample, superpixels, inputs.wants_colours)
 
     for sample, photo in prefetch(load, samples):

@@ -20,6 +20,7 @@ from pipelines.options.stages import RefineOptions
 from pipelines.stages.masks import MASK_KEYS, MaskJob, MaskMakers, make_mask, mask_settings, remove_masks
 from pipelines.stages.refinement import uses_clip, uses_dino, uses_superpixels
 from pipelines.stages.run import Run
+from pipelines.stages.stored import read_cam
 from pipelines.stages.workspace import Workspace, has_labels, input_digest
 from pipelines.stores.array_store import ArrayReader
 from pipelines.stores.files import remove_leftovers
@@ -69,6 +70,7 @@ class TargetJob:
         settings = refinement_settings(workspace, target.options, clip, dino) | made_from
         masks = {**mask_settings(target.options), "refined": digest(settings)}
         masks_only = workspace.differs(target.masks, masks) and not workspace.differs(target.refined, settings)
+        workspace.refuse_changes(target.masks, masks)  # before the manifest of the refined CAMs is written
         self._refined_manifest = workspace.settle(target.refined, STAGE, settings, self._writer.clear, again=not masks_only)
         self._mask_manifest = workspace.settle(
             target.masks, "masks", masks, partial(remove_masks, target.masks, workspace.shard)
@@ -91,7 +93,7 @@ class TargetJob:
         if masked:
             self.run.skipped()
         elif isinstance(self._committed, ArrayReader):
-            cam, attributes = self._committed.read(sample.image_id)
+            cam, attributes = read_cam(self._committed, sample.image_id)
             self._submit(sample, cam, attributes["size"])
         return False
 

@@ -111,7 +111,7 @@ def _heads(work: Path) -> OutputStatus | None:
     try:
         photos, total = int(manifest.counts.get("photos", 0)), int(manifest.dataset.get("images", 0))
         failed = int(patches.counts.get("failed", 0)) if patches else 0
-    except (AttributeError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, TypeError, ValueError):
         raise SsrError(f"{work / 'cmpa.json'} is damaged", f"remove it and run `{OUTPUTS['cmpa']}` again") from None
     complete = manifest.complete and (work / "cmpa.safetensors").is_file()
     total = photos + failed if complete else total
@@ -125,7 +125,7 @@ def _model(work: Path, name: str) -> OutputStatus | None:
     try:
         steps, total = int(manifest.counts.get("iterations", 0)), int(manifest.settings["iterations"])
         failed = int(manifest.counts.get("failed", 0))
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
         raise SsrError(f"{work / name}.json is damaged", f"remove it and run `{OUTPUTS[name]}` again") from None
     complete = manifest.complete and (work / f"{name}.safetensors").is_file()
     return OutputStatus(name, steps, total, 0, failed, complete, manifest.options_digest, manifest.updated)
@@ -145,7 +145,7 @@ def _output(work: Path, name: str) -> OutputStatus:
         return OutputStatus(name, held, 0, 0, 0, False, "", "")
     try:
         total, counts = int(manifest.dataset.get("images", 0)), {key: int(value) for key, value in manifest.counts.items()}
-    except (AttributeError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, TypeError, ValueError):
         raise SsrError(f"{path.with_suffix('.json')} is damaged", f"remove it and run `{OUTPUTS[name]}` again") from None
     # an output keeps the images of earlier work lists; a run that reached its end has counted those of its own
     images = min(held, counts.get("done", 0) + counts.get("skipped", 0) if counts else total)

@@ -19,6 +19,7 @@ from pipelines.execution.pool import prefetch
 from pipelines.ops.label_map import IGNORE_INDEX
 from pipelines.options.train import TrainOptions
 from pipelines.stages.encoder_pair import EncoderPair, Photo
+from pipelines.stages.stored import read_superpixels
 from pipelines.stores.array_store import ArrayReader
 from pipelines.training.alignment_data import photo_order
 from pipelines.training.crops import crop_map, crop_photo, random_window
@@ -124,7 +125,7 @@ class CropSource:
             return None
         if sample.image_id not in self.superpixels:
             raise ImageError("it has no superpixels", "run `ssr superpixels`")
-        found: NDArray[np.integer] = self.superpixels.read(sample.image_id)[0]
+        found = read_superpixels(self.superpixels, sample.image_id)
         if found.shape != size:
             raise ImageError(f"its superpixels are {found.shape}, the photo {size}", "ssr superpixels --force")
         return found

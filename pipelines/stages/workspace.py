@@ -22,7 +22,7 @@ from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, 
 from pipelines.stages.counts import Counts
 from pipelines.stores.array_reader import files_of
 from pipelines.stores.array_store import PATIENCE, ArrayReader, ArrayWriter, store_exists
-from pipelines.stores.files import read_json, write_json
+from pipelines.stores.files import read_json, remove_leftovers, write_json
 from pipelines.stores.manifest import Manifest, differences, read_manifest, shard_manifests
 from pipelines.stores.shard import Shard, own_place
 
@@ -184,6 +184,16 @@ class Workspace:
         old = Manifest.read(own_place(output.with_suffix(".json"), self.shard)) or Manifest.read(output.with_suffix(".json"))
         return old is not None and old.settings != settings
 
+    def refuse_changes(self, output: Path, settings: dict[str, Any]) -> None:
+        """Refuse settings that `settle` would refuse; nothing is written.
+
+        Raises:
+            UsageError: The settings changed and ``force`` is off.
+        """
+        place = own_place(output.with_suffix(".json"), self.shard)
+        old = Manifest.read(place) or Manifest.read(output.with_suffix(".json"))
+        self._refuse(output, differences(old.settings, settings) if old is not None else [])
+
     def settle(
         self, output: Path, stage: str, settings: dict[str, Any], clear: Callable[[], None], again: bool = True
     ) -> Manifest:
@@ -208,6 +218,10 @@ class Workspace:
         whole = output.with_suffix(".json")
         new = self.manifest(stage, settings)
         if self.shard is None:
+            remove_leftovers(whole.parent, whole.name)
+            if self.remembers:
+                remove_leftovers(self.work, MEMORY)
+            self._refuse_unknown(output)
             changed = _changed(Manifest.read(whole), new)
             for manifest in shard_manifests(output).values():
                 changed = changed or _changed(manifest, new)
@@ -230,16 +244,24 @@ class Workspace:
                 new.write(whole)
         return new
 
+    def _refuse_unknown(self, output: Path) -> None:
+        """A store without a manifest must not become one of other options."""
+        if not self.force and output.suffix == ".h5" and files_of(output) and not output.with_suffix(".json").exists():
+            raise UsageError(f"{output} has no manifest: what made it is not known", "--force starts it over")
+
     def _start_over(self, output: Path, changed: list[str], clear: Callable[[], None], again: bool) -> None:
+        self._refuse(output, changed)
+        if self.remembers:  # not before: the next command must not inherit what was refused
+            self.remember()
+        if self.force and (again or changed):
+            clear()
+
+    def _refuse(self, output: Path, changed: list[str]) -> None:
         if changed and not self.force:
             shown = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
             raise UsageError(
                 f"{output} was made with other options ({shown})", "--force starts it over, or give another --work"
             )
-        if self.remembers:  # not before: the next command must not inherit what was refused
-            self.remember()
-        if self.force and (again or changed):
-            clear()
 
     def record_begun(self, output: Path, manifest: Manifest) -> None:
         """Write what was added to a manifest after `settle`."""

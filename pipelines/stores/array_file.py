@@ -7,8 +7,12 @@ damaged, the images can be saved that still are as a checksum of their own says.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 import zlib
@@ -29,6 +33,7 @@ MAX_ELEMENTS = 1 << 30
 """Arrays larger than this are refused on reading: no image of ours comes near it."""
 
 USER_BLOCK = 512
+_LAYOUT: dict[str, Any] = {"userblock_size": USER_BLOCK, "libver": ("v110", "v110")}  # a tenth of the default's tables
 _MAGIC = b"ssr array store, sha256 of what follows: "
 _CHECK = "crc32"
 _PATIENCE = 600.0
@@ -45,11 +50,28 @@ with h5py.File(sys.argv[1], "r", locking=False) as file:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[h5py.File]:
-    """Write a file: under a temporary name, with its checksum, synced, then renamed."""
+def new_file(path: Path, needed: int = 0) -> Iterator[h5py.File]:
+    """Write a file: under a temporary name, with its checksum, synced, then renamed.
+
+    Args:
+        path: Of the file.
+        needed: Bytes that it will have at most; 0 makes it in memory first. HDF5 itself must not meet a full disk: it may
+            crash the process there.
+
+    Raises:
+        SsrError: It cannot be written.
+    """
     with atomic_path(path) as temporary:
-        with h5py.File(temporary, "w", userblock_size=USER_BLOCK) as file:
-            yield file
+        if needed:
+            if shutil.disk_usage(path.parent).free < needed:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            with h5py.File(temporary, "w", **_LAYOUT) as file:
+                yield file
+        else:
+            image = io.BytesIO()
+            with h5py.File(image, "w", **_LAYOUT) as file:
+                yield file
+            temporary.write_bytes(image.getbuffer())
         head = _MAGIC + _digest(temporary).encode() + b"\n"
         with temporary.open("rb+") as raw:
             raw.write(head.ljust(USER_BLOCK, b"\0"))

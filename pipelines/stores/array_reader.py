@@ -70,6 +70,11 @@ class ArrayReader:
                 return len(self._file(files[0]))
         return sum(1 for _ in self.sources())
 
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.stat().st_size for file in self._files())
+
     def ids(self) -> list[str]:
         """Image ids, sorted."""
         return [image_id for image_id, _ in self.sources()]
@@ -81,6 +86,10 @@ class ArrayReader:
         def names(age: int) -> Iterator[tuple[str, int]]:
             with damage_of(files[age]):
                 for name in self._file(files[age]):
+                    if not isinstance(name, str):  # bytes that are no UTF-8
+                        raise SsrError(
+                            f"{files[age]} is damaged: an image is called {name!r:.60}", "run its stage again with --force"
+                        )
                     yield name, age
 
         for image_id, found in groupby(merge(*map(names, range(len(files)))), key=lambda entry: entry[0]):

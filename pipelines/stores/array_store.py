@@ -186,7 +186,7 @@ class ArrayWriter:
 
 
 def _merge(reader: ArrayReader, target: Path) -> None:
-    with new_file(target) as file:
+    with new_file(target, needed=reader.size) as file:
         for image_id, source in reader.sources():
             with damage_of(source, image_id):
                 found = stored(reader.dataset(image_id, source))

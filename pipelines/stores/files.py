@@ -72,7 +72,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SsrError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SsrError(f"{path} is not valid JSON: {error}", "remove the file and run its stage again") from error
 
 

@@ -71,7 +71,13 @@ class Manifest:
             return None
         content = read_json(path)
         names = cls.__dataclass_fields__
-        if not isinstance(content, dict) or not {"stage", "settings", "dataset"} <= content.keys():
+        tables = ("settings", "dataset", "counts")
+        if (
+            not isinstance(content, dict)
+            or not {"stage", "settings", "dataset"} <= content.keys()
+            or not all(isinstance(content.get(key, {}), dict) for key in tables)
+            or not isinstance(content.get("updated", ""), str)
+        ):
             raise UsageError(f"{path} is not a manifest", "remove it and run its stage again with --force")
         if content.get("options_digest", found := digest(content["settings"])) != found:
             raise UsageError(

@@ -49,8 +49,6 @@ IDS = {
     "only dots": "...",
 }
 
-TOO_LONG = pytest.mark.xfail(strict=True, reason="label_files.py prints a JSON key at full length")
-
 
 def csv_file(folder: Path, key: str) -> Path:
     text = io.StringIO()
@@ -123,9 +121,7 @@ PASSED_OVER = {"parent", "hidden", "backslash", "only dots"}  # hidden files are
 
 @pytest.mark.parametrize("name", IDS)
 @pytest.mark.parametrize("door", IN_A_FILE)
-def test_an_id_in_a_file(guarded, one_line, door, name, request):
-    if (door, name) == ("json", "10,000 characters"):
-        request.applymarker(TOO_LONG)
+def test_an_id_in_a_file(guarded, one_line, door, name):
     root = guarded()
     if door == "split" and name in TWO_IDS:
         assert len(read_split(split_list(root, IDS[name]))) == 3
@@ -166,7 +162,6 @@ def test_a_split_that_is_a_name(one_line, name):
     assert "--split" in one_line(split_file, IDS[name])
 
 
-@pytest.mark.xfail(strict=True, reason="folder.py prints both file names as they are")
 def test_two_photos_of_one_name_are_one_line(tmp_path, one_line):
     for suffix in (".png", ".jpg"):
         (tmp_path / f"a\nb{suffix}").write_bytes(png())
@@ -175,9 +170,7 @@ def test_two_photos_of_one_name_are_one_line(tmp_path, one_line):
 
 @pytest.mark.parametrize("name", ["out of the folder", "absolute", "newline", "escape sequence", "10,000 characters"])
 @pytest.mark.parametrize("door", ["csv", "json", "jsonl", "split", "coco", "npy", "xml", "masks", "photos"])
-def test_nothing_is_read_or_written_outside(guarded, refused, tiny_voc, door, name, models, write_model, request):
-    if (door, name) == ("json", "10,000 characters"):
-        request.applymarker(TOO_LONG)
+def test_nothing_is_read_or_written_outside(guarded, refused, tiny_voc, door, name, models, write_model):
     if (door in AS_A_FILE_NAME and name in NO_FILE_NAME) or (door == "split" and name in TWO_IDS):
         pytest.skip("no such name")
     root = guarded()

@@ -91,18 +91,7 @@ def outcome(ssr, *words: object) -> str:
     return ran.err
 
 
-def known(names: object, broken: set[str], reason: str) -> list[object]:
-    """Parameters, with those that are known to fail."""
-    mark = pytest.mark.xfail(strict=True, reason=reason)
-    return [pytest.param(name, marks=mark) if name in broken else name for name in names]  # type: ignore[attr-defined]
-
-
-DEEP_ONES = {"deep", "deep objects"}
-READ_JSON = "stores/files.py: read_json lets the RecursionError of deep JSON through"
-
-
-@pytest.mark.parametrize("name", known(DAMAGE | BENT, DEEP_ONES | {"counts infinite", "images infinite", "updated a number"},
-                                       f"{READ_JSON}; status.py: infinite counts, a time that is no text"))  # fmt: skip
+@pytest.mark.parametrize("name", DAMAGE | BENT)
 def test_manifests_at_a_glance(ssr, work, name):
     (work / "cams.json").write_bytes((DAMAGE | BENT)[name])
     outcome(ssr, "status", "--work", work)
@@ -114,14 +103,13 @@ def test_manifests_of_a_stage_that_goes_on(ssr, work, name):
     outcome(ssr, "cams", "--work", work)
 
 
-@pytest.mark.parametrize("name", known(["null", "settings null", "settings text"], {"settings null", "settings text"},
-                                       "manifest.py: settings that are no object are taken"))  # fmt: skip
+@pytest.mark.parametrize("name", ["null", "settings null", "settings text"])
 def test_manifests_of_what_is_scored(ssr, work, name):
     (work / "masks.json").write_bytes((DAMAGE | BENT)[name])
     outcome(ssr, "eval", "--work", work, "--no-pictures")
 
 
-@pytest.mark.parametrize("name", known(DAMAGE | MEMORY, DEEP_ONES, READ_JSON))
+@pytest.mark.parametrize("name", DAMAGE | MEMORY)
 def test_memory_at_a_glance(ssr, work, name):
     (work / "work.json").write_bytes((DAMAGE | MEMORY)[name])
     outcome(ssr, "status", "--work", work)
@@ -133,8 +121,7 @@ def test_memory_of_a_stage(ssr, work, name):
     outcome(ssr, "cams", "--work", work)
 
 
-@pytest.mark.parametrize("name", known(["null", "cut", "no utf-8", "deep"], {"no utf-8", "deep"},
-                                       "failures.py reads lines that are no UTF-8, or deep"))  # fmt: skip
+@pytest.mark.parametrize("name", ["null", "cut", "no utf-8", "deep"])
 def test_failures(ssr, work, name):
     (work / "failures.jsonl").write_bytes(DAMAGE[name])
     outcome(ssr, "superpixels", "--work", work)
@@ -157,13 +144,12 @@ LADDERS = {
 }
 
 
-@pytest.mark.parametrize("name", known(LADDERS, {"a rung of a null character"}, "ladder.py: a rung's name may be any text"))
+@pytest.mark.parametrize("name", LADDERS)
 def test_ladders(ssr, work, name):
     (work / "ladder.json").write_bytes(LADDERS[name])
     outcome(ssr, "eval", "ladder", "--work", work, "--no-pictures")
 
 
-@pytest.mark.xfail(strict=True, reason="ladder.py: a rung may be named ../../elsewhere, and its scores are written there")
 def test_a_rung_stays_in_the_work_directory(ssr, work, finished, tmp_path):
     shutil.copytree(finished["ssr"] / "masks", tmp_path / "outside/masks")
     shutil.copy(finished["ssr"] / "masks.json", tmp_path / "outside")
@@ -174,8 +160,7 @@ def test_a_rung_stays_in_the_work_directory(ssr, work, finished, tmp_path):
 
 @pytest.mark.parametrize(("read", "name"), [
     *((read_report, name) for name in DAMAGE),
-    *((Manifest.read, name) for name in DAMAGE if name not in DEEP_ONES),
-    *(pytest.param(Manifest.read, name, marks=pytest.mark.xfail(strict=True, reason=READ_JSON)) for name in sorted(DEEP_ONES)),
+    *((Manifest.read, name) for name in DAMAGE),
 ])  # fmt: skip
 def test_readers(tmp_path, one_line, read, name):
     (tmp_path / "r.json").write_bytes(DAMAGE[name])

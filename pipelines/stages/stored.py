@@ -1,0 +1,61 @@
+"""What stages read from the stores of others before them, looked at: a file made elsewhere may hold anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import SsrError
+from pipelines.stores.array_store import ArrayReader
+
+MAX_SUPERPIXELS = 1 << 16
+
+
+def read_cam(reader: ArrayReader, image_id: str) -> tuple[NDArray[np.float16], dict[str, Any]]:
+    """A CAM and its attributes.
+
+    Args:
+        reader: Of ``cams.h5`` or ``refined.h5``.
+        image_id: Whose CAM.
+
+    Returns:
+        ``(K, h, w)`` fp16 in [0, 1], one map for each of ``labels``; ``size`` is ``[H, W]`` of the photo.
+
+    Raises:
+        SsrError: Missing, damaged, or something else.
+    """
+    cam, attributes = reader.read(image_id)
+    labels, size = attributes.get("labels"), attributes.get("size")
+    whole = isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+    maps = cam.ndim == 3 and cam.dtype.kind == "f" and isinstance(labels, list) and len(cam) == len(labels)
+    if not (whole and maps and cam.shape[1] * cam.shape[2] > 0 and (cam >= 0).all() and (cam <= 1).all()):  # NaN is neither
+        expected = f"{len(labels) if isinstance(labels, list) else 'K'} maps (K, h, w) of values from 0 to 1"
+        raise SsrError(
+            f"{image_id} in {reader.path}: expected {expected}, found {_seen(cam)}", "run its stage again with --force"
+        )
+    return cam, attributes
+
+
+def read_superpixels(reader: ArrayReader, image_id: str) -> NDArray[np.integer]:
+    """The superpixels of a photo.
+
+    Returns:
+        ``(H, W)`` integers from 0.
+
+    Raises:
+        SsrError: Missing, damaged, or something else.
+    """
+    superpixels, _ = reader.read(image_id)
+    plain = superpixels.ndim == 2 and superpixels.dtype.kind in "ui" and superpixels.size > 0
+    if not (plain and superpixels.min() >= 0 and superpixels.max() < MAX_SUPERPIXELS):
+        expected = f"superpixels (H, W) from 0 to {MAX_SUPERPIXELS - 1}"
+        found = _seen(superpixels)
+        raise SsrError(f"{image_id} in {reader.path}: expected {expected}, found {found}", "run its stage again with --force")
+    return superpixels
+
+
+def _seen(array: NDArray[Any]) -> str:
+    span = f" from {array.min():.4g} to {array.max():.4g}" if array.size else ""
+    return f"{array.dtype} {array.shape}{span}"
