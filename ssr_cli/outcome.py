@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,22 +21,28 @@ if TYPE_CHECKING:
     from pipelines.stages.workspace import Workspace
 
 
-def run_stage(invocation: Invocation, stage: Callable[[Workspace, Progress], Counts], then: str) -> None:
+def run_stage(
+    invocation: Invocation, stage: Callable[[Workspace, Progress], Counts], then: str, *, finishes: bool = False
+) -> None:
     """Run one stage.
 
     Args:
         invocation: The command line.
         stage: Called with the workspace and a progress display.
         then: The obvious next command.
+        finishes: It looks for signals itself, and finishes what is under way; one process of several does not.
 
     Raises:
         typer.Exit: Code 3 if some images failed and the run went on without them.
     """
+    from pipelines.execution.interruption import finishing_on_signals
+
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     workspace = replace(invocation.workspace, remembers=True)
     _ = workspace.dataset  # a wrong --root must not become the directory's memory
     workspace.refuse_other_dataset()
     try:
-        with ConsoleProgress() as progress:
+        with ConsoleProgress() as progress, finishing_on_signals(say) if finishes and alone else nullcontext():
             counts = stage(workspace, progress)
     except UsageError:
         raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +28,7 @@ from pipelines.errors import ImageError, SsrError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import resolve_batch_size, resolve_dtype
 from pipelines.execution.failures import Failures
+from pipelines.execution.interruption import until_interrupted
 from pipelines.execution.pool import prefetch
 from pipelines.execution.progress import Progress
 from pipelines.options.align import AlignOptions
@@ -135,7 +136,7 @@ class AlignInputs:
                 unused = {} if self.refined and uses_clip(self.refine) else {"clip_blocks": 0}
                 pair = EncoderPair(encoder, dino, self.refine.model_copy(update=unused))
                 for photos in batches_by(
-                    self._decoded(pair, todo, superpixels, counts, failures, progress),
+                    self._decoded(pair, until_interrupted(todo), superpixels, counts, failures, progress),
                     lambda photo: photo.grid,
                     resolve_batch_size(workspace.run, device),
                 ):
@@ -146,8 +147,7 @@ class AlignInputs:
                         counts.done += 1
                         progress.advance()
             progress.finish()
-        manifest.counts, manifest.complete = counts.as_dict(), True
-        manifest.write(self.tokens_path.with_suffix(".json"))
+        workspace.finish(self.tokens_path, manifest, counts)
         return counts
 
     def _damaged(self) -> bool:
@@ -178,7 +178,7 @@ class AlignInputs:
     def _decoded(
         self,
         pair: EncoderPair,
-        todo: list[Sample],
+        todo: Iterable[Sample],
         superpixels: ArrayReader | None,
         counts: Counts,
         failures: Failures,

@@ -277,10 +277,9 @@ def _check_output(workspace: Workspace, options: PredictOptions, output: Path) -
     place = digest(str(workspace.dataset.root.resolve()))
     manifest = Manifest.read(output.with_suffix(".json"))
     filled = any(output.glob("*.png")) or store_exists(output.with_suffix(".h5"))
-    if filled if manifest is None else manifest.stage != STAGE:  # --force would remove it
-        hint = (
-            "--output FOLDER, a new one" if options.output is not None else "remove the folder, or --output FOLDER, a new one"
-        )
+    own = options.output is None and manifest is None  # in the work directory, and its manifest is gone
+    if (filled if manifest is None else manifest.stage != STAGE) and not (own and workspace.force):  # --force would remove it
+        hint = "--force starts it over" if own else "--output FOLDER, a new one"
         raise UsageError(f"{output} belongs to something else than `ssr predict`", hint)
     if manifest is not None and not workspace.force and (manifest.dataset or {}).get("place", place) != place:
         raise UsageError(f"{output} holds label maps of photos of another folder", "--output FOLDER, or --force starts it over")

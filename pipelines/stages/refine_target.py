@@ -70,6 +70,7 @@ class TargetJob:
         settings = refinement_settings(workspace, target.options, clip, dino) | made_from
         masks = {**mask_settings(target.options), "refined": digest(settings)}
         masks_only = workspace.differs(target.masks, masks) and not workspace.differs(target.refined, settings)
+        workspace.refuse_changes(target.refined, settings)
         workspace.refuse_changes(target.masks, masks)  # before the manifest of the refined CAMs is written
         self._refined_manifest = workspace.settle(target.refined, STAGE, settings, self._writer.clear, again=not masks_only)
         self._mask_manifest = workspace.settle(

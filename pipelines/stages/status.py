@@ -112,7 +112,7 @@ def _heads(work: Path) -> OutputStatus | None:
         photos, total = int(manifest.counts.get("photos", 0)), int(manifest.dataset.get("images", 0))
         failed = int(patches.counts.get("failed", 0)) if patches else 0
     except (ArithmeticError, AttributeError, TypeError, ValueError):
-        raise SsrError(f"{work / 'cmpa.json'} is damaged", f"remove it and run `{OUTPUTS['cmpa']}` again") from None
+        raise SsrError(f"{work / 'cmpa.json'} is damaged", f"remove it and run `{OUTPUTS['cmpa']} --force`") from None
     complete = manifest.complete and (work / "cmpa.safetensors").is_file()
     total = photos + failed if complete else total
     return OutputStatus("cmpa", photos, total, 0, failed, complete, manifest.options_digest, manifest.updated)
@@ -126,7 +126,7 @@ def _model(work: Path, name: str) -> OutputStatus | None:
         steps, total = int(manifest.counts.get("iterations", 0)), int(manifest.settings["iterations"])
         failed = int(manifest.counts.get("failed", 0))
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
-        raise SsrError(f"{work / name}.json is damaged", f"remove it and run `{OUTPUTS[name]}` again") from None
+        raise SsrError(f"{work / name}.json is damaged", f"remove it and run `{OUTPUTS[name]} --force`") from None
     complete = manifest.complete and (work / f"{name}.safetensors").is_file()
     return OutputStatus(name, steps, total, 0, failed, complete, manifest.options_digest, manifest.updated)
 
@@ -146,7 +146,7 @@ def _output(work: Path, name: str) -> OutputStatus:
     try:
         total, counts = int(manifest.dataset.get("images", 0)), {key: int(value) for key, value in manifest.counts.items()}
     except (ArithmeticError, AttributeError, TypeError, ValueError):
-        raise SsrError(f"{path.with_suffix('.json')} is damaged", f"remove it and run `{OUTPUTS[name]}` again") from None
+        raise SsrError(f"{path.with_suffix('.json')} is damaged", f"remove it and run `{OUTPUTS[name]} --force`") from None
     # an output keeps the images of earlier work lists; a run that reached its end has counted those of its own
     images = min(held, counts.get("done", 0) + counts.get("skipped", 0) if counts else total)
     others, failed = max(0, held - total), counts.get("failed", 0)

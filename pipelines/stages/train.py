@@ -16,6 +16,7 @@ from pipelines.datasets import load_dataset
 from pipelines.errors import ImageError, SsrError, TooManyFailures
 from pipelines.execution.devices import peak_memory, resolve_device
 from pipelines.execution.failures import Failures
+from pipelines.execution.interruption import interrupted, refuse_if_interrupted
 from pipelines.execution.progress import Progress, Silent
 from pipelines.figures.curves import curves_figure
 from pipelines.stages.aligned_readout import identity, write_alignment
@@ -115,13 +116,16 @@ class _Training:
             counts.done += 1
             self._note_unusable(unusable, failures)
             last = trainer.iteration == options.iterations
-            save = last or trainer.iteration % options.save_every == 0
+            stop = interrupted() and self.processes.count == 1  # several would not stop at one step
+            save = last or stop or trainer.iteration % options.save_every == 0
             self.progress.advance()
             self._log(losses, end=save)
             if options.validate_every and trainer.iteration % options.validate_every == 0 and not last:
                 self._validate()
             if save:
                 self._save(manifest)
+            if stop and not last:
+                refuse_if_interrupted()
         self._validate()
         self.progress.finish()
         self.processes.wait()
@@ -184,8 +188,8 @@ class _Training:
         manifest.write(self.workspace.model.with_suffix(".json"))
 
     def _write_curves(self) -> None:
-        self.curves.flush()
         curves_figure(self.curves.lines, self.folder / "curves.png")
+        self.curves.flush()  # last: a validation that stands there is not drawn again
 
     def _segmenter(self) -> Segmenter:
         names, supervision = self.workspace.dataset.classes.names, self.options.supervision

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UsageError
+from pipelines.errors import SsrError, UsageError
 from pipelines.stores.files import read_json, write_json
 from pipelines.stores.shard import Shard, shard_folders
 
@@ -69,7 +69,11 @@ class Manifest:
         """Read a manifest; None if there is none."""
         if not path.is_file():
             return None
-        content = read_json(path)
+        cure = "remove it and run its stage again with --force"
+        try:
+            content = read_json(path)
+        except SsrError as error:
+            raise SsrError(error.message, cure) from error
         names = cls.__dataclass_fields__
         tables = ("settings", "dataset", "counts")
         if (
@@ -78,11 +82,9 @@ class Manifest:
             or not all(isinstance(content.get(key, {}), dict) for key in tables)
             or not isinstance(content.get("updated", ""), str)
         ):
-            raise UsageError(f"{path} is not a manifest", "remove it and run its stage again with --force")
+            raise UsageError(f"{path} is not a manifest", cure)
         if content.get("options_digest", found := digest(content["settings"])) != found:
-            raise UsageError(
-                f"{path} is damaged: its settings are not those of its digest", "remove it and run its stage again"
-            )
+            raise UsageError(f"{path} is damaged: its settings are not those of its digest", cure)
         return cls(**{key: value for key, value in content.items() if key in names})
 
 

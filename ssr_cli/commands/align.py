@@ -20,4 +20,5 @@ def command(invocation: Invocation) -> None:
         invocation,
         lambda workspace, progress: align.run(workspace, options, cams, refine, progress),
         then="ssr cams --ckpt auto",
+        finishes=True,
     )

@@ -14,4 +14,6 @@ def command(invocation: Invocation) -> None:
     from pipelines.stages import ladder
 
     options = invocation.options("refine", RefineOptions)
-    run_stage(invocation, lambda workspace, progress: ladder.run(workspace, options, progress), then="ssr eval ladder")
+    run_stage(
+        invocation, lambda workspace, progress: ladder.run(workspace, options, progress), then="ssr eval ladder", finishes=True
+    )

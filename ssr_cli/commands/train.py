@@ -22,4 +22,6 @@ def command(invocation: Invocation) -> None:
         invocation.options("cams", CamsOptions),
         invocation.options("refine", RefineOptions),
     )
-    run_stage(invocation, lambda workspace, progress: train.run(workspace, sections, progress), then="ssr predict")
+    run_stage(
+        invocation, lambda workspace, progress: train.run(workspace, sections, progress), then="ssr predict", finishes=True
+    )

@@ -1,4 +1,4 @@
-"""The same bytes from one process, from several devices, torchrun, a Slurm array and Ray; and what a signal or a dead worker costs."""
+"""The same bytes from one process, several devices, torchrun, a Slurm array and Ray; what a signal or a dead worker costs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-from pipelines.stores.shard import Shard
 
 STAGES = ("superpixels", "cams", "refine")
 PHOTOS = 10
@@ -71,36 +69,35 @@ def test_devices(config, whole, tmp_path):
     assert "mIoU" in ran.stdout
     assert contents(work) == contents(whole)
     assert not (work / "shards").exists()
-    refused = call("cams", "--work", work, "--devices", "cpu,cpu", "--dense-weight", 0.5, code=2)
+    words = ("superpixels", "--work", work, "--devices", "cpu,cpu")
+    refused = call(*words, "--segments", 50, code=2)
     assert refused.stderr.count("error:") == 1
     assert "made with other options" in refused.stderr
     assert contents(work) == contents(whole)
-    call("cams", "--work", work, "--devices", "cpu,cpu", "--dense-weight", 0.5, "--force")
-    call("cams", "--work", work, "--dense-weight", 0.7, "--force")
+    call(*words, "--segments", 50, "--force")
+    assert contents(work) != contents(whole)
+    call("superpixels", "--work", work, "--force")
     assert contents(work) == contents(whole)
 
 
 def test_devices_that_cannot_be(config, tmp_path):
-    for devices, said in (
-        ("cpu,", "expected devices such as 0,1"),
-        ("cpu,tpu", "no device 'tpu'"),
-        ("0,99", "this machine has"),
-    ):
-        ran = call("cams", "--config", config, "--work", tmp_path, "--recipe", "clip-es", "--devices", devices, code=2)
-        assert said in ran.stderr
-        assert ran.stderr.count("error:") == 1
-    ran = call("cams", "--config", config, "--work", tmp_path, "--devices", "cpu,cpu", "--shard", "0/2", code=2)
-    assert "--shard or --devices" in ran.stderr
+    words = ("superpixels", "--config", config, "--work", tmp_path)
+    assert "expected devices such as 0,1" in call(*words, "--devices", "cpu,", code=2).stderr
+    assert "--shard or --devices" in call(*words, "--devices", "cpu,cpu", "--shard", "0/2", code=2).stderr
+    ran = call("cams", "--config", config, "--work", tmp_path, "--recipe", "clip-es", "--devices", "tpu,99", code=2)
+    assert "no device" in ran.stderr
+    assert ran.stderr.count("error:") == 1
 
 
 def test_torchrun(config, whole, tmp_path):
     work = tmp_path / "work"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "ssr_cli.app"]
-    for stage in STAGES[:2]:
-        ran = call(stage, "--config", config, "--work", work, command=launch)
-        assert "shard 0/2 of the work list, by torchrun" in ran.stderr
-        assert "shard 1/2 of the work list, by torchrun" in ran.stderr
-        assert ran.stdout.count("next:") == 1
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    launch.append(str(Path(sys.executable).parent / "ssr"))
+    call("superpixels", "--config", config, "--work", work)
+    ran = call("cams", "--work", work, command=launch)
+    assert "shard 0/2 of the work list, by torchrun" in ran.stderr
+    assert "shard 1/2 of the work list, by torchrun" in ran.stderr
+    assert ran.stdout.count("next:") == 1
     call("refine", "--work", work)  # reads what two have written, and needs no merge
     call("merge", "--work", work)
     call("eval", "masks", "--work", work, "--no-pictures")
@@ -129,8 +126,7 @@ def running(*words: object, ready: str = "images", command=SSR) -> subprocess.Po
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_a_run_finish_what_is_under_way(config, whole, tmp_path, number):
+def test_a_signal_lets_a_run_finish_what_is_under_way(whole, tmp_path, number=signal.SIGINT):
     work = Path(shutil.copytree(whole, tmp_path / "work"))
     for name in ("cams.h5", "cams.json"):
         (work / name).unlink()
@@ -145,7 +141,7 @@ def test_a_signal_lets_a_run_finish_what_is_under_way(config, whole, tmp_path, n
     assert contents(work) == contents(whole)
 
 
-def test_a_second_signal_stops_at_once(config, whole, tmp_path):
+def test_a_second_signal_stops_at_once(whole, tmp_path):
     work = Path(shutil.copytree(whole, tmp_path / "work"))
     for name in ("refined.h5", "refined.json", "masks.json"):
         (work / name).unlink()
@@ -163,11 +159,19 @@ def test_a_second_signal_stops_at_once(config, whole, tmp_path):
 
 
 def children_of(process: subprocess.Popen[str]) -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False)
-    return [int(line.split()[0]) for line in found.stdout.splitlines() if "spawn_main" in line]
+    """Its processes that work, as /proc knows them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and b"spawn_main" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
 
 
-def test_a_killed_process_costs_its_share(config, whole, tmp_path):
+def test_a_killed_process_costs_its_share(whole, tmp_path):
     work = Path(shutil.copytree(whole, tmp_path / "work"))
     for name in ("cams.h5", "cams.json"):
         (work / name).unlink()
@@ -181,13 +185,8 @@ def test_a_killed_process_costs_its_share(config, whole, tmp_path):
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "the process on cpu (1 of 2) died (SIGKILL); the others came to the end of their shares" in said
-    ran = call("cams", "--work", work)
-    others = sum(
-        Shard(1, 2).holds(path.stem) for path in (config.parent / "dataset/JPEGImages").glob("*.jpg") if "val" not in path.stem
-    )
-    assert ", " in ran.stderr
+    call("cams", "--work", work)
     assert contents(work) == contents(whole)
-    assert 0 < others < PHOTOS + 1
 
 
 def test_ray(config, whole, tmp_path):
@@ -203,12 +202,8 @@ def test_ray(config, whole, tmp_path):
 
 
 def test_ray_that_cannot_be(config, tmp_path):
-    pytest.importorskip("ray", reason="needs ray: pip install 'ssr[ray]'")
     base = ("superpixels", "--config", config, "--work", tmp_path, "--engine", "ray")
-    assert "an actor takes 9999 CPUs, the cluster has" in call(*base, "--actor-cpus", 9999, code=2).stderr
     assert "Ray chooses the devices" in call(*base, "--devices", "cpu", code=2).stderr
-    ran = call(*base, "--address", "127.0.0.1:1", code=2)
-    assert "cannot join a Ray cluster at 127.0.0.1:1" in ran.stderr
 
 
 def test_without_ray(config, tmp_path):

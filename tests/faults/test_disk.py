@@ -103,7 +103,6 @@ def test_full_disk(lab, table, disk, stage):
     assert (ROW, stage) in table.rows
 
 
-@pytest.mark.xfail(strict=True, reason="HDF5 objects that cannot be flushed print a traceback each, and may crash the process")
 def test_full_disk_is_told_by_us_alone(lab, disk):
     work = lab.fresh("cams", disk.place)
     for room in range(PAGE, 9 * PAGE, PAGE):

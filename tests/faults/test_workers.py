@@ -39,10 +39,7 @@ def _alive(pid: int) -> bool:
     return (Path(f"/proc/{pid}/stat")).read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-SUBMIT = pytest.mark.xfail(strict=True, reason="a pool that breaks between two label maps is told as unexpected")
-
-
-@pytest.mark.parametrize("stage", [pytest.param(name, marks=SUBMIT if name != "superpixels" else ()) for name in POOLS])
+@pytest.mark.parametrize("stage", POOLS)
 def test_worker_killed(lab, table, tmp_path, stage):
     """The first is killed while work is still handed out, the others at any moment."""
     moments, faults = random.Random(f"worker {stage}"), []
@@ -71,7 +68,6 @@ def test_worker_killed(lab, table, tmp_path, stage):
     assert faults == []
 
 
-@pytest.mark.xfail(strict=True, reason="workers hold the writing end of their own queue open and wait on it for ever")
 @pytest.mark.parametrize("stage", POOLS)
 def test_workers_end_with_a_killed_run(lab, table, tmp_path, stage):
     work = lab.fresh(stage, tmp_path / "work")
