@@ -126,15 +126,15 @@ def running(*words: object, ready: str = "images", command=SSR) -> subprocess.Po
     return process
 
 
-def test_a_signal_lets_a_run_finish_what_is_under_way(whole, tmp_path, number=signal.SIGINT):
+def test_a_signal_lets_a_run_finish_what_is_under_way(whole, tmp_path):
     work = Path(shutil.copytree(whole, tmp_path / "work"))
     for name in ("cams.h5", "cams.json"):
         (work / name).unlink()
     process = running("cams", "--work", work)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert said.splitlines()[0] == f"{number.name}: finishing what is under way; once more stops at once"
+    assert said.splitlines()[0] == "SIGINT: finishing what is under way; once more stops at once"
     assert said.splitlines()[-1] == "stopped: what was computed is kept; run the same command to go on"
     assert "broken off" in call("status", "--work", work).stdout
     call("cams", "--work", work)
