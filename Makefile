@@ -78,7 +78,7 @@ all: setup
 	$(call step,report,$(if $(filter yes,$(EVAL)),--gt))
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 faults: setup
 	SSR_FAULTS=full $(BIN)/python -m pytest tests/faults

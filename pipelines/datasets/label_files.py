@@ -178,17 +178,21 @@ def _rows(path: Path) -> Iterator[_Row]:
     except OSError as error:
         raise UsageError(f"{path}: cannot read labels: {error.strerror}", "--labels") from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: expected UTF-8, found {_first_bad_byte(path, error)}", "--labels") from None
+        error = _of_whole_file(path, error)
+        raise UsageError(
+            f"{path}: expected UTF-8, found byte {error.object[error.start]:#x} at {error.start}", "--labels"
+        ) from None
     if not found:
         raise UsageError(f"{path}: expected at least one image, found none", "--labels")
 
 
-def _first_bad_byte(path: Path, error: UnicodeDecodeError) -> str:
+def _of_whole_file(path: Path, error: UnicodeDecodeError) -> UnicodeDecodeError:
+    """The same error, with its place in the file, not in what was read of it last."""
     try:
         path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as whole:  # positions within the file, not within what was read of it
-        error = whole
-    return f"byte {error.object[error.start]:#x} at {error.start}"
+    except UnicodeDecodeError as whole:
+        return whole
+    return error
 
 
 def _row(path: Path, place: int | str, image: object, names: object) -> _Row:

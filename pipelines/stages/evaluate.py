@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pipelines.datasets.base import Dataset, Sample
@@ -28,7 +29,7 @@ from pipelines.ops.label_map import label_map, resize_maps, with_background
 from pipelines.options.stages import EvalOptions
 from pipelines.stages.stored import read_cam
 from pipelines.stages.workspace import Workspace
-from pipelines.stores.array_store import ArrayReader, store_exists
+from pipelines.stores.array_store import PATIENCE, ArrayReader, store_exists
 from pipelines.stores.files import remove_leftovers
 from pipelines.stores.manifest import Manifest, read_manifest
 
@@ -193,14 +194,30 @@ def _finish(work: Path, counted: Counted, power: float | None, *, oracle: bool) 
     )
     if counted.supervised:
         report.rules["supervision"] = "ground-truth masks (upper bound)"
-    remove_leftovers(folder)
-    write_confusion(counts, folder / "confusion.npy")
-    write_csv(metrics, folder / "per_class.csv")
-    if counted.pictures:
-        save_figure(confusion_figure(counts, report), folder / "confusion.png")
-        save_figure(iou_figure(report), folder / "per_class_iou.png")
-    write_report(report, folder / "report.json")
+    with _writing(folder):
+        write_confusion(counts, folder / "confusion.npy")
+        write_csv(metrics, folder / "per_class.csv")
+        if counted.pictures:
+            save_figure(confusion_figure(counts, report), folder / "confusion.png")
+            save_figure(iou_figure(report), folder / "per_class_iou.png")
+        write_report(report, folder / "report.json")
     return Evaluation(report, metrics, folder, counted.failed)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """One evaluation after the other writes a report; what a killed one left is removed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=PATIENCE)
+    except (OSError, Timeout) as error:
+        raise SsrError(f"cannot write {folder}: {getattr(error, 'strerror', None) or 'another evaluation does'}") from error
+    try:
+        remove_leftovers(folder)
+        yield
+    finally:
+        lock.release()
 
 
 def _name_of(workspace: Workspace, what: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -59,6 +61,23 @@ def contents(work: Path) -> dict[str, bytes]:
     return {str(path.relative_to(work)): path.read_bytes() for path in names}
 
 
+def one_of(process: subprocess.Popen[str], words: bytes) -> int:
+    """A process among its descendants whose command line holds some words, once there is one."""
+    while True:
+        assert process.poll() is None
+        parents = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                parents[int(path.name)] = (parent, (path / "cmdline").read_bytes())
+        for pid, (parent, line) in parents.items():
+            while parent in parents and parent != process.pid:
+                parent = parents[parent][0]
+            if parent == process.pid and words in line:
+                return pid
+        time.sleep(0.02)
+
+
 def test_devices(config, whole, tmp_path):
     work = tmp_path / "work"
     for stage in STAGES:
@@ -94,7 +113,11 @@ def test_torchrun(config, whole, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     launch.append(str(Path(sys.executable).parent / "ssr"))
     call("superpixels", "--config", config, "--work", work)
-    ran = call("cams", "--work", work, command=launch)
+    process = subprocess.Popen([*launch, "cams", "--work", str(work)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    os.kill(one_of(process, b"cams"), signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0, said
+    ran = call("cams", "--work", work, command=launch)  # what the killed one lacks
     assert "shard 0/2 of the work list, by torchrun" in ran.stderr
     assert "shard 1/2 of the work list, by torchrun" in ran.stderr
     assert ran.stdout.count("next:") == 1
@@ -158,19 +181,6 @@ def test_a_second_signal_stops_at_once(whole, tmp_path):
     assert contents(work) == contents(whole)
 
 
-def children_of(process: subprocess.Popen[str]) -> list[int]:
-    """Its processes that work, as /proc knows them."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == process.pid and b"spawn_main" in (path / "cmdline").read_bytes():
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return found
-
-
 def test_a_killed_process_costs_its_share(whole, tmp_path):
     work = Path(shutil.copytree(whole, tmp_path / "work"))
     for name in ("cams.h5", "cams.json"):
@@ -178,13 +188,10 @@ def test_a_killed_process_costs_its_share(whole, tmp_path):
     process = subprocess.Popen(
         [*SSR, "cams", "--work", str(work), "--devices", "cpu,cpu"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
-    while len(found := children_of(process)) < 2:
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.kill(found[0], signal.SIGKILL)
+    os.kill(one_of(process, b"spawn_main"), signal.SIGKILL)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "the process on cpu (1 of 2) died (SIGKILL); the others came to the end of their shares" in said
+    assert re.search(r"the process on cpu \([12] of 2\) died \(SIGKILL\); the others came to the end of their shares", said)
     call("cams", "--work", work)
     assert contents(work) == contents(whole)
 
@@ -194,11 +201,59 @@ def test_ray(config, whole, tmp_path):
     work = tmp_path / "work"
     flags = ("--engine", "ray", "--actors", 2, "--actor-cpus", 0.5)
     call("superpixels", "--config", config, "--work", work)
-    for stage in STAGES[1:]:
-        ran = call(stage, "--config", config, "--work", work, *flags)
-        assert f"{stage}: {PHOTOS}/{PHOTOS}" in ran.stderr
+    ran = call("cams", "--config", config, "--work", work, *flags)
+    assert f"cams: {PHOTOS}/{PHOTOS}" in ran.stderr
+    words = ["refine", "--work", str(work), *map(str, flags)]
+    process = subprocess.Popen([*SSR, *words], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    os.kill(one_of(process, b"ray::_Actor.run"), signal.SIGKILL)  # it is started again, and goes on
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
     call("eval", "masks", "--work", work, "--no-pictures")
     assert contents(work) == contents(whole)
+
+
+SBATCH = """#!/bin/bash
+# Runs what sbatch would queue: each task of the array, one after the other.
+last=0
+for word in "$@"; do
+    case $word in
+        --array=0-*) last=${word#--array=0-} ;;
+        --dependency=*) echo "$word" >> dependencies ;;
+        --wrap) ;;
+        --*) ;;
+        *) command=$word ;;
+    esac
+done
+for index in $(seq 0 "$last"); do
+    export SLURM_ARRAY_TASK_ID=$index SLURM_ARRAY_TASK_MIN=0 SLURM_ARRAY_TASK_COUNT=$((last + 1))
+    bash -c "$command" >> said 2>&1 || exit
+done
+echo "$(($(cat jobs 2> /dev/null || echo 40) + 1))" | tee jobs
+"""
+
+
+def test_slurm_script(config, whole, tmp_path):
+    """`scripts/slurm.sh` as it is, with a stand-in for sbatch that runs the tasks here."""
+    pytest.importorskip("pydensecrf", reason="the script's masks go through the CRF")
+    (tmp_path / "bin").mkdir()
+    for name, text in (("sbatch", SBATCH), ("ssr", f'#!/bin/sh\nexec {SSR[0]} -c "{SSR[2]}" "$@"\n')):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    script = Path(__file__).parents[2] / "scripts/slurm.sh"
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [str(script), "2", "work", "--config", str(config)],
+        cwd=tmp_path, env=ENVIRONMENT | environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    said = (tmp_path / "said").read_text()
+    assert done.returncode == 0, done.stderr + said
+    assert (tmp_path / "dependencies").read_text().split() == [
+        "--dependency=aftercorr:41", "--dependency=aftercorr:42", "--dependency=afterok:43",
+    ]  # fmt: skip
+    assert "refined.h5: 10 images of 2 shards" in said
+    for name in ("superpixels.h5", "cams.h5", "refined.h5"):
+        assert (tmp_path / "work" / name).read_bytes() == (whole / name).read_bytes()
+    assert len(list((tmp_path / "work/masks").glob("*.png"))) == PHOTOS
 
 
 def test_ray_that_cannot_be(config, tmp_path):

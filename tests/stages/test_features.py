@@ -19,6 +19,7 @@ from pipelines.options.stages import CamsOptions, RefineOptions, ShowOptions
 from pipelines.stages import align, features
 from pipelines.stores.array_store import ArrayReader
 from pipelines.stores.files import read_json, write_json
+from pipelines.stores.manifest import digest
 
 TRAINED = AlignOptions(
     cam="initial", cam_power=3.0, tokens=16, hidden=8, epochs=12.0, batch=4, learning_rate=0.01, seed=5, background=0.5
@@ -246,6 +247,7 @@ def test_patches_of_another_training_are_refused(workspace_at):
     path = workspace.work / "align/tokens.json"
     manifest = read_json(path)
     manifest["settings"]["tokens"] = 17
+    manifest["options_digest"] = digest(manifest["settings"])
     write_json(path, manifest)
     with pytest.raises(SsrError, match="was trained on other patches"):
         features.run(workspace, TRAINED, PCA)
