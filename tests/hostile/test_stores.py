@@ -149,7 +149,9 @@ CHILD = """
 import resource, sys
 from pathlib import Path
 from pipelines.errors import SsrError
+from pipelines.stores import array_file
 from pipelines.stores.array_store import ArrayReader
+array_file._survives = lambda path: True  # this process is the one that may crash
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 
 def held(path):
