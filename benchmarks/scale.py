@@ -146,7 +146,7 @@ def _memory(entries: Sequence[int], place: Path) -> None:
     config = (place / "sample/sample.toml").read_text()
     models = config[config.index("[clip]") :]
     classes = place / "sample/dataset/classes.toml"
-    print("| entries | superpixels | cams | refine | eval masks |\n|---|---|---|---|---|")
+    print("| entries | superpixels | cams | eval cams | refine |\n|---|---|---|---|---|")
     for count in entries:
         root = place / f"set-{count}"
         for name in ("images", "masks"):
@@ -164,7 +164,7 @@ def _memory(entries: Sequence[int], place: Path) -> None:
         (place / f"{count}.toml").write_text(dataset + models)
         held = [
             _peak(*stage, "--config", str(place / f"{count}.toml"), "--work", str(root / "work"), "--workers", "1")
-            for stage in (("superpixels",), ("cams",), ("refine",), ("eval", "masks", "--no-pictures"))
+            for stage in (("superpixels",), ("cams",), ("eval", "cams", "--no-pictures"), ("refine",))
         ]
         print(f"| {count:,} | {' | '.join(f'{value:.0f} MiB' for value in held)} |", flush=True)
 

@@ -323,6 +323,8 @@ def input_digest(output: Path, command: str) -> str:
         SsrError: The input is not there.
     """
     manifest = read_manifest(output)
+    if manifest is None and files_of(output):
+        raise SsrError(f"{output} has no manifest: what made it is not known", f"`{command} --force` starts it over")
     if manifest is None or not store_exists(output):  # killed before the first image: a manifest alone
         raise SsrError(f"no {output.stem} in {output.parent}", f"run `{command}` first")
     return manifest.options_digest
