@@ -23,7 +23,7 @@ ROWS = {
     "odd names": [
         ("a b", ["cat"]),
         ('q"uote', ["dog"]),
-        ("komma,id", []),
+        ("comma,id", []),
         ("é", ["cat", "dog"]),
         ("x.y", ["person"]),
         ("z", []),
