@@ -228,7 +228,9 @@ for index in $(seq 0 "$last"); do
     export SLURM_ARRAY_TASK_ID=$index SLURM_ARRAY_TASK_MIN=0 SLURM_ARRAY_TASK_COUNT=$((last + 1))
     bash -c "$command" >> said 2>&1 || exit
 done
-echo "$(($(cat jobs 2> /dev/null || echo 40) + 1))" | tee jobs
+job=$(($(cat jobs 2> /dev/null || echo 40) + 1))
+echo $job > jobs
+echo $job
 """
 
 
