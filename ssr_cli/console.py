@@ -15,12 +15,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipelines.errors import SsrError
+from pipelines.execution.interruption import EXIT_INTERRUPTED
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 EXIT_PARTLY = 3
-EXIT_INTERRUPTED = 130
 
 
 @contextmanager

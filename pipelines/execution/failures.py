@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipelines.errors import ImageError, TooManyFailures
@@ -27,10 +28,7 @@ class Failures:
         self.count = 0
         self._progress = progress
         if path.is_file():
-            text = path.read_text(encoding="utf-8", errors="backslashreplace")
-            others = [line for line in text.split("\n") if line and not _is_of(line, stage)]
-            with atomic_path(path) as temporary:
-                temporary.write_text("".join(line + "\n" for line in others), encoding="utf-8")
+            write_failure_lines(path, [line for of, line in failure_lines(path) if of != stage])
 
     def add(self, image_id: str, error: ImageError) -> None:
         """Write one failure down.
@@ -51,8 +49,22 @@ class Failures:
             )
 
 
-def _is_of(line: str, stage: str) -> bool:
+def failure_lines(path: Path) -> list[tuple[str, str]]:
+    """Stage and line of each entry of a failure log; a line that is none has no stage. No log has no entries."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="backslashreplace")
+    return [(_stage_of(line), line) for line in text.split("\n") if line]
+
+
+def write_failure_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a failure log, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _stage_of(line: str) -> str:
     try:
-        return bool(json.loads(line).get("stage") == stage)
+        return str(json.loads(line).get("stage"))
     except (ValueError, AttributeError, RecursionError):
-        return False
+        return ""

@@ -25,6 +25,7 @@ _LOOK = 0.2
 
 @dataclass
 class _Worker(Generic[Result]):
+    number: int
     name: str
     process: BaseProcess
     result: Result | None = None
@@ -53,15 +54,13 @@ def run_processes(
     context = multiprocessing.get_context("spawn")
     joined = JoinedProgress(progress, len(jobs))
     workers: dict[Connection, _Worker[Result]] = {}
-    number: dict[Connection, int] = {}
     with _environment(threads):
         for job, name in zip(jobs, names, strict=True):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_child, args=(work, job, theirs), name=f"ssr {name}")
             process.start()
             theirs.close()  # so that it is at its end when the process is
-            number[ours] = len(workers)
-            workers[ours] = _Worker(name, process)
+            workers[ours] = _Worker(len(workers), name, process)
     all_workers = list(workers.values())
     told = False
     while workers:
@@ -71,15 +70,16 @@ def run_processes(
                 worker.process.terminate()  # SIGTERM: finish what is under way
         for ready in wait(list(workers), _LOOK):
             assert isinstance(ready, Connection)  # noqa: S101 - nothing else is waited for
-            if not _take(ready, workers[ready], number[ready], joined):
-                workers.pop(ready).process.join()
+            if not _take(ready, workers[ready], joined):
+                ended = workers.pop(ready)
+                ended.process.join()
                 ready.close()
-                joined.known(number[ready])
+                joined.known(ended.number)
     joined.finish()
     return results_of([(worker.result, worker.error or _death(worker)) for worker in all_workers])
 
 
-def _take(connection: Connection, worker: _Worker[Any], number: int, joined: JoinedProgress) -> bool:
+def _take(connection: Connection, worker: _Worker[Any], joined: JoinedProgress) -> bool:
     """Take one message; False where the process has closed its end."""
     try:
         kind, content = connection.recv()
@@ -90,7 +90,7 @@ def _take(connection: Connection, worker: _Worker[Any], number: int, joined: Joi
     elif kind == "error":
         worker.error = content
     else:
-        joined.told(number, kind, content)
+        joined.told(worker.number, kind, content)
     return True
 
 

@@ -28,15 +28,12 @@ from pipelines.execution.progress import Progress, Silent
 from pipelines.ops.label_map import label_map, resize_maps, with_background
 from pipelines.options.stages import EvalOptions
 from pipelines.stages.stored import read_cam
-from pipelines.stages.workspace import Workspace
+from pipelines.stages.workspace import REPORTS, Workspace
 from pipelines.stores.array_store import PATIENCE, ArrayReader, store_exists
 from pipelines.stores.files import remove_leftovers
 from pipelines.stores.manifest import Manifest, read_manifest
 
 STAGE = "eval"
-
-FOLDER = "eval"
-"""Folder of a work directory with a folder for each report."""
 
 ORACLE_POWERS = tuple(float(p) for p in range(1, 11))
 """Exponents that ``--oracle`` tries, those of CLIP-ES."""
@@ -153,7 +150,7 @@ def count(
         pictures=options.pictures,
     )
     if workspace.shard is not None:
-        write_counted(workspace.shard.place(workspace.work / FOLDER) / f"{counted.what}.json", counted)
+        write_counted(workspace.shard.place(workspace.work / REPORTS) / f"{counted.what}.json", counted)
     elif scored == 0:
         raise SsrError(f"none of {len(samples)} images could be scored", f"see {failures.path}")
     return counted
@@ -180,7 +177,7 @@ def finish(work: Path, counted: Counted) -> list[Evaluation]:
 def _finish(work: Path, counted: Counted, power: float | None, *, oracle: bool) -> Evaluation:
     counts = counted.totals[power]
     metrics = metrics_from_counts(counts, counted.names)
-    folder = work / FOLDER / (f"{counted.what}-oracle" if oracle else counted.what)
+    folder = work / REPORTS / (f"{counted.what}-oracle" if oracle else counted.what)
     report = make_report(
         metrics,
         what=counted.what,
@@ -234,7 +231,8 @@ def _name_of(workspace: Workspace, what: str) -> str:
 def _selected(workspace: Workspace, options: EvalOptions) -> Collection[Sample]:
     if options.images is None:
         return workspace.samples
-    wanted, unknown = set(read_split(options.images)), set(read_split(options.images))
+    wanted = set(read_split(options.images))
+    unknown = set(wanted)
     selected: list[Sample] = []
     for sample in workspace.dataset.samples:
         unknown.discard(sample.image_id)
@@ -326,4 +324,4 @@ def _crf(what: str, manifest: Manifest | None) -> bool | None:
 
 def reports_in(work: Path) -> Iterator[Path]:
     """Every report of a work directory."""
-    yield from sorted((work / FOLDER).glob("*/report.json"))
+    yield from sorted((work / REPORTS).glob("*/report.json"))

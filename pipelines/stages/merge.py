@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.errors import SsrError
 from pipelines.evaluation.counted import Counted, add_counted, read_counted
-from pipelines.stages import evaluate
-from pipelines.stages.workspace import FAILURES
+from pipelines.execution.failures import failure_lines, write_failure_lines
+from pipelines.stages.workspace import FAILURES, REPORTS
 from pipelines.stores.array_store import ArrayWriter
-from pipelines.stores.files import atomic_path, remove_leftovers
+from pipelines.stores.files import remove_leftovers
 from pipelines.stores.manifest import read_manifest, shard_manifests
 from pipelines.stores.shard import Shard, shard_folders
+
+if TYPE_CHECKING:
+    from pipelines.stages.evaluate import Evaluation
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Merged:
     shards: int
     missing: tuple[Shard, ...]
     images: int
-    evaluations: tuple[evaluate.Evaluation, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 def run(work: Path, folders: Sequence[Path] = ()) -> list[Merged]:
@@ -86,38 +89,37 @@ def merge_failures(work: Path) -> None:
     logs = [folder / FAILURES for _, folder in shard_folders(work) if (folder / FAILURES).is_file()]
     if not logs:
         return
-    lines = [line for log in logs for line in _lines(log)]
-    stages = {_stage(line) for line in lines}
-    others = [line for line in _lines(work / FAILURES) if _stage(line) not in stages]
-    with atomic_path(work / FAILURES) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in others + sorted(lines)), encoding="utf-8")
+    found = [entry for log in logs for entry in failure_lines(log)]
+    stages = {stage for stage, _ in found}
+    others = [line for stage, line in failure_lines(work / FAILURES) if stage not in stages]
+    write_failure_lines(work / FAILURES, others + sorted(line for _, line in found))
     for log in logs:
         log.unlink()
     _tidy(work)
 
 
-def merge_scores(work: Path, what: str | None = None) -> list[Merged]:
+def merge_scores(work: Path) -> list[Merged]:
     """Add up the counts of shards and write the reports.
 
     Args:
         work: The work directory.
-        what: One report alone; None: all of them.
 
     Raises:
         SsrError: Nothing could be scored, or the shards are not of one evaluation.
     """
+    from pipelines.stages import evaluate  # draws pictures: half a second that other stages need not pay
+
     merged: list[Merged] = []
     found: dict[str, dict[Shard, Path]] = {}
     for shard, folder in shard_folders(work):
-        for path in sorted((folder / evaluate.FOLDER).glob("*.json")):
-            if what in {None, path.stem}:
-                found.setdefault(path.stem, {})[shard] = path
+        for path in sorted((folder / REPORTS).glob("*.json")):
+            found.setdefault(path.stem, {})[shard] = path
     for name, paths in sorted(found.items()):
         complete = [shard.count for shard in paths if not _missing(set(paths), [shard])]
         count = complete[0] if complete else next(iter(paths)).count  # others are of a run that was broken off
         counted_shards = [shard for shard in paths if shard.count == count]
         missing = _missing(set(paths), counted_shards)
-        report = work / evaluate.FOLDER / name
+        report = work / REPORTS / name
         if missing:  # a score of a part of the list would pass for one of the whole
             merged.append(Merged(report, len(counted_shards), missing, 0))
             continue
@@ -146,23 +148,9 @@ def _missing(ended: set[Shard], shards: Iterable[Shard]) -> tuple[Shard, ...]:
     return tuple(shard for index in range(count) if (shard := Shard(index, count)) not in ended)
 
 
-def _lines(path: Path) -> list[str]:
-    return (
-        [line for line in path.read_text(encoding="utf-8", errors="backslashreplace").split("\n") if line]
-        if path.is_file()
-        else []
-    )
-
-
-def _stage(line: str) -> str:
-    with suppress(ValueError, AttributeError, RecursionError):
-        return str(json.loads(line).get("stage"))
-    return ""
-
-
 def _tidy(place: Path) -> None:
     """Remove the folders of shards that hold nothing any more."""
     for _, folder in list(shard_folders(place)):
-        for empty in (folder / evaluate.FOLDER, folder, folder.parent):
+        for empty in (folder / REPORTS, folder, folder.parent):
             with suppress(OSError):
                 empty.rmdir()

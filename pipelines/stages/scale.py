@@ -19,9 +19,8 @@ from pipelines.execution.processes import run_processes
 from pipelines.execution.progress import Progress, Silent
 from pipelines.options.scale import ScaleOptions
 from pipelines.stages.counts import Counts
-from pipelines.stages.evaluate import FOLDER as EVAL
 from pipelines.stages.merge import merge_failures, merge_outputs, merge_scores
-from pipelines.stages.workspace import Workspace
+from pipelines.stages.workspace import REPORTS, Workspace
 from pipelines.stores.shard import Shard, shard_folders
 
 PER_IMAGE = {"superpixels": "superpixels", "cams": "cams", "refine": "refine", "predict": "predict", "eval": "evaluate"}
@@ -77,19 +76,19 @@ def run(job: Job, options: ScaleOptions, progress: Progress | None = None) -> An
         from pipelines.execution.ray_engine import run_on_ray
 
         def jobs_for(count: int, device: str) -> list[Job]:
-            _make_ready(job, count, device, progress)
+            _make_ready(job, count, device)
             return _shares(job, [device] * count, max(1, int(options.actor_cpus)))
 
         found = run_on_ray(run_job, jobs_for, options, progress)
     else:
         devices = _devices(options.devices or "")
         cores = max(1, resolve_workers(0) // len(devices))
-        _make_ready(job, len(devices), devices[0], progress)
+        _make_ready(job, len(devices), devices[0])
         found = run_processes(run_job, _shares(job, devices, cores), _names(devices), cores, progress)
     return _merged(job, found)
 
 
-def _make_ready(job: Job, count: int, device: str, progress: Progress) -> None:
+def _make_ready(job: Job, count: int, device: str) -> None:
     """Unite shards of another number, and with ``force`` remove what is there once the stage has checked its options."""
     if any(shard.count != count for output in job.outputs for shard, _ in shard_folders(output.parent)):
         merge_outputs(job.outputs)
@@ -99,7 +98,7 @@ def _make_ready(job: Job, count: int, device: str, progress: Progress) -> None:
         run_processes(run_job, [dataclasses.replace(job, workspace=empty)], [device], 1, Silent())
     if job.stage == "eval":
         for _, folder in shard_folders(job.workspace.work):
-            for counted in (folder / EVAL).glob("*.json"):  # of a run that was broken off
+            for counted in (folder / REPORTS).glob("*.json"):  # of a run that was broken off
                 counted.unlink()
 
 

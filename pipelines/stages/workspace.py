@@ -29,6 +29,9 @@ from pipelines.stores.shard import Shard, own_place
 MEMORY = "work.json"
 """File in which a work directory remembers its dataset, encoders, recipe and config for the commands that follow."""
 
+REPORTS = "eval"
+"""Folder of a work directory, or of a shard, with what `ssr eval` found."""
+
 FAILURES = "failures.jsonl"
 """Bad images of the last run of each stage, in the work directory or the folder of a shard."""
 
@@ -181,7 +184,7 @@ class Workspace:
 
     def differs(self, output: Path, settings: dict[str, Any]) -> bool:
         """Whether an output was made with other settings; False if there is none."""
-        old = Manifest.read(own_place(output.with_suffix(".json"), self.shard)) or Manifest.read(output.with_suffix(".json"))
+        old = self._settled(output)
         return old is not None and old.settings != settings
 
     def refuse_changes(self, output: Path, settings: dict[str, Any]) -> None:
@@ -190,9 +193,13 @@ class Workspace:
         Raises:
             UsageError: The settings changed and ``force`` is off.
         """
-        place = own_place(output.with_suffix(".json"), self.shard)
-        old = Manifest.read(place) or Manifest.read(output.with_suffix(".json"))
+        old = self._settled(output)
         self._refuse(output, differences(old.settings, settings) if old is not None else [])
+
+    def _settled(self, output: Path) -> Manifest | None:
+        """The manifest that counts for this run: the shard's own, or that of the whole."""
+        whole = output.with_suffix(".json")
+        return Manifest.read(own_place(whole, self.shard)) or Manifest.read(whole)
 
     def settle(
         self, output: Path, stage: str, settings: dict[str, Any], clear: Callable[[], None], again: bool = True
@@ -217,11 +224,11 @@ class Workspace:
         """
         whole = output.with_suffix(".json")
         new = self.manifest(stage, settings)
+        self._refuse_unknown(output)
         if self.shard is None:
             remove_leftovers(whole.parent, whole.name)
             if self.remembers:
                 remove_leftovers(self.work, MEMORY)
-            self._refuse_unknown(output)
             changed = _changed(Manifest.read(whole), new)
             for manifest in shard_manifests(output).values():
                 changed = changed or _changed(manifest, new)
