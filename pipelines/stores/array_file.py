@@ -33,7 +33,7 @@ MAX_ELEMENTS = 1 << 30
 """Arrays larger than this are refused on reading: no image of ours comes near it."""
 
 USER_BLOCK = 512
-_LAYOUT: dict[str, Any] = {"userblock_size": USER_BLOCK, "libver": ("v110", "v110")}  # a tenth of the default's tables
+_LAYOUT: dict[str, Any] = {"userblock_size": USER_BLOCK, "libver": ("v110", "v110")}  # smaller tables, with checksums
 _MAGIC = b"ssr array store, sha256 of what follows: "
 _CHECK = "crc32"
 _PATIENCE = 600.0
