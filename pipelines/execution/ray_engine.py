@@ -125,20 +125,23 @@ def run_on_ray(
         }
         found: dict[int, Any] = {}
         told = False
+
+        def listen() -> None:
+            for number, (name, arguments) in ray.get(board.fetch.remote()):
+                joined.told(number, name, arguments)
+
         while pending:
             if interrupted() and not told:
                 told = True
                 ray.get(board.stop.remote())
             ready, _ = ray.wait(list(pending), timeout=_LOOK)
-            for number, (name, arguments) in ray.get(board.fetch.remote()):
-                joined.told(number, name, arguments)
+            listen()
             for reference in ready:
                 number = pending.pop(reference)
                 found[number] = _outcome(ray, reference)
                 joined.known(number)
                 ray.kill(actors[number])  # its part of the cluster is for those that wait
-        for number, (name, arguments) in ray.get(board.fetch.remote()):
-            joined.told(number, name, arguments)
+        listen()
         joined.finish()
     outcomes = [found[number] for number in range(len(jobs))]
     nothing = SsrError("an actor came to no result")

@@ -194,9 +194,7 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
             writer.clear()
             remove_masks(output, workspace.shard)
 
-        manifest = workspace.settle(output, STAGE, _settings(workspace, options, path, trained), clear)
-        manifest.dataset["place"] = place
-        workspace.record_begun(output, manifest)
+        manifest = workspace.settle(output, STAGE, _settings(workspace, options, path, trained), clear, place=place)
         output.mkdir(exist_ok=True)
         if workspace.shard is None:  # else they may be those of other shards
             remove_leftovers(output)

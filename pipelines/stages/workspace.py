@@ -202,7 +202,13 @@ class Workspace:
         return Manifest.read(own_place(whole, self.shard)) or Manifest.read(whole)
 
     def settle(
-        self, output: Path, stage: str, settings: dict[str, Any], clear: Callable[[], None], again: bool = True
+        self,
+        output: Path,
+        stage: str,
+        settings: dict[str, Any],
+        clear: Callable[[], None],
+        again: bool = True,
+        place: str | None = None,
     ) -> Manifest:
         """Compare a stage's settings with those that made its output.
 
@@ -215,6 +221,7 @@ class Workspace:
             clear: Removes the output, or this shard's part of it; called with ``force``, before the new manifest is
                 written, so that a kill in between cannot pair old output with new settings.
             again: With ``force``, clear although the settings are the same.
+            place: What tells where the photos lie, written down with the dataset.
 
         Returns:
             The new manifest, already written.
@@ -224,6 +231,8 @@ class Workspace:
         """
         whole = output.with_suffix(".json")
         new = self.manifest(stage, settings)
+        if place is not None:
+            new.dataset["place"] = place
         self._refuse_unknown(output)
         if self.shard is None:
             remove_leftovers(whole.parent, whole.name)
@@ -247,7 +256,8 @@ class Workspace:
                 )
             self._start_over(own, changed, clear, again)
             new.write(path)
-            if Manifest.read(whole) is None or changed:
+            old = Manifest.read(whole)
+            if old is None or changed or old.dataset != new.dataset:
                 new.write(whole)
         return new
 
@@ -269,15 +279,6 @@ class Workspace:
             raise UsageError(
                 f"{output} was made with other options ({shown})", "--force starts it over, or give another --work"
             )
-
-    def record_begun(self, output: Path, manifest: Manifest) -> None:
-        """Write what was added to a manifest after `settle`."""
-        manifest.write(own_place(output.with_suffix(".json"), self.shard))
-        if self.shard is not None:
-            with self._settling(output):
-                whole = Manifest.read(output.with_suffix(".json"))
-                if whole is not None and whole.dataset != manifest.dataset:
-                    manifest.write(output.with_suffix(".json"))
 
     def _settling(self, output: Path) -> FileLock:
         """The lock under which shards write the manifest of the whole."""
