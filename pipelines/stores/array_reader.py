@@ -85,7 +85,7 @@ class ArrayReader:
 
         def names(age: int) -> Iterator[tuple[str, int]]:
             with damage_of(files[age]):
-                for name in self._file(files[age]):
+                for name in list(self._file(files[age])):  # a list: `reopen` may come in between
                     if not isinstance(name, str):  # bytes that are no UTF-8
                         raise SsrError(
                             f"{files[age]} is damaged: an image is called {name!r:.60}", "run its stage again with --force"
@@ -127,6 +127,12 @@ class ArrayReader:
         if source is None:
             raise SsrError(f"{self.path} has no image {image_id}")
         return source
+
+    def reopen(self) -> None:
+        """Close all files and open them again: HDF5 keeps the tables of every image that it has read, file by file."""
+        for path, file in self._open.items():
+            file.close()
+            self._open[path] = h5py.File(path, "r", locking=False)
 
     def close(self) -> None:
         """Close all files."""

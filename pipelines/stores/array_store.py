@@ -40,6 +40,9 @@ __all__ = ["ArrayReader", "ArrayWriter", "Record", "iter_records", "store_exists
 UNITE = 32
 """So many parts become one: a run of any length leaves few files behind if it is broken off."""
 
+REOPEN = 2048
+"""Images after which a merge opens its sources anew, so that memory does not follow their number."""
+
 PATIENCE = 30.0
 """Seconds that a shard's writer waits for its siblings, which hold the lock of the whole while they start."""
 
@@ -187,10 +190,12 @@ class ArrayWriter:
 
 def _merge(reader: ArrayReader, target: Path) -> None:
     with new_file(target, needed=reader.size) as file:
-        for image_id, source in reader.sources():
+        for number, (image_id, source) in enumerate(reader.sources(), start=1):
             with damage_of(source, image_id):
                 found = stored(reader.dataset(image_id, source))
             write_stored(file, image_id, found)
+            if number % REOPEN == 0:
+                reader.reopen()
 
 
 def _lock_file(path: Path) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +37,11 @@ def whole(tmp_path: Path) -> bytes:
     return (tmp_path / "whole/s.h5").read_bytes()
 
 
-@pytest.mark.parametrize("count", [2, 5])
-def test_read_together_and_merged_to_the_same_bytes(tmp_path: Path, whole: bytes, count: int) -> None:
+@pytest.mark.parametrize(("count", "reopen"), [(2, 2048), (5, 2048), (5, 1), (2, 7)])
+def test_read_together_and_merged_to_the_same_bytes(
+    tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch, count: int, reopen: int
+) -> None:
+    monkeypatch.setattr(array_store, "REOPEN", reopen)
     path = tmp_path / "s.h5"
     write_shards(path, count)
     assert store_exists(path)
@@ -174,3 +179,33 @@ def test_a_kill_while_parts_are_united(tmp_path: Path, monkeypatch: pytest.Monke
     again.close()
     with ArrayReader(path) as reader:
         assert reader.ids() == IDS
+
+
+MERGE = """
+import sys
+import numpy as np
+from pathlib import Path
+from pipelines.stores import array_store
+from pipelines.stores.array_store import ArrayWriter
+
+def held():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
+
+writer = ArrayWriter(Path(sys.argv[1]), part_images=256)
+for number in range(int(sys.argv[2])):
+    writer.add(f"{number:06d}", np.zeros(4, np.uint8), {"size": [1, 4]})
+writer.commit()
+before = held()
+writer.close()
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_memory_of_a_merge_does_not_follow_the_images(tmp_path: Path) -> None:
+    grown = []
+    for count in (4_000, 16_000):
+        command = [sys.executable, "-c", MERGE, str(tmp_path / f"{count}.h5"), str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+        grown.append(int(done.stdout))
+    assert grown[1] - grown[0] < 4 * 12_000  # KiB: 4 kB an image; HDF5 alone keeps more than twice that
