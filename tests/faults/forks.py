@@ -1,6 +1,7 @@
 """A process that has imported everything and forks a child for each run of ``ssr``: a run costs what its stage costs.
 
-It reads one JSON object a line and answers with one: ``start`` forks a run and gives its process id; ``wait`` waits for it.
+It reads one JSON object a line and answers with one: ``start`` forks a run and gives its process id; ``wait`` waits for it;
+``stop`` ends it without an answer.
 Each run is a session of its own, so that the workers it leaves behind can be found.
 """
 
@@ -101,20 +102,24 @@ def wait(pid: int, seconds: float) -> int | None:
 
 
 def serve() -> None:
-    """Answer until the input ends."""
+    """Answer until told to stop, or until the input ends."""
     prepare(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
     print(json.dumps({"ready": str(Path(sys.modules["pipelines"].__file__ or "").parent)}), file=answers, flush=True)
     for line in sys.stdin:
         job = json.loads(line)
+        if job["do"] == "stop":
+            break
         if job["do"] == "start":
             pid = os.fork()
             if pid == 0:
+                os.close(answers.fileno())  # whoever waits for the end of the answers waits for nothing else
                 child(job)
             answer: dict[str, Any] = {"pid": pid}
         else:
             answer = {"code": wait(job["pid"], job["seconds"])}
         print(json.dumps(answer), file=answers, flush=True)
+    os._exit(0)  # at once, as its children do
 
 
 if __name__ == "__main__":  # workers of process pools import this file, too

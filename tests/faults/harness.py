@@ -193,7 +193,7 @@ class Server:
 
     def close(self) -> None:
         """End it."""
-        self._process.communicate(timeout=60)
+        self._process.communicate(json.dumps({"do": "stop"}) + "\n", timeout=60)
 
 
 @dataclass
