@@ -55,6 +55,8 @@ def end_with_parent() -> None:
 
 def process_pool(workers: int) -> ProcessPoolExecutor:
     """Fresh processes (spawn): no inherited locks, threads, GPU contexts or open stores."""
+    # a run that is stopped at once leaves its semaphores to Python's resource tracker, which would tell people about it
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_set_up_worker)
 
 

@@ -28,7 +28,7 @@ from pipelines.stages.workspace import Workspace
 from pipelines.stores.files import remove_leftovers
 from pipelines.stores.manifest import Manifest, digest
 from pipelines.training.checkpoint import read_checkpoint, write_checkpoint
-from pipelines.training.curves import Curves
+from pipelines.training.curves import Curves, Line
 from pipelines.training.processes import Processes, joined_processes
 from pipelines.training.segmentation import SegmentationTrainer, StepLosses
 
@@ -102,10 +102,11 @@ class _Training:
         trainer, options = self.trainer, self.options
         failures = self.workspace.failures(STAGE, self.progress) if manifest is not None else None
         self.processes.wait()
-        state = self._saved() if options.resume == "auto" else None
-        if state is not None:
+        waiting: list[Line] = []
+        if options.resume == "auto" and (saved := self._saved()) is not None:
+            state, waiting = saved
             trainer.restore(state)
-        self.curves.open(trainer.iteration)
+        self.curves.open(trainer.iteration, waiting)
         if options.supervision == "masks":
             self.progress.note(UPPER_BOUND)
         counts, before, started = Counts(skipped=trainer.iteration), trainer.iteration, time.monotonic()
@@ -117,12 +118,12 @@ class _Training:
             self._note_unusable(unusable, failures)
             last = trainer.iteration == options.iterations
             stop = interrupted() and self.processes.count == 1  # several would not stop at one step
-            save = last or stop or trainer.iteration % options.save_every == 0
+            due = last or trainer.iteration % options.save_every == 0
             self.progress.advance()
-            self._log(losses, end=save)
+            self._log(losses, end=due)
             if options.validate_every and trainer.iteration % options.validate_every == 0 and not last:
                 self._validate()
-            if save:
+            if due or stop:
                 self._save(manifest)
             if stop and not last:
                 refuse_if_interrupted()
@@ -183,7 +184,8 @@ class _Training:
         self._write_model(self.workspace.model)
         self._write_heads()
         # last: a training killed before it takes its steps again and writes the others again
-        write_checkpoint(self.folder / "state.safetensors", self.trainer.state(), {"owner": digest(self.inputs.settings)})
+        note = {"owner": digest(self.inputs.settings), "waiting": self.curves.waiting}
+        write_checkpoint(self.folder / "state.safetensors", self.trainer.state(), note)
         manifest.counts = {"iterations": self.trainer.iteration}
         manifest.write(self.workspace.model.with_suffix(".json"))
 
@@ -207,12 +209,15 @@ class _Training:
             belongs_to = identity(self.inputs.weights, self.workspace.dataset.classes, text)
             write_alignment(self.folder / "cmpa.safetensors", trained, belongs_to)
 
-    def _saved(self) -> dict[str, Tensor] | None:
+    def _saved(self) -> tuple[dict[str, Tensor], list[Line]] | None:
+        """The state, and the steps whose means are not in the curves yet."""
         path = self.folder / "state.safetensors"
         if not path.is_file():
             return None
         tensors, note = read_checkpoint(path, "--resume never")
-        return tensors if note.get("owner") == digest(self.inputs.settings) else None
+        if note.get("owner") != digest(self.inputs.settings):
+            return None
+        return tensors, note.get("waiting", [])
 
     def _clear(self) -> None:
         names = ("state.safetensors", "best.safetensors", "cmpa.safetensors", "curves.jsonl", "curves.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,25 @@ class Curves:
 
     Attributes:
         lines: What the file holds, or will after `flush`; each has ``iteration``.
+        waiting: Steps of the stretch that is not at its end.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lines: list[Line] = []
-        self._waiting: list[Line] = []
+        self.waiting: list[Line] = []
 
-    def open(self, iteration: int) -> None:
+    def open(self, iteration: int, waiting: Sequence[Line] = ()) -> None:
         """Read what is there up to a step; what a killed run wrote after its last save is made again.
+
+        Args:
+            iteration: The step.
+            waiting: Steps of an unended stretch before it.
 
         Raises:
             SsrError: A line that `flush` did not write.
         """
-        self.lines = []
+        self.lines, self.waiting = [], list(waiting)
         if self.path.is_file():
             for number, text in enumerate(self.path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
                 line = _parsed(text)
@@ -45,11 +51,11 @@ class Curves:
 
     def add(self, values: Line, iteration: int, end: bool) -> Line | None:
         """Note one step; at the ``end`` of a stretch, its means become a line, which is returned."""
-        self._waiting.append(values)
+        self.waiting.append(values)
         if not end:
             return None
-        mean = {key: sum(line[key] for line in self._waiting) / len(self._waiting) for key in values}
-        self._waiting = []
+        mean = {key: sum(line[key] for line in self.waiting) / len(self.waiting) for key in values}
+        self.waiting = []
         self.write({"iteration": iteration, **mean})
         return mean
 

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -79,7 +80,10 @@ def child(job: dict[str, Any]) -> None:
         from ssr_cli.app import main
 
         sys.argv = ["ssr", *job["argv"]]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         main()
+    except KeyboardInterrupt:  # came before the command began
+        code = 130
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
@@ -104,6 +108,7 @@ def wait(pid: int, seconds: float) -> int | None:
 def serve() -> None:
     """Answer until told to stop, or until the input ends."""
     prepare(sys.argv[1])
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     answers = os.fdopen(os.dup(1), "w")
     print(json.dumps({"ready": str(Path(sys.modules["pipelines"].__file__ or "").parent)}), file=answers, flush=True)
     for line in sys.stdin:

@@ -33,6 +33,14 @@ def test_a_line_is_the_mean_of_its_stretch(path):
     assert [json.loads(line) for line in path.read_text().splitlines()] == curves.lines
 
 
+def test_a_stretch_is_gone_on_with(path):
+    stopped = Curves(path)
+    stopped.add({"loss": 1.0}, 1, end=False)
+    curves = Curves(path)
+    curves.open(1, json.loads(json.dumps(stopped.waiting)))
+    assert curves.add({"loss": 2.0}, 2, end=True) == {"loss": 1.5}
+
+
 @pytest.mark.parametrize(("iteration", "kept"), [(0, 0), (9, 0), (10, 2), (25, 3), (30, 4), (99, 4)])
 def test_opened_at_a_step_it_forgets_what_came_later(path, iteration, kept):
     written = Curves(path)
