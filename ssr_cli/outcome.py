@@ -30,19 +30,18 @@ def run_stage(
         invocation: The command line.
         stage: Called with the workspace and a progress display.
         then: The obvious next command.
-        finishes: It looks for signals itself, and finishes what is under way; one process of several does not.
+        finishes: It looks for signals itself, and finishes what is under way.
 
     Raises:
         typer.Exit: Code 3 if some images failed and the run went on without them.
     """
     from pipelines.execution.interruption import finishing_on_signals
 
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     workspace = replace(invocation.workspace, remembers=True)
     _ = workspace.dataset  # a wrong --root must not become the directory's memory
     workspace.refuse_other_dataset()
     try:
-        with ConsoleProgress() as progress, finishing_on_signals(say) if finishes and alone else nullcontext():
+        with ConsoleProgress() as progress, finishing_on_signals(say) if finishes else nullcontext():
             counts = stage(workspace, progress)
     except UsageError:
         raise

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from pipelines.errors import SsrError
 
@@ -17,6 +18,9 @@ Item = TypeVar("Item")
 EXIT_INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and what torchrun, Slurm and `kill` send."""
+
+RELAYED = 2.0
+"""Seconds in which a launcher passes on, as another signal, what its processes have had themselves."""
 
 _asked = threading.Event()
 
@@ -55,12 +59,27 @@ def refuse_if_interrupted(hint: str = "run the same command to go on") -> None:
         Interrupted: It was.
     """
     if _asked.is_set():
-        raise Interrupted("stopped: what was computed is kept", hint)
+        refuse_interrupted(hint)
+
+
+def refuse_interrupted(hint: str = "run the same command to go on") -> NoReturn:
+    """End a run of which this process or one beside it was asked to stop.
+
+    Args:
+        hint: What makes the rest.
+
+    Raises:
+        Interrupted: Always.
+    """
+    raise Interrupted("stopped: what was computed is kept", hint)
 
 
 @contextmanager
 def finishing_on_signals(say: Callable[[str], None]) -> Iterator[None]:
     """Within the block, a signal lets `interrupted` be true; a second one ends the process, which stores survive.
+
+    Another signal right behind the first is no second wish: torchrun answers a Ctrl-C, which its processes get themselves, by
+    SIGTERM. Processes that are forked in the block leave Ctrl-C to this one.
 
     Args:
         say: Told what happens.
@@ -69,11 +88,22 @@ def finishing_on_signals(say: Callable[[str], None]) -> Iterator[None]:
         yield
         return
 
+    first: tuple[int, float] | None = None
+    ours = os.getpid()
+
     def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal first
+        if os.getpid() != ours:
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        if first is not None and number != first[0] and time.monotonic() - first[1] < RELAYED:
+            return
         if _asked.is_set():
             say("stopped at once: images of the last seconds may be missing; run the same command to go on")
             os._exit(EXIT_INTERRUPTED)
         _asked.set()
+        first = (number, time.monotonic())
         say(f"{signal.Signals(number).name}: finishing what is under way; once more stops at once")
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}

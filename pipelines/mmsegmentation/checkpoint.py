@@ -19,7 +19,7 @@ from pipelines.stores.files import atomic_path
 NO_MESSAGES: dict[str, dict[str, Any]] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
 
 
-def write_state(path: Path, runner: Runner, iteration: int, owner: str) -> None:
+def write_state(path: Path, runner: Runner, iteration: int, owner: str, waiting: list[dict[str, Any]]) -> None:
     """Write everything that `Runner.resume` needs, whole or not at all.
 
     Args:
@@ -27,10 +27,11 @@ def write_state(path: Path, runner: Runner, iteration: int, owner: str) -> None:
         runner: Behind step ``iteration``.
         iteration: Steps taken.
         owner: Digest of the settings that the training belongs to.
+        waiting: Steps whose means are not in the curves yet.
     """
     schedulers = runner.param_schedulers
     state = {
-        "meta": {"epoch": 0, "iter": iteration, "seed": runner.seed, "owner": owner},
+        "meta": {"epoch": 0, "iter": iteration, "seed": runner.seed, "owner": owner, "waiting": waiting},
         "state_dict": module_of(runner).state_dict(),
         "optimizer": runner.optim_wrapper.state_dict(),
         "param_schedulers": [_plain(scheduler.state_dict()) for scheduler in schedulers],

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from pipelines.errors import SsrError
+from pipelines.execution.interruption import refuse_interrupted
 from pipelines.mmsegmentation.checkpoint import restore_random
 from pipelines.options.retrain import RetrainOptions
 from pipelines.training.curves import Curves
@@ -18,7 +19,10 @@ LOG_EVERY = 10
 
 
 class Watcher(Protocol):
-    """Told of a training by its first process."""
+    """Told of a training by each of its processes."""
+
+    def stops(self) -> bool:
+        """Whether all processes, each of which asks, were asked to stop."""
 
     def stepped(self, iteration: int, mean: dict[str, Any] | None) -> None:
         """A step is done; with the means of the last few, now and then."""
@@ -80,11 +84,14 @@ class TrainingHook(Hook):  # type: ignore[misc]
                 f"the loss of step {iteration} is not a number", "a lower --learning-rate, and --force to start over"
             )
         last = iteration == self.options.iterations
-        save = last or iteration % self.options.save_every == 0
-        mean = self.curves.add(losses | _learning_rates(runner), iteration, end=save or iteration % LOG_EVERY == 0)
+        due = last or iteration % self.options.save_every == 0
+        mean = self.curves.add(losses | _learning_rates(runner), iteration, end=due or iteration % LOG_EVERY == 0)
         self.watcher.stepped(iteration, mean)
-        if save:
+        stop = self.watcher.stops()
+        if due or stop:
             self.watcher.save(runner, iteration)
+        if stop and not last:
+            refuse_interrupted()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Hand the score on."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipelines.encoders.weights import build_clip, resolve_clip
 from pipelines.errors import SsrError, UsageError
 from pipelines.execution.devices import peak_memory, resolve_device
-from pipelines.execution.interruption import interrupted, refuse_if_interrupted
+from pipelines.execution.interruption import interrupted, refuse_interrupted
 from pipelines.execution.progress import Progress, Silent
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
@@ -122,9 +122,9 @@ class _Training:
                 self._save(owner)
             elif trainer.iteration % SAVE_EVERY == 0:
                 self._save(owner)
-            if interrupted() and self.processes.count == 1:  # several would not stop at one step
+            if self.processes.any(interrupted()):  # at one step, all of them
                 self._save(owner)
-                refuse_if_interrupted()
+                refuse_interrupted()
         self.progress.finish()
         if not self.processes.first:
             return

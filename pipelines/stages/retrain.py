@@ -16,6 +16,7 @@ from pipelines.encoders.model_config import TimmModel, dino_architecture
 from pipelines.encoders.weights import file_sha256
 from pipelines.errors import SsrError, UsageError
 from pipelines.execution.devices import peak_memory, resolve_device
+from pipelines.execution.interruption import interrupted
 from pipelines.execution.pool import resolve_workers
 from pipelines.execution.progress import Progress, Silent
 from pipelines.figures.curves import curves_figure
@@ -190,8 +191,9 @@ class _Retraining:
         options = self.options
         if self.device.index is not None:
             torch.cuda.set_device(self.device)
-        before = self._before(read_meta(self.state) if options.resume == "auto" else None)
-        self.curves.open(before)
+        meta = read_meta(self.state) if options.resume == "auto" else None
+        before = self._before(meta)
+        self.curves.open(before, meta.get("waiting", []) if meta is not None and before else [])
         self.counts.skipped = before
         self.progress.start("retrain", options.iterations, before, "steps")
         started = time.monotonic()
@@ -221,8 +223,12 @@ class _Retraining:
         own = meta is not None and (not self.processes.first or meta.get("owner") == digest(self.settings))
         return int(meta["iter"]) if self.processes.gather([own])[0] and meta is not None else 0
 
+    def stops(self) -> bool:
+        """Whether one of the processes was asked to; see `pipelines.mmsegmentation.hook.Watcher`."""
+        return self.processes.any(interrupted())
+
     def stepped(self, iteration: int, mean: dict[str, Any] | None) -> None:
-        """Count a step; see `pipelines.mmsegmentation.hook.Watcher`."""
+        """Count a step."""
         self.counts.done += 1
         self.progress.advance()
         if mean is not None and (iteration % 100 == 0 or iteration == self.options.iterations):
@@ -236,7 +242,7 @@ class _Retraining:
             return
         self._write_curves()
         self._write_model(self.workspace.retrained, runner, iteration)
-        write_state(self.state, runner, iteration, digest(self.settings))
+        write_state(self.state, runner, iteration, digest(self.settings), self.curves.waiting)
         self._manifest.counts = {"iterations": iteration}
         self._manifest.write(self.workspace.retrained.with_suffix(".json"))
 

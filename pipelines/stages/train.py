@@ -16,7 +16,7 @@ from pipelines.datasets import load_dataset
 from pipelines.errors import ImageError, SsrError, TooManyFailures
 from pipelines.execution.devices import peak_memory, resolve_device
 from pipelines.execution.failures import Failures
-from pipelines.execution.interruption import interrupted, refuse_if_interrupted
+from pipelines.execution.interruption import interrupted, refuse_interrupted
 from pipelines.execution.progress import Progress, Silent
 from pipelines.figures.curves import curves_figure
 from pipelines.stages.aligned_readout import identity, write_alignment
@@ -117,7 +117,7 @@ class _Training:
             counts.done += 1
             self._note_unusable(unusable, failures)
             last = trainer.iteration == options.iterations
-            stop = interrupted() and self.processes.count == 1  # several would not stop at one step
+            stop = self.processes.any(interrupted())  # at one step, all of them
             due = last or trainer.iteration % options.save_every == 0
             self.progress.advance()
             self._log(losses, end=due)
@@ -126,7 +126,7 @@ class _Training:
             if due or stop:
                 self._save(manifest)
             if stop and not last:
-                refuse_if_interrupted()
+                refuse_interrupted()
         self._validate()
         self.progress.finish()
         self.processes.wait()

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipelines.errors import SsrError
+
 Item = TypeVar("Item")
 
 PATIENCE = timedelta(days=7)
@@ -58,6 +60,10 @@ class Processes:
         dist.all_gather_object(found, items)
         return [item for own in found for item in own]
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag of some process is set: all of them get the same answer."""
+        return True in self.gather([flag])
+
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Give every process the first one's values."""
         if self.count > 1:
@@ -79,6 +85,9 @@ def joined_processes(device: torch.device) -> Iterator[tuple[Processes, torch.de
 
     Yields:
         This process and its device.
+
+    Raises:
+        SsrError: Another process has ended before its time.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -90,5 +99,9 @@ def joined_processes(device: torch.device) -> Iterator[tuple[Processes, torch.de
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Processes(dist.get_rank(), count), device
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "by peer" in str(error):  # gloo has no error of its own
+            raise SsrError("another process of this training has ended", "its own lines say why") from error
+        raise
     finally:
         dist.destroy_process_group()

@@ -32,4 +32,4 @@ def command(invocation: Invocation) -> None:
             out.print(f"config in [bold]{escape(str(workspace.work / retrain.FOLDER / 'config.py'))}[/]")
         return counts
 
-    run_stage(invocation, run, then="ssr retrain" if options.write_only else "ssr predict --model retrained")
+    run_stage(invocation, run, then="ssr retrain" if options.write_only else "ssr predict --model retrained", finishes=True)

@@ -58,17 +58,17 @@ def step(training: Any) -> list[float]:
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    write_state(tmp_path / "state.pth", runner(), 2, "mine")
+    write_state(tmp_path / "state.pth", runner(), 2, "mine", [{"loss": 0.5}])
     return tmp_path / "state.pth"
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path, wrapped: bool) -> None:
     unbroken = runner(wrapped)
-    write_state(tmp_path / "new/state.pth", unbroken, 2, "mine")
+    write_state(tmp_path / "new/state.pth", unbroken, 2, "mine", [])
     expected = [step(unbroken) for _ in range(4)]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["state.pth"]
-    assert read_meta(tmp_path / "new/state.pth") == {"epoch": 0, "iter": 2, "seed": 3, "owner": "mine"}
+    assert read_meta(tmp_path / "new/state.pth") == {"epoch": 0, "iter": 2, "seed": 3, "owner": "mine", "waiting": []}
     found = torch.load(tmp_path / "new/state.pth", weights_only=True)
     resumed = runner(steps=0)  # by the network's own names, wrapped or not
     resumed.model.load_state_dict(found["state_dict"])

@@ -1,0 +1,75 @@
+"""Ctrl-C while something trains, under torchrun or on mmsegmentation: the state of that step is saved, and the end is the same bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.stores.manifest import read_manifest
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+SSR = [sys.executable, "-c", "from ssr_cli.app import main; main()"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+TORCHRUN.append(str(Path(sys.executable).parent / "ssr"))
+TRAININGS = {
+    "align": (["align", "--iterations", "60"], "cmpa.safetensors"),
+    "train": (["train", "--iterations", "6", "--batch", "4"], "model.safetensors"),
+    "retrain": (["retrain", "--schedule", "6", "--batch", "4"], "retrained.safetensors"),
+}
+
+
+def ended(command: list[str], *, interrupt_at: str = "") -> tuple[int, str, str]:
+    """Exit code and streams; with Ctrl-C, as a terminal sends it to all, once a line says some words."""
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr
+    said = ""
+    while interrupt_at and interrupt_at not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    if interrupt_at:
+        time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+    out, rest = process.communicate(timeout=300)
+    return process.returncode, out, said + rest
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, ssr):
+    folder = tmp_path_factory.mktemp("trainings") / "sample"
+    ssr("sample", "--work", folder, "--train", 8, "--val", 1)
+    for stage in (("superpixels",), ("cams",), ("refine", "--no-crf")):
+        ssr(*stage, "--config", folder / "sample.toml", "--work", folder.parent / "work")
+    return folder / "sample.toml"
+
+
+@pytest.mark.parametrize(("training", "launch"), [("align", TORCHRUN), ("train", TORCHRUN), ("retrain", SSR)])
+def test_interrupted_training_goes_on_to_the_same_bytes(config, tmp_path, training, launch):
+    words, name = TRAININGS[training]
+    if training == "retrain":
+        pytest.importorskip("mmseg", reason="needs mmsegmentation")
+    models = []
+    for work in (tmp_path / "calm", tmp_path / "stopped"):
+        shutil.copytree(config.parents[1] / "work", work)
+        command = [*launch, *words, "--config", str(config), "--work", str(work)]
+        if work.name == "stopped":
+            code, _, said = ended(command, interrupt_at=" steps")
+            assert code != 0, said
+            assert "SIGINT: finishing what is under way" in said
+            assert "stopped: what was computed is kept; run the same command to go on" in said
+            assert "stopped at once" not in said
+            assert read_manifest(work / name).complete is False
+        code, out, said = ended(command)
+        assert code == 0, said
+        assert "next:" in out
+        models.append((work / name).read_bytes())
+    assert models[0] == models[1]
