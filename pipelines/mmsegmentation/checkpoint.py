@@ -6,6 +6,7 @@ are written in place. Resuming needs neither: curves are ours, and the rest is n
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,10 @@ def write_state(path: Path, runner: Runner, iteration: int, owner: str, waiting:
         "message_hub": NO_MESSAGES,
         "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None},
     }
+    content = io.BytesIO()  # a file's name would become part of it, and a full disk spills torch's own words
+    torch.save(state, content)
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def restore_random(state: Mapping[str, Any]) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pipelines.datasets.base import Dataset, Sample
@@ -30,8 +29,8 @@ from pipelines.options.stages import EvalOptions
 from pipelines.stages.stored import read_cam
 from pipelines.stages.workspace import REPORTS, Workspace
 from pipelines.stores.array_store import PATIENCE, ArrayReader, store_exists
-from pipelines.stores.files import remove_leftovers
 from pipelines.stores.manifest import Manifest, read_manifest
+from pipelines.stores.one_writer import one_writer
 
 STAGE = "eval"
 
@@ -191,7 +190,7 @@ def _finish(work: Path, counted: Counted, power: float | None, *, oracle: bool) 
     )
     if counted.supervised:
         report.rules["supervision"] = "ground-truth masks (upper bound)"
-    with _writing(folder):
+    with one_writer(folder, "evaluating", PATIENCE):
         write_confusion(counts, folder / "confusion.npy")
         write_csv(metrics, folder / "per_class.csv")
         if counted.pictures:
@@ -199,22 +198,6 @@ def _finish(work: Path, counted: Counted, power: float | None, *, oracle: bool) 
             save_figure(iou_figure(report), folder / "per_class_iou.png")
         write_report(report, folder / "report.json")
     return Evaluation(report, metrics, folder, counted.failed)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """One evaluation after the other writes a report; what a killed one left is removed."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=PATIENCE)
-    except (OSError, Timeout) as error:
-        raise SsrError(f"cannot write {folder}: {getattr(error, 'strerror', None) or 'another evaluation does'}") from error
-    try:
-        remove_leftovers(folder)
-        yield
-    finally:
-        lock.release()
 
 
 def _name_of(workspace: Workspace, what: str) -> str:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from pipelines.datasets import load_dataset
 from pipelines.datasets.classes import palette
 from pipelines.encoders.model_config import TimmModel, dino_architecture
 from pipelines.encoders.weights import file_sha256
-from pipelines.errors import SsrError, UsageError
+from pipelines.errors import UsageError
 from pipelines.execution.devices import peak_memory, resolve_device
 from pipelines.execution.interruption import interrupted
 from pipelines.execution.pool import resolve_workers
@@ -32,6 +31,7 @@ from pipelines.stages.segmenter import UPPER_BOUND
 from pipelines.stages.workspace import Workspace
 from pipelines.stores.files import atomic_path, remove_leftovers
 from pipelines.stores.manifest import Manifest, digest
+from pipelines.stores.one_writer import one_writer
 from pipelines.training.curves import Curves
 from pipelines.training.processes import Processes
 
@@ -103,17 +103,12 @@ class _Retraining:
             if not self.options.write_only:
                 self._train()
             return self.counts
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                remove_leftovers(self.folder)
-                remove_leftovers(self.workspace.work, self.workspace.retrained.stem)
-                self._prepare()
-                self.processes.wait()
-                if not self.options.write_only:
-                    self._train()
-        except Timeout as error:
-            raise SsrError(f"another process is training in {self.folder}", "wait for it, or give another --work") from error
+        with one_writer(self.folder, "training"):
+            remove_leftovers(self.workspace.work, self.workspace.retrained.stem)
+            self._prepare()
+            self.processes.wait()
+            if not self.options.write_only:
+                self._train()
         return self.counts
 
     def _prepare(self) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pipelines.datasets import load_dataset
@@ -27,6 +26,7 @@ from pipelines.stages.validation import Validation
 from pipelines.stages.workspace import Workspace
 from pipelines.stores.files import remove_leftovers
 from pipelines.stores.manifest import Manifest, digest
+from pipelines.stores.one_writer import one_writer
 from pipelines.training.checkpoint import read_checkpoint, write_checkpoint
 from pipelines.training.curves import Curves, Line
 from pipelines.training.processes import Processes, joined_processes
@@ -80,23 +80,12 @@ class _Training:
         """Train from where the last run stood."""
         if not self.processes.first:
             return self._train(None)
-        with self._locked():
-            remove_leftovers(self.folder)
+        with one_writer(self.folder, "training"):
             remove_leftovers(self.workspace.work, self.workspace.model.stem)
             manifest = self.workspace.settle(self.workspace.model, STAGE, self.inputs.settings, self._clear)
             if self.options.resume == "never":
                 self._clear()
             return self._train(manifest)
-
-    def _locked(self) -> AbstractContextManager[object]:
-        """Become the folder's one writer, to the end of a ``with``."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            return FileLock(self.folder / ".lock").acquire(timeout=0)
-        except Timeout as error:
-            raise SsrError(f"another process is training in {self.folder}", "wait for it, or give another --work") from error
-        except OSError as error:
-            raise SsrError(f"cannot write {self.folder}: {error.strerror}", "choose another --work folder") from error
 
     def _train(self, manifest: Manifest | None) -> Counts:
         trainer, options = self.trainer, self.options

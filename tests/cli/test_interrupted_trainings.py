@@ -1,4 +1,4 @@
-"""Ctrl-C while something trains, under torchrun or on mmsegmentation: the state of that step is saved, and the end is the same bytes."""
+"""Ctrl-C while something trains, by torchrun or mmsegmentation: that step is saved, and the end is the same bytes."""
 
 from __future__ import annotations
 

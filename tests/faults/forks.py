@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,13 @@ def prepare(clip_config: str) -> None:
         importlib.import_module(f"ssr_cli.commands.{name}")
     for name in ("superpixels", "align", "cams", "refine", "refine_target", "train", "predict", "evaluate", "status"):
         importlib.import_module(f"pipelines.stages.{name}")
+    if os.environ.get("SSR_FAULTS") == "full" and find_spec("mmengine"):
+        from pipelines.mmsegmentation.imports import import_mmsegmentation
+
+        import_mmsegmentation()
+        importlib.import_module("ssr_cli.commands.retrain")
+        importlib.import_module("pipelines.stages.retrain")
+        importlib.import_module("pipelines.mmsegmentation.training")
     from pipelines.datasets import voc  # noqa: F401
     from pipelines.stages import align
     from pipelines.stores.array_store import ArrayWriter
@@ -63,7 +71,10 @@ def slow_down(seconds: float) -> None:
 
         return call
 
-    for kind, name in ((ArrayWriter, "add"), (AlignmentTrainer, "_step"), (SegmentationTrainer, "step")):
+    slow = [(ArrayWriter, "add"), (AlignmentTrainer, "_step"), (SegmentationTrainer, "step")]
+    if (retrain := sys.modules.get("pipelines.stages.retrain")) is not None:
+        slow.append((retrain._Retraining, "stepped"))
+    for kind, name in slow:
         setattr(kind, name, paused(getattr(kind, name)))
 
 

@@ -20,8 +20,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
 
 FULL = os.environ.get("SSR_FAULTS") == "full"
 """Minutes instead of seconds: many more trials of the same kinds."""
@@ -79,6 +82,8 @@ STAGES = {
         Stage("eval", ("eval", "masks"), lock=None),
     )
 }
+if FULL and find_spec("mmengine"):
+    STAGES["retrain"] = Stage("retrain", ("retrain",), ("--seed", "3"), "seed")
 TOML = f"""
 [run]
 workers = 1
@@ -109,6 +114,15 @@ learning_rate = 0.01
 scales = [1.0]
 [refine]
 crf_iterations = 2
+[retrain]
+model = "segformer"
+backbone = "dino"
+channels = 16
+crop = 64
+batch = 2
+schedule = "{STEPS}"
+warmup = 2
+save_every = 4
 """
 
 
@@ -160,6 +174,8 @@ class Run:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        while session_of(self.pid):
+            time.sleep(0.002)
         return Ended(code, self.out.read_text(errors="replace"), len(left))
 
     def kill(self) -> bool:
@@ -258,7 +274,7 @@ class Lab:
 
     @cached_property
     def _digests(self) -> dict[str, dict[str, str]]:
-        return {stage: digest(work) for stage, work in self.calm.items()}
+        return {stage: digest(work, self.folder / "chain") for stage, work in self.calm.items()}
 
     def differences(self, stage: str, work: Path, but: tuple[str, ...] = ()) -> list[str]:
         """Files that differ from those of an undisturbed chain up to a stage."""
@@ -283,22 +299,29 @@ def differing(wanted: dict[str, str], found: dict[str, str], but: tuple[str, ...
     return [name for name in names if wanted.get(name) != found.get(name) and not name.startswith(but or "\0")]
 
 
-def digest(work: Path) -> dict[str, str]:
+def digest(work: Path, made_as: Path | None = None) -> dict[str, str]:
     """What a work directory holds: a checksum of each file by name.
 
     Left out are locks and temporary files; of manifests, when and by which commit they were written and the counts of
-    the last run; the mean loss of `ssr align`'s metrics, which begins anew where a run does.
+    the last run; the mean loss of `ssr align`'s metrics, which begins anew where a run does; mmengine's log; the work
+    directory's own name.
     """
     found = {}
     for path in sorted(work.rglob("*")):
         empty = path.name == "failures.jsonl" and path.stat().st_size == 0  # as good as none
-        if path.is_file() and not path.name.endswith((".lock", ".tmp")) and not empty:
-            found[str(path.relative_to(work))] = hashlib.sha256(_essence(path)).hexdigest()[:16]
+        left_out = path.name.endswith((".lock", ".tmp")) or "mmengine" in path.parts
+        if path.is_file() and not left_out and not empty:
+            found[str(path.relative_to(work))] = hashlib.sha256(_essence(path, made_as or work)).hexdigest()[:16]
     return found
 
 
-def _essence(path: Path) -> bytes:
+def _essence(path: Path, work: Path) -> bytes:
     content = path.read_bytes()
+    if path.suffix == ".py":
+        return content.replace(bytes(work), b"WORK")
+    if path.suffix == ".pth":  # pickle writes equal values in more than one way
+        state = torch.load(path, weights_only=True)
+        return json.dumps(state, default=lambda tensor: hashlib.sha256(tensor.numpy()).hexdigest()).encode()
     if path.suffix != ".json":
         return content
     try:

@@ -16,7 +16,7 @@ PAUSE = 0.25
 
 def locked(work: Path, stage: str) -> list[Path]:
     """Locks of a work directory that this stage made."""
-    place = {"align": "align", "train": "train", "predict": "predictions"}.get(stage, "")
+    place = {"align": "align", "train": "train", "predict": "predictions", "retrain": "retrain"}.get(stage, "")
     return list((work / place).glob("*.lock")) + list((work / place).glob(".*.lock"))
 
 
