@@ -15,7 +15,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pipelines.encoders.weights import LoadedClip
@@ -97,7 +97,7 @@ def write_bank(path: Path, bank: TextBank) -> None:
         "template": bank.template,
     }
     with atomic_path(path) as temporary:
-        save_file({"embeddings": bank.embeddings.contiguous()}, temporary, metadata)
+        temporary.write_bytes(save({"embeddings": bank.embeddings.contiguous()}, metadata))
 
 
 @torch.inference_mode()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from pipelines.errors import UsageError
@@ -32,10 +32,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[st
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         told = {key: value for key, value in note.items() if key != CHECKSUM}  # of a note that was read elsewhere
         noted = {**told, CHECKSUM: _sha256(plain, told)}  # inside: two entries of metadata come in no fixed order
-        try:
-            save_file(plain, temporary, metadata={"note": json.dumps(noted, sort_keys=True)})
-        except SafetensorError as error:  # a full disk
-            raise OSError(str(error)) from error
+        # not `save_file`: a kill would leave a file of its own naming
+        temporary.write_bytes(save(plain, metadata={"note": json.dumps(noted, sort_keys=True)}))
 
 
 def read_checkpoint(path: Path, flag: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -60,6 +60,7 @@ def prepare(clip_config: str) -> None:
 
 def slow_down(seconds: float) -> None:
     """Pause at each image or step: leaves time for something to happen to a run over a small set."""
+    from pipelines.stages import evaluate
     from pipelines.stores.array_store import ArrayWriter
     from pipelines.training.alignment import AlignmentTrainer
     from pipelines.training.segmentation import SegmentationTrainer
@@ -71,7 +72,8 @@ def slow_down(seconds: float) -> None:
 
         return call
 
-    slow = [(ArrayWriter, "add"), (AlignmentTrainer, "_step"), (SegmentationTrainer, "step")]
+    slow: list[tuple[Any, str]] = [(evaluate, "confusion_counts")]
+    slow += [(ArrayWriter, "add"), (AlignmentTrainer, "_step"), (SegmentationTrainer, "step")]
     if (retrain := sys.modules.get("pipelines.stages.retrain")) is not None:
         slow.append((retrain._Retraining, "stepped"))
     for kind, name in slow:
