@@ -201,3 +201,34 @@ def test_alone_by_default(monkeypatch):
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_the_first_one_alone_writes(rank):
     assert Processes(rank, 3).first == (rank == 0)
+
+
+LEFT_ALONE = """\
+import os, sys
+import torch
+from pipelines.errors import SsrError
+from pipelines.training.processes import joined_processes
+try:
+    with joined_processes(torch.device("cpu")) as (processes, _):
+        processes.wait()
+        if not processes.first:
+            os._exit(3)
+        processes.wait()
+except SsrError as error:
+    print(error)
+"""
+
+
+def test_a_process_that_is_left_alone_says_so():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-c", LEFT_ALONE]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    first, second = (
+        subprocess.Popen(launch, env=environment | {"RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    )
+    said, errors = first.communicate(timeout=120)
+    assert second.wait(timeout=60) == 3
+    assert said == "another process of this training has ended (its own lines say why)\n", errors
