@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -50,8 +51,13 @@ def reports_errors(debug: bool) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """A plain line, such as a signal handler may print."""
+    """A plain line."""
     print(line, file=sys.stderr, flush=True)
+
+
+def say_amid(line: str) -> None:
+    """A plain line from a signal handler: it may have come amid a `print`, which cannot be entered twice."""
+    os.write(2, f"{line}\n".encode())
 
 
 def next_step(command: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pipelines.errors import SsrError, UsageError
-from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, next_step, say
+from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, next_step, say_amid
 from ssr_cli.invocation import Invocation
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def run_stage(
     _ = workspace.dataset  # a wrong --root must not become the directory's memory
     workspace.refuse_other_dataset()
     try:
-        with ConsoleProgress() as progress, finishing_on_signals(say) if finishes else nullcontext():
+        with ConsoleProgress() as progress, finishing_on_signals(say_amid) if finishes else nullcontext():
             counts = stage(workspace, progress)
     except UsageError:
         raise
@@ -78,7 +78,7 @@ def shared(
     from pipelines.execution.interruption import finishing_on_signals
     from pipelines.stages import scale
 
-    with finishing_on_signals(say):
+    with finishing_on_signals(say_amid):
         if invocation.launcher is not None:
             progress.note(f"shard {invocation.shard} of the work list, by {invocation.launcher} (--shard 0/1 takes all)")
         return scale.run(scale.Job(stage, workspace, arguments, outputs(workspace)), invocation.scale, progress)
