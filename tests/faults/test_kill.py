@@ -7,6 +7,7 @@ killed, until one ends; that is compared, and the next starts from nothing. In b
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections import Counter
 
@@ -61,6 +62,33 @@ def test_killed_stage_goes_on_and_ends_in_the_same_bytes(lab, table, tmp_path, s
     table.note(*row, "workers left behind", tally["orphans"])
     table.note(*row, "temporary files left behind at the end", tally["temporary files"])
     assert faults == []
+
+
+def test_killed_merge(lab, table, tmp_path):
+    """`ssr merge` of shards."""
+    shards = lab.fresh("cams", tmp_path / "shards")
+    for index in range(3):
+        lab.passes("cams", shards, "--shard", f"{index}/3")
+    work = tmp_path / "work"
+    shutil.copytree(shards, work)
+    began = time.monotonic()
+    assert lab.command("merge", "--work", work).wait().code == 0
+    seconds = time.monotonic() - began
+    assert lab.differences("cams", work) == []
+    moments, killed, faults = random.Random("merge"), 0, []
+    while killed < KILLS:
+        shutil.rmtree(work)
+        shutil.copytree(shards, work)
+        run = lab.command("merge", "--work", work)
+        time.sleep(moments.uniform(0, seconds))
+        run.kill()
+        if run.wait().code == KILLED:
+            killed += 1
+            faults += unreadable(work)
+            ended = lab.command("merge", "--work", work).wait()
+            faults += [str(ended)] if ended.code else lab.differences("cams", work) + litter(work)
+    assert faults == []
+    table.add("SIGKILL at a random moment, then resume", "merge", "readable, and the bytes of an undisturbed run", killed)
 
 
 LEFT = (
