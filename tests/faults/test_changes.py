@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from .harness import STAGES, Ended, differing, digest, explain
+from .contents import differing, digest, explain
+from .harness import STAGES, Ended
 
 ROW = "changed {}, then --force"
 GOOD = "exit 2 names it, nothing lost; --force gives the bytes of a fresh run"

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from .harness import FULL, Ended, Lab, differing, digest
+from .contents import differing, digest
+from .harness import FULL, Ended, Lab
 
 Damage = Callable[[Path, random.Random], None]
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from .harness import FULL, STAGES, Ended, litter, unreadable
+from .contents import litter, unreadable
+from .harness import FULL, STAGES, Ended
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

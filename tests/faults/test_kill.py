@@ -13,7 +13,8 @@ from collections import Counter
 
 import pytest
 
-from .harness import FULL, KILLED, STAGES, litter, sized, unreadable
+from .contents import litter, unreadable
+from .harness import FULL, KILLED, STAGES, sized
 
 KILLS = sized(4, 100)
 

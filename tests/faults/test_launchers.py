@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from .harness import ROOT, differing, digest, sized
+from .contents import differing, digest
+from .harness import ROOT, sized
 
 STAGES = ("superpixels", "cams", "refine")
 PHOTOS = 10

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from .harness import STAGES, litter, sized, unreadable
+from .contents import litter, unreadable
+from .harness import STAGES, sized
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -118,6 +118,12 @@ def text() -> Tensor:
     return F.normalize(torch.randn(CLASSES + 2, EMBED, generator=torch.Generator().manual_seed(0)), dim=1)
 
 
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the final state and the photos of every step of each of two processes, for each of `RUNS`."""
@@ -126,10 +132,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = {"tokens": torch.from_numpy(data.tokens), "text": text()}
     save_file(given | {f"cams.{i}": torch.from_numpy(cams) for i, cams in enumerate(data.cams)}, folder / "given.safetensors")
     (folder / "together.py").write_text(TOGETHER)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "together.py", json.dumps({"labels": LABELS, "classes": CLASSES, "runs": RUNS})]
     done = subprocess.run(
         command, cwd=folder, env=os.environ | torchrun, capture_output=True, text=True, timeout=120, check=False
@@ -220,11 +223,8 @@ except SsrError as error:
 
 
 def test_a_process_that_is_left_alone_says_so():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     launch = [sys.executable, "-c", LEFT_ALONE]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
     first, second = (
         subprocess.Popen(launch, env=environment | {"RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for rank in ("0", "1")
