@@ -26,6 +26,7 @@ from pipelines.config import read_config, read_recipe
 from pipelines.datasets.base import Sample
 from pipelines.datasets.image import load_image
 from pipelines.datasets.splits import read_split
+from pipelines.encoders.class_embeddings import text_embeddings
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.dino import DinoEncoder
 from pipelines.encoders.weights import build_clip, resolve_clip, resolve_dino
@@ -33,21 +34,21 @@ from pipelines.evaluation.confusion import confusion_counts
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.metrics import metrics_from_counts
 from pipelines.execution.pool import process_pool, resolve_workers
+from pipelines.method.aligned_cams import AlignedReadout
+from pipelines.method.cam_extractor import CamExtractor
+from pipelines.method.encoder_pair import EncoderPair
+from pipelines.method.refinement import GridSuperpixels, refined_maps
+from pipelines.models.alignment_file import Alignment
 from pipelines.ops.crf import CrfParameters, dense_crf
 from pipelines.ops.label_map import label_map, resize_maps, with_background
 from pipelines.options.align import AlignOptions
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
 from pipelines.stages import superpixels
-from pipelines.stages.align_inputs import AlignInputs
-from pipelines.stages.aligned_readout import AlignedReadout, Alignment
-from pipelines.stages.cams import CamMaker
-from pipelines.stages.embeddings import text_embeddings
-from pipelines.stages.encoder_pair import EncoderPair
-from pipelines.stages.refinement import GridSuperpixels, refined_maps
-from pipelines.stages.workspace import Workspace
+from pipelines.stages.align.inputs import AlignInputs
 from pipelines.stores.array_store import ArrayReader
 from pipelines.training.alignment import AlignmentTrainer
+from pipelines.workdir.workspace import Workspace
 from ssr_cli.console import ConsoleProgress
 
 CAMS = CamsOptions(**read_recipe("ssr")["cams"])
@@ -199,7 +200,7 @@ class Bench:
         dino_weights = resolve_dino(self.base.dino.model, self.base.dino.pretrained)
         pair = EncoderPair(self.encoder, DinoEncoder(dino_weights, torch.device("cpu")), REFINE)
         makers = {
-            name: CamMaker(self.encoder, self.text, CAMS.model_copy(update=row.cams), heads=self._readout(name, row))
+            name: CamExtractor(self.encoder, self.text, CAMS.model_copy(update=row.cams), heads=self._readout(name, row))
             for name, row in self.rows.items()
         }
         readers = {place.work: ArrayReader(place.superpixels) for place in places.values()}
@@ -231,10 +232,10 @@ class Bench:
         return None if heads is None else AlignedReadout(heads, self.text, options, torch.device("cpu"))
 
     def _maps(
-        self, makers: dict[str, CamMaker], photo: Any, encoded: Any, regions: GridSuperpixels
+        self, makers: dict[str, CamExtractor], photo: Any, encoded: Any, regions: GridSuperpixels
     ) -> Iterator[tuple[str, NDArray[np.float16], NDArray[np.float16]]]:
         labels, memberships = [photo.sample.labels], [regions.membership]
-        plain = CamMaker(self.encoder, self.text, CAMS).read_out(encoded.clip, labels, memberships)  # once for all rows
+        plain = CamExtractor(self.encoder, self.text, CAMS).read_out(encoded.clip, labels, memberships)  # once for all rows
         for name, maker in makers.items():
             if maker.heads is None:
                 cam = plain if maker.options == CAMS else maker.read_out(encoded.clip, labels, memberships)

@@ -19,8 +19,9 @@ from pipelines.config import build_options, read_config, read_recipe
 from pipelines.evaluation.report import Report
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, Options, RunOptions
 from pipelines.options.stages import CamsOptions, EvalOptions, RefineOptions, SuperpixelsOptions
-from pipelines.stages import cams, evaluate, refine, superpixels
-from pipelines.stages.workspace import Workspace
+from pipelines.stages import cams, evaluate, superpixels
+from pipelines.stages.refine import stage as refine
+from pipelines.workdir.workspace import Workspace
 from ssr_cli.console import ConsoleProgress
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)

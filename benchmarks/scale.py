@@ -93,7 +93,9 @@ def _processes(base: list[str], count: int, processes: Sequence[int], place: Pat
 def _shares(base: list[str], count: int, place: Path) -> None:
     from typer.testing import CliRunner
 
-    from pipelines.stages import cams, encoder_pair, refine
+    from pipelines.method import encoder_pair
+    from pipelines.stages import cams
+    from pipelines.stages.refine import stage as refine
     from pipelines.stores.array_store import ArrayWriter
     from ssr_cli.app import app
 
@@ -111,9 +113,9 @@ def _shares(base: list[str], count: int, place: Path) -> None:
 
         setattr(owner, name, call)
 
-    timed(cams.CamMaker, "load", "decode, resize", time.thread_time)
+    timed(cams.CamExtractor, "load", "decode, resize", time.thread_time)
     timed(encoder_pair.EncoderPair, "load", "decode, resize", time.thread_time)
-    timed(cams.CamMaker, "cams", "encode", time.perf_counter)
+    timed(cams.CamExtractor, "cams", "encode", time.perf_counter)
     timed(encoder_pair.EncoderPair, "encode", "encode", time.perf_counter)
     timed(refine, "_refine_one", "affinity, propagation", time.perf_counter)
     for name in ("commit", "close"):

@@ -31,23 +31,23 @@ from pipelines.evaluation.confusion import confusion_counts
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.metrics import Metrics, metrics_from_counts
 from pipelines.execution.devices import peak_memory, resolve_device
+from pipelines.execution.label_map_workers import MaskJob
 from pipelines.execution.pool import process_pool, resolve_workers
+from pipelines.method.cam_extractor import CamExtractor
+from pipelines.method.encoder_pair import Encoded, EncoderPair
+from pipelines.method.label_maps import make_label_map
+from pipelines.method.photo import Crop
+from pipelines.method.predictor import Predictor
+from pipelines.models.segmenter import Segmenter, write_segmenter
 from pipelines.options.align import AlignOptions
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
 from pipelines.options.train import PredictOptions, TrainOptions
 from pipelines.stages import superpixels
-from pipelines.stages.cams import CamMaker
-from pipelines.stages.encoder_pair import Encoded, EncoderPair
-from pipelines.stages.label_maps import make_label_map
-from pipelines.stages.masks import MaskJob
-from pipelines.stages.predict import Predictor
-from pipelines.stages.segmenter import Segmenter, write_segmenter
-from pipelines.stages.train_inputs import TrainInputs, TrainSections, part_of
-from pipelines.stages.training_crops import Crop
-from pipelines.stages.workspace import Workspace
+from pipelines.stages.train.inputs import TrainInputs, TrainSections, part_of
 from pipelines.training.processes import Processes
 from pipelines.training.segmentation import SegmentationTrainer
+from pipelines.workdir.workspace import Workspace
 from ssr_cli.console import ConsoleProgress
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -91,7 +91,7 @@ class SharedGradcam:
     def __init__(self) -> None:
         self._tokens, self._maps = torch.empty(0), torch.empty(0)
 
-    def of(self, maker: CamMaker) -> CamMaker:
+    def of(self, maker: CamExtractor) -> CamExtractor:
         """The same maker, which asks here first."""
         make = maker.gradcam
 

@@ -29,8 +29,9 @@ from pipelines.execution.devices import resolve_device, resolve_dtype
 from pipelines.execution.progress import Silent
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
-from pipelines.stages import cams, refine, superpixels
-from pipelines.stages.workspace import Workspace
+from pipelines.stages import cams, superpixels
+from pipelines.stages.refine import stage as refine
+from pipelines.workdir.workspace import Workspace
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from pipelines.options.scale import ScaleOptions
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, Options, RunOptions
 
 if TYPE_CHECKING:
-    from pipelines.stages.workspace import Workspace
     from pipelines.stores.shard import Shard
+    from pipelines.workdir.workspace import Workspace
 
 DEFAULT_RECIPE = "ssr"
 
@@ -69,7 +69,7 @@ class Invocation:
 
     @cached_property
     def _memory(self) -> dict[str, Any]:
-        from pipelines.stages.workspace import recall
+        from pipelines.workdir.memory import recall
 
         return recall(self.work)
 
@@ -102,7 +102,7 @@ class Invocation:
     @cached_property
     def workspace(self) -> Workspace:
         """The work directory with everything that stages need."""
-        from pipelines.stages.workspace import Workspace
+        from pipelines.workdir.workspace import Workspace
 
         dataset = self.options("dataset", DatasetOptions)
         return Workspace(

@@ -17,8 +17,8 @@ from ssr_cli.invocation import Invocation
 
 if TYPE_CHECKING:
     from pipelines.execution.progress import Progress
-    from pipelines.stages.counts import Counts
-    from pipelines.stages.workspace import Workspace
+    from pipelines.workdir.counts import Counts
+    from pipelines.workdir.workspace import Workspace
 
 
 def run_stage(
@@ -76,7 +76,7 @@ def shared(
 ) -> Any:
     """What the stage comes to; see `run_shared`. A signal lets it finish what is under way."""
     from pipelines.execution.interruption import finishing_on_signals
-    from pipelines.stages import scale
+    from pipelines.stages import launch as scale
 
     with finishing_on_signals(say_amid):
         if invocation.launcher is not None:

@@ -17,21 +17,14 @@ FLOORS = [
     # each may use the rooms below it; those on one floor may use one another, but not in a circle
     {"ssr_cli"},
     {"pipelines.stages"},
-    {"pipelines.config"},
-    {"pipelines.mmsegmentation"},
+    {"pipelines.workdir", "pipelines.mmsegmentation"},
+    {"pipelines.method"},
     {"pipelines.training"},
-    {
-        "pipelines.datasets",
-        "pipelines.encoders",
-        "pipelines.stores",
-        "pipelines.execution",
-        "pipelines.evaluation",
-        "pipelines.figures",
-        "pipelines.sample",
-        "pipelines.models",
-    },
-    {"pipelines.options", "pipelines.ops"},
-    {"pipelines.errors"},
+    {"pipelines.models"},
+    {"pipelines.encoders", "pipelines.figures"},
+    {"pipelines.datasets", "pipelines.execution", "pipelines.evaluation"},
+    {"pipelines.stores", "pipelines.ops", "pipelines.config"},
+    {"pipelines.options", "pipelines.sample", "pipelines.errors"},
 ]
 OPS_MAY = {"numpy", "torch", "PIL", "skimage", "sklearn", "threadpoolctl", "pydensecrf"}
 
@@ -163,9 +156,9 @@ def test_only_scoring_and_asking_open_ground_truth():
     users = {module_of(path) for path in FILES if any("ground_truth" in m or "mask_labels" in m for m in imports_of(path))}
     assert users == {
         "pipelines.stages.evaluate",
-        "pipelines.stages.retrain_data",
+        "pipelines.stages.retrain.data",
         "pipelines.stages.show",
-        "pipelines.stages.training_crops",
-        "pipelines.stages.validation",
+        "pipelines.stages.train.crops",
+        "pipelines.stages.train.validation",
         "pipelines.datasets.labels",
     }

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pipelines.execution.pool import resolve_workers
-from pipelines.stages.cams import CamMaker, Photo
+from pipelines.method.cam_extractor import CamExtractor
+from pipelines.method.photo import Photo
 
 CLIP, DINO = "clip-vit-b16-visual.safetensors", "dinov2-vits14.safetensors"
 EXPECTED = {
@@ -74,9 +75,9 @@ def measured(config, ssr, tmp_path_factory) -> Iterator[Measured]:
     torch.set_num_threads(resolve_workers(0))
     miou: dict[str, float] = {}
     cams: dict[str, Tensor] = {}
-    make = CamMaker.cams
+    make = CamExtractor.cams
 
-    def keep(maker: CamMaker, photos: Sequence[Photo]) -> list[Tensor]:
+    def keep(maker: CamExtractor, photos: Sequence[Photo]) -> list[Tensor]:
         made = make(maker, photos)
         cams.update((photo.sample.image_id, cam) for photo, cam in zip(photos, made, strict=True))
         return made
@@ -86,7 +87,7 @@ def measured(config, ssr, tmp_path_factory) -> Iterator[Measured]:
         made = ("--config", config, "--work", work, "--recipe", recipe)
         with pytest.MonkeyPatch.context() as patch:
             if recipe == "clip-es":
-                patch.setattr(CamMaker, "cams", keep)
+                patch.setattr(CamExtractor, "cams", keep)
             for stage in ("superpixels", "cams", "refine")[recipe == "clip-es" :]:
                 ssr(stage, *made)
         for what in ("cams", "masks"):

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
+from pipelines.encoders.last_block import LastBlock
 from pipelines.encoders.weights import LoadedClip
 from pipelines.ops.attention import attention_with_weights
-from pipelines.ops.gradcam import LastBlock
 
 
 @dataclass(frozen=True)

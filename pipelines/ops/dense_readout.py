@@ -7,25 +7,7 @@ alone (no attention, no residual, no MLP), can be compared with text as it stand
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-from pipelines.ops.gradcam import LastBlock
-
-
-@torch.inference_mode()
-def value_tokens(tokens_cls: Tensor, last_block: LastBlock) -> Tensor:
-    """Output projection of the values of the last block.
-
-    Args:
-        tokens_cls: Input of the last block, ``(B, N + 1, D)``, CLS first.
-        last_block: The modules behind it.
-
-    Returns:
-        ``(B, N, D)``, patches only.
-    """
-    return last_block.value_tokens(last_block.block.ln_1(tokens_cls[:, 1:]))
 
 
 def smooth_over_superpixels(tokens: Tensor, membership: Tensor, share: float) -> Tensor:
@@ -41,24 +23,6 @@ def smooth_over_superpixels(tokens: Tensor, membership: Tensor, share: float) ->
     """
     means = membership @ tokens / membership.sum(dim=1, keepdim=True).clamp_min(1e-6)  # (S, D)
     return (1 - share) * tokens + share * (membership.T @ means)
-
-
-@torch.inference_mode()
-def dense_probabilities(values: Tensor, last_block: LastBlock, text: Tensor, targets: int, scale: float) -> Tensor:
-    """Softmax over text of every patch.
-
-    Args:
-        values: ``(N, D)``, of `value_tokens`, smoothed or not.
-        last_block: Gives the closing LayerNorm and the projection.
-        text: ``(M, E)`` L2-normalised: the image's classes first, then the background words.
-        targets: Number of classes at the head of ``text``.
-        scale: Of the cosines; CLIP's own 100 makes maps too hard.
-
-    Returns:
-        ``(targets, N)`` in [0, 1].
-    """
-    features = F.normalize(last_block.ln_post(values) @ last_block.projection, dim=-1)  # (N, E)
-    return text_probabilities(features, text, targets, scale)
 
 
 def text_probabilities(features: Tensor, text: Tensor, targets: int, scale: float) -> Tensor:

@@ -11,14 +11,14 @@ from typing import Literal
 import torch
 
 from pipelines.datasets.check import check_dataset
+from pipelines.encoders.class_embeddings import text_embeddings
 from pipelines.encoders.weights import LoadedClip, build_clip, build_dino, resolve_clip, resolve_dino
 from pipelines.errors import SsrError
 from pipelines.execution.devices import precision_name, resolve_device
 from pipelines.execution.pool import resolve_workers
 from pipelines.options.stages import RefineOptions
-from pipelines.stages.embeddings import text_embeddings
-from pipelines.stages.workspace import Workspace
 from pipelines.stores.manifest import package_versions
+from pipelines.workdir.workspace import Workspace
 
 FEW_PHOTOS = 5
 """Classes with fewer photos than this are pointed out: their numbers will be noise."""

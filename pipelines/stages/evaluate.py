@@ -26,11 +26,11 @@ from pipelines.execution.pool import map_bounded, resolve_workers
 from pipelines.execution.progress import Progress, Silent
 from pipelines.ops.label_map import label_map, resize_maps, with_background
 from pipelines.options.stages import EvalOptions
-from pipelines.stages.stored import read_cam
-from pipelines.stages.workspace import REPORTS, Workspace
 from pipelines.stores.array_store import PATIENCE, ArrayReader, store_exists
+from pipelines.stores.image_arrays import read_cam
 from pipelines.stores.manifest import Manifest, read_manifest
 from pipelines.stores.one_writer import one_writer
+from pipelines.workdir.workspace import REPORTS, Workspace
 
 STAGE = "eval"
 

@@ -21,22 +21,23 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pipelines.datasets.classes import palette
+from pipelines.encoders.class_embeddings import text_embeddings
 from pipelines.encoders.weights import build_clip, resolve_clip
 from pipelines.errors import SsrError
 from pipelines.evaluation.figures import save_figure
 from pipelines.execution.progress import Progress, Silent
 from pipelines.figures.feature_map import FeaturePanel, Marks, feature_map
 from pipelines.models.alignment import AlignmentHeads
+from pipelines.models.alignment_file import read_alignment
 from pipelines.ops.prototype_loss import weighted_pool
 from pipelines.ops.prototypes import class_means, kmeans_prototypes, purity, spread
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import ShowOptions
-from pipelines.stages.aligned_readout import read_alignment
-from pipelines.stages.embeddings import text_embeddings
-from pipelines.stages.workspace import Workspace, input_digest
 from pipelines.stores.array_store import ArrayReader
 from pipelines.stores.files import write_json
 from pipelines.stores.manifest import Manifest
+from pipelines.workdir.settings import input_digest
+from pipelines.workdir.workspace import Workspace
 
 Projection = Literal["tsne", "pca"]
 

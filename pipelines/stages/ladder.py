@@ -16,13 +16,14 @@ from typing import Any
 from pipelines.errors import SsrError
 from pipelines.evaluation.report import Report, read_report
 from pipelines.execution.progress import Progress
+from pipelines.method.refinement import uses_clip, uses_dino
 from pipelines.options.stages import CamsOptions, EvalOptions, RefineOptions
-from pipelines.stages import cams, evaluate, refine
-from pipelines.stages.counts import Counts
-from pipelines.stages.refinement import uses_clip, uses_dino
-from pipelines.stages.workspace import Workspace
+from pipelines.stages import cams, evaluate
+from pipelines.stages.refine import stage as refine
 from pipelines.stores.files import read_json, write_json
 from pipelines.stores.manifest import Manifest
+from pipelines.workdir.counts import Counts
+from pipelines.workdir.workspace import Workspace
 
 LIST = "ladder.json"
 """File in the work directory that names the rungs in order."""

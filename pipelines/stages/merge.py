@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from pipelines.errors import SsrError
 from pipelines.evaluation.counted import Counted, add_counted, read_counted
 from pipelines.execution.failures import failure_lines, write_failure_lines
-from pipelines.stages.workspace import FAILURES, REPORTS
 from pipelines.stores.array_store import ArrayWriter
 from pipelines.stores.files import remove_leftovers
 from pipelines.stores.manifest import read_manifest, shard_manifests
 from pipelines.stores.shard import Shard, shard_folders
+from pipelines.workdir.workspace import FAILURES, REPORTS
 
 if TYPE_CHECKING:
     from pipelines.stages.evaluate import Evaluation

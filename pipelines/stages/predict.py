@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.folder import load_photos
-from pipelines.datasets.image import load_image
 from pipelines.encoders.clip import ClipEncoder
-from pipelines.encoders.image import encoder_input, token_grid
 from pipelines.encoders.weights import build_clip, file_sha256, resolve_clip
 from pipelines.errors import ImageError, UsageError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import precision_name, resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.execution.label_map_workers import LabelMapWorkers, MaskJob
 from pipelines.execution.pool import prefetch, resolve_workers
 from pipelines.execution.progress import Progress, Silent
+from pipelines.method.label_maps import CRF_KEYS, make_label_map
+from pipelines.method.photo import Photo, shapes
+from pipelines.method.predictor import MakesLogits, Predictor
+from pipelines.mmsegmentation.retrained import FORMAT as RETRAINED
+from pipelines.mmsegmentation.retrained import RetrainedPredictor, read_retrained
+from pipelines.models.segmenter import UPPER_BOUND, read_segmenter
 from pipelines.options.train import PredictOptions
-from pipelines.stages.cams import Photo, shapes
-from pipelines.stages.counts import Counts
-from pipelines.stages.label_maps import make_label_map
-from pipelines.stages.masks import CRF_KEYS, MaskJob, MaskMakers, remove_masks
-from pipelines.stages.retrained import FORMAT as RETRAINED
-from pipelines.stages.retrained import RetrainedPredictor, read_retrained
-from pipelines.stages.run import Run
-from pipelines.stages.segmenter import UPPER_BOUND, Segmenter, read_segmenter
-from pipelines.stages.workspace import Workspace
 from pipelines.stores.array_store import store_exists
+from pipelines.stores.checkpoint import note_of
 from pipelines.stores.files import remove_leftovers
 from pipelines.stores.manifest import Manifest, digest
-from pipelines.training.checkpoint import note_of
+from pipelines.stores.mask_store import remove_masks
+from pipelines.workdir.counts import Counts
+from pipelines.workdir.image_run import Run
+from pipelines.workdir.workspace import Workspace
 
 STAGE = "predict"
-
-
-class MakesLogits(Protocol):
-    """What turns photos into logits; see `Predictor`."""
-
-    def load(self, sample: Sample) -> Photo:
-        """Decode and resize a photo."""
-
-    def logits(self, photos: Sequence[Photo]) -> Tensor:
-        """``(B, C + 1, h, w)`` of a batch."""
 
 
 @dataclass(frozen=True)
@@ -66,74 +54,6 @@ class Trained:
     supervision: str
     settings: dict[str, Any]
     predictor: Callable[[], MakesLogits]
-
-
-class Predictor:
-    """Logits of batches of photos; holds no files.
-
-    Args:
-        encoder: The frozen CLIP.
-        segmenter: The trained model.
-        options: Scales, flip, ``long_side``.
-
-    Raises:
-        UsageError: The model does not fit the encoder.
-    """
-
-    def __init__(self, encoder: ClipEncoder, segmenter: Segmenter, options: PredictOptions) -> None:
-        width = encoder.tower.class_embedding.shape[0]
-        sizes = segmenter.decoder.sizes
-        if segmenter.blocks > len(encoder.blocks) or sizes["width"] != width:
-            found = f"{segmenter.blocks} blocks of width {sizes['width']}"
-            raise UsageError(f"the model reads {found}, CLIP has {len(encoder.blocks)} of {width}", "--model")
-        self.encoder = encoder
-        self.blocks = segmenter.blocks
-        self.decoder = segmenter.decoder.to(encoder.device)
-        self.options = options
-
-    def load(self, sample: Sample) -> Photo:
-        """Decode a photo, reduce it to ``long_side`` and resize it to every scale.
-
-        Raises:
-            ImageError: The file cannot be used.
-        """
-        image, encoder = load_image(sample.image_path), self.encoder
-        size, patch = (image.height, image.width), encoder.patch_size
-        share = min(1.0, (self.options.long_side or max(size)) / max(size))
-        height, width = (max(1, round(side * share)) for side in size)
-        grids = [token_grid(height, width, patch, scale) for scale in self.options.scales]
-        inputs = (encoder_input(image, grid, patch, encoder.mean, encoder.std) for grid in grids)
-        return Photo(sample, size, token_grid(height, width, patch), tuple(inputs))
-
-    @torch.inference_mode()
-    def logits(self, photos: Sequence[Photo]) -> Tensor:
-        """Logits of photos of one padded size, averaged over scales and mirror images.
-
-        Args:
-            photos: A batch; all have the same grid at every scale.
-
-        Returns:
-            ``(B, C + 1, h, w)`` fp32, background first, on the grid of scale 1; the highest of each token is 0, which
-            changes neither softmax nor argmax, and leaves half precision exact where classes are close.
-        """
-        grid = photos[0].grid
-        passes: list[Tensor] = []
-        for scale in range(len(self.options.scales)):
-            images = torch.stack([photo.inputs[scale] for photo in photos])  # (B, 3, H', W')
-            for mirrored in (False, True)[: 1 + self.options.flip]:
-                found = self._pass(images.flip(-1)).flip(-1) if mirrored else self._pass(images)  # (B, C + 1, h', w')
-                passes.append(F.interpolate(found, size=grid, mode="bilinear"))
-        mean = torch.stack(passes).mean(0)  # (B, C + 1, h, w)
-        return mean - mean.amax(1, keepdim=True)
-
-    def _pass(self, images: Tensor) -> Tensor:
-        encoder = self.encoder
-        tokens = encoder.encode(images, token_blocks=self.blocks)
-        assert tokens.block_tokens is not None  # noqa: S101 - asked for
-        half = encoder.device.type == "cuda" and encoder.dtype != torch.float32
-        with torch.autocast(encoder.device.type, encoder.dtype, enabled=half):
-            logits: Tensor = self.decoder(tokens.block_tokens.float(), tokens.grid)[0]
-        return logits.float()
 
 
 def open_trained(workspace: Workspace, path: Path, options: PredictOptions, device: torch.device) -> Trained:
@@ -200,7 +120,7 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
             remove_leftovers(output)
         run = Run(workspace, STAGE, progress)
         committed = workspace.committed(store, stack) if options.probabilities else None
-        makers = stack.enter_context(MaskMakers(make_label_map, options, resolve_workers(workspace.run.workers), run.made))
+        makers = stack.enter_context(LabelMapWorkers(make_label_map, options, resolve_workers(workspace.run.workers), run.made))
         progress.start(STAGE, len(workspace.samples))
 
         def there(sample: Sample) -> bool:

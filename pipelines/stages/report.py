@@ -11,8 +11,8 @@ from pipelines.figures.score_sections import ladder_section, report_section
 from pipelines.options.stages import ShowOptions
 from pipelines.stages import ladder, show
 from pipelines.stages.evaluate import reports_in
-from pipelines.stages.workspace import Workspace
 from pipelines.stores.files import atomic_path
+from pipelines.workdir.workspace import Workspace
 
 PAGE = "report.html"
 

@@ -18,10 +18,10 @@ from pipelines.execution.progress import Progress, Silent
 from pipelines.options.stages import SampleOptions
 from pipelines.sample.picture import CLASSES, draw_picture
 from pipelines.sample.scenes import SCENES
-from pipelines.stages.counts import Counts
 from pipelines.stores.files import atomic_path, read_json, remove_leftovers, write_json
 from pipelines.stores.manifest import differences
 from pipelines.stores.mask_store import write_mask
+from pipelines.workdir.counts import Counts
 
 STAGE = "sample"
 

@@ -23,9 +23,9 @@ from pipelines.figures.page import PageRow, html_page
 from pipelines.figures.panel import RGB, contact_sheet, legend, overlay_cam, overlay_mask, overlay_superpixels, panel
 from pipelines.ops.label_map import resize_maps
 from pipelines.options.stages import ShowOptions
-from pipelines.stages.workspace import Workspace
 from pipelines.stores.array_store import ArrayReader, store_exists
 from pipelines.stores.files import atomic_path
+from pipelines.workdir.workspace import Workspace
 
 STAGE = "show"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pipelines.errors import SsrError
 from pipelines.evaluation.report import Report, read_report
-from pipelines.stages.workspace import recall
 from pipelines.stores.array_store import ArrayReader, store_exists
 from pipelines.stores.manifest import Manifest, read_manifest
 from pipelines.stores.mask_store import written_masks
+from pipelines.workdir.memory import recall
 
 OUTPUTS = {
     # output: the command that makes it

@@ -19,9 +19,9 @@ from pipelines.execution.pool import map_bounded, process_pool, resolve_workers
 from pipelines.execution.progress import Progress, Silent
 from pipelines.ops.slic import slic_superpixels
 from pipelines.options.stages import SuperpixelsOptions
-from pipelines.stages.counts import Counts
-from pipelines.stages.run import Run
-from pipelines.stages.workspace import Workspace
+from pipelines.workdir.counts import Counts
+from pipelines.workdir.image_run import Run
+from pipelines.workdir.workspace import Workspace
 
 STAGE = "superpixels"
 

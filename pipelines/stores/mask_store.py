@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.stores.files import atomic_path
+from pipelines.stores.shard import Shard
 
 
 def write_mask(path: Path, mask: NDArray[np.uint8], palette: NDArray[np.uint8]) -> None:
@@ -28,3 +29,10 @@ def write_mask(path: Path, mask: NDArray[np.uint8], palette: NDArray[np.uint8]) 
 def written_masks(folder: Path) -> set[str]:
     """Ids of the masks in a folder."""
     return {path.stem for path in folder.glob("*.png")} if folder.is_dir() else set()
+
+
+def remove_masks(folder: Path, shard: Shard | None = None) -> None:
+    """Remove the masks of a shard's images, or of all."""
+    for path in folder.glob("*.png"):
+        if shard is None or shard.holds(path.stem):
+            path.unlink()

@@ -19,7 +19,7 @@ from pipelines.ops.prototypes import class_means, kmeans_prototypes, purity, spr
 from pipelines.options.align import AlignOptions
 from pipelines.training.alignment_data import AlignmentData, photo_order, steps_an_epoch
 from pipelines.training.alignment_loss import Prototypes, alignment_loss
-from pipelines.training.checkpoint import optimiser_tensors, restore_optimiser
+from pipelines.training.optimiser_state import optimiser_tensors, restore_optimiser
 from pipelines.training.processes import Processes
 
 BEST_PATCHES = 0.02

@@ -15,8 +15,8 @@ from pipelines.ops.label_map import IGNORE_INDEX
 from pipelines.ops.segmentation_loss import affinity_halves, cross_entropy_halves, mean_of_halves
 from pipelines.options.train import TrainOptions
 from pipelines.training.alignment_loss import Batch
-from pipelines.training.checkpoint import optimiser_tensors, restore_optimiser
 from pipelines.training.online_alignment import OnlineAlignment
+from pipelines.training.optimiser_state import optimiser_tensors, restore_optimiser
 from pipelines.training.processes import Processes
 
 

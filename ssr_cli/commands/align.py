@@ -12,7 +12,7 @@ from ssr_cli.parameters import command_with
 @command_with("align", "dataset", "clip", "dino", "run")
 def command(invocation: Invocation) -> None:
     """Train CMPA's heads on image-level labels into WORK/cmpa.safetensors."""
-    from pipelines.stages import align
+    from pipelines.stages.align import stage as align
 
     options = invocation.options("align", AlignOptions)
     cams, refine = invocation.options("cams", CamsOptions), invocation.options("refine", RefineOptions)

@@ -15,14 +15,14 @@ from ssr_cli.parameters import command_with
 
 if TYPE_CHECKING:
     from pipelines.execution.progress import Progress
-    from pipelines.stages.counts import Counts
-    from pipelines.stages.workspace import Workspace
+    from pipelines.workdir.counts import Counts
+    from pipelines.workdir.workspace import Workspace
 
 
 @command_with("retrain", "dataset", "dino", "run")
 def command(invocation: Invocation) -> None:
     """Train a standard segmentation network on mmsegmentation from the pseudo-masks, into WORK/retrained.safetensors."""
-    from pipelines.stages import retrain
+    from pipelines.stages.retrain import stage as retrain
 
     options = invocation.options("retrain", RetrainOptions)
 

@@ -13,8 +13,8 @@ from ssr_cli.parameters import command_with
 @command_with("train", "dataset", "clip", "dino", "run")
 def command(invocation: Invocation) -> None:
     """Train a segmentation decoder on the frozen CLIP from pseudo-masks made on line, into WORK/model.safetensors."""
-    from pipelines.stages import train
-    from pipelines.stages.train_inputs import TrainSections
+    from pipelines.stages.train import stage as train
+    from pipelines.stages.train.inputs import TrainSections
 
     sections = TrainSections(
         invocation.options("train", TrainOptions),

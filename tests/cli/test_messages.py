@@ -33,7 +33,9 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
     assert "\x1b" not in done.stdout
 
 
-@pytest.mark.parametrize("module", ["pipelines.stages.superpixels", "pipelines.stages.masks", "pipelines.stages.label_maps"])
+@pytest.mark.parametrize(
+    "module", ["pipelines.stages.superpixels", "pipelines.method.label_maps", "pipelines.execution.label_map_workers"]
+)
 def test_worker_processes_do_not_load_torch(module):
     code = f"import sys, {module}\nprint([name for name in ('torch', 'open_clip', 'timm') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -114,7 +114,9 @@ def test_tokens_of_the_encoder_go_into_gradcam(tiny_clip: LoadedClip) -> None:
     tokens = encoder.encode(_images()).tokens_cls
     text = torch.nn.functional.normalize(torch.randn(3, 32), dim=1)
     present = torch.ones(2, 3, dtype=torch.bool)
-    maps = softmax_gradcam(tokens, encoder.last_block, cosine_logits(text, encoder.logit_scale), present)
+    maps = softmax_gradcam(
+        tokens, encoder.last_block.block.ln_1, encoder.last_block.features, cosine_logits(text, encoder.logit_scale), present
+    )
     assert maps.shape == (6, 16)
     assert torch.isfinite(maps).all()
     assert all(p.grad is None and not p.requires_grad for p in encoder.tower.parameters())

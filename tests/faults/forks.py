@@ -33,7 +33,7 @@ def prepare(clip_config: str) -> None:
     torch.set_num_threads(1)
     for name in ("superpixels", "align", "cams", "refine", "train", "predict", "eval", "status"):
         importlib.import_module(f"ssr_cli.commands.{name}")
-    for name in ("superpixels", "align", "cams", "refine", "refine_target", "train", "predict", "evaluate", "status"):
+    for name in ("superpixels", "align", "cams", "refine", "train", "predict", "evaluate", "status"):
         importlib.import_module(f"pipelines.stages.{name}")
     if os.environ.get("SSR_FAULTS") == "full" and find_spec("mmengine"):
         from pipelines.mmsegmentation.imports import import_mmsegmentation
@@ -43,7 +43,7 @@ def prepare(clip_config: str) -> None:
         importlib.import_module("pipelines.stages.retrain")
         importlib.import_module("pipelines.mmsegmentation.training")
     from pipelines.datasets import voc  # noqa: F401
-    from pipelines.stages import align
+    from pipelines.stages.align import stage as align
     from pipelines.stores.array_store import ArrayWriter
 
     align.SAVE_EVERY = SAVE_EVERY
@@ -74,7 +74,7 @@ def slow_down(seconds: float) -> None:
 
     slow: list[tuple[Any, str]] = [(evaluate, "confusion_counts")]
     slow += [(ArrayWriter, "add"), (AlignmentTrainer, "_step"), (SegmentationTrainer, "step")]
-    if (retrain := sys.modules.get("pipelines.stages.retrain")) is not None:
+    if (retrain := sys.modules.get("pipelines.stages.retrain.stage")) is not None:
         slow.append((retrain._Retraining, "stepped"))
     for kind, name in slow:
         setattr(kind, name, paused(getattr(kind, name)))

@@ -35,10 +35,10 @@ from pipelines.errors import SsrError
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.metrics import metrics_from_counts
 from pipelines.evaluation.report import make_report, read_report, write_report
-from pipelines.stages.workspace import recall
 from pipelines.stores.array_store import ArrayReader, ArrayWriter
+from pipelines.stores.checkpoint import read_checkpoint, write_checkpoint
 from pipelines.stores.manifest import Manifest
-from pipelines.training.checkpoint import read_checkpoint, write_checkpoint
+from pipelines.workdir.memory import recall
 
 FULL = os.environ.get("SSR_FAULTS") == "full"
 EXAMPLES = 2_000 if FULL else 40

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.encoders.text import read_bank
 from pipelines.encoders.weights import build_clip, build_dino, resolve_clip, resolve_dino
-from pipelines.training.checkpoint import note_of, read_checkpoint
+from pipelines.stores.checkpoint import note_of, read_checkpoint
 
 TERA = 1 << 40
 DEEP = "[" * 100_000

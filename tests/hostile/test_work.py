@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from pipelines.evaluation.report import read_report
+from pipelines.stores.checkpoint import read_checkpoint, write_checkpoint
 from pipelines.stores.manifest import Manifest
-from pipelines.training.checkpoint import read_checkpoint, restore_optimiser, write_checkpoint
+from pipelines.training.optimiser_state import restore_optimiser
 
 DEEP = "[" * 100_000
 DAMAGE: dict[str, bytes] = {

@@ -16,7 +16,7 @@ from pipelines.encoders.model_config import TimmModel
 from pipelines.errors import SsrError, UsageError
 from pipelines.mmsegmentation.backbone import IMAGENET_MEAN, Backbone, mit_backbone, timm_backbone
 from pipelines.mmsegmentation.network import network
-from pipelines.stages.retrained import build
+from pipelines.mmsegmentation.retrained import build
 
 pytest.importorskip("mmengine")
 

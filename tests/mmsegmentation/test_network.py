@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pipelines.encoders.model_config import TimmModel
 from pipelines.mmsegmentation.backbone import Backbone, timm_backbone
 from pipelines.mmsegmentation.network import CHANNELS, OUTPUT_STRIDE, network
+from pipelines.mmsegmentation.retrained import build
 from pipelines.options.retrain import NETWORKS
-from pipelines.stages.retrained import build
 
 pytest.importorskip("mmengine")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.ops.dense_readout import dense_probabilities, smooth_over_superpixels, value_tokens
-from pipelines.ops.gradcam import LastBlock
+from pipelines.encoders.last_block import LastBlock, value_tokens
+from pipelines.ops.dense_readout import smooth_over_superpixels, text_probabilities
 
 WIDTH, EMBED = 12, 7
 
@@ -22,6 +23,10 @@ class Block(nn.Module):
         self.ln_1, self.ln_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.ls_1 = self.ls_2 = nn.Identity()
         self.mlp = nn.Linear(WIDTH, WIDTH)
+
+
+def _probabilities(values: Tensor, last: LastBlock, text: Tensor, targets: int, scale: float) -> Tensor:
+    return text_probabilities(F.normalize(last.project(values), dim=-1), text, targets, scale)
 
 
 @pytest.fixture
@@ -81,7 +86,7 @@ def test_probabilities(last_block, scale, targets):
     generator = torch.Generator().manual_seed(2)
     values = torch.randn(8, WIDTH, generator=generator)
     text = torch.nn.functional.normalize(torch.randn(5, EMBED, generator=generator), dim=1)
-    found = dense_probabilities(values, last_block, text, targets, scale)
+    found = _probabilities(values, last_block, text, targets, scale)
     assert found.shape == (targets, 8)
     for n, value in enumerate(values):
         feature = (last_block.ln_post(value) @ last_block.projection).double().numpy()
@@ -93,8 +98,8 @@ def test_probabilities(last_block, scale, targets):
 def test_background_words_take_their_share(last_block):
     values = torch.randn(8, WIDTH)
     text = torch.nn.functional.normalize(torch.randn(5, EMBED), dim=1)
-    alone = dense_probabilities(values, last_block, text[:2], 2, 20.0)
-    against = dense_probabilities(values, last_block, text, 2, 20.0)
+    alone = _probabilities(values, last_block, text[:2], 2, 20.0)
+    against = _probabilities(values, last_block, text, 2, 20.0)
     torch.testing.assert_close(alone.sum(0), torch.ones(8))
     assert (against.sum(0) < 1).all()
     assert (against <= alone + 1e-6).all()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import open_clip
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from pipelines.ops.gradcam import LastBlock, Logits, cosine_logits, min_max, softmax_entries, softmax_gradcam
+from pipelines.encoders.last_block import LastBlock
+from pipelines.ops.gradcam import Features, Logits, cosine_logits, softmax_entries, softmax_gradcam
+from pipelines.ops.scaling import min_max
 
 WIDTH, JOINT, PATCHES, ENTRIES = 32, 16, 12, 6
 PRESENT = torch.tensor([[1, 0, 0, 0, 1, 1], [1, 1, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1]]).bool()
@@ -54,6 +57,10 @@ def _head() -> Logits:
     return nn.Sequential(nn.Linear(JOINT, 8), nn.Tanh(), nn.Linear(8, ENTRIES))
 
 
+def _maps(tokens: Tensor, last: LastBlock, *args: Any, features: Features | None = None, **options: Any) -> Tensor:
+    return softmax_gradcam(tokens, last.block.ln_1, features or last.features, *args, **options)
+
+
 def _naive(tokens: Tensor, last: LastBlock, logits: Logits, present: Tensor, targets: Tensor) -> list[Tensor]:
     """One image, one class at a time, through the block's own modules."""
     maps = []
@@ -81,7 +88,7 @@ def _close(actual: Tensor, expected: Tensor) -> None:
 def test_same_as_one_class_at_a_time(tokens: Tensor, last_block: LastBlock, logits: Logits) -> None:
     expected = torch.stack(_naive(tokens, last_block, logits, PRESENT, TARGETS))
     assert (expected > 0).any(dim=1).all()  # else the comparison says nothing
-    actual = softmax_gradcam(tokens, last_block, logits, PRESENT, TARGETS)
+    actual = _maps(tokens, last_block, logits, PRESENT, TARGETS)
     _close(actual, expected)
     assert not actual.requires_grad
     assert tokens.grad is None
@@ -89,45 +96,43 @@ def test_same_as_one_class_at_a_time(tokens: Tensor, last_block: LastBlock, logi
 
 def test_all_present_entries_by_default(tokens: Tensor, last_block: LastBlock) -> None:
     expected = torch.stack(_naive(tokens, last_block, _cosine(), PRESENT, PRESENT))
-    _close(softmax_gradcam(tokens, last_block, _cosine(), PRESENT), expected)
+    _close(_maps(tokens, last_block, _cosine(), PRESENT), expected)
 
 
 def test_an_image_does_not_see_its_batch(tokens: Tensor, last_block: LastBlock) -> None:
-    together = softmax_gradcam(tokens, last_block, _cosine(), PRESENT, TARGETS)
-    one_by_one = [
-        softmax_gradcam(tokens[i : i + 1], last_block, _cosine(), PRESENT[i : i + 1], TARGETS[i : i + 1]) for i in range(3)
-    ]
+    together = _maps(tokens, last_block, _cosine(), PRESENT, TARGETS)
+    one_by_one = [_maps(tokens[i : i + 1], last_block, _cosine(), PRESENT[i : i + 1], TARGETS[i : i + 1]) for i in range(3)]
     assert [len(maps) for maps in one_by_one] == [1, 3, 0]
     _close(together, torch.cat(one_by_one))
 
 
 def test_a_class_does_not_see_what_else_is_asked(tokens: Tensor, last_block: LastBlock) -> None:
-    together = softmax_gradcam(tokens[1:2], last_block, _cosine(), PRESENT[1:2], TARGETS[1:2])
+    together = _maps(tokens[1:2], last_block, _cosine(), PRESENT[1:2], TARGETS[1:2])
     for row, entry in enumerate(TARGETS[1].nonzero().flatten()):
         alone = torch.zeros(1, ENTRIES, dtype=torch.bool)
         alone[0, entry] = True
-        _close(softmax_gradcam(tokens[1:2], last_block, _cosine(), PRESENT[1:2], alone), together[row : row + 1])
+        _close(_maps(tokens[1:2], last_block, _cosine(), PRESENT[1:2], alone), together[row : row + 1])
 
 
 def test_present_set_changes_the_map(tokens: Tensor, last_block: LastBlock) -> None:
     everything = torch.ones(1, ENTRIES, dtype=torch.bool)
-    few = softmax_gradcam(tokens[:1], last_block, _cosine(), PRESENT[:1], TARGETS[:1])
-    many = softmax_gradcam(tokens[:1], last_block, _cosine(), everything, TARGETS[:1])
+    few = _maps(tokens[:1], last_block, _cosine(), PRESENT[:1], TARGETS[:1])
+    many = _maps(tokens[:1], last_block, _cosine(), everything, TARGETS[:1])
     assert not torch.allclose(few, many, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("batch", [0, 3])
 def test_nothing_asked(tokens: Tensor, last_block: LastBlock, batch: int) -> None:
     none = torch.zeros(batch, ENTRIES, dtype=torch.bool)
-    assert softmax_gradcam(tokens[:batch], last_block, _cosine(), none).shape == (0, PATCHES)
+    assert _maps(tokens[:batch], last_block, _cosine(), none).shape == (0, PATCHES)
 
 
 def test_an_image_without_any_entry_does_not_spoil_the_others(tokens: Tensor, last_block: LastBlock) -> None:
     present = PRESENT.clone()
     present[2] = False
     _close(
-        softmax_gradcam(tokens, last_block, _cosine(), present, TARGETS),
-        softmax_gradcam(tokens, last_block, _cosine(), PRESENT, TARGETS),
+        _maps(tokens, last_block, _cosine(), present, TARGETS),
+        _maps(tokens, last_block, _cosine(), PRESENT, TARGETS),
     )
 
 
@@ -136,13 +141,13 @@ def test_tokens_made_under_inference_mode(tokens: Tensor, last_block: LastBlock)
         frozen = tokens.clone()
     assert frozen.is_inference()
     with torch.no_grad():
-        actual = softmax_gradcam(frozen, last_block, _cosine(), PRESENT, TARGETS)
-    _close(actual, softmax_gradcam(tokens, last_block, _cosine(), PRESENT, TARGETS))
+        actual = _maps(frozen, last_block, _cosine(), PRESENT, TARGETS)
+    _close(actual, _maps(tokens, last_block, _cosine(), PRESENT, TARGETS))
 
 
 def test_relu_cuts_the_negative_part_and_nothing_else(tokens: Tensor, last_block: LastBlock) -> None:
-    cut = softmax_gradcam(tokens, last_block, _cosine(), PRESENT, TARGETS, relu=True)
-    whole = softmax_gradcam(tokens, last_block, _cosine(), PRESENT, TARGETS, relu=False)
+    cut = _maps(tokens, last_block, _cosine(), PRESENT, TARGETS, relu=True)
+    whole = _maps(tokens, last_block, _cosine(), PRESENT, TARGETS, relu=False)
     assert (whole < 0).any()
     assert torch.equal(whole.clamp_min(0), cut)
 
@@ -166,9 +171,9 @@ def _naive_values(tokens: Tensor, last: LastBlock, logits: Logits, present: Tens
 @pytest.mark.parametrize("logits", [_cosine(), _head()], ids=["cosine", "head"])
 def test_value_features(tokens: Tensor, last_block: LastBlock, logits: Logits) -> None:
     expected = torch.stack(_naive_values(tokens, last_block, logits, PRESENT, TARGETS))
-    actual = softmax_gradcam(tokens, last_block, logits, PRESENT, TARGETS, features=last_block.value_features, relu=False)
+    actual = _maps(tokens, last_block, logits, PRESENT, TARGETS, features=last_block.value_features, relu=False)
     _close(actual, expected)
-    whole_block = softmax_gradcam(tokens, last_block, logits, PRESENT, TARGETS, relu=False)
+    whole_block = _maps(tokens, last_block, logits, PRESENT, TARGETS, relu=False)
     assert not torch.allclose(actual, whole_block, rtol=1e-2, atol=0)
 
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelines.models.alignment import ProjectionHead
-from pipelines.ops.gradcam import min_max
 from pipelines.ops.head_gradcam import head_gradcam
+from pipelines.ops.scaling import min_max
 
 WIDTH, PATCHES, ENTRIES = 10, 7, 5
 

@@ -12,21 +12,21 @@ import pytest
 import torch
 
 from pipelines.config import read_recipe
+from pipelines.encoders.class_embeddings import text_embeddings
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.dino import DinoEncoder
 from pipelines.encoders.weights import build_clip, resolve_clip, resolve_dino
 from pipelines.errors import UsageError
+from pipelines.method.cam_extractor import CamExtractor
+from pipelines.method.encoder_pair import EncoderPair
+from pipelines.method.refinement import refined_maps
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
-from pipelines.stages import align
-from pipelines.stages.align_inputs import drawn_patches
-from pipelines.stages.cams import CamMaker
-from pipelines.stages.embeddings import text_embeddings
-from pipelines.stages.encoder_pair import EncoderPair
-from pipelines.stages.refinement import refined_maps
-from pipelines.stages.workspace import Workspace
+from pipelines.stages.align import stage as align
+from pipelines.stages.align.inputs import drawn_patches
 from pipelines.stores.array_store import ArrayReader, iter_records
 from pipelines.training.alignment import AlignmentTrainer
+from pipelines.workdir.workspace import Workspace
 
 OPTIONS = AlignOptions(hidden=8, tokens=16, batch=2, iterations=7, refresh=3, learning_rate=1e-3)
 CAMS = CamsOptions(readout="mix", dense_weight=0.7)
@@ -145,7 +145,7 @@ def seen(workspace: Workspace, refine: RefineOptions = REFINE):
     cpu = torch.device("cpu")
     encoder, dino = ClipEncoder(clip, cpu), DinoEncoder(resolve_dino(workspace.dino.model, workspace.dino.pretrained), cpu)
     pair = EncoderPair(encoder, dino, refine)
-    maker = CamMaker(encoder, text, CAMS)
+    maker = CamExtractor(encoder, text, CAMS)
     with ArrayReader(workspace.superpixels) as reader:
         superpixels = {image_id: reader.read(image_id)[0] for image_id in reader.ids()}
     for sample in workspace.dataset.samples:

@@ -15,10 +15,10 @@ from pipelines.errors import SsrError, TooManyFailures, UsageError
 from pipelines.options.align import AlignOptions
 from pipelines.options.sources import ClipOptions, DatasetOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
-from pipelines.stages import align
-from pipelines.stages.align_inputs import drawn_patches
-from pipelines.stages.workspace import Workspace
+from pipelines.stages.align import stage as align
+from pipelines.stages.align.inputs import drawn_patches
 from pipelines.stores.array_store import ArrayReader
+from pipelines.workdir.workspace import Workspace
 
 OPTIONS = AlignOptions(cam="initial", hidden=8, tokens=16, batch=2, iterations=7, refresh=3, learning_rate=1e-3)
 OUTPUTS = ("cmpa.safetensors", "align/metrics.json", "align/tokens.h5", "align/cams.h5")

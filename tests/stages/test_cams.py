@@ -11,16 +11,17 @@ import pytest
 import torch
 
 from pipelines.config import build_options, read_config, read_recipe
+from pipelines.encoders.class_embeddings import text_embeddings
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.weights import build_clip, resolve_clip
 from pipelines.errors import SsrError
-from pipelines.ops.gradcam import cosine_logits, min_max
+from pipelines.method.cam_extractor import CamExtractor
+from pipelines.ops.gradcam import cosine_logits
+from pipelines.ops.scaling import min_max
 from pipelines.options.stages import CamsOptions, SuperpixelsOptions
 from pipelines.stages import cams, superpixels
-from pipelines.stages.cams import CamMaker
-from pipelines.stages.embeddings import text_embeddings
-from pipelines.stages.workspace import Workspace
 from pipelines.stores.array_store import ArrayReader, ArrayWriter, iter_records
+from pipelines.workdir.workspace import Workspace
 
 GRADCAM = CamsOptions()
 SSR = CamsOptions(**read_recipe("ssr")["cams"])
@@ -154,7 +155,7 @@ def samples(tiny_voc):
 
 @pytest.fixture(scope="module")
 def maker_of(tiny_voc):
-    """CamMaker with the tiny CLIP, by options and logits."""
+    """CamExtractor with the tiny CLIP, by options and logits."""
     from pipelines.datasets.classes import VOC12
 
     values, _ = read_config(tiny_voc.config)
@@ -162,4 +163,4 @@ def maker_of(tiny_voc):
     clip = build_clip(resolve_clip(options.model, options.pretrained))
     text = text_embeddings(clip, VOC12, options)
     encoder = ClipEncoder(clip, torch.device("cpu"))
-    return lambda options, logits=None: CamMaker(encoder, text, options, logits)
+    return lambda options, logits=None: CamExtractor(encoder, text, options, logits)

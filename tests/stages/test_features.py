@@ -16,7 +16,8 @@ from sklearn.cluster import KMeans
 from pipelines.errors import SsrError
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions, ShowOptions
-from pipelines.stages import align, features
+from pipelines.stages import features
+from pipelines.stages.align import stage as align
 from pipelines.stores.array_store import ArrayReader
 from pipelines.stores.files import read_json, write_json
 from pipelines.stores.manifest import digest

@@ -12,7 +12,9 @@ from pipelines.config import read_recipe
 from pipelines.errors import SsrError
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, EvalOptions, RefineOptions, ShowOptions
-from pipelines.stages import align, cams, ladder, refine, report
+from pipelines.stages import cams, ladder, report
+from pipelines.stages.align import stage as align
+from pipelines.stages.refine import stage as refine
 from pipelines.stores.array_store import iter_records
 
 SSR = RefineOptions(**read_recipe("ssr")["refine"])

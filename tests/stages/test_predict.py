@@ -20,11 +20,12 @@ from pipelines.encoders.image import encoder_input, token_grid
 from pipelines.encoders.weights import build_clip, resolve_clip
 from pipelines.errors import SsrError, TooManyFailures, UsageError
 from pipelines.execution.progress import Silent
+from pipelines.method import label_maps
+from pipelines.models.segmenter import read_segmenter
 from pipelines.ops.crf import CrfParameters, dense_crf
 from pipelines.ops.label_map import resize_maps
 from pipelines.options.train import PredictOptions
-from pipelines.stages import label_maps, predict
-from pipelines.stages.segmenter import read_segmenter
+from pipelines.stages import predict
 from pipelines.stores.array_store import ArrayWriter, iter_records
 from pipelines.stores.mask_store import write_mask
 
@@ -322,15 +323,15 @@ def test_model_trained_with_masks_says_so(work_with_model, write_model, supervis
 
 def test_two_writers_of_one_folder(work_with_model, monkeypatch):
     """A second run would take the first one's temporary files for leftovers."""
-    real = predict.MaskMakers.drain
+    real = predict.LabelMapWorkers.drain
 
     def meanwhile(makers) -> None:
         with pytest.raises(SsrError, match="another process is writing"):
             predict.run(work_with_model, PLAIN)
-        monkeypatch.setattr(predict.MaskMakers, "drain", real)
+        monkeypatch.setattr(predict.LabelMapWorkers, "drain", real)
         real(makers)
 
-    monkeypatch.setattr(predict.MaskMakers, "drain", meanwhile)
+    monkeypatch.setattr(predict.LabelMapWorkers, "drain", meanwhile)
     assert predict.run(work_with_model, PLAIN).done == 6
 
 

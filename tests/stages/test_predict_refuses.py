@@ -12,10 +12,10 @@ from PIL import Image
 from pipelines.datasets.classes import VOC12
 from pipelines.encoders.weights import resolve_clip
 from pipelines.errors import UsageError
+from pipelines.models.segmenter import read_segmenter, write_segmenter
 from pipelines.options.train import PredictOptions
 from pipelines.stages import predict
-from pipelines.stages.segmenter import read_segmenter, write_segmenter
-from pipelines.stages.workspace import Workspace
+from pipelines.workdir.workspace import Workspace
 
 PLAIN = PredictOptions(scales=(1.0,), flip=False)
 

@@ -12,11 +12,12 @@ from PIL import Image
 
 from pipelines.config import read_recipe
 from pipelines.errors import SsrError, UsageError
+from pipelines.execution.label_map_workers import LabelMapWorkers
+from pipelines.method.refinement import GridSuperpixels, build_affinity, column_mask, refine_cam
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
-from pipelines.stages import cams, refine, superpixels
-from pipelines.stages.masks import MaskMakers
-from pipelines.stages.refine import Target, run_targets
-from pipelines.stages.refinement import GridSuperpixels, build_affinity, column_mask, refine_cam
+from pipelines.stages import cams, superpixels
+from pipelines.stages.refine import stage as refine
+from pipelines.stages.refine.stage import Target, run_targets
 from pipelines.stores.array_store import iter_records
 
 SSR = RefineOptions(**read_recipe("ssr")["refine"])
@@ -153,7 +154,7 @@ def test_mask_of_old_labels_does_not_outlive_a_kill(workspace_in, tiny_voc, tmp_
     def die(*_: object) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(MaskMakers, "submit", die)
+    monkeypatch.setattr(LabelMapWorkers, "submit", die)
     with pytest.raises(RuntimeError, match="killed"):
         refine.run(workspace, CLIP_ES)
     monkeypatch.undo()

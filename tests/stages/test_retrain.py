@@ -21,13 +21,14 @@ from safetensors.torch import load_file
 
 from pipelines.errors import SsrError, UsageError
 from pipelines.execution.progress import Silent
+from pipelines.mmsegmentation.retrained import RetrainedPredictor, read_retrained
 from pipelines.options.retrain import RetrainOptions
 from pipelines.options.stages import EvalOptions
 from pipelines.options.train import PredictOptions
-from pipelines.stages import evaluate, predict, retrain
-from pipelines.stages.counts import Counts
-from pipelines.stages.retrained import RetrainedPredictor, read_retrained
-from pipelines.stages.workspace import Workspace
+from pipelines.stages import evaluate, predict
+from pipelines.stages.retrain import stage as retrain
+from pipelines.workdir.counts import Counts
+from pipelines.workdir.workspace import Workspace
 
 pytest.importorskip("mmengine")
 

@@ -19,7 +19,7 @@ from pipelines.datasets.classes import ClassList
 from pipelines.errors import SsrError, TooManyFailures, UsageError
 from pipelines.execution.failures import Failures
 from pipelines.execution.progress import Silent
-from pipelines.stages.retrain_data import LabelMaps, checked, ground_truth, pseudo_masks, split_files
+from pipelines.stages.retrain.data import LabelMaps, checked, ground_truth, pseudo_masks, split_files
 
 CLASSES = ("cat", "dog", "bird")
 SIZES = {"a": (12, 7), "b.c": (5, 9), "my photo": (8, 8), "d": (6, 4)}

@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.weights import resolve_clip
 from pipelines.errors import SsrError, UsageError
+from pipelines.models.segmenter import read_segmenter
 from pipelines.options.stages import EvalOptions, SuperpixelsOptions
 from pipelines.options.train import PredictOptions
-from pipelines.stages import evaluate, predict, superpixels, train
-from pipelines.stages.segmenter import read_segmenter
-from pipelines.stages.workspace import Workspace
+from pipelines.stages import evaluate, predict, superpixels
+from pipelines.stages.train import stage as train
 from pipelines.training.segmentation import SegmentationTrainer
+from pipelines.workdir.workspace import Workspace
 
 SETS = ("ssr", "joint", "weclip", "masks")
 ONCE = {"scales": (1.0,), "flip": False, "long_side": 0}
@@ -151,7 +152,7 @@ def test_second_run_encodes_and_trains_nothing(again, monkeypatch, steps, name, 
         raise AssertionError("an encoder ran, or a photo was decoded")
 
     monkeypatch.setattr(ClipEncoder, "encode", refuse)
-    monkeypatch.setattr("pipelines.stages.training_crops.load_image", refuse)
+    monkeypatch.setattr("pipelines.stages.train.crops.load_image", refuse)
     workspace = again(name)
     before = contents(workspace.work)
     counts = run_train(workspace, name)

@@ -22,13 +22,14 @@ from pipelines.errors import SsrError, TooManyFailures, UsageError
 from pipelines.evaluation.confusion import confusion_counts
 from pipelines.evaluation.metrics import metrics_from_counts
 from pipelines.execution.progress import Silent
+from pipelines.models.segmenter import read_segmenter
 from pipelines.options.stages import EvalOptions
 from pipelines.options.train import PredictOptions
-from pipelines.stages import evaluate, predict, train
-from pipelines.stages.segmenter import read_segmenter
-from pipelines.stages.train_inputs import TrainInputs
-from pipelines.stages.workspace import Workspace
+from pipelines.stages import evaluate, predict
+from pipelines.stages.train import stage as train
+from pipelines.stages.train.inputs import TrainInputs
 from pipelines.training.processes import Processes
+from pipelines.workdir.workspace import Workspace
 
 ONCE = {"scales": (1.0,), "flip": False, "long_side": 0}
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pipelines.ops.prototypes import kmeans_prototypes
 from pipelines.options.align import AlignOptions
+from pipelines.stores.checkpoint import read_checkpoint, write_checkpoint
 from pipelines.training.alignment import AlignmentTrainer
 from pipelines.training.alignment_data import AlignmentData, photo_order
-from pipelines.training.checkpoint import read_checkpoint, write_checkpoint
 
 EMBED, CLASSES, WORDS, PATCHES = 8, 4, 2, 6
 LABELS = [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2), (0,), (1,), (2,), (1,), (0, 1)]  # class 3 has no photo

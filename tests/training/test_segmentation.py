@@ -15,8 +15,8 @@ from pipelines.models.alignment import AlignmentHeads
 from pipelines.models.decoder import SegmentationDecoder
 from pipelines.options.align import AlignOptions
 from pipelines.options.train import TrainOptions
+from pipelines.stores.checkpoint import read_checkpoint, write_checkpoint
 from pipelines.training.alignment_loss import Batch
-from pipelines.training.checkpoint import read_checkpoint, write_checkpoint
 from pipelines.training.online_alignment import OnlineAlignment
 from pipelines.training.segmentation import Part, SegmentationTrainer, Targets
 

@@ -1,0 +1,102 @@
+"""Workers beside the encoders that write label map PNGs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import ImageError, SsrError
+from pipelines.execution.pool import process_pool
+from pipelines.options.stages import RefineOptions
+from pipelines.options.train import PredictOptions
+
+DEAD_CRF = ("a CRF process died (killed, or out of memory)", "run again to go on; fewer --workers need less")
+
+
+@dataclass(frozen=True)
+class MaskJob:
+    """One label map to make.
+
+    Attributes:
+        image_id: Whose label map.
+        image_path: The photo; opened only for the CRF.
+        maps: On the token grid, fp16: a refined CAM ``(K, h, w)``, or logits ``(C + 1, h, w)``, background first.
+        labels: The K class indices; empty for logits.
+        size: ``(H, W)`` of the photo.
+        target: The PNG.
+    """
+
+    image_id: str
+    image_path: Path
+    maps: NDArray[np.float16]
+    labels: tuple[int, ...]
+    size: tuple[int, int]
+    target: Path
+
+
+AnyOptions = TypeVar("AnyOptions", bound=RefineOptions | PredictOptions)
+
+
+class LabelMapWorkers(Generic[AnyOptions]):
+    """Makes label maps in the background, a bounded number at a time.
+
+    Args:
+        make: Makes one; importable, for it may run in another process.
+        options: Its second argument.
+        workers: Processes with the CRF (it holds the interpreter lock), threads without.
+        done: Called for each label map, with the error of a bad image or None.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[MaskJob, AnyOptions], None],
+        options: AnyOptions,
+        workers: int,
+        done: Callable[[str, ImageError | None], None],
+    ) -> None:
+        self._make = make
+        self._options = options
+        self._done = done
+        self._ahead = 4 * workers
+        self._pool: Executor = process_pool(workers) if options.crf else ThreadPoolExecutor(workers)
+        self._waiting: deque[tuple[str, Future[None]]] = deque()
+
+    def submit(self, job: MaskJob) -> None:
+        """Queue one label map; blocks while too many are under way."""
+        try:
+            self._waiting.append((job.image_id, self._pool.submit(self._make, job, self._options)))
+        except BrokenProcessPool as error:  # a worker died between two label maps
+            raise SsrError(*DEAD_CRF) from error
+        while len(self._waiting) > self._ahead or (self._waiting and self._waiting[0][1].done()):
+            self._take()
+
+    def drain(self) -> None:
+        """Wait for all label maps."""
+        while self._waiting:
+            self._take()
+
+    def _take(self) -> None:
+        image_id, future = self._waiting.popleft()
+        try:
+            future.result()
+        except ImageError as error:
+            self._done(image_id, error)
+        except BrokenProcessPool as error:
+            raise SsrError(*DEAD_CRF) from error
+        else:
+            self._done(image_id, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)

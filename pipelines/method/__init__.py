@@ -1,0 +1,1 @@
+"""The method: a photo or a batch in, maps out. It knows no files."""

@@ -1,0 +1,90 @@
+"""A trained segmentation model as `ssr train` leaves it and `ssr predict` reads it: the trained parts, without CLIP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.encoders.weights import Weights
+from pipelines.errors import UsageError
+from pipelines.models.decoder import SegmentationDecoder
+from pipelines.stores.checkpoint import read_checkpoint, write_checkpoint
+from pipelines.stores.manifest import differences
+
+FORMAT = "ssr segmentation decoder 1"
+UPPER_BOUND = "trained on ground-truth masks: an upper bound, not a weakly supervised result"
+_SIZES = ("blocks", "width", "classes", "hidden", "layers", "heads")
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A decoder and what it was trained for.
+
+    Attributes:
+        decoder: In evaluation mode.
+        blocks: CLIP blocks, from the first, whose tokens it reads.
+        classes: Names of the foreground classes, in the order of its logits.
+        supervision: ``pseudo``, or ``masks``: trained on ground truth, an upper bound.
+        iteration: Steps of its training.
+    """
+
+    decoder: SegmentationDecoder
+    blocks: int
+    classes: tuple[str, ...]
+    supervision: str
+    iteration: int
+
+    @property
+    def fully_supervised(self) -> bool:
+        """Whether ground-truth masks trained it; every output of it says so."""
+        return self.supervision == "masks"
+
+
+def write_segmenter(path: Path, segmenter: Segmenter, clip: Weights) -> None:
+    """Write the trained parts; ``clip`` is the frozen CLIP under them."""
+    note = {
+        "format": FORMAT,
+        "clip": clip.provenance(),
+        "classes": list(segmenter.classes),
+        "supervision": segmenter.supervision,
+        "iteration": segmenter.iteration,
+        "sizes": segmenter.decoder.sizes,
+    }
+    write_checkpoint(path, segmenter.decoder.state_dict(), note)
+
+
+def read_segmenter(path: Path, clip: Weights, flag: str = "--model") -> Segmenter:
+    """Read a model for this CLIP.
+
+    Raises:
+        UsageError: No such file, not one of ours, damaged, or trained on another CLIP.
+    """
+    tensors, note = read_checkpoint(path, flag)
+    if note.get("format") != FORMAT:
+        raise UsageError(f"{path} does not hold a segmentation model", f"{flag}: a file written by `ssr train`")
+    if note.get("clip") != clip.provenance():
+        first = differences(note.get("clip"), clip.provenance(), "clip")[0]
+        raise UsageError(f"{path} was trained with another CLIP ({first})", "--clip-model, --clip-pretrained")
+    try:
+        return _rebuilt(tensors, note)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError, RuntimeError) as error:
+        raise UsageError(f"{path} is damaged: its tensors are not those of a segmentation model", flag) from error
+
+
+def _rebuilt(tensors: dict[str, Tensor], note: dict[str, Any]) -> Segmenter:
+    sizes, classes, supervision = note["sizes"], note["classes"], note["supervision"]
+    if sorted(sizes) != sorted(_SIZES) or not all(isinstance(size, int) and 0 < size <= 4096 for size in sizes.values()):
+        raise ValueError
+    if len(classes) != sizes["classes"] or not all(isinstance(name, str) for name in classes):
+        raise ValueError
+    sound = all(tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+    if supervision not in {"pseudo", "masks"} or not sound:
+        raise ValueError
+    with torch.device("meta"):  # sizes that a file invents cost no memory
+        decoder = SegmentationDecoder(**sizes)
+    decoder.load_state_dict(tensors, assign=True)
+    return Segmenter(decoder.eval().requires_grad_(False), sizes["blocks"], tuple(classes), supervision, int(note["iteration"]))

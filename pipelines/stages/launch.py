@@ -1,0 +1,135 @@
+"""The stages that take image by image, on several devices of a machine or on a Ray cluster: a share of the work list each.
+
+Shares need nothing of one another: no process waits for another, and one that dies costs its share. When all have come to
+their end, what they wrote is merged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UsageError
+from pipelines.execution.pool import resolve_workers
+from pipelines.execution.processes import run_processes
+from pipelines.execution.progress import Progress, Silent
+from pipelines.options.scale import ScaleOptions
+from pipelines.stages.merge import merge_failures, merge_outputs, merge_scores
+from pipelines.stores.shard import Shard, shard_folders
+from pipelines.workdir.counts import Counts
+from pipelines.workdir.workspace import REPORTS, Workspace
+
+PER_IMAGE = {"superpixels": "superpixels", "cams": "cams", "refine": "refine", "predict": "predict", "eval": "evaluate"}
+"""Stages that can be shared out, and the module of each."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage and all that it is called with; it can be sent to another process.
+
+    Attributes:
+        stage: Of `PER_IMAGE`.
+        workspace: Whose images.
+        arguments: What ``run`` takes between workspace and progress.
+        outputs: Stores and folders that it writes.
+    """
+
+    stage: str
+    workspace: Workspace
+    arguments: tuple[Any, ...]
+    outputs: tuple[Path, ...]
+
+
+def run_job(job: Job, progress: Progress) -> Any:
+    """Call the stage."""
+    return import_module(f"pipelines.stages.{PER_IMAGE[job.stage]}").run(job.workspace, *job.arguments, progress)
+
+
+def run(job: Job, options: ScaleOptions, progress: Progress | None = None) -> Any:
+    """Run a stage as the options say.
+
+    Args:
+        job: The stage.
+        options: Share, devices or cluster.
+        progress: Told about all processes together.
+
+    Returns:
+        `Counts`, added up over all processes; for ``eval`` its evaluations.
+
+    Raises:
+        UsageError: The options contradict one another, or the stage refuses them.
+        SsrError: As of the stage; or a process died, after the others came to their end.
+    """
+    progress = progress or Silent()
+    if options.devices is None and options.engine == "local":
+        return run_job(job, progress)
+    if job.workspace.shard is not None:
+        what = "--devices" if options.devices is not None else "--engine ray"
+        raise UsageError(f"{what} shares all of the work list out, not shard {job.workspace.shard}", f"--shard or {what}")
+    if options.engine == "ray":
+        if options.devices is not None:
+            raise UsageError("Ray chooses the devices of its actors", "--devices or --engine ray")
+        from pipelines.execution.ray_engine import run_on_ray
+
+        def jobs_for(count: int, device: str) -> list[Job]:
+            _make_ready(job, count, device)
+            return _shares(job, [device] * count, max(1, int(options.actor_cpus)))
+
+        found = run_on_ray(run_job, jobs_for, options, progress)
+    else:
+        devices = _devices(options.devices or "")
+        cores = max(1, resolve_workers(0) // len(devices))
+        _make_ready(job, len(devices), devices[0])
+        found = run_processes(run_job, _shares(job, devices, cores), _names(devices), cores, progress)
+    return _merged(job, found)
+
+
+def _make_ready(job: Job, count: int, device: str) -> None:
+    """Unite shards of another number, and with ``force`` remove what is there once the stage has checked its options."""
+    if any(shard.count != count for output in job.outputs for shard, _ in shard_folders(output.parent)):
+        merge_outputs(job.outputs)
+    if job.workspace.force and job.outputs:
+        options = job.workspace.run.model_copy(update={"device": device})
+        empty = dataclasses.replace(job.workspace, no_images=True, run=options)
+        run_processes(run_job, [dataclasses.replace(job, workspace=empty)], [device], 1, Silent())
+    if job.stage == "eval":
+        for _, folder in shard_folders(job.workspace.work):
+            for counted in (folder / REPORTS).glob("*.json"):  # of a run that was broken off
+                counted.unlink()
+
+
+def _shares(job: Job, devices: Sequence[str], cores: int) -> list[Job]:
+    workspace, jobs = job.workspace, []
+    for index, device in enumerate(devices):
+        options = workspace.run.model_copy(update={"device": device, "workers": workspace.run.workers or cores})
+        share = dataclasses.replace(workspace, shard=Shard(index, len(devices)), run=options, force=False)
+        jobs.append(dataclasses.replace(job, workspace=share))
+    return jobs
+
+
+def _merged(job: Job, found: Sequence[Any]) -> Any:
+    work = job.workspace.work
+    merge_outputs(job.outputs)
+    merge_failures(work)
+    if job.stage == "eval":
+        return [evaluation for merged in merge_scores(work) for evaluation in merged.evaluations]
+    return Counts(*(sum(getattr(counts, key) for counts in found) for key in ("done", "skipped", "failed")))
+
+
+def _devices(text: str) -> list[str]:
+    found = [f"cuda:{name}" if name.isdecimal() else name for name in (part.strip() for part in text.split(","))]
+    if not all(found):
+        raise UsageError(f"expected devices such as 0,1 or cpu,cpu, found {text!r}", "--devices")
+    return found
+
+
+def _names(devices: Sequence[str]) -> list[str]:
+    """``cpu`` twice is ``cpu (1 of 2)`` and ``cpu (2 of 2)``."""
+    return [
+        device if devices.count(device) == 1 else f"{device} ({devices[: index + 1].count(device)} of {devices.count(device)})"
+        for index, device in enumerate(devices)
+    ]

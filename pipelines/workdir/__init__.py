@@ -1,0 +1,1 @@
+"""The work directory: places, memory, settings compared, outputs opened and resumed."""

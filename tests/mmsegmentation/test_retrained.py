@@ -1,0 +1,399 @@
+"""Retrained networks as files: the same logits come back, and every other file is one line, with nothing fetched or run."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from pipelines.datasets.base import Sample
+from pipelines.encoders.model_config import TimmModel
+from pipelines.errors import SsrError, UsageError
+from pipelines.mmsegmentation.retrained import (
+    Design,
+    Retrained,
+    RetrainedPredictor,
+    build,
+    network_of_file,
+    read_retrained,
+    write_retrained,
+)
+from pipelines.options.retrain import NETWORKS
+from pipelines.options.train import PredictOptions
+
+pytest.importorskip("mmengine")
+
+NAMES = ("cat", "dog", "bird")
+VIT = TimmModel("vit_tiny_patch16_224", {"depth": 4, "embed_dim": 48, "num_heads": 3}, {"mean": [0.4, 0.5, 0.6]})
+DESIGN = Design("segformer", VIT, 16, NAMES, 64)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """Whoever wants out fails, and says so."""
+
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("something was fetched")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def random_network(design: Design) -> nn.Module:
+    """Random weights and batch statistics, as after some training."""
+    torch.manual_seed(0)
+    model = build(design.config())
+    for name, one in model.state_dict().items():
+        if name.endswith(("running_mean", "running_var")):
+            one.copy_(torch.rand_like(one) + 0.5)
+    return model.eval()
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    write_retrained(tmp_path / "retrained.safetensors", random_network(DESIGN), DESIGN, "pseudo", 17)
+    return tmp_path / "retrained.safetensors"
+
+
+def logits(model: nn.Module, folder: Path, **options: Any) -> torch.Tensor:
+    """Of a photo that no patch divides."""
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 93, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "photo.png")
+    predictor = RetrainedPredictor(
+        Retrained(model, NAMES, 64, "pseudo", 17), PredictOptions(**options), torch.device("cpu"), torch.float32
+    )
+    return predictor.logits([predictor.load(Sample("photo", folder / "photo.png", ()))])
+
+
+@pytest.mark.parametrize(
+    "design",
+    [
+        DESIGN,
+        replace(DESIGN, model="upernet", channels=24),
+        replace(DESIGN, model="deeplabv3plus", backbone=TimmModel("test_resnet")),
+        replace(DESIGN, backbone=TimmModel("test_vit", {"img_size": 64})),
+        replace(DESIGN, backbone="mit_b0"),
+        replace(DESIGN, classes=("cat",)),
+    ],
+)
+@pytest.mark.parametrize("supervision", ["pseudo", "masks"])
+def test_round_trip(tmp_path, design, supervision):
+    written = random_network(design)
+    path = tmp_path / "new/retrained.safetensors"
+    write_retrained(path, written, design, supervision, 17)
+    found = read_retrained(path)
+    assert (found.classes, found.crop, found.supervision, found.iteration) == (design.classes, 64, supervision, 17)
+    assert not found.model.training
+    assert not any(parameter.requires_grad for parameter in found.model.parameters())
+    expected = logits(written, tmp_path)
+    assert expected.shape[1] == len(design.classes) + 1
+    assert expected.std() > 0
+    assert torch.equal(logits(found.model, tmp_path), expected)
+
+
+def test_scales_and_mirror_images_are_averaged(model, tmp_path):
+    network = read_retrained(model).model
+    both = logits(network, tmp_path, scales=(1.0,), flip=True)
+    plain = logits(network, tmp_path, scales=(1.0,), flip=False)
+    assert plain.shape == both.shape == (1, 4, 64, 85)  # 70 x 93 with the shorter side of the crop
+    assert not torch.equal(both, plain)
+    assert torch.equal(both.amax(1), torch.zeros(1, 64, 85))
+    assert logits(network, tmp_path, scales=(0.5, 1.0, 1.5), flip=False).shape == both.shape
+
+
+def test_the_file_holds_no_path(model, tmp_path):
+    with safe_open(model, framework="pt") as file:
+        note = file.metadata()["note"]
+    assert str(tmp_path) not in note
+    assert json.loads(note)["network"]["backbone"]["name"] == VIT.name
+
+
+def rewritten(
+    path: Path, note: Callable[[dict[str, Any]], object] | None, tensors: Callable[..., object] | None = None
+) -> None:
+    """Change a file's note or tensors in place."""
+    with safe_open(path, framework="pt") as file:
+        found, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    content = json.loads(metadata["note"])
+    del content["sha256"]  # of what it held before
+    if note is not None:
+        note(content)
+    if tensors is not None:
+        tensors(found)
+    save_file(found, path, metadata={"note": json.dumps(content)})
+
+
+def backbone(name: object) -> Callable[[dict[str, Any]], object]:
+    return lambda note: note["network"]["backbone"].update(name=name)
+
+
+def arguments(**changed: object) -> Callable[[dict[str, Any]], object]:
+    return lambda note: note["network"]["backbone"]["arguments"].update(changed)
+
+
+def normalisation(**changed: object) -> Callable[[dict[str, Any]], object]:
+    return lambda note: note["network"]["backbone"]["normalisation"].update(changed)
+
+
+def network(**changed: object) -> Callable[[dict[str, Any]], object]:
+    return lambda note: note["network"].update(changed)
+
+
+NOTES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no network": lambda note: note.pop("network"),
+    "network lacks its backbone": lambda note: note["network"].pop("backbone"),
+    "another network": network(model="upernet"),
+    "another backbone": backbone("test_vit"),
+    "a pyramid": backbone("resnet18"),
+    "mit": network(backbone="mit_b0"),
+    "no backbone": network(backbone=None),
+    "backbone is a list": network(backbone=["resnet18"]),
+    "backbone of the hub": backbone("hf-hub:evil/model"),
+    "backbone of a folder": backbone("local-dir:/x"),
+    "backbone is unknown": backbone("evil"),
+    "backbone is a number": backbone(3),
+    "an argument is a string": arguments(checkpoint_path="/etc/passwd"),
+    "an argument is an object": arguments(pretrained_cfg_overlay={"hf_hub_id": "evil/model"}),
+    "an argument is a list": arguments(out_indices=[0, 1, 2, 3]),
+    "pretrained": arguments(pretrained=True),
+    "an unknown argument": arguments(evil=1),
+    "another type": arguments(type=1),
+    "arguments are a list": lambda note: note["network"]["backbone"].update(arguments=[1]),
+    "a huge depth": arguments(depth=10**9),
+    "a huge width": arguments(embed_dim=10**9),
+    "no number": arguments(depth=float("nan")),
+    "no depth": arguments(depth=0),
+    "another depth": arguments(depth=5),
+    "no heads": arguments(num_heads=0),
+    "no patch": arguments(patch_size=0),
+    "a fraction": arguments(embed_dim=48.5),
+    "huge channels": network(channels=10**9),
+    "channels are a word": network(channels="16"),
+    "other channels": network(channels=8),
+    "a huge crop": network(crop=10**9),
+    "normalisation is a word": normalisation(mean="abc"),
+    "normalisation is endless": normalisation(mean=[10**400] * 3),
+    "normalisation is no number": normalisation(mean=[float("nan")] * 3),
+    "normalisation of no channel": normalisation(mean=[], std=[]),
+    "normalisation by nothing": normalisation(std=[0.0, 0.0, 0.0]),
+    "fewer classes": lambda note: note.update(classes=note["classes"][:2]),
+    "too many classes": lambda note: note.update(classes=[str(index) for index in range(5000)]),
+    "classes are a number": lambda note: note.update(classes=3),
+    "classes are numbers": lambda note: note.update(classes=[1, 2, 3]),
+    "classes are a word": lambda note: note.update(classes="abc"),
+    "no classes": lambda note: note.pop("classes"),
+    "unknown supervision": lambda note: note.update(supervision="boxes"),
+    "supervision is a list": lambda note: note.update(supervision=["masks"]),
+    "no iteration": lambda note: note.pop("iteration"),
+    "iteration is a word": lambda note: note.update(iteration="many"),
+    "iteration is endless": lambda note: note.update(iteration=float("inf")),
+}
+WEIGHT = "decode_head.conv_seg.weight"
+
+
+def poisoned(value: float) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda tensors: tensors[WEIGHT].view(-1)[5].fill_(value)
+
+
+TENSORS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+    "nan": poisoned(float("nan")),
+    "infinity": poisoned(float("inf")),
+    "one less": lambda tensors: tensors.pop(WEIGHT),
+    "one more": lambda tensors: tensors.update(extra=torch.zeros(2)),
+    "another shape": lambda tensors: tensors.update({WEIGHT: torch.zeros(4, 8, 1, 1)}),
+    "none": lambda tensors: tensors.clear(),
+}
+
+
+@pytest.mark.parametrize("case", [*NOTES, *TENSORS])
+def test_a_damaged_file_is_one_line(model, case):
+    rewritten(model, NOTES.get(case), TENSORS.get(case))
+    started = time.monotonic()
+    with pytest.raises(UsageError, match=f"^{model} is damaged: its tensors are not those of its network .--from") as caught:
+        read_retrained(model, "--from")
+    assert str(caught.value).isprintable()
+    assert time.monotonic() - started < 10
+
+
+def test_rewriting_alone_does_no_harm(model):
+    rewritten(model, None)
+    assert read_retrained(model).iteration == 17
+
+
+def test_sizes_within_reason_do_not_fill_the_memory(model, monkeypatch):
+    """A small file that describes a large network is found out before it is built."""
+    made: list[int] = []
+    register = nn.Module.register_parameter
+
+    def counting(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        made.append(param.numel() if param is not None and param.device.type != "meta" else 0)
+        register(self, name, param)
+
+    rewritten(model, arguments(depth=16, embed_dim=384))  # up to 4096 of each pass: three terabytes
+    monkeypatch.setattr(nn.Module, "register_parameter", counting)
+    with pytest.raises(UsageError, match="is damaged"):
+        read_retrained(model)
+    assert sum(made) < 3e6
+
+
+def replaced(**metadata: str) -> Callable[[Path], object]:
+    return lambda path: save_file({WEIGHT: torch.zeros(2)}, path, metadata=metadata)
+
+
+def renamed(name: str) -> Callable[[Path], object]:
+    return lambda path: rewritten(path, lambda note: note.update(format=name))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.unlink(), "no checkpoint at"),
+        (lambda path: path.write_text("no model"), "not a readable .safetensors file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "not a readable .safetensors file"),
+        (replaced(note='{"format": "ssr retr'), "not a readable .safetensors file"),
+        (replaced(), "was not written by ssr"),
+        (replaced(note="[1]"), "was not written by ssr"),
+        (renamed("ssr segmentation decoder 1"), "does not hold a retrained network .--from: a file written by `ssr retrain`"),
+        (renamed("ssr retrained network 2"), "does not hold a retrained network"),
+    ],
+)
+def test_another_file_is_one_line(model, make, said):
+    make(model)
+    with pytest.raises(UsageError, match=said) as caught:
+        read_retrained(model, "--from")
+    assert str(model) in str(caught.value)
+    assert "--from" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+OWN = """\
+open(RAN, "w").close()
+model = dict(
+    type="EncoderDecoder",
+    data_preprocessor=dict(type="SegDataPreProcessor", mean=[120.0] * 3, std=[60.0] * 3, bgr_to_rgb=True, size=(32, 32)),
+    backbone=dict(type="ResNetV1c", depth=18, base_channels=8),
+    decode_head=dict(type="FCNHead", in_channels=64, channels=8, num_convs=1, num_classes=19, out_channels=19),
+    auxiliary_head=[dict(type="FCNHead", in_channels=32, in_index=2, channels=8, num_convs=1, num_classes=19)],
+    test_cfg=dict(mode="whole"),
+)
+"""
+
+
+@pytest.fixture
+def own(tmp_path) -> tuple[Path, Path, nn.Module]:
+    """A network of a config file: that file, what was written of it, and the network."""
+    from pipelines.mmsegmentation.imports import import_mmsegmentation
+
+    import_mmsegmentation()
+    file, path = tmp_path / "own.py", tmp_path / "retrained.safetensors"
+    file.write_text(OWN.replace("RAN", repr(str(tmp_path / "ran"))))
+    design = Design(str(file), None, 0, NAMES, 64)
+    written = random_network(design)
+    write_retrained(path, written, design, "pseudo", 17)
+    (tmp_path / "ran").unlink()
+    return file, path, written
+
+
+def test_a_network_of_a_config_file_is_made_for_our_classes(own):
+    model = network_of_file(own[0], 4, 64)
+    assert model["decode_head"]["num_classes"] == model["auxiliary_head"][0]["num_classes"] == 4
+    assert "out_channels" not in model["decode_head"]
+    assert tuple(model["data_preprocessor"]["size"]) == (64, 64)
+    assert model["backbone"] == {"type": "ResNetV1c", "depth": 18, "base_channels": 8}
+
+
+def test_round_trip_of_a_config_file(own, tmp_path):
+    file, path, written = own
+    found = read_retrained(path, config_file=file)
+    assert (found.classes, found.crop, found.iteration) == (NAMES, 64, 17)
+    assert torch.equal(logits(found.model, tmp_path), logits(written, tmp_path))
+    with safe_open(path, framework="pt") as opened:
+        assert str(tmp_path) not in opened.metadata()["note"]
+
+
+@pytest.mark.parametrize("absent", [None, "absent.py"])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_network_of_a_config_file_needs_it(own, tmp_path, absent, named):
+    file, path, _ = own
+    if named:
+        rewritten(path, network(model=str(file)))
+    with pytest.raises(UsageError, match="holds a network of a config file, which is not run from elsewhere") as caught:
+        read_retrained(path, "--from", absent and tmp_path / absent)
+    assert caught.value.hint == "--from retrained, in the work directory that trained it"
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("change", [("base_channels=8", "base_channels=16"), ("[60.0]", "[61.0]"), ('"whole"', '"slide"')])
+def test_a_config_file_that_changed_is_refused(own, change):
+    file, path, _ = own
+    file.write_text(file.read_text().replace(*change))
+    with pytest.raises(UsageError, match=f"{file} does not describe the network of {path} any more .ssr retrain --force"):
+        read_retrained(path, config_file=file)
+
+
+def test_other_lines_of_a_config_file_do_not_count(own):
+    file, path, _ = own
+    file.write_text(file.read_text() + "\n# a note\nother = 3\n")
+    assert read_retrained(path, config_file=file).iteration == 17
+
+
+def test_a_config_file_does_not_matter_to_a_known_network(model, tmp_path):
+    (tmp_path / "config.py").write_text("raise ValueError('run')")
+    assert read_retrained(model, config_file=tmp_path / "config.py").iteration == 17
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("x = 1", "is no mmsegmentation config with a decode_head \\(KeyError: 'model'"),
+        ("model = dict(type='EncoderDecoder')", "KeyError: 'decode_head'"),
+        ("model = 3", "is no mmsegmentation config with a decode_head "),
+        ("model = dict(decode_head=3)", "is no mmsegmentation config with a decode_head"),
+        ("model = dict(decode_head=dict(), auxiliary_head=[3])", "is no mmsegmentation config with a decode_head"),
+        ("raise ValueError('no luck')", "ValueError: no luck"),
+        ("raise ValueError('two\\nlines')", "ValueError: two"),
+        ("model = (", "SyntaxError"),
+        ("_base_ = 'absent.py'", "FileNotFoundError: .*absent.py"),
+    ],
+)
+def test_a_file_without_a_network_is_one_line(tmp_path, content, said):
+    path = tmp_path / "own.py"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=said) as caught:
+        network_of_file(path, 4, 64)
+    assert str(path) in str(caught.value)
+    assert caught.value.hint == "--model"
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["deeplab", "own.py"])
+def test_no_such_file(tmp_path, name):
+    with pytest.raises(UsageError) as caught:
+        network_of_file(tmp_path / name, 4, 64)
+    assert caught.value.message == f"expected {', '.join(NETWORKS)} or a config FILE.py, found {str(tmp_path / name)!r}"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"type": "Nope"},
+        {"type": "EncoderDecoder", "backbone": {"type": "ResNet", "depth": 7}, "decode_head": {"type": "FCNHead"}},
+        {"type": "EncoderDecoder", "backbone": {"type": "TIMMBackbone", "model_name": "nope"}, "decode_head": {}},
+    ],
+)
+def test_what_cannot_be_built_is_one_line(config):
+    with pytest.raises(SsrError, match="mmsegmentation cannot build the network") as caught:
+        build(config)
+    assert str(caught.value).isprintable()

@@ -1,0 +1,189 @@
+"""Model files: round trip, and one clear line for every file that is none of ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pipelines.datasets.classes import VOC12
+from pipelines.encoders.weights import Weights, resolve_clip
+from pipelines.errors import UsageError
+from pipelines.models.decoder import SegmentationDecoder
+from pipelines.models.segmenter import Segmenter, read_segmenter, write_segmenter
+
+NAMES = ("cat", "dog", "bird")
+
+
+@pytest.fixture(scope="module")
+def weights(models) -> Weights:
+    return resolve_clip("tiny-quickgelu", str(models.visual))
+
+
+@pytest.fixture
+def model(weights, tmp_path) -> Path:
+    torch.manual_seed(0)
+    decoder = SegmentationDecoder(blocks=3, width=48, classes=3, hidden=16, layers=2, heads=4)
+    write_segmenter(tmp_path / "model.safetensors", Segmenter(decoder, 3, NAMES, "pseudo", 17), weights)
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize("supervision", ["pseudo", "masks"])
+def test_round_trip(weights, tmp_path, supervision):
+    torch.manual_seed(1)
+    decoder = SegmentationDecoder(blocks=3, width=48, classes=3, hidden=16, layers=2, heads=4)
+    path = tmp_path / "new/model.safetensors"
+    write_segmenter(path, Segmenter(decoder, 3, NAMES, supervision, 17), weights)
+    found = read_segmenter(path, weights)
+    assert (found.blocks, found.classes, found.supervision, found.iteration) == (3, NAMES, supervision, 17)
+    assert found.fully_supervised == (supervision == "masks")
+    assert found.decoder.sizes == decoder.sizes
+    assert not found.decoder.training
+    assert not any(parameter.requires_grad for parameter in found.decoder.parameters())
+    tokens = torch.randn(3, 2, 6, 48)
+    with torch.no_grad():
+        assert torch.equal(found.decoder(tokens, (2, 3))[0], decoder.eval()(tokens, (2, 3))[0])
+
+
+def test_the_file_holds_the_trained_parts_and_no_path(model, models, weights):
+    with safe_open(model, framework="pt") as file:
+        note = json.loads(file.metadata()["note"])
+        assert set(file.keys()) == set(SegmentationDecoder(**note["sizes"]).state_dict())  # nothing of CLIP
+    assert note["clip"] == weights.provenance()
+    assert str(models.folder) not in json.dumps(note)
+    assert model.stat().st_size < 150_000
+
+
+def rewritten(
+    path: Path, note: Callable[[dict[str, Any]], object] | None, tensors: Callable[..., object] | None = None
+) -> None:
+    """Change a model file's note or tensors in place."""
+    with safe_open(path, framework="pt") as file:
+        found, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    content = json.loads(metadata["note"])
+    del content["sha256"]  # of what it held before
+    if note is not None:
+        note(content)
+    if tensors is not None:
+        tensors(found)
+    save_file(found, path, metadata={"note": json.dumps(content)})
+
+
+NOTES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no sizes": lambda note: note.pop("sizes"),
+    "sizes are a list": lambda note: note.update(sizes=sorted(note["sizes"])),
+    "sizes are a number": lambda note: note.update(sizes=3),
+    "one size more": lambda note: note["sizes"].update(depth=3),
+    "one size less": lambda note: note["sizes"].pop("heads"),
+    "a size of text": lambda note: note["sizes"].update(hidden="16"),
+    "a fraction": lambda note: note["sizes"].update(hidden=16.0),
+    "a size below one": lambda note: note["sizes"].update(layers=0),
+    "another size": lambda note: note["sizes"].update(hidden=32),
+    "heads that do not divide": lambda note: note["sizes"].update(heads=3),
+    "a huge size": lambda note: note["sizes"].update(hidden=10**12),
+    "huge sizes within reason": lambda note: note["sizes"].update(hidden=4096, width=4096, blocks=64, layers=24),
+    "fewer classes": lambda note: note.update(classes=note["classes"][:2]),
+    "classes are a number": lambda note: note.update(classes=3),
+    "classes are numbers": lambda note: note.update(classes=[1, 2, 3]),
+    "no classes": lambda note: note.pop("classes"),
+    "unknown supervision": lambda note: note.update(supervision="boxes"),
+    "supervision is a list": lambda note: note.update(supervision=["masks"]),
+    "no iteration": lambda note: note.pop("iteration"),
+    "iteration is a word": lambda note: note.update(iteration="many"),
+    "iteration is endless": lambda note: note.update(iteration=float("inf")),
+}
+
+
+def poisoned(value: float) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda tensors: tensors["fusion.weight"].view(-1)[5].fill_(value)
+
+
+TENSORS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+    "nan": poisoned(float("nan")),
+    "infinity": poisoned(float("inf")),
+    "one less": lambda tensors: tensors.pop("classifier.bias"),
+    "one more": lambda tensors: tensors.update(extra=torch.zeros(2)),
+    "another shape": lambda tensors: tensors.update({"classifier.bias": torch.zeros(7)}),
+    "half precision": lambda tensors: tensors.update({"classifier.bias": torch.zeros(4).half()}),
+    "whole numbers": lambda tensors: tensors.update({"classifier.bias": torch.zeros(4, dtype=torch.int64)}),
+}
+
+
+@pytest.mark.parametrize("case", [*NOTES, *TENSORS])
+def test_a_damaged_model_is_one_line(model, weights, case):
+    rewritten(model, NOTES.get(case), TENSORS.get(case))
+    started = time.monotonic()
+    with pytest.raises(UsageError, match=f"{model} is damaged: .*--model") as caught:
+        read_segmenter(model, weights)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - started < 10
+
+
+def test_rewriting_alone_does_no_harm(model, weights):
+    rewritten(model, None)
+    assert read_segmenter(model, weights).iteration == 17
+
+
+def absent(path: Path, folder: Path) -> None:
+    path.unlink()
+
+
+def text(path: Path, folder: Path) -> None:
+    path.write_text("no model")
+
+
+def cut(path: Path, folder: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def of_clip(path: Path, folder: Path) -> None:
+    shutil.copy(folder / "visual.safetensors", path)
+
+
+def of_heads(path: Path, folder: Path) -> None:
+    rewritten(path, lambda note: note.update(format="ssr alignment heads 2"))
+
+
+def of_tomorrow(path: Path, folder: Path) -> None:
+    rewritten(path, lambda note: note.update(format="ssr segmentation decoder 2"))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (absent, "no checkpoint at"),
+        (text, "not a readable .safetensors file"),
+        (cut, "not a readable .safetensors file"),
+        (of_clip, "was not written by ssr"),
+        (of_heads, "does not hold a segmentation model .*`ssr train`"),
+        (of_tomorrow, "does not hold a segmentation model"),
+    ],
+)
+def test_another_file_is_one_line(model, models, weights, make, said):
+    make(model, models.folder)
+    with pytest.raises(UsageError, match=said) as caught:
+        read_segmenter(model, weights, "--from")
+    assert str(model) in str(caught.value)
+    assert "--from" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_another_clip_is_one_line(model, models):
+    with pytest.raises(UsageError, match=r"trained with another CLIP \(clip\..*--clip-model, --clip-pretrained") as caught:
+        read_segmenter(model, resolve_clip("tiny-quickgelu", str(models.full)))
+    assert "\n" not in str(caught.value)
+    rewritten(model, lambda note: note.pop("clip"))
+    with pytest.raises(UsageError, match="another CLIP"):
+        read_segmenter(model, resolve_clip("tiny-quickgelu", str(models.visual)))
+
+
+def test_model_of_the_fixture_is_for_voc(write_model, weights, tmp_path):
+    assert read_segmenter(write_model(tmp_path / "m.safetensors"), weights).classes == VOC12.names

@@ -1,0 +1,129 @@
+"""The work directory: settings that changed, memory, and what comes next."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import build_options
+from pipelines.errors import SsrError, UsageError
+from pipelines.stages.status import status
+from pipelines.stores.array_store import ArrayWriter
+from pipelines.stores.files import read_json
+from pipelines.stores.manifest import Manifest
+from pipelines.workdir.memory import recall
+from pipelines.workdir.settings import input_digest
+
+
+def settle(workspace, settings, cleared=None):
+    return workspace.settle(
+        workspace.cams, "cams", settings, (lambda: cleared.append(1)) if cleared is not None else lambda: None
+    )
+
+
+def test_equal_settings_go_on(workspace_in, tmp_path):
+    cleared: list[int] = []
+    settle(workspace_in(tmp_path), {"a": 1, "b": [1, 2]})
+    settle(workspace_in(tmp_path), {"b": [1, 2], "a": 1}, cleared)
+    settle(workspace_in(tmp_path, force=True), {"a": 1, "b": [1, 2]})
+    assert cleared == []
+
+
+@pytest.mark.parametrize("change", [{"a": 2}, {"a": 1, "c": 3}, {}])
+def test_changed_settings_are_refused_and_nothing_is_touched(workspace_in, tmp_path, change):
+    settle(workspace_in(tmp_path), {"a": 1})
+    before = (tmp_path / "cams.json").read_bytes()
+    cleared: list[int] = []
+    with pytest.raises(UsageError, match="other options"):
+        settle(workspace_in(tmp_path), change, cleared)
+    assert cleared == []
+    assert (tmp_path / "cams.json").read_bytes() == before
+    settle(workspace_in(tmp_path, force=True), change, cleared)
+    assert cleared == [1]
+    assert read_json(tmp_path / "cams.json")["settings"] == change
+
+
+def test_old_output_is_gone_before_new_settings_are_written(workspace_in, tmp_path):
+    settle(workspace_in(tmp_path), {"a": 1})
+
+    def killed() -> None:
+        assert read_json(tmp_path / "cams.json")["settings"] == {"a": 1}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        workspace_in(tmp_path, force=True).settle(tmp_path / "cams.h5", "cams", {"a": 2}, killed)
+    assert read_json(tmp_path / "cams.json")["settings"] == {"a": 1}
+
+
+def test_many_changes_are_counted(workspace_in, tmp_path):
+    settle(workspace_in(tmp_path), dict.fromkeys("abcdef", 1))
+    with pytest.raises(UsageError, match="a: 1 -> 2; b: 1 -> 2; c: 1 -> 2; d: 1 -> 2; and 2 more"):
+        settle(workspace_in(tmp_path), dict.fromkeys("abcdef", 2))
+
+
+def test_memory_comes_back(workspace_in, tmp_path, tiny_voc):
+    workspace = workspace_in(tmp_path)
+    workspace.remember()
+    memory = recall(tmp_path)
+    assert build_options("dataset", memory["dataset"]) == workspace.dataset_options
+    assert build_options("clip", memory["clip"]) == workspace.clip
+
+
+def test_another_split_of_the_same_photos_may_share_a_directory(workspace_in, tmp_path):
+    workspace_in(tmp_path).remember()
+    workspace_in(tmp_path, split="val").remember()
+    assert recall(tmp_path)["dataset"]["split"] == "val"
+
+
+def test_other_photos_may_not(workspace_in, tmp_path):
+    workspace_in(tmp_path).remember()
+    before = recall(tmp_path)
+    with pytest.raises(UsageError, match="another dataset"):
+        workspace_in(tmp_path, root=tmp_path).remember()
+    assert recall(tmp_path) == before
+
+
+def test_missing_input_names_its_command(workspace_in, tmp_path):
+    workspace = workspace_in(tmp_path)
+    with pytest.raises(SsrError, match=r"no cams in .*`ssr cams`"):
+        input_digest(workspace.cams, "ssr cams")
+
+
+@pytest.mark.parametrize(
+    ("begun", "complete", "following"),
+    [
+        ([], [], "ssr superpixels"),
+        (["superpixels"], [], "ssr superpixels"),
+        (["superpixels"], ["superpixels"], "ssr cams"),
+        (["cams"], ["cams"], "ssr refine"),  # a recipe without superpixels
+        (["cams"], [], "ssr cams"),
+        (["superpixels", "cams"], ["cams"], "ssr superpixels"),  # begun and broken off
+        (["cams", "refined", "masks"], ["cams", "refined"], "ssr refine"),
+        (["cams", "refined", "masks"], ["cams", "refined", "masks"], "ssr eval"),
+    ],
+)
+def test_next_command(workspace_in, tmp_path, begun, complete, following):
+    for name in begun:
+        manifest = Manifest(name, {}, {"images": 6}, complete=name in complete)
+        manifest.write(tmp_path / f"{name}.json")
+        if name != "masks":
+            with ArrayWriter(tmp_path / f"{name}.h5"):
+                pass
+    found = status(tmp_path)
+    assert found.next_command == f"{following} --work {tmp_path}"
+    assert [output.complete for output in found.outputs] == [
+        name in complete for name in ("superpixels", "cams", "refined", "masks")
+    ]
+
+
+def test_hint_to_force_mends_a_photo_of_another_size(ssr, tiny_voc, tmp_path):
+    """A photo is replaced after its superpixels were made: `ssr cams` says `ssr superpixels --force`."""
+    root = Path(shutil.copytree(tiny_voc.root, tmp_path / "voc"))
+    made = ("--config", tiny_voc.config, "--root", root, "--work", tmp_path / "w")
+    ssr("superpixels", *made)
+    shutil.copy(root / "JPEGImages/c_bird.jpg", root / "JPEGImages/a_cat.jpg")
+    assert "ssr superpixels --force" in ssr("cams", *made, code=1).err
+    ssr("superpixels", *made, "--force")
+    ssr("cams", *made)
