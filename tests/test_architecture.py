@@ -24,7 +24,7 @@ FLOORS = [
     {"pipelines.encoders", "pipelines.figures"},
     {"pipelines.datasets", "pipelines.execution", "pipelines.evaluation"},
     {"pipelines.stores", "pipelines.ops", "pipelines.config"},
-    {"pipelines.options", "pipelines.sample", "pipelines.errors"},
+    {"pipelines.options", "pipelines.sample", "pipelines.plugins", "pipelines.errors"},
 ]
 OPS_MAY = {"numpy", "torch", "PIL", "skimage", "sklearn", "threadpoolctl", "pydensecrf"}
 

@@ -1,0 +1,67 @@
+"""Parts from modules outside the package."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import pipelines.plugins
+from pipelines.errors import UsageError
+from pipelines.plugins import VARIABLE, table_entry
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """Write a module that ``SSR_PLUGINS`` names."""
+
+    def write(name, text):
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv(VARIABLE, name)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    return write
+
+
+def test_a_known_part_imports_nothing(plugin):
+    plugin("not_wanted", "raise AssertionError")
+    assert table_entry({"row": 1}, "row", "affinity", "--normalise") == 1
+
+
+@pytest.mark.parametrize(("name", "near"), [("sinkhron", "; did you mean 'sinkhorn'?"), ("z", "")])
+def test_an_unknown_part_names_those_there_are(name, near, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(UsageError) as caught:
+        table_entry({"row": 1, "sinkhorn": 2}, name, "affinity", "--normalise")
+    assert caught.value.message == f"no affinity {name!r}: expected one of row, sinkhorn{near}"
+    assert "--normalise" in str(caught.value.hint)
+
+
+def test_a_plugin_adds_its_part(plugin, monkeypatch):
+    table = {"shipped": 0}
+    monkeypatch.setattr(pipelines.plugins, "A_TABLE", table, raising=False)
+    plugin("adds_a_part", "from pipelines.plugins import A_TABLE\nA_TABLE['mine'] = 3\n")
+    assert table_entry(table, "mine", "part", "--part") == 3
+
+
+@pytest.mark.parametrize(("text", "reason"), [("import no_such_thing", "ModuleNotFoundError"), ("1 / 0", "ZeroDivisionError")])
+def test_a_plugin_that_fails(plugin, text, reason):
+    plugin(f"fails_{reason.lower()}", text)
+    with pytest.raises(UsageError, match=f"cannot import plugin 'fails_{reason.lower()}' of SSR_PLUGINS: {reason}"):
+        table_entry({}, "part", "part", "--part")
+
+
+def test_an_installed_plugin_is_found_by_its_entry_point(tmp_path):
+    """In a process of its own: the package data of this one has been read."""
+    (tmp_path / "installed.py").write_text("PART = 1\n")
+    info = tmp_path / "installed-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: installed\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ssr.plugins]\nmine = installed\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from pipelines.plugins import load_plugins; load_plugins(); assert 'installed' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
