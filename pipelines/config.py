@@ -51,9 +51,17 @@ Values = dict[str, dict[str, Any]]
 
 def flag_of(section: str, key: str) -> str:
     """The command-line flag of an option, such as ``--clip-model``."""
+    return str(_extra(section, key).get("flag") or "--" + key.replace("_", "-"))
+
+
+def choices_of(section: str, key: str) -> tuple[str, ...]:
+    """The names that the package ships for an option that names a part; empty for any other option."""
+    return tuple(map(str, _extra(section, key).get("choices", ())))
+
+
+def _extra(section: str, key: str) -> dict[str, Any]:
     extra = SECTIONS[section].model_fields[key].json_schema_extra
-    named = extra.get("flag") if isinstance(extra, dict) else None
-    return str(named) if named else "--" + key.replace("_", "-")
+    return extra if isinstance(extra, dict) else {}
 
 
 FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".txt", ".json", ".py"}

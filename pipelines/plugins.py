@@ -42,7 +42,8 @@ def table_entry(table: Mapping[str, Part], name: str, what: str, flag: str) -> P
     if name not in table:
         close = difflib.get_close_matches(name[:80], table, n=1)
         near = f"; did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"no {what} {name!r:.80}: expected one of {', '.join(table)}{near}", f"{flag}, or {VARIABLE}=MODULE")
+        known = ", ".join(table) or "nothing yet"
+        raise UsageError(f"{flag}: no {what} {name!r:.80}: expected one of {known}{near}", f"{VARIABLE}=MODULE adds others")
     return table[name]
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from pipelines.config import SECTIONS, Values, flag_of, recipes
+from pipelines.config import SECTIONS, Values, choices_of, flag_of, recipes
 from ssr_cli.console import reports_errors
 from ssr_cli.invocation import Invocation
 
@@ -74,11 +74,14 @@ def _parameter(section: str, key: str, field: FieldInfo) -> inspect.Parameter:
     flag = flag_of(section, key)
     panel = PANELS.get(section, "Options")
     annotation = _plain(field.annotation)
+    named: dict[str, Any] = {}
+    if choices := list(choices_of(section, key)):
+        named = {"metavar": f"[{'|'.join(choices)}]", "autocompletion": lambda: choices}
     if not flag.startswith("--"):
-        kind: Any = typer.Argument(metavar=f"[{'|'.join(map(str, get_args(annotation)))}]", help=field.description)
+        kind: Any = typer.Argument(help=field.description, **named)
     else:
         names = [f"{flag}/--no-{flag[2:]}"] if annotation is bool else [flag]
-        kind = typer.Option(*names, help=field.description, show_default=_shown(field.default), rich_help_panel=panel)
+        kind = typer.Option(*names, help=field.description, show_default=_shown(field.default), rich_help_panel=panel, **named)
     return inspect.Parameter(
         _name(section, key), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, kind]
     )

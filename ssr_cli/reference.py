@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args, get_origin
 
-from pipelines.config import SECTIONS, flag_of, read_recipe, recipes
+from pipelines.config import SECTIONS, choices_of, flag_of, read_recipe, recipes
 
 HEAD = """# Options
 
@@ -29,7 +29,13 @@ def reference() -> str:
         parts.append(f"| {' | '.join(columns)} | |\n|{'---|' * (len(columns) + 1)}")
         for key, field in options.model_fields.items():
             recipe_values = [_value(set_by[name][section].get(key, "")) for name in shown]
-            cells = [f"`{key}`", f"`{flag_of(section, key)}`", _type(field.annotation), _value(field.default), *recipe_values]
+            cells = [
+                f"`{key}`",
+                f"`{flag_of(section, key)}`",
+                ", ".join(choices_of(section, key)) or _type(field.annotation),
+                _value(field.default),
+                *recipe_values,
+            ]
             parts.append(f"| {' | '.join(cells)} | {field.description} |")
     return "\n".join(parts)
 

@@ -138,7 +138,7 @@ def test_byte_order_mark_is_no_mistake(tmp_path):
         ("superpixels", "segments", 0, "--segments"),
         ("run", "max_failures", -2, "--max-failures"),
         ("clip", "model", 3, "--clip-model"),
-        ("dataset", "kind", "cityscapes", "DATASET"),
+        ("dataset", "kind", 3, "DATASET"),
         ("show", "height", 5, "--height"),
         ("cams", "scales", ["big"], "--scales"),
         ("cams", "scales", [], "--scales"),

@@ -31,7 +31,7 @@ class Dataset:
     """Images of one split, in split order.
 
     Args:
-        kind: ``voc``, ``coco`` or ``folder``.
+        kind: Name of its layout, such as ``voc``.
         root: Dataset folder.
         split: Split name, or the name of the split file without ``.txt``.
         classes: Its classes.

@@ -5,8 +5,9 @@ Every field's description is its only documentation: the command line's help, th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,15 +18,23 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-def option(description: str, *, flag: str | None = None) -> object:
-    """Field metadata: its one-line description and, where it differs from the field's name, its flag."""
-    return Field(description=description, json_schema_extra={"flag": flag} if flag else None)
+def option(description: str, *, flag: str | None = None, choices: Sequence[str] = ()) -> object:
+    """Metadata of a field.
+
+    Args:
+        description: One line.
+        flag: Where it differs from the field's name.
+        choices: Names that the package ships of a ``str`` that names a part, for help and completion. The part's table has the
+            last word, for plugins may add to it.
+    """
+    extra: dict[str, Any] = ({"flag": flag} if flag else {}) | ({"choices": list(choices)} if choices else {})
+    return Field(description=description, json_schema_extra=extra or None)
 
 
 class DatasetOptions(Options):
     """``[dataset]``: which images, and which classes each has."""
 
-    kind: Annotated[Literal["voc", "coco", "folder"], option("layout of the dataset", flag="DATASET")] = "voc"
+    kind: Annotated[str, option("layout of the dataset", flag="DATASET", choices=("voc", "coco", "folder"))] = "voc"
     root: Annotated[Path | None, option("dataset folder, e.g. VOCdevkit/VOC2012")] = None
     split: Annotated[str, option("split name, e.g. train, or a .txt file with one image id a line")] = "train"
     labels: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.datasets import COCO14, VOC12, load_class_list, load_dataset
+from pipelines.datasets import kind_of, load_class_list, load_dataset
 from pipelines.datasets.classes import ClassList
 from pipelines.encoders.text import encode_prompts, write_bank
 from pipelines.encoders.weights import build_clip, resolve_clip
@@ -36,5 +36,4 @@ def write_banks(dataset: DatasetOptions, clip: ClipOptions, target: Path) -> tup
 def _class_list(dataset: DatasetOptions) -> ClassList:
     if dataset.classes is not None:
         return load_class_list(dataset.classes)
-    shipped = {"voc": VOC12, "coco": COCO14}
-    return shipped[dataset.kind] if dataset.kind in shipped else load_dataset(dataset).classes
+    return kind_of(dataset).class_list or load_dataset(dataset).classes

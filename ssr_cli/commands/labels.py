@@ -46,9 +46,11 @@ def command(
 
 
 def _class_list(invocation: Invocation, name: str) -> ClassList:
-    from pipelines.datasets import COCO14, VOC12, load_class_list
+    from pipelines.datasets import COCO14, VOC12, kind_of, load_class_list
 
     if not name and (invocation.config or invocation.work_flag):
         dataset = invocation.options("dataset", DatasetOptions)
-        name = str(dataset.classes) if dataset.classes else {"coco": "coco14"}.get(dataset.kind, "voc12")
+        if dataset.classes is None:
+            return kind_of(dataset).class_list or VOC12
+        name = str(dataset.classes)
     return {"": VOC12, "voc12": VOC12, "coco14": COCO14}.get(name) or load_class_list(Path(name))

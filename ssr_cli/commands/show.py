@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -11,8 +11,8 @@ from rich.table import Table
 
 from pipelines.errors import UsageError
 from pipelines.options.align import AlignOptions
-from pipelines.options.sources import DatasetOptions
 from pipelines.options.stages import ShowOptions
+from pipelines.plugins import load_plugins
 from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, out
 from ssr_cli.invocation import Invocation
 from ssr_cli.parameters import command_with
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pipelines.stages.features import Separation
 
 WHAT = ["panels", "features"]
-DATASETS = get_args(DatasetOptions.model_fields["kind"].annotation)
 
 
 @command_with("show", "dataset", "run")
@@ -42,11 +41,18 @@ def command(
         _features(invocation)
     elif what == "panels":
         _panels(invocation)
-    elif what in DATASETS and "kind" not in invocation.flags["dataset"]:  # `ssr show voc`: the dataset alone
+    elif "kind" not in invocation.flags["dataset"] and _is_dataset(what):  # `ssr show voc`: the dataset alone
         dataset = {**invocation.flags["dataset"], "kind": what}
         _panels(replace(invocation, flags={**invocation.flags, "dataset": dataset}))
     else:
         raise UsageError(f"nothing called {what!r} to show", f"one of {', '.join(WHAT)}")
+
+
+def _is_dataset(name: str) -> bool:
+    from pipelines.datasets import KINDS
+
+    load_plugins()
+    return name in KINDS
 
 
 def _panels(invocation: Invocation) -> None:
