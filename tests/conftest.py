@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network is wrong
 os.environ["SSR_WEIGHTS"] = os.devnull  # nor does it find weights that lie about
+os.environ["OMP_NUM_THREADS"] = "1"  # sums of several threads differ in their last bits; processes of tests inherit this
 os.environ.pop("FORCE_COLOR", None)
 
 TINY_CLIP = "tiny-quickgelu"

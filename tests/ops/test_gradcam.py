@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import open_clip
@@ -19,14 +18,6 @@ from pipelines.ops.scaling import min_max
 WIDTH, JOINT, PATCHES, ENTRIES = 32, 16, 12, 6
 PRESENT = torch.tensor([[1, 0, 0, 0, 1, 1], [1, 1, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1]]).bool()
 TARGETS = torch.tensor([[1, 0, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=[None, 0.3], ids=["plain", "layer_scale"])

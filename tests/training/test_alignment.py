@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,6 @@ from pipelines.training.alignment_data import AlignmentData, photo_order
 EMBED, CLASSES, WORDS, PATCHES = 8, 4, 2, 6
 LABELS = [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2), (0,), (1,), (2,), (1,), (0, 1)]  # class 3 has no photo
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def photos(labels: list[tuple[int, ...]] = LABELS, noise: float = 0.3) -> AlignmentData:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,14 +20,6 @@ from pipelines.training.segmentation import Part, SegmentationTrainer, Targets
 
 EMBED, CLASSES, WORDS, PATCHES = 5, 4, 2, 6
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(refresh: int = 3, **options: Any) -> OnlineAlignment:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,14 +21,6 @@ from pipelines.training.segmentation import Part, SegmentationTrainer, Targets
 
 BLOCKS, WIDTH, CLASSES, GRID, SIDE, EMBED = 2, 6, 3, (3, 4), 16, 5
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Listening(SegmentationDecoder):
