@@ -73,8 +73,8 @@ all: setup
 	$(if $(filter yes,$(RETRAIN)),$(call step,retrain,$(RETRAIN_FLAGS)))
 	$(if $(filter yes,$(RETRAIN)),$(call step,predict,--model retrained $(PREDICT_FLAGS) $(if $(VAL),--split $(VAL))))
 	$(if $(filter yes,$(RETRAIN)),$(call scored,eval retrained,$(if $(VAL),--split $(VAL))))
-	$(call scored,ladder,$(FLAGS) $(CRF_FLAG))
-	$(call scored,eval ladder)
+	$(call scored,ablation,$(FLAGS) $(CRF_FLAG))
+	$(call scored,eval ablation)
 	$(call step,report,$(if $(filter yes,$(EVAL)),--gt))
 
 test: setup

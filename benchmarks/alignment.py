@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ladder import seven_classes, typed_options
+from ablation import seven_classes, typed_options
 from numpy.typing import NDArray
 
 from pipelines.config import read_config, read_recipe

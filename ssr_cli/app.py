@@ -25,9 +25,9 @@ COMMANDS = {
     "eval": "7  Score CAMs, masks or any folder of PNGs against ground truth.",
     "retrain": "A standard segmentation network on mmsegmentation, from the pseudo-masks.",
     "merge": "One output of what shards of the work list have written.",
-    "ladder": "The same refinement, one part more at a time: what does each bring?",
+    "ablation": "The same refinement, one part more at a time: what does each bring?",
     "show": "Pictures: panels, a contact sheet, one HTML page.",
-    "report": "Scores, ladder and pictures on one HTML page.",
+    "report": "Scores, ablation and pictures on one HTML page.",
     "status": "What is done in a work directory, and what comes next.",
 }
 

@@ -1,4 +1,4 @@
-"""Scores as sections of the HTML page: the ladder, one evaluation with its classes."""
+"""Scores as sections of the HTML page: the ablation, one evaluation with its classes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pipelines.evaluation.report import Report
 from pipelines.figures.panel import RGB
 
 
-def ladder_section(rungs: Sequence[tuple[str, Report]]) -> str:
-    """The table of the rungs: mIoU, gain over the rung before, precision, recall, a bar."""
+def ablation_section(scores: Sequence[tuple[str, Report]]) -> str:
+    """The table of the rows: mIoU, gain over the row before, precision, recall, a bar."""
     rows = []
     before: float | None = None
-    first = rungs[0][1]
-    for title, report in rungs:
+    first = scores[0][1]
+    for title, report in scores:
         gain = "" if before is None or report.split != first.split else f"{100 * (report.miou - before):+.2f}"
         rows.append(
             f"<tr><td>{escape(title)}</td>{_number(report.miou)}<td class=n>{gain}</td>{_number(report.precision)}"
@@ -23,8 +23,8 @@ def ladder_section(rungs: Sequence[tuple[str, Report]]) -> str:
         )
         before = report.miou
     return (
-        f"<section><h2>Ladder</h2><p>split {escape(first.split)}, {first.images:,} images; values in %</p><table>"
-        "<tr><th>rung<th class=n>mIoU<th class=n>gain<th class=n>precision<th class=n>recall<th></tr>"
+        f"<section><h2>Ablation</h2><p>split {escape(first.split)}, {first.images:,} images; values in %</p><table>"
+        "<tr><th>row<th class=n>mIoU<th class=n>gain<th class=n>precision<th class=n>recall<th></tr>"
         f"{''.join(rows)}</table></section>"
     )
 

@@ -53,7 +53,7 @@ def run(work: Path, folders: Sequence[Path] = ()) -> list[Merged]:
     """
     places = [
         work,
-        *sorted((work / "ladder").glob("*")),
+        *sorted((work / "ablation").glob("*")),
         work / "predictions",
         work / "retrained",
         *(f.parent for f in folders),

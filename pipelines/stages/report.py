@@ -7,9 +7,9 @@ from pathlib import Path
 from pipelines.evaluation.report import read_report
 from pipelines.execution.progress import Progress, Silent
 from pipelines.figures.page import html_page
-from pipelines.figures.score_sections import ladder_section, report_section
+from pipelines.figures.score_sections import ablation_section, report_section
 from pipelines.options.stages import ShowOptions
-from pipelines.stages import ladder, show
+from pipelines.stages import ablation, show
 from pipelines.stages.evaluate import reports_in
 from pipelines.stores.files import atomic_path
 from pipelines.workdir.workspace import Workspace
@@ -18,7 +18,7 @@ PAGE = "report.html"
 
 
 def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = None) -> Path:
-    """Write ``WORK/report.html``: the ladder, every evaluation, panels of photos.
+    """Write ``WORK/report.html``: the ablation, every evaluation, panels of photos.
 
     Args:
         workspace: The photos and every output that is there.
@@ -33,8 +33,8 @@ def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = 
         TooManyFailures: More bad photos than allowed.
     """
     drawn = show.draw(workspace, options, progress or Silent())
-    rungs = ladder.scored(workspace.work)
-    sections = [ladder_section(rungs)] if rungs else []
+    rows = ablation.scored(workspace.work)
+    sections = [ablation_section(rows)] if rows else []
     for path in reports_in(workspace.work):
         report = read_report(path)
         picture = path.parent / "confusion.png"

@@ -27,10 +27,10 @@ def command(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="[cams|refined|masks|predictions|retrained|ladder|FOLDER]",
+            metavar="[cams|refined|masks|predictions|retrained|ablation|FOLDER]",
             help="what to score",
             show_default=True,
-            autocompletion=lambda: ["cams", "refined", "masks", "predictions", "retrained", "ladder"],
+            autocompletion=lambda: ["cams", "refined", "masks", "predictions", "retrained", "ablation"],
         ),
     ] = "masks",
     compare: Annotated[
@@ -43,8 +43,8 @@ def command(
         return
     options = invocation.options("eval", EvalOptions)
     power = options.background_power or invocation.options("refine", RefineOptions).background_power
-    if what == "ladder":
-        _ladder(invocation, options, power)
+    if what == "ablation":
+        _ablation(invocation, options, power)
         return
     with ConsoleProgress() as progress:
         evaluations = shared(invocation, "eval", invocation.workspace, (what, options, power), lambda _: (), progress)
@@ -60,18 +60,18 @@ def command(
         raise typer.Exit(EXIT_PARTLY)
 
 
-def _ladder(invocation: Invocation, options: EvalOptions, power: float) -> None:
-    from pipelines.stages import ladder
+def _ablation(invocation: Invocation, options: EvalOptions, power: float) -> None:
+    from pipelines.stages import ablation
 
     with ConsoleProgress() as progress:
-        rungs = ladder.score(invocation.workspace, options, power, progress)
-    first = rungs[0][1]
-    table = Table(title=escape(f"ladder · split {first.split} · {first.images:,} images"), title_justify="left")
-    table.add_column("rung")
+        rows = ablation.score(invocation.workspace, options, power, progress)
+    first = rows[0][1]
+    table = Table(title=escape(f"ablation · split {first.split} · {first.images:,} images"), title_justify="left")
+    table.add_column("row")
     for column in ("mIoU", "gain", "precision", "recall"):
         table.add_column(column, justify="right")
     before: float | None = None
-    for title, report in rungs:
+    for title, report in rows:
         gain = "" if before is None or report.split != first.split else f"{100 * (report.miou - before):+.2f}"
         table.add_row(escape(title), _percent(report.miou), gain, _percent(report.precision), _percent(report.recall))
         before = report.miou

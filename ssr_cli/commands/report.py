@@ -10,7 +10,7 @@ from ssr_cli.parameters import command_with
 
 @command_with("show", "dataset", "run")
 def command(invocation: Invocation) -> None:
-    """Put the ladder, every evaluation and pictures on one HTML page, WORK/report.html."""
+    """Put the ablation, every evaluation and pictures on one HTML page, WORK/report.html."""
     from pipelines.stages import report
 
     with ConsoleProgress() as progress:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.stages import ladder
+from pipelines.stages import ablation
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def chain(ssr, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "predict",
         "predict --split val",
         "eval predictions --split val",
-        "ladder",
-        "eval ladder",
+        "ablation",
+        "eval ablation",
         "report --gt --count 3",
     ):
         said[command] = ssr(*command.split(), "--config", work / "sample.toml").text
@@ -39,7 +39,7 @@ def chain(ssr, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_every_step_names_the_next(chain: dict[str, str]) -> None:
     assert "next: ssr superpixels --config" in chain["sample"]
     assert "next: ssr cams" in chain["superpixels"]
-    assert "next: ssr report" in chain["eval ladder"]
+    assert "next: ssr report" in chain["eval ablation"]
     assert re.search(r"report: .*report\.html", chain["report --gt --count 3"])
 
 
@@ -49,27 +49,29 @@ def test_doctor_finds_nothing_wrong_with_set_and_models(chain: dict[str, str]) -
 
 
 def test_masks_are_far_better_than_chance_and_than_the_first_cam(chain: dict[str, str]) -> None:
-    scores = dict(ladder.scored(Path(chain["work"])))
+    scores = dict(ablation.scored(Path(chain["work"])))
     masks = json.loads((Path(chain["work"]) / "eval" / "masks" / "report.json").read_text())
     assert masks["miou"] > 0.5
-    assert masks["miou"] > scores[ladder.INITIAL].miou
-    assert scores[ladder.ALIGNED].miou > scores[ladder.INITIAL].miou - 0.01, "forty pictures teach little, and harm as little"
-    assert scores["+ CRF"].miou == pytest.approx(masks["miou"]), "the last rung of the masks is what `ssr refine` makes"
+    assert masks["miou"] > scores[ablation.INITIAL].miou
+    assert scores[ablation.ALIGNED].miou > scores[ablation.INITIAL].miou - 0.01, (
+        "forty pictures teach little, and harm as little"
+    )
+    assert scores["+ CRF"].miou == pytest.approx(masks["miou"]), "the last row of the masks is what `ssr refine` makes"
 
 
-def test_the_model_and_its_val_score_end_the_ladder(chain: dict[str, str]) -> None:
-    *_, own, other = ladder.scored(Path(chain["work"]))
-    assert own[0] == ladder.MODELS["predictions"]
+def test_the_model_and_its_val_score_end_the_ablation(chain: dict[str, str]) -> None:
+    *_, own, other = ablation.scored(Path(chain["work"]))
+    assert own[0] == ablation.MODELS["predictions"]
     assert own[1].images == 40
-    assert other[0] == f"{ladder.MODELS['predictions']}, split val"
+    assert other[0] == f"{ablation.MODELS['predictions']}, split val"
     assert other[1].images == 4
-    rows = chain["eval ladder"].splitlines()
+    rows = chain["eval ablation"].splitlines()
     assert next(row for row in rows if "split val" in row).count("+") == 0, "another split gains nothing over this one"
 
 
-def test_the_page_has_the_ladder_and_needs_nothing_else(chain: dict[str, str]) -> None:
+def test_the_page_has_the_ablation_and_needs_nothing_else(chain: dict[str, str]) -> None:
     page = (Path(chain["work"]) / "report.html").read_text(encoding="utf-8")
-    assert "<h2>Ladder</h2>" in page
+    assert "<h2>Ablation</h2>" in page
     assert page.count("<article") == 3
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
 
@@ -84,7 +86,7 @@ def test_a_second_run_draws_and_computes_nothing(chain: dict[str, str], ssr) -> 
         ("cams --ckpt auto", 40),
         ("refine --crf", 40),
         ("predict", 40),
-        ("ladder", 160),
+        ("ablation", 160),
     ):
         assert f"{count} there already" in ssr(*command.split(), "--config", work / "sample.toml").text
     assert {path: path.stat().st_mtime_ns for path in before} == before

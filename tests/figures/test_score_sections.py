@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 from pipelines.evaluation.report import Report
-from pipelines.figures.score_sections import ladder_section, report_section
+from pipelines.figures.score_sections import ablation_section, report_section
 
 REPORT = Report(
     what="masks",
@@ -23,8 +23,8 @@ REPORT = Report(
 )
 
 
-def test_ladder_has_a_gain_from_the_second_rung_on() -> None:
-    html = ladder_section([("initial CAM", REPORT), ("+ <CLIP>", dataclasses.replace(REPORT, miou=0.6234))])
+def test_ablation_has_a_gain_from_the_second_row_on() -> None:
+    html = ablation_section([("initial CAM", REPORT), ("+ <CLIP>", dataclasses.replace(REPORT, miou=0.6234))])
     assert html.count("<tr>") == 3
     assert "50.00" in html
     assert "62.34" in html

@@ -135,27 +135,27 @@ def test_reports(ssr, work, name):
     outcome(ssr, "status", "--work", work)
 
 
-LADDERS = {
+ABLATIONS = {
     "cut": b"[{",
     "null": b"null",
     "text": b'"x"',
-    "rungs of text": b'["x"]',
-    "a rung without a title": b'[{"name": "clip"}]',
-    "a rung of a null character": b'[{"name": "a\\u0000b", "title": "x"}]',
+    "rows of text": b'["x"]',
+    "a row without a title": b'[{"name": "clip"}]',
+    "a row of a null character": b'[{"name": "a\\u0000b", "title": "x"}]',
 }
 
 
-@pytest.mark.parametrize("name", LADDERS)
-def test_ladders(ssr, work, name):
-    (work / "ladder.json").write_bytes(LADDERS[name])
-    outcome(ssr, "eval", "ladder", "--work", work, "--no-pictures")
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations(ssr, work, name):
+    (work / "ablation.json").write_bytes(ABLATIONS[name])
+    outcome(ssr, "eval", "ablation", "--work", work, "--no-pictures")
 
 
-def test_a_rung_stays_in_the_work_directory(ssr, work, finished, tmp_path):
+def test_a_row_stays_in_the_work_directory(ssr, work, finished, tmp_path):
     shutil.copytree(finished["ssr"] / "masks", tmp_path / "outside/masks")
     shutil.copy(finished["ssr"] / "masks.json", tmp_path / "outside")
-    (work / "ladder.json").write_text('[{"name": "../../outside", "title": "x"}]')
-    outcome(ssr, "eval", "ladder", "--work", work, "--no-pictures")
+    (work / "ablation.json").write_text('[{"name": "../../outside", "title": "x"}]')
+    outcome(ssr, "eval", "ablation", "--work", work, "--no-pictures")
     assert sorted(path.name for path in (tmp_path / "outside").iterdir()) == ["masks", "masks.json"]
 
 

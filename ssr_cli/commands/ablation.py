@@ -1,4 +1,4 @@
-"""``ssr ladder``."""
+"""``ssr ablation``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from ssr_cli.parameters import command_with
 
 @command_with("refine", "dataset", "clip", "dino", "run")
 def command(invocation: Invocation) -> None:
-    """Refine the CAMs with one part more at a time into WORK/ladder; `ssr eval ladder` says what each brings."""
-    from pipelines.stages import ladder
+    """Refine the CAMs with one part more at a time into WORK/ablation; `ssr eval ablation` says what each brings."""
+    from pipelines.stages import ablation
 
     options = invocation.options("refine", RefineOptions)
     run_stage(
-        invocation, lambda workspace, progress: ladder.run(workspace, options, progress), then="ssr eval ladder", finishes=True
+        invocation,
+        lambda workspace, progress: ablation.run(workspace, options, progress),
+        then="ssr eval ablation",
+        finishes=True,
     )

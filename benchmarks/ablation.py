@@ -1,8 +1,8 @@
-"""The ladder and the ablation of the column mask, each rung scored on all photos and on given subsets.
+"""Ablations of the refinement and of its column mask, each row scored on all photos and on given subsets.
 
-    python benchmarks/ladder.py --config my.toml --work runs/ladder [--images NAME=FILE.txt ...]
+    python benchmarks/ablation.py --config my.toml --work runs/ablation [--images NAME=FILE.txt ...]
 
-Needs ground truth. Encoders run once for CLIP-ES's CAM and once for the mixed one, whatever the number of rungs.
+Needs ground truth. Encoders run once for CLIP-ES's CAM and once for the mixed one, whatever the number of rows.
 Prints Markdown.
 """
 
@@ -33,7 +33,7 @@ SSR = RefineOptions(**read_recipe("ssr")["refine"])
 GATE = SSR.model_copy(update={"superpixel_mask": "gate", "power": 4})
 PLAIN = SSR.model_copy(update={"superpixel_mask": "none", "power": 1})
 
-MIX_RUNGS = {
+MIX_ROWS = {
     "clip-attention": PLAIN.model_copy(update={"dino_weight": 0.0}),
     "dino": PLAIN,
     "ssr": SSR,
@@ -49,7 +49,7 @@ MASKS = {
     "gate-once": {"superpixel_mask": "gate", "mask_every_step": False},
     "cluster": {"superpixel_mask": "cluster"},
 }
-MASK_RUNGS = {
+MASK_ROWS = {
     f"mask-{name}-power-{power}": SSR.model_copy(update={**update, "power": power})
     for name, update in MASKS.items()
     for power in (1, 2, 4)
@@ -63,7 +63,7 @@ MASK_RUNGS = {
 
 
 def main() -> None:
-    """Run every rung and print the table."""
+    """Run every row and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="dataset, clip and dino sections")
     parser.add_argument("--work", type=Path, required=True)
@@ -80,15 +80,15 @@ def main() -> None:
     )
     subsets: dict[str, Path | None] = {"all": None}
     subsets |= {name: Path(file) for name, file in (entry.split("=", 1) for entry in arguments.images)}
-    mix_rungs = MIX_RUNGS if arguments.no_masks else {**MIX_RUNGS, **MASK_RUNGS}
+    mix_rows = MIX_ROWS if arguments.no_masks else {**MIX_ROWS, **MASK_ROWS}
     rows = [
-        *_rows(base, "gradcam", CamsOptions(), _gradcam_rungs(base.dataset_options.kind), subsets),
-        *_rows(base, "mix", CamsOptions(**read_recipe("ssr")["cams"]), mix_rungs, subsets),
+        *_rows(base, "gradcam", CamsOptions(), _gradcam_rows(base.dataset_options.kind), subsets),
+        *_rows(base, "mix", CamsOptions(**read_recipe("ssr")["cams"]), mix_rows, subsets),
     ]
     _print(rows, list(subsets))
 
 
-def _gradcam_rungs(kind: str) -> dict[str, RefineOptions]:
+def _gradcam_rows(kind: str) -> dict[str, RefineOptions]:
     clip_es = RefineOptions(**read_recipe("clip-es-coco" if kind == "coco" else "clip-es")["refine"])
     return {"clip-es": clip_es, "clip-es-crf": clip_es.model_copy(update={"crf": True}), "gradcam-gate": GATE}
 
@@ -101,7 +101,7 @@ def typed_options(kind: type[AnyOptions], values: dict, section: str) -> AnyOpti
 
 
 def _rows(
-    base: Workspace, name: str, cam_options: CamsOptions, rungs: dict[str, RefineOptions], subsets: dict[str, Path | None]
+    base: Workspace, name: str, cam_options: CamsOptions, variants: dict[str, RefineOptions], subsets: dict[str, Path | None]
 ) -> Iterator[tuple[str, dict[str, Report]]]:
     work = dataclasses.replace(base, work=base.work / name)
     superpixels.run(work, SuperpixelsOptions(**read_recipe("ssr")["superpixels"]), ConsoleProgress())
@@ -115,12 +115,12 @@ def _rows(
                 for subset, ids in subsets.items()
             },
         )
-    targets = [refine.Target(options, work.work / rung) for rung, options in rungs.items()]
+    targets = [refine.Target(options, work.work / variant) for variant, options in variants.items()]
     refine.run_targets(work, targets, ConsoleProgress())
-    for rung in rungs:
-        place = dataclasses.replace(work, work=work.work / rung)
+    for variant in variants:
+        place = dataclasses.replace(work, work=work.work / variant)
         yield (
-            rung,
+            variant,
             {
                 subset: evaluate.run(place, "masks", EvalOptions(images=ids, pictures=False), 1.0)[0].report
                 for subset, ids in subsets.items()
@@ -130,7 +130,7 @@ def _rows(
 
 def _print(rows: list[tuple[str, dict[str, Report]]], subsets: list[str]) -> None:
     head = " | ".join(f"{subset} ({rows[0][1][subset].images})" for subset in subsets)
-    print(f"| rung | {head} | P / R / FP:TP |\n|---|{'---|' * (len(subsets) + 1)}")
+    print(f"| row | {head} | P / R / FP:TP |\n|---|{'---|' * (len(subsets) + 1)}")
     for label, reports in rows:
         cells = [f"{100 * report.miou:.2f}{seven_classes(report)}" for report in reports.values()]
         whole = reports["all"]

@@ -1,6 +1,6 @@
-"""`ssr ladder`: the same CAMs refined with one part more at a time, so that each part shows what it brings.
+"""`ssr ablation`: the same CAMs refined with one part more at a time, so that each part shows what it brings.
 
-One pass of the encoders serves all rungs. Making them opens no ground truth; `score` is called by `ssr eval ladder` alone.
+One pass of the encoders serves all rows. Making them opens no ground truth; `score` is called by `ssr eval ablation` alone.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from pipelines.stores.manifest import Manifest
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.workspace import Workspace
 
-LIST = "ladder.json"
-"""File in the work directory that names the rungs in order."""
+LIST = "ablation.json"
+"""File in the work directory that names the rows in order."""
 
 INITIAL = "initial CAM"
 ALIGNED = "+ alignment (CMPA)"
 MODELS = {"predictions": "segmentation model", "retrained": "retrained network"}
 """Folder of a model's label maps -> its title."""
 PLAIN = "plain"
-"""Folder under ``WORK/ladder`` of plain CLIP's CAMs, if those of the work directory went through alignment heads."""
+"""Folder under ``WORK/ablation`` of plain CLIP's CAMs, if those of the work directory went through alignment heads."""
 
 
 @dataclass(frozen=True)
-class Rung:
+class Row:
     """One set of options.
 
     Attributes:
-        name: Folder under ``WORK/ladder``.
-        title: What it adds to the rung before.
+        name: Folder under ``WORK/ablation``.
+        title: What it adds to the row before.
         options: All of its options.
     """
 
@@ -51,22 +51,22 @@ class Rung:
     options: RefineOptions
 
 
-def rungs(options: RefineOptions) -> list[Rung]:
-    """Start from affinity alone and switch on, one after another, what the options have; a CRF ends every ladder.
+def rows(options: RefineOptions) -> list[Row]:
+    """Start from affinity alone and switch on, one after another, what the options have; a CRF ends every ablation.
 
     Args:
         options: The whole recipe.
 
     Returns:
-        Rungs in order; a part that the options do not have makes none. Without pydensecrf2, and with the CRF off in the
-        options, there is no CRF rung.
+        Rows in order; a part that the options do not have makes none. Without pydensecrf2, and with the CRF off in the
+        options, there is no CRF row.
     """
     off: dict[str, Any] = {"box_mask": False, "superpixel_mask": "none", "crf": False, "min_confidence": 0.0}
-    found: list[Rung] = []
+    found: list[Row] = []
     current = options.model_copy(update=off)
     if uses_clip(options):
         current = current.model_copy(update={"dino_weight": 0.0})
-        found.append(Rung("clip", "+ CLIP affinity", current))
+        found.append(Row("clip", "+ CLIP affinity", current))
     steps: list[tuple[str, str, dict[str, Any]]] = []
     if uses_dino(options):
         steps.append(("dino", "+ DINO affinity", {"dino_weight": options.dino_weight}))
@@ -78,12 +78,12 @@ def rungs(options: RefineOptions) -> list[Rung]:
         steps.append(("crf", "+ CRF", {"crf": True, "min_confidence": options.min_confidence}))
     for name, title, update in steps:
         current = current.model_copy(update=update)
-        found.append(Rung(name, title, current))
+        found.append(Row(name, title, current))
     return found
 
 
 def run(workspace: Workspace, options: RefineOptions, progress: Progress | None = None) -> Counts:
-    """Make the masks of every rung into ``WORK/ladder/<name>``.
+    """Make the masks of every row into ``WORK/ablation/<name>``.
 
     Args:
         workspace: Where images, CAMs and superpixels come from.
@@ -91,21 +91,21 @@ def run(workspace: Workspace, options: RefineOptions, progress: Progress | None 
         progress: Told about each mask.
 
     Returns:
-        Masks of all rungs together: done, skipped and failed.
+        Masks of all rows together: done, skipped and failed.
 
     Raises:
         UsageError: Made with other options before, and ``workspace.force`` is off.
-        SsrError: No CAMs, or no superpixels although a rung needs them.
+        SsrError: No CAMs, or no superpixels although a row needs them.
     """
-    wanted = rungs(options)
+    wanted = rows(options)
     plain = _make_plain_cams(workspace, progress)
     counts = refine.run_targets(
-        workspace, [refine.Target(rung.options, _folder(workspace.work, rung.name)) for rung in wanted], progress
+        workspace, [refine.Target(row.options, _folder(workspace.work, row.name)) for row in wanted], progress
     )
-    listed = [{"name": rung.name, "title": rung.title} for rung in wanted]
+    listed = [{"name": row.name, "title": row.title} for row in wanted]
     listed = [{"name": PLAIN, "title": INITIAL}, *listed] if plain else listed
     write_json(workspace.work / LIST, listed)
-    for folder in (workspace.work / "ladder").iterdir():  # rungs of a recipe that was in force before
+    for folder in (workspace.work / "ablation").iterdir():  # rows of a recipe that was in force before
         if folder.is_dir() and folder.name not in {entry["name"] for entry in listed}:
             shutil.rmtree(folder)
     return Counts(sum(c.done for c in counts), sum(c.skipped for c in counts), sum(c.failed for c in counts))
@@ -130,7 +130,7 @@ def _plain_place(workspace: Workspace) -> Workspace:
 def score(
     workspace: Workspace, options: EvalOptions, background_power: float, progress: Progress | None = None
 ) -> list[tuple[str, Report]]:
-    """Score the initial CAM and every rung. Opens ground truth.
+    """Score the initial CAM and every row. Opens ground truth.
 
     Args:
         workspace: A work directory with `run` done.
@@ -139,10 +139,10 @@ def score(
         progress: Told about each image.
 
     Returns:
-        Title and report of each rung, first to last.
+        Title and report of each row, first to last.
 
     Raises:
-        SsrError: No ladder was made.
+        SsrError: No ablation was made.
     """
     plain = options.model_copy(update={"oracle": False})
     names = _listed(workspace.work)
@@ -163,7 +163,7 @@ def score(
 
 
 def scored(work: Path) -> list[tuple[str, Report]]:
-    """The ladder as scored before; empty if it was not, or not as a whole."""
+    """The ablation as scored before; empty if it was not, or not as a whole."""
     if not (work / LIST).is_file():
         return []
     listed = _listed(work)
@@ -198,18 +198,18 @@ def _title_of_model(folder: str, report: Report) -> str:
 
 
 def _title_of_cams(listed: list[tuple[str, str]]) -> str:
-    """What the work directory's own CAMs are in the ladder."""
+    """What the work directory's own CAMs are in the ablation."""
     return ALIGNED if any(name == PLAIN for name, _ in listed) else INITIAL
 
 
 def _folder(work: Path, name: str) -> Path:
-    return work / "ladder" / name
+    return work / "ablation" / name
 
 
 def _listed(work: Path) -> list[tuple[str, str]]:
     path = work / LIST
     if not path.is_file():
-        raise SsrError(f"no ladder in {work}", "run `ssr ladder` first")
+        raise SsrError(f"no ablation in {work}", "run `ssr ablation` first")
     content = read_json(path)
     try:
         if not isinstance(content, list):
@@ -219,4 +219,4 @@ def _listed(work: Path) -> list[tuple[str, str]]:
             raise TypeError
         return listed
     except (TypeError, KeyError) as error:
-        raise SsrError(f"{path} is damaged", "run `ssr ladder` again") from error
+        raise SsrError(f"{path} is damaged", "run `ssr ablation` again") from error
