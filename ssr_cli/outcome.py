@@ -36,17 +36,18 @@ def run_stage(
         typer.Exit: Code 3 if some images failed and the run went on without them.
     """
     from pipelines.execution.interruption import finishing_on_signals
+    from pipelines.workdir.memory import refuse_other_dataset, remember
 
     workspace = replace(invocation.workspace, remembers=True)
     _ = workspace.dataset  # a wrong --root must not become the directory's memory
-    workspace.refuse_other_dataset()
+    refuse_other_dataset(workspace)
     try:
         with ConsoleProgress() as progress, finishing_on_signals(say_amid) if finishes else nullcontext():
             counts = stage(workspace, progress)
     except UsageError:
         raise
     except SsrError:  # nothing was wrong with the command: the next one need not say it again
-        workspace.remember()
+        remember(workspace)
         raise
     conclude(counts, workspace.work, then, invocation)
 

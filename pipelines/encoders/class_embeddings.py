@@ -1,4 +1,8 @@
-"""The class and background embeddings of a run, from text banks or the text tower."""
+"""The class and background embeddings of a run, from text banks or the text tower.
+
+What they are made from is known, checked and told apart without a model (`TextSources`); the embeddings themselves need one
+unless both banks are given (`TextEmbeddings`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from torch import Tensor
 
 from pipelines.datasets.classes import ClassList
 from pipelines.encoders.text import TextBank, encode_prompts, read_bank
-from pipelines.encoders.weights import LoadedClip
+from pipelines.encoders.weights import LoadedClip, Weights
 from pipelines.errors import UsageError
 from pipelines.options.sources import ClipOptions
 from pipelines.stores.manifest import digest
@@ -43,30 +47,83 @@ class TextEmbeddings:
         return {"class_embeddings": self.sources[0], "background_embeddings": self.sources[1]}
 
 
+@dataclass(frozen=True)
+class TextSources:
+    """What makes class and background embeddings; no model is loaded.
+
+    Attributes:
+        clip: The CLIP whose text tower embeds what no bank holds.
+        classes: Names, prompts, background words.
+        of_classes: Embeddings of the text bank in the class list's order, ``(C, D)``; None: the text tower makes them.
+        background: The bank of background words, or None.
+        digests: Of what makes the rows of classes and of background.
+    """
+
+    clip: Weights
+    classes: ClassList
+    of_classes: Tensor | None
+    background: TextBank | None
+    digests: tuple[str, str]
+
+    @property
+    def background_names(self) -> tuple[str, ...]:
+        """The M background words."""
+        return tuple(self.classes.background) if self.background is None else self.background.names
+
+    def provenance(self) -> dict[str, str]:
+        """Digests of the sources, for manifests and checkpoints."""
+        return {"class_embeddings": self.digests[0], "background_embeddings": self.digests[1]}
+
+    def embeddings(self, clip: LoadedClip) -> TextEmbeddings:
+        """Take what the banks hold and embed the rest with the text tower.
+
+        Raises:
+            UsageError: Neither bank nor text tower, or a bank and a tower of unequal width.
+        """
+        classes, of_classes, background = self.classes, self.of_classes, self.background
+        if of_classes is None:
+            of_classes = encode_prompts(clip, classes.names, classes.prompts, classes.template).embeddings  # (C, D)
+        if background is None:
+            background = encode_prompts(clip, classes.background, classes.background, classes.template)
+        _check_widths(of_classes, background.embeddings)
+        return TextEmbeddings(of_classes, background.embeddings, background.names, self.digests)
+
+
+def text_sources(clip: Weights, classes: ClassList, options: ClipOptions) -> TextSources:
+    """Read and check the banks that are given.
+
+    Raises:
+        UsageError: A class without embedding, or a bank of another model.
+    """
+    of_classes, background = None, None
+    class_digest = digest([clip.provenance(), classes.prompts, classes.template])
+    background_digest = digest([clip.provenance(), classes.background, classes.template])
+    if options.text_bank:
+        of_classes = _in_class_order(read_bank(options.text_bank, clip.name), classes, str(options.text_bank))
+        class_digest = _bytes_digest(of_classes)
+    if options.background_bank:
+        background = read_bank(options.background_bank, clip.name)
+        background_digest = _bytes_digest(background.embeddings)
+    if of_classes is not None and background is not None:
+        _check_widths(of_classes, background.embeddings)
+    return TextSources(clip, classes, of_classes, background, (class_digest, background_digest))
+
+
 def text_embeddings(clip: LoadedClip, classes: ClassList, options: ClipOptions) -> TextEmbeddings:
     """Read the banks that are given, embed the rest with the text tower.
 
     Raises:
         UsageError: A class without embedding, a bank of another model, or neither bank nor text tower.
     """
-    if options.text_bank:
-        of_classes = _in_class_order(read_bank(options.text_bank, clip.weights.name), classes, str(options.text_bank))
-        class_source = _bytes_digest(of_classes)
-    else:
-        of_classes = encode_prompts(clip, classes.names, classes.prompts, classes.template).embeddings
-        class_source = digest([clip.weights.provenance(), classes.prompts, classes.template])
-    if options.background_bank:
-        background = read_bank(options.background_bank, clip.weights.name)
-        background_source = _bytes_digest(background.embeddings)
-    else:
-        background = encode_prompts(clip, classes.background, classes.background, classes.template)
-        background_source = digest([clip.weights.provenance(), classes.background, classes.template])
-    if background.embeddings.shape[1] != of_classes.shape[1]:
+    return text_sources(clip.weights, classes, options).embeddings(clip)
+
+
+def _check_widths(of_classes: Tensor, background: Tensor) -> None:
+    if background.shape[1] != of_classes.shape[1]:
         raise UsageError(
-            f"class embeddings have {of_classes.shape[1]} dimensions, background embeddings {background.embeddings.shape[1]}",
+            f"class embeddings have {of_classes.shape[1]} dimensions, background embeddings {background.shape[1]}",
             "--text-bank and --background-bank must be of one model",
         )
-    return TextEmbeddings(of_classes, background.embeddings, background.names, (class_source, background_source))
 
 
 def _bytes_digest(embeddings: Tensor) -> str:

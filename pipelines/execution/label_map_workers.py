@@ -47,7 +47,7 @@ AnyOptions = TypeVar("AnyOptions", bound=RefineOptions | PredictOptions)
 
 
 class LabelMapWorkers(Generic[AnyOptions]):
-    """Makes label maps in the background, a bounded number at a time.
+    """Makes label maps in the background, a bounded number at a time; leaving the block waits for all of them.
 
     Args:
         make: Makes one; importable, for it may run in another process.
@@ -99,4 +99,8 @@ class LabelMapWorkers(Generic[AnyOptions]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        try:
+            if kind is None:
+                self.drain()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)

@@ -115,3 +115,20 @@ def prefetch(
     """Run ``function`` in threads ahead of the consumer: decoding hides behind the encoders."""
     with ThreadPoolExecutor(threads) as pool:
         yield from map_bounded(pool, function, items, ahead)
+
+
+def usable(
+    function: Callable[[Item], Result], items: Iterable[Item], bad: Callable[[Item, ImageError], None]
+) -> Iterator[Result]:
+    """Like `prefetch`, but yields results alone.
+
+    Args:
+        function: Decodes one item, in a thread.
+        items: Any iterable.
+        bad: Called with each item whose image cannot be used, and why.
+    """
+    for item, result in prefetch(function, items):
+        if isinstance(result, ImageError):
+            bad(item, result)
+        else:
+            yield result

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines.datasets.base import Dataset, Sample
+from pipelines.datasets.base import Dataset
 from pipelines.datasets.folder import load_photos
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.weights import build_clip, file_sha256, resolve_clip
-from pipelines.errors import ImageError, UsageError
+from pipelines.errors import UsageError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import precision_name, resolve_batch_size, resolve_device, resolve_dtype
 from pipelines.execution.label_map_workers import LabelMapWorkers, MaskJob
-from pipelines.execution.pool import prefetch, resolve_workers
+from pipelines.execution.pool import resolve_workers
 from pipelines.execution.progress import Progress, Silent
 from pipelines.method.label_maps import CRF_KEYS, make_label_map
-from pipelines.method.photo import Photo, shapes
+from pipelines.method.photo import shapes
 from pipelines.method.predictor import MakesLogits, Predictor
 from pipelines.mmsegmentation.retrained import FORMAT as RETRAINED
 from pipelines.mmsegmentation.retrained import RetrainedPredictor, read_retrained
@@ -29,11 +29,8 @@ from pipelines.models.segmenter import UPPER_BOUND, read_segmenter
 from pipelines.options.train import PredictOptions
 from pipelines.stores.array_store import store_exists
 from pipelines.stores.checkpoint import note_of
-from pipelines.stores.files import remove_leftovers
 from pipelines.stores.manifest import Manifest, digest
-from pipelines.stores.mask_store import remove_masks
 from pipelines.workdir.counts import Counts
-from pipelines.workdir.image_run import Run
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "predict"
@@ -101,51 +98,30 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
     if options.images is not None:
         workspace = replace(workspace, photos=load_photos(options.images, trained.classes))
     _check_classes(path, trained.classes, workspace.dataset)
-    output = output_folder(workspace, options)
-    store = output.with_suffix(".h5")
-    place = _check_output(workspace, options, output)
-    predictor = trained.predictor()
+    folder = output_folder(workspace, options)
+    store = folder.with_suffix(".h5")
+    place = _check_output(workspace, options, folder)
+    settings = _settings(workspace, options, path, trained)
+    predictor_once = cache(trained.predictor)
+    needed = (folder, store) if options.probabilities else (folder,)  # otherwise the store is the lock of the folder
     if trained.supervision == "masks":
         progress.note(f"the model was {UPPER_BOUND}")
-    with ExitStack() as stack:
-        writer = stack.enter_context(workspace.writer(store))  # without probabilities it is the lock of the folder
-
-        def clear() -> None:
-            writer.clear()
-            remove_masks(output, workspace.shard)
-
-        manifest = workspace.settle(output, STAGE, _settings(workspace, options, path, trained), clear, place=place)
-        output.mkdir(exist_ok=True)
-        if workspace.shard is None:  # else they may be those of other shards
-            remove_leftovers(output)
-        run = Run(workspace, STAGE, progress)
-        committed = workspace.committed(store, stack) if options.probabilities else None
-        makers = stack.enter_context(LabelMapWorkers(make_label_map, options, resolve_workers(workspace.run.workers), run.made))
-        progress.start(STAGE, len(workspace.samples))
-
-        def there(sample: Sample) -> bool:
-            made = (output / f"{sample.image_id}.png").is_file()
-            return made and (committed is None or sample.image_id in committed)
-
-        def decoded() -> Iterator[Photo]:
-            for sample, photo in prefetch(predictor.load, run.unfinished(there)):
-                if isinstance(photo, ImageError):
-                    run.made(sample.image_id, photo)
-                else:
-                    yield photo
-
-        for photos in batches_by(decoded(), shapes, resolve_batch_size(workspace.run, device)):
-            logits = predictor.logits(photos)  # (B, C + 1, h, w)
-            for photo, own in zip(photos, logits, strict=True):
-                image_id, maps = photo.sample.image_id, own.half().cpu().numpy()
-                if options.probabilities:
-                    writer.add(image_id, own.softmax(0).half().cpu().numpy(), {"size": list(photo.size)})
-                target = output / f"{image_id}.png"
-                makers.submit(MaskJob(image_id, photo.sample.image_path, maps, (), photo.size, target))
-        makers.drain()
-        progress.finish()
-    workspace.finish(output, manifest, run.counts)
-    return run.counts
+    with (
+        workspace.output(STAGE, folder, settings, progress, others=(store,), prepare=predictor_once, place=place) as output,
+        LabelMapWorkers(make_label_map, options, resolve_workers(workspace.run.workers), output.made) as makers,
+    ):
+        todo = output.todo(lambda sample: output.holds(sample, *needed))
+        if todo:
+            predictor = predictor_once()
+            photos = output.photos(predictor.load, todo)
+            for batch in batches_by(photos, shapes, resolve_batch_size(workspace.run, device)):
+                for photo, logits in zip(batch, predictor.logits(batch), strict=True):  # (C + 1, h, w)
+                    image_id, maps = photo.sample.image_id, logits.half().cpu().numpy()
+                    if options.probabilities:
+                        output.writer.add(image_id, logits.softmax(0).half().cpu().numpy(), {"size": list(photo.size)})
+                    target = folder / f"{image_id}.png"
+                    makers.submit(MaskJob(image_id, photo.sample.image_path, maps, (), photo.size, target))
+    return output.counts
 
 
 def output_folder(workspace: Workspace, options: PredictOptions) -> Path:

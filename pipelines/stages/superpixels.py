@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,6 @@ from pipelines.execution.progress import Progress, Silent
 from pipelines.ops.slic import slic_superpixels
 from pipelines.options.stages import SuperpixelsOptions
 from pipelines.workdir.counts import Counts
-from pipelines.workdir.image_run import Run
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "superpixels"
@@ -49,21 +47,18 @@ def run(workspace: Workspace, options: SuperpixelsOptions, progress: Progress | 
     """
     progress = progress or Silent()
     workers = resolve_workers(workspace.run.workers)
-    with ExitStack() as stack:
-        writer = stack.enter_context(workspace.writer(workspace.superpixels))
-        manifest = workspace.settle(workspace.superpixels, STAGE, options.model_dump(mode="json"), writer.clear)
-        there = workspace.committed(workspace.superpixels, stack)
-        run = Run(workspace, STAGE, progress)
-        progress.start(STAGE, len(workspace.samples))
-        pool = stack.enter_context(process_pool(min(workers, max(1, len(workspace.samples)))))
-        jobs = _jobs(run.unfinished(lambda sample: sample.image_id in there))
-        for job, result in map_bounded(pool, partial(_superpixels, options=options), jobs, ahead=4 * workers):
-            if not isinstance(result, ImageError):
-                writer.add(job.image_id, result, {"size": list(result.shape), "count": int(result.max()) + 1})
-            run.made(job.image_id, result if isinstance(result, ImageError) else None)
-        progress.finish()
-    workspace.finish(workspace.superpixels, manifest, run.counts)
-    return run.counts
+    settings = options.model_dump(mode="json")
+    with workspace.output(STAGE, workspace.superpixels, settings, progress) as output:
+        todo = output.todo()
+        if todo:
+            with process_pool(min(workers, len(workspace.samples))) as pool:
+                work = partial(_superpixels, options=options)
+                for job, result in map_bounded(pool, work, _jobs(todo), ahead=4 * workers):
+                    bad = result if isinstance(result, ImageError) else None
+                    if not isinstance(result, ImageError):
+                        output.writer.add(job.image_id, result, {"size": list(result.shape), "count": int(result.max()) + 1})
+                    output.made(job.image_id, bad)
+    return output.counts
 
 
 def _jobs(samples: Iterable[Sample]) -> Iterator[_Job]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.errors import SsrError
+from pipelines.errors import ImageError, SsrError
 from pipelines.stores.array_store import ArrayReader
 
 MAX_SUPERPIXELS = 1 << 16
@@ -54,6 +54,20 @@ def read_superpixels(reader: ArrayReader, image_id: str) -> NDArray[np.integer]:
         found = _seen(superpixels)
         raise SsrError(f"{image_id} in {reader.path}: expected {expected}, found {found}", "run its stage again with --force")
     return superpixels
+
+
+def superpixels_of(reader: ArrayReader | None, image_id: str) -> NDArray[np.integer] | None:
+    """The superpixels of a photo that is to be worked on; None without a store, if no option asks for them.
+
+    Raises:
+        ImageError: The store does not hold the photo.
+        SsrError: Damaged, or something else.
+    """
+    if reader is None:
+        return None
+    if image_id not in reader:
+        raise ImageError("it has no superpixels", "run `ssr superpixels`")
+    return read_superpixels(reader, image_id)
 
 
 def _seen(array: NDArray[Any]) -> str:

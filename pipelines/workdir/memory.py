@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import SsrError
-from pipelines.stores.files import read_json
+from pipelines.errors import SsrError, UsageError
+from pipelines.stores.files import read_json, write_json
+from pipelines.stores.manifest import differences
+
+if TYPE_CHECKING:
+    from pipelines.workdir.workspace import Workspace
 
 MEMORY = "work.json"
 """File in which a work directory remembers its dataset, encoders, recipe and config for the commands that follow."""
@@ -22,5 +26,36 @@ def recall(work: Path) -> dict[str, Any]:
     sections = [content.get(key) or {} for key in ("dataset", "clip", "dino")] if isinstance(content, dict) else []
     if not isinstance(config, dict) or not all(isinstance(one, dict) for one in (*sections, *config.values())):
         raise SsrError(f"{path} is damaged", "remove it and give DATASET and --root again")
-    found: dict[str, Any] = content
-    return found
+    memory: dict[str, Any] = content
+    return memory
+
+
+def remember(workspace: Workspace) -> None:
+    """Write down dataset, encoders, recipe and config; refuse a directory that belongs to another dataset.
+
+    Raises:
+        UsageError: The directory was made for other images.
+    """
+    refuse_other_dataset(workspace)
+    now = {
+        "dataset": workspace.dataset_options.model_dump(mode="json"),
+        "clip": workspace.clip.model_dump(mode="json"),
+        "dino": workspace.dino.model_dump(mode="json"),
+        "recipe": workspace.recipe,
+        "config": workspace.config,
+    }
+    if recall(workspace.work) != now:
+        write_json(workspace.work / MEMORY, now)
+
+
+def refuse_other_dataset(workspace: Workspace) -> None:
+    """Compare the dataset with the one that the directory remembers.
+
+    Raises:
+        UsageError: The directory was made for other images.
+    """
+    remembered = recall(workspace.work).get("dataset")
+    changed = differences(remembered, workspace.dataset_options.model_dump(mode="json")) if remembered else []
+    changed = [change for change in changed if change.startswith(("kind", "root"))]
+    if changed:
+        raise UsageError(f"{workspace.work} belongs to another dataset ({'; '.join(changed)})", "give another --work")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipelines.encoders.class_embeddings import TextEmbeddings
+from pipelines.encoders.class_embeddings import TextEmbeddings, TextSources
 from pipelines.encoders.weights import Weights, file_sha256
 from pipelines.errors import SsrError
 from pipelines.execution.devices import precision_name
@@ -36,7 +36,9 @@ def input_digest(output: Path, command: str) -> str:
     return manifest.options_digest
 
 
-def cam_settings(workspace: Workspace, options: CamsOptions, weights: Weights, text: TextEmbeddings) -> dict[str, Any]:
+def cam_settings(
+    workspace: Workspace, options: CamsOptions, weights: Weights, text: TextSources | TextEmbeddings
+) -> dict[str, Any]:
     """Whatever changes a CAM.
 
     Raises:

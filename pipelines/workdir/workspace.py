@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +20,13 @@ from pipelines.execution.interruption import interrupted, refuse_if_interrupted
 from pipelines.execution.progress import Progress
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
 from pipelines.stores.array_reader import files_of
-from pipelines.stores.array_store import PATIENCE, ArrayReader, ArrayWriter, store_exists
-from pipelines.stores.files import remove_leftovers, write_json
+from pipelines.stores.array_store import PATIENCE, ArrayReader
+from pipelines.stores.files import remove_leftovers
 from pipelines.stores.manifest import Manifest, differences, shard_manifests
 from pipelines.stores.shard import Shard, own_place
 from pipelines.workdir.counts import Counts
-from pipelines.workdir.memory import MEMORY, recall
+from pipelines.workdir.memory import MEMORY, remember
+from pipelines.workdir.output import Output, Part
 
 REPORTS = "eval"
 """Folder of a work directory, or of a shard, with what `ssr eval` found."""
@@ -124,61 +125,48 @@ class Workspace:
         """Network of `ssr retrain`; its label maps lie in the folder of the same name."""
         return self.work / "retrained.safetensors"
 
-    def remember(self) -> None:
-        """Write down dataset, encoders, recipe and config; refuse a directory that belongs to another dataset.
-
-        Raises:
-            UsageError: The directory was made for other images.
-        """
-        self.refuse_other_dataset()
-        now = {
-            "dataset": self.dataset_options.model_dump(mode="json"),
-            "clip": self.clip.model_dump(mode="json"),
-            "dino": self.dino.model_dump(mode="json"),
-            "recipe": self.recipe,
-            "config": self.config,
-        }
-        if recall(self.work) != now:
-            write_json(self.work / MEMORY, now)
-
-    def refuse_other_dataset(self) -> None:
-        """Compare the dataset with the one that the directory remembers.
-
-        Raises:
-            UsageError: The directory was made for other images.
-        """
-        before = recall(self.work).get("dataset")
-        changed = differences(before, self.dataset_options.model_dump(mode="json")) if before else []
-        changed = [change for change in changed if change.startswith(("kind", "root"))]
-        if changed:
-            raise UsageError(f"{self.work} belongs to another dataset ({'; '.join(changed)})", "give another --work")
-
     def failures(self, stage: str, progress: Progress) -> Failures:
         """The failure log of a stage's run."""
         path = own_place(self.work / FAILURES, self.shard)
         path.parent.mkdir(parents=True, exist_ok=True)
         return Failures(path, stage, self.run.max_failures, progress)
 
-    def writer(self, store: Path) -> ArrayWriter:
-        """The writer of a store, or of this shard of it."""
-        return ArrayWriter(store, shard=self.shard)
-
-    def committed(self, store: Path, stack: ExitStack) -> ArrayReader | tuple[()]:
-        """What a store holds already, as far as it counts for this run; ask after `settle`.
-
-        Args:
-            store: The main file; with ``force``, a shard counts its own images alone.
-            stack: Closes the reader.
-        """
-        if self.shard is not None and self.force:
-            return stack.enter_context(ArrayReader(store, self.shard)) if files_of(self.shard.place(store)) else ()
-        return stack.enter_context(ArrayReader(store)) if store_exists(store) else ()
-
-    def manifest(self, stage: str, settings: dict[str, Any]) -> Manifest:
-        """A fresh manifest of a stage over this dataset."""
+    def manifest(self, stage: str, settings: dict[str, Any], place: str | None = None) -> Manifest:
+        """A fresh manifest of a stage over this dataset; ``place`` tells where the photos lie."""
         dataset = self.dataset
         described = {"kind": dataset.kind, "split": dataset.split, "images": len(dataset.samples), "digest": dataset.digest()}
-        return Manifest(stage, settings, described)
+        return Manifest(stage, settings, described if place is None else {**described, "place": place})
+
+    def output(
+        self,
+        stage: str,
+        path: Path,
+        settings: Mapping[str, Any],
+        progress: Progress,
+        *,
+        others: Sequence[Path] = (),
+        then: Sequence[Part] = (),
+        **details: Any,
+    ) -> Output:
+        """What a stage makes, to be opened by ``with``: other settings are refused or, with ``force``, started over.
+
+        At the end, the manifest is recorded as complete unless the run was asked to stop.
+
+        Args:
+            stage: Stage name.
+            path: A store (``.h5``), a folder of label maps (no suffix) or a file; its manifest lies beside it (``.json``).
+            settings: Whatever changes it.
+            progress: Told about each image.
+            others: More stores, folders and files that are made and started over with it.
+            then: What is made from it in the same run, with manifests of their own.
+            **details: See `Output`: ``prepare``, ``again``, ``log``, ``place``.
+
+        Raises:
+            UsageError: On entering: the settings changed and ``force`` is off; the message says which.
+            SsrError: On entering: another process writes there, or a file is damaged.
+            Interrupted: On leaving: the run was asked to stop before its end.
+        """
+        return Output(self, [Part(stage, path, settings, tuple(others)), *then], progress, **details)
 
     def differs(self, output: Path, settings: dict[str, Any]) -> bool:
         """Whether an output was made with other settings; False if there is none."""
@@ -267,7 +255,7 @@ class Workspace:
     def _start_over(self, output: Path, changed: list[str], clear: Callable[[], None], again: bool) -> None:
         self._refuse(output, changed)
         if self.remembers:  # not before: the next command must not inherit what was refused
-            self.remember()
+            remember(self)
         if self.force and (again or changed):
             clear()
 
@@ -297,11 +285,9 @@ class Workspace:
         refuse_if_interrupted()
 
 
-def has_labels(committed: ArrayReader | tuple[()], sample: Sample) -> bool:
-    """Whether a store holds an image, made of the labels that it has now."""
-    if sample.image_id not in committed or not isinstance(committed, ArrayReader):
-        return False
-    return bool(committed.attributes(sample.image_id).get("labels") == list(sample.labels))
+def superpixel_reader(workspace: Workspace, used: bool) -> AbstractContextManager[ArrayReader | None]:
+    """The store of superpixels, to be opened by ``with``; None unless some option uses them."""
+    return ArrayReader(workspace.superpixels) if used else nullcontext()
 
 
 def _changed(old: Manifest | None, new: Manifest) -> list[str]:

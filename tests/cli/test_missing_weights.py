@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipelines.datasets import image as image_module
+from pipelines.encoders.text import read_bank, write_bank
 
 FLAGS = {
     "clip": ("--clip-model", "ViT-B-16-quickgelu", "--clip-pretrained", "openai"),
@@ -44,14 +46,31 @@ def contents(work: Path) -> dict[str, bytes]:
     }
 
 
+def unnamed_banks(models, folder: Path) -> tuple[str | Path, ...]:
+    """Flags of text banks that do not say which CLIP made them."""
+    flags: list[str | Path] = []
+    for flag, bank in (("--text-bank", models.voc_bank), ("--background-bank", models.background_bank)):
+        write_bank(folder / bank.name, replace(read_bank(bank), model=""))
+        flags += [flag, folder / bank.name]
+    return tuple(flags)
+
+
 @pytest.mark.parametrize(("command", "which"), [("cams", "clip"), ("refine", "clip"), ("refine", "dino")])
-@pytest.mark.parametrize("force", [(), ("--force",)])
-def test_stages(ssr, work, command, which, force):
+@pytest.mark.parametrize("state", ["other options", "--force", "new"])
+def test_stages(ssr, work, models, command, which, state):
+    flags = [*FLAGS[which], *(unnamed_banks(models, work.parent) if command == "cams" else ())]
+    if state == "new":
+        for path in work.glob("cams.*" if command == "cams" else "refined.*"):
+            path.unlink()
+        (work / "masks.json").unlink()
     before = contents(work)
-    ran = ssr(command, "--work", work, *FLAGS[which], *force, code=1)
-    assert ran.err.startswith(f"error: {SAID[which]}")
-    assert f"put it at {work.parent}{os.sep}weights{os.sep}" in ran.err
-    assert len(ran.err.splitlines()) == 1
+    if state == "other options":  # refused before any weights are asked for
+        assert "was made with other options" in ssr(command, "--work", work, *flags, code=2).err
+    else:
+        ran = ssr(command, "--work", work, *flags, *(["--force"] if state == "--force" else []), code=1)
+        assert ran.err.startswith(f"error: {SAID[which]}")
+        assert f"put it at {work.parent}{os.sep}weights{os.sep}" in ran.err
+        assert len(ran.err.splitlines()) == 1
     assert contents(work) == before
 
 

@@ -24,7 +24,8 @@ from pathlib import Path
 open_clip.add_model_config(sys.argv[1])
 torch.set_num_threads(1)
 from pipelines.datasets import voc
-from pipelines.stages import cams, refine, refine_target, workspace
+from pipelines.stages import cams
+from pipelines.stages.refine import target as refine_target
 from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
 from ssr_cli.app import main
 from ssr_cli.commands import cams as _, refine as _  # noqa

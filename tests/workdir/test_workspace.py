@@ -11,77 +11,30 @@ from pipelines.config import build_options
 from pipelines.errors import SsrError, UsageError
 from pipelines.stages.status import status
 from pipelines.stores.array_store import ArrayWriter
-from pipelines.stores.files import read_json
 from pipelines.stores.manifest import Manifest
-from pipelines.workdir.memory import recall
+from pipelines.workdir.memory import recall, remember
 from pipelines.workdir.settings import input_digest
-
-
-def settle(workspace, settings, cleared=None):
-    return workspace.settle(
-        workspace.cams, "cams", settings, (lambda: cleared.append(1)) if cleared is not None else lambda: None
-    )
-
-
-def test_equal_settings_go_on(workspace_in, tmp_path):
-    cleared: list[int] = []
-    settle(workspace_in(tmp_path), {"a": 1, "b": [1, 2]})
-    settle(workspace_in(tmp_path), {"b": [1, 2], "a": 1}, cleared)
-    settle(workspace_in(tmp_path, force=True), {"a": 1, "b": [1, 2]})
-    assert cleared == []
-
-
-@pytest.mark.parametrize("change", [{"a": 2}, {"a": 1, "c": 3}, {}])
-def test_changed_settings_are_refused_and_nothing_is_touched(workspace_in, tmp_path, change):
-    settle(workspace_in(tmp_path), {"a": 1})
-    before = (tmp_path / "cams.json").read_bytes()
-    cleared: list[int] = []
-    with pytest.raises(UsageError, match="other options"):
-        settle(workspace_in(tmp_path), change, cleared)
-    assert cleared == []
-    assert (tmp_path / "cams.json").read_bytes() == before
-    settle(workspace_in(tmp_path, force=True), change, cleared)
-    assert cleared == [1]
-    assert read_json(tmp_path / "cams.json")["settings"] == change
-
-
-def test_old_output_is_gone_before_new_settings_are_written(workspace_in, tmp_path):
-    settle(workspace_in(tmp_path), {"a": 1})
-
-    def killed() -> None:
-        assert read_json(tmp_path / "cams.json")["settings"] == {"a": 1}
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        workspace_in(tmp_path, force=True).settle(tmp_path / "cams.h5", "cams", {"a": 2}, killed)
-    assert read_json(tmp_path / "cams.json")["settings"] == {"a": 1}
-
-
-def test_many_changes_are_counted(workspace_in, tmp_path):
-    settle(workspace_in(tmp_path), dict.fromkeys("abcdef", 1))
-    with pytest.raises(UsageError, match="a: 1 -> 2; b: 1 -> 2; c: 1 -> 2; d: 1 -> 2; and 2 more"):
-        settle(workspace_in(tmp_path), dict.fromkeys("abcdef", 2))
 
 
 def test_memory_comes_back(workspace_in, tmp_path, tiny_voc):
     workspace = workspace_in(tmp_path)
-    workspace.remember()
+    remember(workspace)
     memory = recall(tmp_path)
     assert build_options("dataset", memory["dataset"]) == workspace.dataset_options
     assert build_options("clip", memory["clip"]) == workspace.clip
 
 
 def test_another_split_of_the_same_photos_may_share_a_directory(workspace_in, tmp_path):
-    workspace_in(tmp_path).remember()
-    workspace_in(tmp_path, split="val").remember()
+    remember(workspace_in(tmp_path))
+    remember(workspace_in(tmp_path, split="val"))
     assert recall(tmp_path)["dataset"]["split"] == "val"
 
 
 def test_other_photos_may_not(workspace_in, tmp_path):
-    workspace_in(tmp_path).remember()
+    remember(workspace_in(tmp_path))
     before = recall(tmp_path)
     with pytest.raises(UsageError, match="another dataset"):
-        workspace_in(tmp_path, root=tmp_path).remember()
+        remember(workspace_in(tmp_path, root=tmp_path))
     assert recall(tmp_path) == before
 
 

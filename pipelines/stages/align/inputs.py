@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,12 +24,9 @@ from pipelines.encoders.class_embeddings import TextEmbeddings
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.dino import DinoEncoder
 from pipelines.encoders.weights import LoadedClip, Weights, fetch_dino, resolve_dino
-from pipelines.errors import ImageError, SsrError
+from pipelines.errors import SsrError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import resolve_batch_size, resolve_dtype
-from pipelines.execution.failures import Failures
-from pipelines.execution.interruption import until_interrupted
-from pipelines.execution.pool import prefetch
 from pipelines.execution.progress import Progress
 from pipelines.method.aligned_cams import head_features
 from pipelines.method.cam_extractor import CamExtractor
@@ -39,12 +35,15 @@ from pipelines.method.encoder_pair import EncoderPair, Photo
 from pipelines.method.refinement import refined_maps, uses_clip, uses_dino, uses_superpixels
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
-from pipelines.stores.array_store import ArrayReader, ArrayWriter, iter_records, store_exists
-from pipelines.stores.image_arrays import read_superpixels
+from pipelines.stores.array_store import ArrayReader, iter_records, store_exists
+from pipelines.stores.image_arrays import superpixels_of
 from pipelines.training.alignment_data import AlignmentData
 from pipelines.workdir.counts import Counts
+from pipelines.workdir.output import holds_labels
 from pipelines.workdir.settings import cam_settings, refinement_settings
-from pipelines.workdir.workspace import Workspace
+from pipelines.workdir.workspace import Workspace, superpixel_reader
+
+STAGE = "align"
 
 
 @dataclass(frozen=True)
@@ -108,26 +107,18 @@ class AlignInputs:
             SsrError: No superpixels although they are asked for.
             TooManyFailures: More bad images than allowed; what was computed is kept.
         """
-        workspace = self.workspace
-        dino_weights = self._dino_weights
+        workspace, dino_weights = self.workspace, self._dino_weights
         if dino_weights is not None:
             fetch_dino(dino_weights)
-        with ExitStack() as stack:
-            tokens = stack.enter_context(ArrayWriter(self.tokens_path))
-            cams = stack.enter_context(ArrayWriter(self.cams_path))
-
-            def clear() -> None:
-                tokens.clear()
-                cams.clear()
-
-            # patches of the same settings are kept, unless they are what --force is to mend
-            again = workspace.force and self._damaged()
-            manifest = workspace.settle(self.tokens_path, "align", self.settings(), clear, again=again)
-            wanted, todo = len(self._with_class()), self._todo()
-            counts = Counts(skipped=wanted - len(todo))
-            progress.start("align: patches", wanted, counts.skipped)
-            failures = workspace.failures("align", progress)
-            superpixels = stack.enter_context(ArrayReader(workspace.superpixels)) if self.needs_superpixels else None
+        # patches of the same settings are kept, unless they are what --force is to mend
+        again = workspace.force and self._damaged()
+        with (
+            workspace.output(
+                STAGE, self.tokens_path, self.settings(), progress, others=(self.cams_path,), again=again
+            ) as output,
+            superpixel_reader(workspace, self.needs_superpixels) as superpixels,
+        ):
+            todo = output.todo(output.holds_labels, self._with_class(), "align: patches")
             if todo:
                 dtype = resolve_dtype(workspace.run.precision, device)
                 encoder = ClipEncoder(clip, device, dtype)
@@ -135,20 +126,19 @@ class AlignInputs:
                 dino = DinoEncoder(dino_weights, device, dtype) if dino_weights is not None else None
                 unused = {} if self.refined and uses_clip(self.refine) else {"clip_blocks": 0}
                 pair = EncoderPair(encoder, dino, self.refine.model_copy(update=unused))
-                for photos in batches_by(
-                    self._decoded(pair, until_interrupted(todo), superpixels, counts, failures, progress),
-                    lambda photo: photo.grid,
-                    resolve_batch_size(workspace.run, device),
-                ):
-                    for photo, found, maps in self._made(photos, pair, maker):
+                colours = self.refined and self.refine.superpixel_mask == "colour"
+
+                def load(sample: Sample) -> Photo:
+                    return pair.load(sample, superpixels_of(superpixels, sample.image_id), colours)
+
+                photos = output.photos(load, todo)
+                for batch in batches_by(photos, lambda photo: photo.grid, resolve_batch_size(workspace.run, device)):
+                    for photo, patches, maps in self._made(batch, pair, maker):
                         attributes = {"labels": list(photo.sample.labels)}
-                        tokens.add(photo.sample.image_id, found, attributes)
-                        cams.add(photo.sample.image_id, maps, attributes)
-                        counts.done += 1
-                        progress.advance()
-            progress.finish()
-        workspace.finish(self.tokens_path, manifest, counts)
-        return counts
+                        output.writer_of(self.tokens_path).add(photo.sample.image_id, patches, attributes)
+                        output.writer_of(self.cams_path).add(photo.sample.image_id, maps, attributes)
+                        output.made(photo.sample.image_id)
+        return output.counts
 
     def _damaged(self) -> bool:
         """Whether any patches or CAMs do not read back."""
@@ -160,46 +150,6 @@ class AlignInputs:
         except SsrError:
             return True
         return False
-
-    def _todo(self) -> list[Sample]:
-        """Photos with a class whose patches are missing, or whose labels have changed since."""
-        wanted = self._with_class()
-        if not store_exists(self.tokens_path) or not store_exists(self.cams_path):
-            return wanted
-        with ArrayReader(self.tokens_path) as tokens, ArrayReader(self.cams_path) as cams:
-            return [
-                sample
-                for sample in wanted
-                if sample.image_id not in tokens
-                or sample.image_id not in cams
-                or cams.attributes(sample.image_id).get("labels") != list(sample.labels)
-            ]
-
-    def _decoded(
-        self,
-        pair: EncoderPair,
-        todo: Iterable[Sample],
-        superpixels: ArrayReader | None,
-        counts: Counts,
-        failures: Failures,
-        progress: Progress,
-    ) -> Iterator[Photo]:
-        wants_colours = self.refined and self.refine.superpixel_mask == "colour"
-
-        def load(sample: Sample) -> Photo:
-            if superpixels is None:
-                return pair.load(sample, None, wants_colours)
-            if sample.image_id not in superpixels:
-                raise ImageError("it has no superpixels", "run `ssr superpixels`")
-            return pair.load(sample, read_superpixels(superpixels, sample.image_id), wants_colours)
-
-        for sample, photo in prefetch(load, todo):
-            if isinstance(photo, ImageError):
-                counts.failed += 1
-                failures.add(sample.image_id, photo)
-                progress.advance()
-            else:
-                yield photo
 
     def _made(
         self, photos: Sequence[Photo], pair: EncoderPair, maker: CamExtractor
@@ -232,8 +182,16 @@ class AlignInputs:
         Raises:
             SsrError: No photo has a class, or none could be used.
         """
-        samples = self._collected()
+        with_class = self._with_class()
+        if not with_class:
+            raise SsrError("no photo has a class: there is nothing to align", "check --labels")
+        none = SsrError("none of the photos could be used: there is nothing to align", "see failures.jsonl in the work folder")
+        if not store_exists(self.tokens_path) or not store_exists(self.cams_path):
+            raise none
         with ArrayReader(self.tokens_path) as tokens, ArrayReader(self.cams_path) as cams:
+            samples = [sample for sample in with_class if holds_labels(sample, tokens, cams)]
+            if not samples:
+                raise none
             shape = (len(samples), self.options.tokens, self.text.classes.shape[1])
             with tempfile.TemporaryFile(dir=self.tokens_path.parent) as file:
                 patches = np.memmap(file, np.float16, "w+", shape=shape)
@@ -241,18 +199,6 @@ class AlignInputs:
                 patches[row] = tokens.read(sample.image_id)[0]
             maps = [cams.read(sample.image_id)[0].astype(np.float32) for sample in samples]
         return AlignmentData(patches, maps, [sample.labels for sample in samples], tuple(sample.image_id for sample in samples))
-
-    def _collected(self) -> list[Sample]:
-        """Photos whose patches and CAMs are there, made with the labels of today."""
-        if not self._with_class():
-            raise SsrError("no photo has a class: there is nothing to align", "check --labels")
-        missing = {sample.image_id for sample in self._todo()}
-        found = [sample for sample in self._with_class() if sample.image_id not in missing]
-        if not found:
-            raise SsrError(
-                "none of the photos could be used: there is nothing to align", "see failures.jsonl in the work folder"
-            )
-        return found
 
     def _with_class(self) -> list[Sample]:
         return [sample for sample in self.workspace.dataset.samples if sample.labels]

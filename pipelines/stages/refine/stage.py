@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import chain
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,16 +20,17 @@ from pipelines.encoders.weights import build_clip, fetch_clip, fetch_dino, resol
 from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
-from pipelines.execution.interruption import refuse_if_interrupted, until_interrupted
-from pipelines.execution.pool import prefetch
+from pipelines.execution.interruption import until_interrupted
+from pipelines.execution.pool import usable
 from pipelines.execution.progress import Progress, Silent
 from pipelines.method.encoder_pair import EncoderPair, Photo
 from pipelines.method.refinement import check_encoders, refined_maps, uses_clip, uses_dino, uses_superpixels
 from pipelines.options.stages import RefineOptions
-from pipelines.stages.refine.target import Target, TargetJob
+from pipelines.stages.refine.target import STAGE, Target, TargetJob, open_target
 from pipelines.stores.array_store import ArrayReader
-from pipelines.stores.image_arrays import read_cam, read_superpixels
+from pipelines.stores.image_arrays import read_cam, superpixels_of
 from pipelines.workdir.counts import Counts
+from pipelines.workdir.output import Todo
 from pipelines.workdir.workspace import Workspace
 
 __all__ = ["Target", "run", "run_targets"]
@@ -71,58 +72,44 @@ def run_targets(workspace: Workspace, targets: Sequence[Target], progress: Progr
     needs_dino = any(uses_dino(target.options) for target in targets)
     dino_weights = resolve_dino(workspace.dino.model, workspace.dino.pretrained) if needs_dino else None
     shared = _shared_encoder_options(targets)
-    fetch_clip(clip_weights)  # before --force clears what is there
-    if dino_weights is not None:
-        fetch_dino(dino_weights)
+
+    def fetch() -> None:  # before --force clears what is there
+        fetch_clip(clip_weights)
+        if dino_weights is not None:
+            fetch_dino(dino_weights)
+
     with ExitStack() as stack:
         jobs = [
-            stack.enter_context(TargetJob(workspace, target, clip_weights, dino_weights, stack, progress)) for target in targets
+            stack.enter_context(open_target(workspace, target, clip_weights, dino_weights, progress, fetch))
+            for target in targets
         ]
-        progress.start("refine", len(workspace.samples) * len(jobs))
-        wanted = _Wanted(workspace.samples, jobs)
-        first = next(wanted, None)
-        if first is not None:  # else no encoder is needed
+        progress.start(STAGE, len(workspace.samples) * len(jobs))
+        todo = Todo(_wanted(workspace.samples, jobs))
+        if todo:  # else no encoder is needed
             dtype = resolve_dtype(workspace.run.precision, device)
             clip = ClipEncoder(build_clip(clip_weights), device, dtype)
             pair = EncoderPair(clip, DinoEncoder(dino_weights, device, dtype) if dino_weights else None, shared)
             inputs = stack.enter_context(_Inputs(workspace, targets))
-            for photos in batches_by(
-                _decoded(pair, chain([first], wanted), wanted, inputs),
-                lambda photo: photo.grid,
+            for batch in batches_by(
+                usable(partial(_load, pair, inputs), todo, _leave_out),
+                lambda item: item[0].grid,
                 resolve_batch_size(workspace.run, device),
             ):
-                encoded = pair.encode(photos)
-                for index, photo in enumerate(photos):
-                    of = wanted.take(photo.sample)
-                    _refine_one(photo, inputs, of, encoded.attention_of(index), encoded.dino_tokens_of(index))
+                encoded = pair.encode([photo for photo, _ in batch])
+                for index, (photo, wanting) in enumerate(batch):
+                    _refine_one(photo, inputs, wanting, encoded.attention_of(index), encoded.dino_tokens_of(index))
         for job in jobs:
-            job.drain()
+            job.makers.drain()
         progress.finish()
-    for job in jobs:
-        job.record()
-    refuse_if_interrupted()
-    return [job.run.counts for job in jobs]
+    return [job.output.counts for job in jobs]
 
 
-class _Wanted(Iterator[Sample]):
-    """Images that some target has not refined yet, and which targets those are while an image is under way."""
-
-    def __init__(self, samples: Iterable[Sample], jobs: Sequence[TargetJob]) -> None:
-        self._samples = until_interrupted(samples)
-        self._jobs = jobs
-        self._under_way: dict[str, list[TargetJob]] = {}
-
-    def __next__(self) -> Sample:
-        for sample in self._samples:
-            wanting = [job for job in self._jobs if job.wants(sample)]
-            if wanting:
-                self._under_way[sample.image_id] = wanting
-                return sample
-        raise StopIteration
-
-    def take(self, sample: Sample) -> list[TargetJob]:
-        """The targets that an image is for; it is not under way any more."""
-        return self._under_way.pop(sample.image_id)
+def _wanted(samples: Iterable[Sample], jobs: Sequence[TargetJob]) -> Iterator[tuple[Sample, list[TargetJob]]]:
+    """Images that some target has not refined yet, and which targets those are."""
+    for sample in until_interrupted(samples):
+        wanting = [job for job in jobs if job.wants(sample)]
+        if wanting:
+            yield sample, wanting
 
 
 def _shared_encoder_options(targets: Sequence[Target]) -> RefineOptions:
@@ -155,8 +142,6 @@ class _Inputs:
             return ImageError("it has no CAM", "run `ssr cams`")
         if self.cams.attributes(sample.image_id).get("labels") != list(sample.labels):
             return ImageError("its labels changed after its CAM was made", "run `ssr cams`")
-        if self.superpixels is not None and sample.image_id not in self.superpixels:
-            return ImageError("it has no superpixels", "run `ssr superpixels`")
         return None
 
     def __enter__(self) -> _Inputs:
@@ -168,20 +153,18 @@ class _Inputs:
             self.superpixels.close()
 
 
-def _decoded(pair: EncoderPair, samples: Iterable[Sample], wanted: _Wanted, inputs: _Inputs) -> Iterator[Photo]:
-    def load(sample: Sample) -> Photo:
-        error = inputs.missing(sample)
-        if error is not None:
-            raise error
-        superpixels = None if inputs.superpixels is None else read_superpixels(inputs.superpixels, sample.image_id)
-        return pair.load(sample, superpixels, inputs.wants_colours)
+def _load(pair: EncoderPair, inputs: _Inputs, wanted: tuple[Sample, list[TargetJob]]) -> tuple[Photo, list[TargetJob]]:
+    sample, jobs = wanted
+    error = inputs.missing(sample)
+    if error is not None:
+        raise error
+    return pair.load(sample, superpixels_of(inputs.superpixels, sample.image_id), inputs.wants_colours), jobs
 
-    for sample, photo in prefetch(load, samples):
-        if isinstance(photo, ImageError):
-            for job in wanted.take(sample):
-                job.run.made(sample.image_id, photo)
-        else:
-            yield photo
+
+def _leave_out(wanted: tuple[Sample, list[TargetJob]], error: ImageError) -> None:
+    sample, jobs = wanted
+    for job in jobs:
+        job.output.made(sample.image_id, error)
 
 
 def _refine_one(

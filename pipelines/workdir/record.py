@@ -1,0 +1,103 @@
+"""The manifest of one output during a run: compared with the one that is there, written when the output changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filelock import FileLock
+
+from pipelines.errors import UsageError
+from pipelines.stores.array_reader import files_of
+from pipelines.stores.array_store import PATIENCE
+from pipelines.stores.files import remove_leftovers
+from pipelines.stores.manifest import Manifest, differences, shard_manifests
+from pipelines.stores.shard import Shard, own_place
+
+
+class Record:
+    """A manifest that a run is about to write.
+
+    A shard has a manifest of its own; that of the whole, which the first shard writes, holds the settings of all.
+
+    Args:
+        output: The store, folder or file; its manifest lies beside it, with the suffix ``.json``.
+        manifest: Stage, settings and dataset of this run.
+        shard: The share of the work list that the run takes, or None.
+
+    Attributes:
+        changed: Settings that differ from those that made the output, one line each.
+        finished: The output is complete and was made from the same settings and the same images.
+        written: This run has written its manifest.
+    """
+
+    def __init__(self, output: Path, manifest: Manifest, shard: Shard | None) -> None:
+        self.output, self.manifest, self.shard = output, manifest, shard
+        self.changed: list[str] = []
+        self.finished = self.written = False
+        self._whole = output.with_suffix(".json")
+        self._of_whole: Manifest | None = None
+
+    def compare(self) -> None:
+        """Read the manifests that are there, and set `changed` and `finished`."""
+        new, whole = self.manifest, Manifest.read(self._whole)
+        others: list[Manifest | None]
+        if self.shard is None:
+            shards = shard_manifests(self.output)
+            old, others = whole, [*shards.values()]
+            alone = not shards
+        else:
+            old, others = Manifest.read(self._own), [whole]
+            alone = whole is not None and whole.dataset == new.dataset
+        self._of_whole = whole
+        changes = (differences(each.settings, new.settings) for each in (old, *others) if each is not None)
+        self.changed = next((lines for lines in changes if lines), [])
+        same = old is not None and (old.stage, old.dataset) == (new.stage, new.dataset)
+        self.finished = same and alone and not self.changed and old is not None and old.complete
+
+    def refuse(self, force: bool) -> None:
+        """Refuse to go on with an output of other settings, or of unknown ones.
+
+        Raises:
+            UsageError: The settings changed and ``force`` is off, or cannot be started over by one shard.
+        """
+        stores = self.output.suffix == ".h5" and bool(files_of(self.output))
+        if stores and not force and not self._whole.exists():
+            raise UsageError(f"{self.output} has no manifest: what made it is not known", "--force starts it over")
+        if self.changed and not force:
+            shown = "; ".join(self.changed[:4]) + (f"; and {len(self.changed) - 4} more" if len(self.changed) > 4 else "")
+            place = own_place(self.output, self.shard)
+            raise UsageError(f"{place} was made with other options ({shown})", "--force starts it over, or give another --work")
+        if self.changed and self.shard is not None and stores:
+            raise UsageError(
+                f"{self.output} was made with other options ({self.changed[0]}) and is not of one shard alone",
+                f"remove it and {self._whole.name}, or give another --work",
+            )
+
+    def lock(self) -> FileLock:
+        """The lock under which shards write the manifest of the whole."""
+        return FileLock(self.output.with_name(f".{self.output.stem}.json.lock"), timeout=PATIENCE)
+
+    def remove_leftovers(self) -> None:
+        """Remove temporary files of a manifest whose writer was killed; those of shards may be in use."""
+        if self.shard is None:
+            remove_leftovers(self._whole.parent, self._whole.name)
+
+    def begin(self) -> None:
+        """Write the manifest as that of an output which is not complete. Shards without a run of their own join the whole."""
+        self.write(complete=False)
+        if self.shard is None:
+            for shard in shard_manifests(self.output):
+                shard.place(self._whole).unlink()
+        elif self._of_whole is None or self.changed or self._of_whole.dataset != self.manifest.dataset:
+            self.manifest.write(self._whole)
+
+    def write(self, *, complete: bool, counts: dict[str, int] | None = None) -> None:
+        """Write the manifest of this run."""
+        self.written = True
+        self.manifest.complete = complete
+        self.manifest.counts = self.manifest.counts if counts is None else counts
+        self.manifest.write(self._own)
+
+    @property
+    def _own(self) -> Path:
+        return own_place(self._whole, self.shard)
