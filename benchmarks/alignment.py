@@ -240,7 +240,7 @@ class Bench:
             if maker.heads is None:
                 cam = plain if maker.options == CAMS else maker.read_out(encoded.clip, labels, memberships)
             else:
-                cam = maker.heads.maps(encoded.clip.tokens_cls, self.encoder.last_block, labels, memberships)
+                cam = maker.heads.maps(encoded.clip.tokens_cls, self.encoder.tail(encoded.clip.grid), labels, memberships)
                 cam = cam if maker.heads.trusted(labels) else maker.heads.blend(cam, plain, labels)
             refined = refined_maps(cam, photo.grid, encoded.attention_of(0), regions, self.rows[name].refine)
             shape = (-1, *photo.grid)

@@ -76,7 +76,7 @@ def _measure(base: Workspace, count: int, rounds: int) -> tuple[dict[str, list[f
     device = resolve_device(base.run.device)
     dtype = resolve_dtype(base.run.precision, device)
     clip = ClipEncoder(build_clip(resolve_clip(base.clip.model, base.clip.pretrained)), device)
-    tower = clip.tower.to(dtype)
+    tower = clip.model.to(dtype)
     dino_weights = resolve_dino(base.dino.model, base.dino.pretrained)
     dino = DinoEncoder(dino_weights, device, dtype)
     model = build_dino(dino_weights).to(device, dtype).eval()

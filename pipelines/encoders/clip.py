@@ -1,24 +1,22 @@
 """The frozen CLIP image tower, opened between its last two blocks.
 
 GradCAM needs the tokens that *enter* the last block, the affinity needs the attention of several blocks. Both come from one
-walk over open_clip's own modules: no hooks, no copy of the model.
+walk over the library's own modules: no hooks, no copy of the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import open_clip
 import torch
-import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipelines.encoders.last_block import LastBlock
+from pipelines.encoders.tower import Grid, Tail, walk
+from pipelines.encoders.towers import adapter_of
 from pipelines.encoders.weights import LoadedClip
-from pipelines.ops.attention import attention_with_weights
 
 
 @dataclass(frozen=True)
@@ -26,35 +24,23 @@ class ClipTokens:
     """What one pass of the image tower leaves behind.
 
     Attributes:
-        tokens_cls: Tokens that enter the last block, ``(B, N + 1, D)``, fp32, CLS first.
+        tokens_cls: Tokens that enter the last block, ``(B, P + N, D)``, fp32, the P prefix tokens of the tower first (CLS).
         attention: Mean over the requested blocks of the head-averaged attention between patches,
-            ``(B, N, N)``, fp32, or None if none was requested. The CLS row and column are dropped.
+            ``(B, N, N)``, fp32, or None if none was requested. Rows and columns of the prefix are dropped.
         grid: ``(h, w)`` with ``h * w == N``, row-major.
-        block_tokens: Output of the first L blocks without CLS, ``(L, B, N, D)``, or None if L is 0.
+        block_tokens: Output of the first L blocks without the prefix, ``(L, B, N, D)``, or None if L is 0.
         block_attention: Attention of each block of ``each_block``, ``(A, B, N, N)``, fp32, or None if there is none.
     """
 
     tokens_cls: Tensor
     attention: Tensor | None
-    grid: tuple[int, int]
+    grid: Grid
     block_tokens: Tensor | None = None
     block_attention: Tensor | None = None
 
 
-def checked_blocks(wanted: Collection[int], count: int) -> frozenset[int]:
-    """The wanted block numbers, each once.
-
-    Raises:
-        ValueError: One of them is not in ``range(count)``.
-    """
-    found = frozenset(wanted)
-    if not found <= set(range(count)):
-        raise ValueError(f"attention_blocks {sorted(found)}: expected numbers from 0 to {count - 1}")
-    return found
-
-
 class ClipEncoder:
-    """A frozen CLIP ViT from open_clip.
+    """A frozen CLIP image tower of any kind in `pipelines.encoders.towers.TOWERS`.
 
     Args:
         clip: A loaded CLIP (see `pipelines.encoders.weights.build_clip`); its image tower is taken over, and changed if
@@ -62,48 +48,38 @@ class ClipEncoder:
         device: Where to run.
         dtype: Precision of all blocks but the last, which always runs in fp32: a softmax at scale 100 and its
             gradient do not survive half precision.
+
+    Raises:
+        UsageError: No adapter opens this tower.
     """
 
     def __init__(self, clip: LoadedClip, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.weights = clip.weights
         self.device = device
         self.dtype = dtype
-        self.tower = cast("VisionTransformer", clip.model.visual).to(device).eval().requires_grad_(False)
+        self.model = clip.model.visual.to(device).eval().requires_grad_(False)
+        self.tower = adapter_of(self.model, clip.weights.name, "--clip-model", text=True).make(self.model)
         self.logit_scale: float = clip.model.logit_scale.exp().item()
-        self.patch_size: int = self.tower.patch_size[0]
-        mean, std = self.tower.image_mean, self.tower.image_std
+        self.patch_size = self.tower.patch_size
+        self.width = self.tower.width
+        mean, std = self.model.image_mean, self.model.image_std
         self.mean = cast("tuple[float, float, float]", tuple(mean or open_clip.OPENAI_DATASET_MEAN))
         self.std = cast("tuple[float, float, float]", tuple(std or open_clip.OPENAI_DATASET_STD))
-        self._positions: dict[tuple[int, int], Tensor] = {}
         if dtype != torch.float32:
-            self.tower.conv1.to(dtype)
-            self.tower.ln_pre.to(dtype)
-            for block in self.blocks[:-1]:
-                block.to(dtype)
+            self.tower.lower(dtype)
 
     @property
-    def blocks(self) -> list[ResidualAttentionBlock]:
+    def blocks(self) -> list[Any]:
         """The residual blocks, first to last."""
-        return list(self.tower.transformer.resblocks)
+        return list(self.tower.blocks)
 
-    @property
-    def last_block(self) -> LastBlock:
-        """The part behind `ClipTokens.tokens_cls`, as GradCAM wants it."""
-        return LastBlock(
-            block=self.blocks[-1], ln_post=cast("nn.LayerNorm", self.tower.ln_post), projection=cast("Tensor", self.tower.proj)
-        )
+    def tail(self, grid: Grid) -> Tail:
+        """The part behind `ClipTokens.tokens_cls`, as read-outs take it.
 
-    def position_embedding(self, grid: tuple[int, int]) -> Tensor:
-        """Position table for ``grid``: CLS row kept, patch rows resized bilinearly, ``(1, h * w + 1, D)``."""
-        if grid not in self._positions:
-            table = self.tower.positional_embedding.float()  # (S * S + 1, D)
-            side = round((table.shape[0] - 1) ** 0.5)
-            patches = table[1:].T.reshape(1, -1, side, side)  # (1, D, S, S)
-            resized = F.interpolate(patches, size=grid, mode="bilinear", align_corners=False)  # (1, D, h, w)
-            # The reference keeps the resized table in half precision; maps differ by up to 1e-2 without this rounding.
-            positions = torch.cat([table[:1], resized.flatten(2)[0].T]).half()  # (h * w + 1, D)
-            self._positions[grid] = positions.unsqueeze(0).to(self.dtype)
-        return self._positions[grid]
+        Args:
+            grid: ``ClipTokens.grid``: positions of some towers depend on it.
+        """
+        return self.tower.tail(grid)
 
     @torch.no_grad()
     def encode(
@@ -128,63 +104,5 @@ class ClipEncoder:
         Raises:
             ValueError: A block that is not there.
         """
-        depth = len(self.blocks)
-        attention_blocks, each_block = checked_blocks(attention_blocks, depth), checked_blocks(each_block, depth)
-        if not 0 <= token_blocks <= depth:
-            raise ValueError(f"token_blocks {token_blocks}: expected 0 to {depth}")
-        x = self._embed(images)  # (B, N + 1, D)
-        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
-        *most, last = self.blocks
-        total: Tensor | None = None
-        kept: list[Tensor] = []
-        apart: list[Tensor] = []
-
-        def note(index: int, weights: Tensor) -> None:
-            nonlocal total
-            weights = weights[:, 1:, 1:]  # (B, N, N)
-            if index in attention_blocks:
-                total = weights.clone() if total is None else total.add_(weights)
-            if index in each_block:
-                apart.append(weights)
-
-        for index, block in enumerate(most):
-            if index in attention_blocks | each_block:
-                x, weights = self._block_with_attention(block, x)
-                note(index, weights)
-            else:
-                x = block(x)
-            if index < token_blocks:
-                kept.append(x[:, 1:])
-        tokens_cls = x.float()
-        if depth - 1 in attention_blocks | each_block:
-            query, key, _ = self._project(last, last.ln_1(tokens_cls))
-            note(depth - 1, attention_with_weights(query, key, None, last.attn.num_heads)[1])
-        if token_blocks == depth:
-            kept.append(last(tokens_cls)[:, 1:].to(self.dtype))
-        return ClipTokens(
-            tokens_cls,
-            None if total is None else total / len(attention_blocks),
-            grid,
-            torch.stack(kept) if kept else None,
-            torch.stack(apart) if apart else None,
-        )
-
-    def _embed(self, images: Tensor) -> Tensor:
-        tower = self.tower
-        patches = tower.conv1(images.to(self.device, self.dtype))  # (B, D, h, w)
-        positions = self.position_embedding((patches.shape[2], patches.shape[3]))
-        cls = tower.class_embedding.to(self.dtype).expand(patches.shape[0], 1, -1)  # (B, 1, D)
-        x = torch.cat([cls, patches.flatten(2).transpose(1, 2)], dim=1) + positions  # (B, N + 1, D)
-        return cast("Tensor", tower.ln_pre(x))
-
-    @staticmethod
-    def _project(block: ResidualAttentionBlock, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        attn = block.attn
-        query, key, value = F.linear(normed, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
-        return query, key, value
-
-    def _block_with_attention(self, block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, Tensor]:
-        query, key, value = self._project(block, block.ln_1(x))
-        attended, weights = attention_with_weights(query, key, value, block.attn.num_heads)
-        x = x + block.ls_1(block.attn.out_proj(attended))
-        return x + block.ls_2(block.mlp(block.ln_2(x))), weights
+        walked = walk(self.tower, images.to(self.device, self.dtype), attention_blocks, token_blocks, each_block)
+        return ClipTokens(walked.tokens_cls, walked.attention, walked.grid, walked.block_tokens, walked.block_attention)

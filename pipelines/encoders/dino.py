@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pipelines.encoders.clip import checked_blocks
+from pipelines.encoders.tower import walk
+from pipelines.encoders.towers import adapter_of
 from pipelines.encoders.weights import Weights, build_dino
-from pipelines.ops.attention import attention_with_weights
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class DinoTokens:
 
 
 class DinoEncoder:
-    """A frozen ViT from timm.
+    """A frozen image transformer of any kind in `pipelines.encoders.towers.TOWERS`.
 
     Args:
         weights: Model name and resolved weights (see `pipelines.encoders.weights`).
@@ -41,7 +41,8 @@ class DinoEncoder:
         self.device = device
         self.dtype = dtype
         self.model = cast("Any", build_dino(weights)).to(device, dtype).eval().requires_grad_(False)
-        self.patch_size: int = self.model.patch_embed.patch_size[0]
+        self.tower = adapter_of(self.model, weights.name, "--dino-model").make(self.model)
+        self.patch_size = self.tower.patch_size
         config = self.model.pretrained_cfg
         self.mean = cast("tuple[float, float, float]", tuple(config["mean"]))
         self.std = cast("tuple[float, float, float]", tuple(config["std"]))
@@ -49,7 +50,7 @@ class DinoEncoder:
     @property
     def blocks(self) -> list[Any]:
         """The transformer blocks, first to last."""
-        return list(self.model.blocks)
+        return list(self.tower.blocks)
 
     @torch.inference_mode()
     def encode(self, images: Tensor, attention_blocks: Collection[int]) -> DinoTokens:
@@ -65,31 +66,7 @@ class DinoEncoder:
         Raises:
             ValueError: No block, or one that is not there.
         """
-        attention_blocks = checked_blocks(attention_blocks, len(self.blocks))
-        model = self.model
-        x = model.patch_embed(images.to(self.device, self.dtype))  # (B, h, w, D)
-        x = model.norm_pre(model.patch_drop(model._pos_embed(x)))  # (B, T, D)
-        *most, last = self.blocks
-        total: Tensor | None = None
-        for index, block in enumerate(most):
-            if index in attention_blocks:
-                weights = self._attention(block, x)
-                total = weights if total is None else total.add_(weights)
-            x = block(x)
-        if len(most) in attention_blocks:
-            weights = self._attention(last, x)
-            total = weights if total is None else total.add_(weights)
-        if total is None:
+        walked = walk(self.tower, images.to(self.device, self.dtype), attention_blocks)
+        if walked.attention is None:
             raise ValueError("attention_blocks: expected at least one block")
-        prefix = model.num_prefix_tokens
-        attention = total[:, prefix:, prefix:] / len(attention_blocks)  # (B, N, N)
-        return DinoTokens(x[:, prefix:].float(), attention)
-
-    @staticmethod
-    def _attention(block: Any, x: Tensor) -> Tensor:
-        attn = block.attn
-        query, key, _ = attn.qkv(block.norm1(x)).chunk(3, dim=-1)
-        heads, split = attn.num_heads, (x.shape[0], x.shape[1], attn.num_heads, -1)
-        query = attn.q_norm(query.view(split)).flatten(2)  # (B, T, D)
-        key = attn.k_norm(key.view(split)).flatten(2)  # (B, T, D)
-        return attention_with_weights(query, key, None, heads)[1]
+        return DinoTokens(walked.tokens_cls[:, self.tower.prefix :].float(), walked.attention)

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,9 +20,9 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
 from pipelines.encoders.model_config import cannot_build, clip_name, dino_architecture, is_config_file
+from pipelines.encoders.towers import adapter_of
 from pipelines.encoders.weights_folder import clip_release, dino_known, dino_release, first_line
 from pipelines.errors import SsrError, UsageError
 
@@ -276,26 +276,21 @@ def fetch_dino(weights: Weights) -> None:
     """Like `fetch_clip`, and nothing is fetched that could not be used.
 
     Raises:
-        UsageError: The model is no ViT.
+        UsageError: No adapter opens the model.
         SsrError: The hub cannot be reached and the model is not in the cache.
     """
     if weights.path is None:
         release = dino_release(weights.model)
         with torch.device("meta"):
-            if not isinstance(release.skeleton(), VisionTransformer):
-                raise _no_vit(weights)
+            adapter_of(release.skeleton(), weights.name, "--dino-model")
         release.fetch()
 
 
-def _no_vit(weights: Weights) -> UsageError:
-    return UsageError(f"{weights.model} is no plain ViT", "--dino-model vit_...")
-
-
 def build_dino(weights: Weights) -> nn.Module:
-    """Build a timm ViT without classifier and load its weights.
+    """Build a timm transformer without classifier and load its weights.
 
     Raises:
-        UsageError: The model is no ViT, or the file does not fit it.
+        UsageError: No adapter opens the model, or the file does not fit it.
         SsrError: The hub cannot be reached and the model is not in the cache.
     """
     architecture = dino_architecture(weights.model)
@@ -310,16 +305,16 @@ def build_dino(weights: Weights) -> nn.Module:
                 pretrained_cfg_overlay=architecture.normalisation or None,
                 **options,
             )
-        except TypeError as error:  # a model that does not know dynamic_img_size
-            raise _no_vit(weights) from error
+        except TypeError as error:  # a model without dynamic_img_size
+            raise UsageError(f"{weights.name} does not take images of any size: {first_line(error)}", "--dino-model") from error
         except Exception as error:  # huggingface_hub raises a dozen network types
             raise (release.unavailable(error) if release else cannot_build(weights.model, error)) from error
-    if not isinstance(model, VisionTransformer):
-        raise _no_vit(weights)
+    adapter = adapter_of(model, weights.name, "--dino-model")
     if weights.path is not None:
         state = _read_state(weights.path)
         try:
-            state = checkpoint_filter_fn(state, model)
+            with redirect_stdout(None):  # timm prints what it leaves out
+                state = dict(adapter.convert(state, model)) if adapter.convert else state
         except Exception as error:  # it reshapes tensors that may have any shape
             raise UsageError(
                 f"{weights.path} does not fit {weights.model}: {first_line(error)}", "bring the weights of this model"

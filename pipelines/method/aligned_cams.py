@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.encoders.class_embeddings import TextEmbeddings
-from pipelines.encoders.last_block import LastBlock
+from pipelines.encoders.tower import Tail
 from pipelines.models.alignment_file import Alignment
 from pipelines.ops.dense_readout import smooth_over_superpixels, text_probabilities
 from pipelines.ops.gradcam import Logits, softmax_entries, softmax_gradcam
@@ -58,7 +58,7 @@ class AlignedReadout:
     def maps(
         self,
         tokens_cls: Tensor,
-        last_block: LastBlock,
+        tail: Tail,
         labels: Sequence[tuple[int, ...]],
         memberships: Sequence[Tensor | None],
     ) -> Tensor:
@@ -66,7 +66,7 @@ class AlignedReadout:
 
         Args:
             tokens_cls: Input of the last block ``(B, N + 1, D)``.
-            last_block: The modules behind it.
+            tail: What stands behind it.
             labels: Class indices of each image.
             memberships: Superpixels of each image ``(S, N)``, or None.
 
@@ -74,12 +74,12 @@ class AlignedReadout:
             ``(T, N)``, each in [0, 1].
         """
         options = self.options
-        tokens = head_features(tokens_cls, last_block, self.alignment.features)  # (B, N, E)
+        tokens = head_features(tokens_cls, tail, self.alignment.features)  # (B, N, E)
         maps: Tensor | None = None
         if options.aligned_readout != "gradcam":
             maps = min_max(self._dense(tokens, labels, memberships))  # (T, N)
         if options.aligned_readout != "dense":
-            gradcam = min_max(self._gradcam(tokens_cls, tokens, last_block, labels, memberships))  # (T, N)
+            gradcam = min_max(self._gradcam(tokens_cls, tokens, tail, labels, memberships))  # (T, N)
             weight = options.aligned_dense_weight
             maps = gradcam if maps is None else min_max(weight * maps + (1 - weight) * gradcam)
         assert maps is not None  # noqa: S101 - one of the two was made
@@ -109,15 +109,15 @@ class AlignedReadout:
         self,
         tokens_cls: Tensor,
         tokens: Tensor,
-        last_block: LastBlock,
+        tail: Tail,
         labels: Sequence[tuple[int, ...]],
         memberships: Sequence[Tensor | None],
     ) -> Tensor:
         relu = self.options.aligned_relu
         if self.options.aligned_layer == "ln_1":
             entries = softmax_entries(labels, self.classes, len(self.words), tokens_cls.device)
-            features = last_block.value_features if self.alignment.features == "value" else last_block.features
-            return softmax_gradcam(tokens_cls, last_block.block.ln_1, features, self.logits, *entries, relu)
+            features = tail.value_features if self.alignment.features == "value" else tail.features
+            return softmax_gradcam(tokens_cls, tail.normalise, features, tail.patches, self.logits, *entries, relu)
         return torch.cat(
             [
                 head_gradcam(
@@ -138,16 +138,16 @@ class AlignedReadout:
 
 
 @torch.no_grad()
-def head_features(tokens_cls: Tensor, last_block: LastBlock, which: str) -> Tensor:
+def head_features(tokens_cls: Tensor, tail: Tail, which: str) -> Tensor:
     """Patch features that heads read.
 
     Args:
         tokens_cls: Input of the last block ``(B, N + 1, D)``.
-        last_block: The modules behind it.
+        tail: What stands behind it.
         which: ``output`` of the last block, or its ``value`` path alone.
 
     Returns:
         ``(B, N, E)``.
     """
-    features = last_block.value_features if which == "value" else last_block.features
-    return features(tokens_cls, last_block.block.ln_1(tokens_cls))
+    features = tail.value_features if which == "value" else tail.features
+    return features(tokens_cls, tail.normalise(tokens_cls))

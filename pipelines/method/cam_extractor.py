@@ -15,7 +15,6 @@ from pipelines.datasets.image import load_image
 from pipelines.encoders.class_embeddings import TextEmbeddings
 from pipelines.encoders.clip import ClipEncoder, ClipTokens
 from pipelines.encoders.image import encoder_input, token_grid
-from pipelines.encoders.last_block import value_tokens
 from pipelines.errors import ImageError
 from pipelines.method.aligned_cams import AlignedReadout
 from pipelines.method.photo import Photo
@@ -128,7 +127,7 @@ class CamExtractor:
         heads = self.heads
         if heads is None:
             return self._plain(tokens, labels, memberships)
-        aligned = heads.maps(tokens.tokens_cls, self.encoder.last_block, labels, memberships)  # (T, N)
+        aligned = heads.maps(tokens.tokens_cls, self.encoder.tail(tokens.grid), labels, memberships)  # (T, N)
         if heads.trusted(labels):
             return aligned
         return heads.blend(aligned, self._plain(tokens, labels, memberships), labels)
@@ -145,20 +144,21 @@ class CamExtractor:
 
     def gradcam(self, tokens: ClipTokens, labels: Sequence[tuple[int, ...]]) -> Tensor:
         """GradCAM of all (image, class) pairs, ``(T, N)``, not yet scaled; see `read_out`."""
-        block = self.encoder.last_block
+        tail = self.encoder.tail(tokens.grid)
         present, targets = softmax_entries(labels, self.classes, len(self.text), tokens.tokens_cls.device)
-        return softmax_gradcam(tokens.tokens_cls, block.block.ln_1, block.features, self.logits, present, targets)
+        return softmax_gradcam(tokens.tokens_cls, tail.normalise, tail.features, tail.patches, self.logits, present, targets)
 
     @torch.inference_mode()
     def _dense(self, tokens: ClipTokens, labels: Sequence[tuple[int, ...]], memberships: Sequence[Tensor | None]) -> Tensor:
-        values = value_tokens(tokens.tokens_cls, self.encoder.last_block)  # (B, N, D)
+        tail = self.encoder.tail(tokens.grid)
+        values = tail.value_tokens(tail.normalise(tail.patches(tokens.tokens_cls)))  # (B, N, D)
         background = self.text[self.classes :]  # (M, E)
         maps: list[Tensor] = []
         for value, own, membership in zip(values, labels, memberships, strict=True):
             if membership is not None:
                 value = smooth_over_superpixels(value, membership.to(value.device), self.options.superpixel_share)  # (N, D)
             text = torch.cat([self.text[list(own)], background])  # (K + M, E)
-            features = F.normalize(self.encoder.last_block.project(value), dim=-1)  # (N, E)
+            features = F.normalize(tail.project(value), dim=-1)  # (N, E)
             maps.append(text_probabilities(features, text, len(own), self.options.dense_scale))
         return torch.cat(maps)  # (T, N)
 

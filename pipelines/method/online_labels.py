@@ -74,7 +74,7 @@ class OnlineLabels:
         if encoded.clip is None or self.maker.heads is None:
             raise ValueError("L_proto needs CLIP's tokens and alignment heads")
         features = self.maker.heads.alignment.features
-        tokens = head_features(encoded.clip.tokens_cls, self.maker.encoder.last_block, features)  # (B, N, E)
+        tokens = head_features(encoded.clip.tokens_cls, self.maker.encoder.tail(encoded.clip.grid), features)  # (B, N, E)
         return Batch(tokens, cams, classes, torch.zeros_like(classes), valid)
 
     @torch.no_grad()

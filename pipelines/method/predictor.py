@@ -42,8 +42,7 @@ class Predictor:
     """
 
     def __init__(self, encoder: ClipEncoder, segmenter: Segmenter, options: PredictOptions) -> None:
-        width = encoder.tower.class_embedding.shape[0]
-        sizes = segmenter.decoder.sizes
+        width, sizes = encoder.width, segmenter.decoder.sizes
         if segmenter.blocks > len(encoder.blocks) or sizes["width"] != width:
             found = f"{segmenter.blocks} blocks of width {sizes['width']}"
             raise UsageError(f"the model reads {found}, CLIP has {len(encoder.blocks)} of {width}", "--model")

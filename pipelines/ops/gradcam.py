@@ -30,13 +30,14 @@ def cosine_logits(text: Tensor, logit_scale: float) -> Logits:
 
 
 Features = Callable[[Tensor, Tensor], Tensor]
-"""Block input and ``ln_1`` output, both ``(B, N + 1, D)`` -> patch features ``(B, N, E)``."""
+"""Block input and ``ln_1`` output, both ``(B, T, D)`` -> patch features ``(B, N, E)``."""
 
 
 def softmax_gradcam(
     tokens_cls: Tensor,
     normalise: Callable[[Tensor], Tensor],
     features: Features,
+    patches: Callable[[Tensor], Tensor],
     logits: Logits,
     present: Tensor,
     targets: Tensor | None = None,
@@ -45,9 +46,10 @@ def softmax_gradcam(
     """GradCAM of softmax probabilities for every present class.
 
     Args:
-        tokens_cls: Input of the last block, ``(B, N + 1, D)`` fp32, CLS first.
+        tokens_cls: Input of the last block, ``(B, T, D)`` fp32, with tokens that are no patches.
         normalise: The last block's first LayerNorm, ``ln_1``; the maps are read at its output.
         features: From the block's input and ``ln_1``'s output to the patch features that are pooled.
+        patches: Drops the tokens that are no patches, ``(..., T, D)`` to ``(..., N, D)``.
         logits: From pooled image features to ``(B, M)`` logits.
         present: ``(B, M)`` bool: the entries that take part in each image's softmax (its classes and all background words).
         targets: ``(B, M)`` bool, a part of ``present``: the entries whose maps are wanted. All present ones by default.
@@ -60,10 +62,10 @@ def softmax_gradcam(
     counts = targets.sum(dim=1)  # (B,)
     slots = int(counts.max()) if counts.numel() else 0
     if slots == 0:
-        return tokens_cls.new_zeros(0, tokens_cls.shape[1] - 1)
+        return tokens_cls.new_zeros(0, patches(tokens_cls).shape[1])
     with torch.inference_mode(False), torch.enable_grad():
         tokens_cls = tokens_cls.detach().clone()  # tokens made under inference mode may not enter autograd
-        activation = normalise(tokens_cls).detach().requires_grad_()  # (B, N + 1, D)
+        activation = normalise(tokens_cls).detach().requires_grad_()  # (B, T, D)
         pooled = features(tokens_cls, activation).mean(dim=1)  # (B, E)
         scores = logits(pooled).masked_fill(~present, float("-inf"))  # (B, M)
         probabilities = scores.softmax(dim=-1)  # (B, M)
@@ -72,9 +74,9 @@ def softmax_gradcam(
         wanted = targets & (rank == torch.arange(slots, device=rank.device).view(-1, 1, 1))  # (S, B, M)
         (gradient,) = torch.autograd.grad(
             probabilities, activation, wanted.to(probabilities.dtype), is_grads_batched=True
-        )  # (S, B, N + 1, D)
-    alpha = gradient[:, :, 1:].mean(dim=2)  # (S, B, D)
-    maps = torch.einsum("sbd,bnd->bsn", alpha, activation.detach()[:, 1:])  # (B, S, N)
+        )  # (S, B, T, D)
+    alpha = patches(gradient).mean(dim=2)  # (S, B, D)
+    maps = torch.einsum("sbd,bnd->bsn", alpha, patches(activation.detach()))  # (B, S, N)
     filled = torch.arange(slots, device=counts.device) < counts.unsqueeze(1)  # (B, S)
     return maps[filled].relu() if relu else maps[filled]
 

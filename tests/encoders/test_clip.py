@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipelines.encoders.clip import ClipEncoder
+from pipelines.encoders.open_clip_vit import OpenClipViT
 from pipelines.encoders.weights import LoadedClip
 from pipelines.ops.gradcam import cosine_logits, softmax_gradcam
 from pipelines.ops.label_map import resize_maps
@@ -60,16 +61,16 @@ def test_same_as_open_clip(tiny_clip: LoadedClip, height: int, width: int, block
 @torch.inference_mode()
 def test_positions_are_rounded_to_half_on_purpose(tiny_clip: LoadedClip) -> None:
     table = tiny_clip.model.visual.positional_embedding.detach().clone()
-    positions = ClipEncoder(tiny_clip, CPU).position_embedding((4, 4))[0]
+    positions = OpenClipViT(tiny_clip.model.visual).position_embedding((4, 4))[0]
     assert torch.equal(positions, table.half().float())
     assert not torch.equal(positions, table)
 
 
 @torch.inference_mode()
 def test_cls_position_is_not_resized(tiny_clip: LoadedClip) -> None:
-    encoder = ClipEncoder(tiny_clip, CPU)
-    assert torch.equal(encoder.position_embedding((3, 9))[0, 0], encoder.position_embedding((4, 4))[0, 0])
-    assert encoder.position_embedding((3, 9)).shape == (1, 28, 32)
+    tower = OpenClipViT(tiny_clip.model.visual)
+    assert torch.equal(tower.position_embedding((3, 9))[0, 0], tower.position_embedding((4, 4))[0, 0])
+    assert tower.position_embedding((3, 9)).shape == (1, 28, 32)
 
 
 def test_an_image_does_not_see_its_batch(tiny_clip: LoadedClip) -> None:
@@ -93,7 +94,7 @@ def test_bf16_is_near_and_the_last_block_stays_exact(tiny_clip: LoadedClip) -> N
     assert found.attention.dtype == torch.float32
     assert (found.tokens_cls - exact.tokens_cls).norm() < 0.02 * exact.tokens_cls.norm()
     torch.testing.assert_close(found.attention, exact.attention, rtol=0.05, atol=2e-3)
-    assert {p.dtype for p in encoder.last_block.block.parameters()} == {torch.float32}
+    assert {p.dtype for p in encoder.blocks[-1].parameters()} == {torch.float32}
     assert {p.dtype for block in encoder.blocks[:-1] for p in block.parameters()} == {torch.bfloat16}
 
 
@@ -101,9 +102,9 @@ def test_last_block_leads_to_open_clips_own_features(tiny_clip: LoadedClip) -> N
     encoder, images = ClipEncoder(tiny_clip, CPU), _images()
     tokens = encoder.encode(images).tokens_cls.clone()
     with torch.no_grad():
-        last = encoder.last_block
-        features = last.features(tokens, last.block.ln_1(tokens))
-        tower = encoder.tower
+        tail = encoder.tail((4, 4))
+        features = tail.features(tokens, tail.normalise(tokens))
+        tower = encoder.model
         expected = tower.ln_post(tower.transformer.resblocks[-1](tokens))[:, 1:] @ tower.proj
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
     assert features.shape == (2, 16, 32)
@@ -114,17 +115,17 @@ def test_tokens_of_the_encoder_go_into_gradcam(tiny_clip: LoadedClip) -> None:
     tokens = encoder.encode(_images()).tokens_cls
     text = torch.nn.functional.normalize(torch.randn(3, 32), dim=1)
     present = torch.ones(2, 3, dtype=torch.bool)
-    maps = softmax_gradcam(
-        tokens, encoder.last_block.block.ln_1, encoder.last_block.features, cosine_logits(text, encoder.logit_scale), present
-    )
+    tail = encoder.tail((4, 4))
+    logits = cosine_logits(text, encoder.logit_scale)
+    maps = softmax_gradcam(tokens, tail.normalise, tail.features, tail.patches, logits, present)
     assert maps.shape == (6, 16)
     assert torch.isfinite(maps).all()
-    assert all(p.grad is None and not p.requires_grad for p in encoder.tower.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in encoder.model.parameters())
 
 
 def test_what_the_encoder_tells(tiny_clip: LoadedClip) -> None:
     encoder = ClipEncoder(tiny_clip, CPU)
-    assert encoder.patch_size == 8
+    assert (encoder.patch_size, encoder.width) == (8, 32)
     assert len(encoder.blocks) == 3
     assert encoder.logit_scale == pytest.approx(20.0855, rel=1e-4)  # exp(3), from the file
     assert len(encoder.mean) == len(encoder.std) == 3

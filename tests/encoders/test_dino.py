@@ -74,7 +74,7 @@ def test_same_as_timm(encoder: DinoEncoder, height: int, width: int, blocks: tup
 def test_the_full_matrix_has_rows_that_sum_to_one(encoder: DinoEncoder) -> None:
     with torch.inference_mode():
         x = torch.randn(2, 7, encoder.model.embed_dim)
-        attention = encoder._attention(encoder.blocks[0], x)
+        attention = encoder.tower.attention(0, x, (2, 2))
     torch.testing.assert_close(attention.sum(-1), torch.ones(2, 7))
 
 

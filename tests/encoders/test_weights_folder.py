@@ -224,7 +224,7 @@ def test_size_is_that_of_the_parameters(tiny_folder: Path, folder: Path, monkeyp
 
 def test_nothing_is_fetched_for_a_model_that_is_no_vit(hub: Hub, folder: Path) -> None:
     asked, _ = hub({})
-    with pytest.raises(UsageError, match="resnet50 is no plain ViT"):
+    with pytest.raises(UsageError, match="resnet50 is a ResNet of a form that no adapter opens"):
         build_dino(resolve_dino("resnet50", "hub"))
     assert asked == []
 

@@ -95,7 +95,7 @@ def test_untrained_dense_is_a_softmax_over_cosines_of_clips_features(clip, image
     found = of.cams([photo])[0].flatten(1)
     tokens_cls = clip.encoder.encode(photo.inputs[0][None]).tokens_cls
     with torch.no_grad():
-        output = clip.encoder.tower.ln_post(clip.encoder.blocks[-1](tokens_cls)[0, 1:]) @ clip.encoder.tower.proj  # (N, E)
+        output = clip.encoder.model.ln_post(clip.encoder.blocks[-1](tokens_cls)[0, 1:]) @ clip.encoder.model.proj  # (N, E)
     labels = photo.sample.labels
     words = [clip.text.classes[label] for label in labels] + list(clip.text.background)
     scale = aligned_scale or 10.0
@@ -166,7 +166,7 @@ def test_few_photos_zero_is_exactly_the_aligned_cam(clip):
     of = maker(clip, SURE, made)
     photo = of.load(clip.samples["b_trio"])
     tokens = clip.encoder.encode(photo.inputs[0][None])
-    expected = of.heads.maps(tokens.tokens_cls, clip.encoder.last_block, [photo.sample.labels], [None])
+    expected = of.heads.maps(tokens.tokens_cls, clip.encoder.tail(tokens.grid), [photo.sample.labels], [None])
     for readout in ("gradcam", "dense"):
         found = cam(clip, "b_trio", changed(SURE, readout=readout), made)
         assert torch.equal(found.flatten(1), expected)

@@ -158,7 +158,7 @@ def test_samples_for_the_heads(prepared, root, workspace_in, online):
     samples = labels(crops, encoded).samples
     assert samples is not None
     assert samples.classes.tolist() == [[2, -1, -1], [-1, -1, -1], [2, 11, 14]]
-    expected = head_features(encoded.clip.tokens_cls, inputs.encoder.last_block, "output")
+    expected = head_features(encoded.clip.tokens_cls, inputs.encoder.tail(encoded.clip.grid), "output")
     assert torch.equal(samples.tokens, expected)
     assert torch.equal(samples.cams, labels.refined(crops, encoded))
     assert not samples.cams.requires_grad

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.encoders.last_block import LastBlock, value_tokens
+from pipelines.encoders.open_clip_vit import block_tail
+from pipelines.encoders.tower import Tail
 from pipelines.ops.dense_readout import smooth_over_superpixels, text_probabilities
 
 WIDTH, EMBED = 12, 7
@@ -25,8 +29,25 @@ class Block(nn.Module):
         self.mlp = nn.Linear(WIDTH, WIDTH)
 
 
+@dataclass(frozen=True)
+class LastBlock:
+    """A block and what stands behind it, and the tail that is made of them."""
+
+    block: Any
+    ln_post: nn.Module
+    projection: Tensor
+
+    @property
+    def tail(self) -> Tail:
+        return block_tail(self.block, self.ln_post, self.projection)
+
+
+def value_tokens(tokens_cls: Tensor, last: LastBlock) -> Tensor:
+    return last.tail.value_tokens(last.tail.normalise(last.tail.patches(tokens_cls)))
+
+
 def _probabilities(values: Tensor, last: LastBlock, text: Tensor, targets: int, scale: float) -> Tensor:
-    return text_probabilities(F.normalize(last.project(values), dim=-1), text, targets, scale)
+    return text_probabilities(F.normalize(last.tail.project(values), dim=-1), text, targets, scale)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import open_clip
@@ -11,13 +12,27 @@ from hypothesis import strategies as st
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from pipelines.encoders.last_block import LastBlock
+from pipelines.encoders.open_clip_vit import block_tail
+from pipelines.encoders.tower import Tail
 from pipelines.ops.gradcam import Features, Logits, cosine_logits, softmax_entries, softmax_gradcam
 from pipelines.ops.scaling import min_max
 
 WIDTH, JOINT, PATCHES, ENTRIES = 32, 16, 12, 6
 PRESENT = torch.tensor([[1, 0, 0, 0, 1, 1], [1, 1, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1]]).bool()
 TARGETS = torch.tensor([[1, 0, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
+
+
+@dataclass(frozen=True)
+class LastBlock:
+    """A block and what stands behind it, and the tail that is made of them."""
+
+    block: Any
+    ln_post: nn.Module
+    projection: Tensor
+
+    @property
+    def tail(self) -> Tail:
+        return block_tail(self.block, self.ln_post, self.projection)
 
 
 @pytest.fixture(scope="module", params=[None, 0.3], ids=["plain", "layer_scale"])
@@ -49,7 +64,8 @@ def _head() -> Logits:
 
 
 def _maps(tokens: Tensor, last: LastBlock, *args: Any, features: Features | None = None, **options: Any) -> Tensor:
-    return softmax_gradcam(tokens, last.block.ln_1, features or last.features, *args, **options)
+    tail = last.tail
+    return softmax_gradcam(tokens, tail.normalise, features or tail.features, tail.patches, *args, **options)
 
 
 def _naive(tokens: Tensor, last: LastBlock, logits: Logits, present: Tensor, targets: Tensor) -> list[Tensor]:
@@ -162,7 +178,7 @@ def _naive_values(tokens: Tensor, last: LastBlock, logits: Logits, present: Tens
 @pytest.mark.parametrize("logits", [_cosine(), _head()], ids=["cosine", "head"])
 def test_value_features(tokens: Tensor, last_block: LastBlock, logits: Logits) -> None:
     expected = torch.stack(_naive_values(tokens, last_block, logits, PRESENT, TARGETS))
-    actual = _maps(tokens, last_block, logits, PRESENT, TARGETS, features=last_block.value_features, relu=False)
+    actual = _maps(tokens, last_block, logits, PRESENT, TARGETS, features=last_block.tail.value_features, relu=False)
     _close(actual, expected)
     whole_block = _maps(tokens, last_block, logits, PRESENT, TARGETS, relu=False)
     assert not torch.allclose(actual, whole_block, rtol=1e-2, atol=0)

@@ -58,8 +58,8 @@ def test_clip_tells_which_classes_are_in_a_picture(clip: ClipEncoder, pictures: 
         encoded = clip.encode(
             encoder_input(Image.fromarray(picture.image), (24, 32), clip.patch_size, clip.mean, clip.std)[None]
         )
-        block = clip.last_block
-        features = block.features(encoded.tokens_cls, block.block.ln_1(encoded.tokens_cls)).mean(1)
+        tail = clip.tail(encoded.grid)
+        features = tail.features(encoded.tokens_cls, tail.normalise(encoded.tokens_cls)).mean(1)
         scores.append(cosine_logits(text, clip.logit_scale)(features)[0].detach().numpy())
     present = np.asarray(scores)[truth]
     absent = np.asarray(scores)[~truth]

@@ -159,7 +159,7 @@ def seen(workspace: Workspace, refine: RefineOptions = REFINE):
 @torch.no_grad()
 def slow_features(encoder: ClipEncoder, tokens_cls: torch.Tensor, which: str) -> torch.Tensor:
     """Patch features ``(N, E)`` of one photo by open_clip's own modules, the value path row by row."""
-    block, post, projection = encoder.blocks[-1], encoder.tower.ln_post, encoder.tower.proj
+    block, post, projection = encoder.blocks[-1], encoder.model.ln_post, encoder.model.proj
     if which == "output":
         return post(block(tokens_cls)[0, 1:]) @ projection
     width = tokens_cls.shape[-1]

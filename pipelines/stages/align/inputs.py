@@ -157,8 +157,8 @@ class AlignInputs:
         encoded = pair.encode(photos, clip_tokens=True)
         if encoded.clip is None:
             raise ValueError("CLIP's tokens were asked for")
-        block = pair.clip.last_block
-        features = head_features(encoded.clip.tokens_cls, block, self.options.features)  # (B, N, E)
+        tail = pair.clip.tail(encoded.clip.grid)
+        features = head_features(encoded.clip.tokens_cls, tail, self.options.features)  # (B, N, E)
         labels = [photo.sample.labels for photo in photos]
         memberships = [photo.superpixels.membership if photo.superpixels else None for photo in photos]
         maps = torch.split(maker.read_out(encoded.clip, labels, memberships), [len(own) for own in labels])

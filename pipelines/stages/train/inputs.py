@@ -152,7 +152,7 @@ class TrainInputs:
         """A new decoder; equal seeds give equal ones."""
         options = self.sections.train
         torch.manual_seed(options.seed)
-        classes, width = len(self.workspace.dataset.classes.names), self.encoder.tower.conv1.out_channels
+        classes, width = len(self.workspace.dataset.classes.names), self.encoder.width
         decoder = SegmentationDecoder(
             self.token_blocks, width, classes, options.hidden, options.decoder_layers, options.decoder_heads
         )

@@ -1,0 +1,120 @@
+"""open_clip's own ViT, as OpenAI's, LAION's and most other CLIPs have it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from pipelines.encoders.tower import Grid, Tail
+from pipelines.ops.attention import attention_with_weights
+
+
+def fits(model: nn.Module) -> bool:
+    """Whether a model is such a ViT, with plain blocks and a projection behind the closing LayerNorm (CoCa pools before it)."""
+    return (
+        isinstance(model, VisionTransformer)
+        and model.attn_pool is None
+        and model.proj is not None
+        and all(isinstance(block, ResidualAttentionBlock) for block in model.transformer.resblocks)
+    )
+
+
+class OpenClipViT:
+    """An open_clip ViT as a `pipelines.encoders.tower.VisionTower`; one CLS token stands first.
+
+    Args:
+        model: The image tower.
+    """
+
+    prefix = 1
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = cast("VisionTransformer", model)
+        self.width: int = self.model.conv1.out_channels
+        self.patch_size: int = self.model.patch_size[0]
+        self._positions: dict[Grid, Tensor] = {}
+
+    @property
+    def blocks(self) -> list[ResidualAttentionBlock]:
+        """The residual blocks, first to last."""
+        return list(self.model.transformer.resblocks)
+
+    def lower(self, dtype: torch.dtype) -> None:
+        """Compute all before the last block in this precision."""
+        for module in (self.model.conv1, self.model.ln_pre, *self.blocks[:-1]):
+            module.to(dtype)
+
+    def position_embedding(self, grid: Grid) -> Tensor:
+        """Position table for ``grid``: CLS row kept, patch rows resized bilinearly, ``(1, h * w + 1, D)``."""
+        if grid not in self._positions:
+            table = self.model.positional_embedding.float()  # (S * S + 1, D)
+            side = round((table.shape[0] - 1) ** 0.5)
+            patches = table[1:].T.reshape(1, -1, side, side)  # (1, D, S, S)
+            resized = F.interpolate(patches, size=grid, mode="bilinear", align_corners=False)  # (1, D, h, w)
+            # The reference keeps the resized table in half precision; maps differ by up to 1e-2 without this rounding.
+            positions = torch.cat([table[:1], resized.flatten(2)[0].T]).half()  # (h * w + 1, D)
+            self._positions[grid] = positions.unsqueeze(0).to(self.model.conv1.weight.dtype)
+        return self._positions[grid]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patches and CLS with their positions, ``(B, N + 1, D)``."""
+        model = self.model
+        patches = model.conv1(images)  # (B, D, h, w)
+        positions = self.position_embedding((patches.shape[2], patches.shape[3]))
+        cls = model.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)  # (B, 1, D)
+        x = torch.cat([cls, patches.flatten(2).transpose(1, 2)], dim=1) + positions  # (B, N + 1, D)
+        return cast("Tensor", model.ln_pre(x))
+
+    def block(self, index: int, x: Tensor, grid: Grid) -> Tensor:
+        """Output of a block, ``(B, N + 1, D)``."""
+        return cast("Tensor", self.blocks[index](x))
+
+    def attention(self, index: int, x: Tensor, grid: Grid) -> Tensor:
+        """A block's attention, ``(B, N + 1, N + 1)``."""
+        block = self.blocks[index]
+        query, key, _ = _projected(block.attn, block.ln_1(x))
+        return attention_with_weights(query, key, None, block.attn.num_heads)[1]
+
+    def block_with_attention(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """`block` and `attention` from one set of queries and keys."""
+        block = self.blocks[index]
+        attended, weights = attention_with_weights(*_projected(block.attn, block.ln_1(x)), block.attn.num_heads)
+        return _behind_attention(block, x, attended), weights
+
+    def tail(self, grid: Grid) -> Tail:
+        """What stands behind the last block's input; it is the same on every grid."""
+        return block_tail(self.blocks[-1], cast("nn.LayerNorm", self.model.ln_post), cast("Tensor", self.model.proj))
+
+
+def block_tail(block: Any, ln_post: Callable[[Tensor], Tensor], projection: Tensor) -> Tail:
+    """A pre-norm residual block as open_clip builds it, a LayerNorm and a projection ``(D, E)``."""
+
+    def output(tokens_cls: Tensor, activation: Tensor) -> Tensor:
+        attn = block.attn
+        batch, count, width = activation.shape
+        split = (batch, count, attn.num_heads, width // attn.num_heads)
+        query, key, value = (part.view(split).transpose(1, 2) for part in _projected(attn, activation))  # (B, heads, T, d)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, count, width)  # (B, T, D)
+        return _behind_attention(block, tokens_cls, attended)
+
+    def value_tokens(activation: Tensor) -> Tensor:
+        attn, width = block.attn, activation.shape[-1]
+        value = F.linear(activation, attn.in_proj_weight[2 * width :], attn.in_proj_bias[2 * width :])  # (..., N, D)
+        return cast("Tensor", attn.out_proj(value))
+
+    return Tail(OpenClipViT.prefix, block.ln_1, output, value_tokens, lambda tokens: ln_post(tokens) @ projection)
+
+
+def _projected(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = F.linear(normed, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
+    return query, key, value
+
+
+def _behind_attention(block: Any, x: Tensor, attended: Tensor | None) -> Tensor:
+    x = x + block.ls_1(block.attn.out_proj(attended))  # (B, T, D)
+    return cast("Tensor", x + block.ls_2(block.mlp(block.ln_2(x))))

@@ -1,0 +1,112 @@
+"""timm's Eva: DINOv3, EVA-CLIP, Perception Encoder; positions are rotations of queries and keys."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+from timm.models.eva import Eva, EvaBlock
+from torch import Tensor, nn
+
+from pipelines.encoders.timm_trunk import TimmTrunk, projection, trunk_of
+from pipelines.encoders.tower import Grid, Tail
+from pipelines.ops.attention import attention_with_weights
+
+
+def fits(model: nn.Module) -> bool:
+    """Whether a model, or the one that open_clip wraps, is an Eva of pre-norm blocks (EVA02-E has post-norm ones)."""
+    trunk = trunk_of(model)
+    return isinstance(trunk, Eva) and all(isinstance(block, EvaBlock) for block in trunk.blocks)
+
+
+class TimmEva(TimmTrunk):
+    """A timm Eva as a `pipelines.encoders.tower.VisionTower`."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patches, CLS and registers with their absolute positions, where there are some, ``(B, P + N, D)``."""
+        x, _ = self.model._pos_embed(self.model.patch_embed(images))
+        return cast("Tensor", self.model.norm_pre(x))
+
+    def block(self, index: int, x: Tensor, grid: Grid) -> Tensor:
+        """Output of a block, ``(B, P + N, D)``."""
+        return cast("Tensor", self.blocks[index](x, rope=self._rotation(index, grid)))
+
+    def attention(self, index: int, x: Tensor, grid: Grid) -> Tensor:
+        """A block's attention, ``(B, P + N, P + N)``."""
+        return self._attended(index, x, grid, values=False)[1]
+
+    def block_with_attention(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """`block` and `attention` from one set of queries and keys."""
+        attended, weights = self._attended(index, x, grid, values=True)
+        block = self.blocks[index]
+        return _behind_attention(block, x, _out(block.attn, attended, block.norm1(x))), weights
+
+    def tail(self, grid: Grid) -> Tail:
+        """What stands behind the last block's input; the rotations depend on the grid."""
+        block, index = self.blocks[-1], len(self.blocks) - 1
+        attn, rotation = block.attn, self._rotation(index, grid)
+
+        def output(tokens_cls: Tensor, activation: Tensor) -> Tensor:
+            return _behind_attention(block, tokens_cls, attn(activation, rope=rotation))
+
+        def value_tokens(activation: Tensor) -> Tensor:
+            return _out(attn, _all_heads(attn, _projected(attn, activation)[2]).flatten(-2), activation)
+
+        return Tail(self.prefix, block.norm1, output, value_tokens, projection(self.model, self.head))
+
+    def _rotation(self, index: int, grid: Grid) -> Tensor | None:
+        """Sines and cosines of the positions; some models have them a block and head."""
+        rope = self.model.rope
+        if rope is None:
+            return None
+        if getattr(rope, "feat_shape", None) is not None:  # it holds those of one grid
+            rope.update_feat_shape(grid)
+        embedding = rope.get_embed(grid)
+        return cast("Tensor", embedding[index] if self.model.rope_mixed else embedding)
+
+    def _attended(self, index: int, x: Tensor, grid: Grid, values: bool) -> tuple[Tensor | None, Tensor]:
+        block = self.blocks[index]
+        attn, rotation = block.attn, self._rotation(index, grid)
+        query, key, value = _projected(attn, block.norm1(x))  # (B, T, heads, d) each
+        rotated = [_rotated(attn, norm(part), rotation, value) for norm, part in ((attn.q_norm, query), (attn.k_norm, key))]
+        q, k, v = (_all_heads(attn, part).flatten(2) for part in (*rotated, value))  # (B, T, heads * d)
+        return attention_with_weights(q, k, v if values else None, attn.num_heads)
+
+
+def _projected(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values by head, ``(..., T, heads, d)``; keys and values may have fewer heads."""
+    if attn.qkv is None:
+        parts = [attn.q_proj(normed), attn.k_proj(normed), attn.v_proj(normed)]
+    else:
+        packed = getattr(attn, "q_bias", None) is not None
+        bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias]) if packed else attn.qkv.bias
+        parts = list(F.linear(normed, attn.qkv.weight, bias).chunk(3, dim=-1))
+    query, key, value = (part.unflatten(-1, (-1, attn.head_dim)) for part in parts)
+    return query, key, value
+
+
+def _rotated(attn: Any, part: Tensor, rotation: Tensor | None, like: Tensor) -> Tensor:
+    """Turn the patches by their positions; prefix tokens have none."""
+    if rotation is None:
+        return part
+    prefix, by_head = attn.num_prefix_tokens, part.transpose(1, 2)  # (B, heads, T, d)
+    turned = apply_rot_embed_cat(by_head[:, :, prefix:], rotation, half=attn.rotate_half)
+    return torch.cat([by_head[:, :, :prefix], turned], dim=2).type_as(like).transpose(1, 2)  # (B, T, heads, d)
+
+
+def _all_heads(attn: Any, part: Tensor) -> Tensor:
+    """Repeat shared keys and values for each query head that reads them."""
+    return part.repeat_interleave(attn.num_heads // part.shape[-2], dim=-2)
+
+
+def _out(attn: Any, attended: Tensor | None, normed: Tensor) -> Tensor:
+    attended = attn.norm(attended)
+    return cast("Tensor", attn.proj(attended if attn.gate is None else attended * attn.gate(normed).sigmoid()))
+
+
+def _behind_attention(block: Any, x: Tensor, attended: Tensor) -> Tensor:
+    x = x + (attended if block.gamma_1 is None else block.gamma_1 * attended)  # (B, T, D)
+    transformed = block.mlp(block.norm2(x))
+    return cast("Tensor", x + (transformed if block.gamma_2 is None else block.gamma_2 * transformed))

@@ -1,0 +1,63 @@
+"""timm's VisionTransformer: DINO, DINOv2 with and without registers, SigLIP."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from pipelines.encoders.timm_trunk import TimmTrunk, projection, trunk_of
+from pipelines.encoders.tower import Grid, Tail
+from pipelines.ops.attention import attention_with_weights
+
+
+def fits(model: nn.Module) -> bool:
+    """Whether a model, or the one that open_clip wraps, is such a ViT of plain pre-norm blocks."""
+    trunk = trunk_of(model)
+    return isinstance(trunk, VisionTransformer) and all(
+        type(block) is Block and type(block.attn) is Attention for block in trunk.blocks
+    )
+
+
+class TimmViT(TimmTrunk):
+    """A timm ViT as a `pipelines.encoders.tower.VisionTower`."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patches, CLS and registers with their positions, ``(B, P + N, D)``."""
+        model = self.model
+        return cast("Tensor", model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images)))))
+
+    def block(self, index: int, x: Tensor, grid: Grid) -> Tensor:
+        """Output of a block, ``(B, P + N, D)``."""
+        return cast("Tensor", self.blocks[index](x))
+
+    def attention(self, index: int, x: Tensor, grid: Grid) -> Tensor:
+        """A block's attention, ``(B, P + N, P + N)``."""
+        block = self.blocks[index]
+        attn = block.attn
+        query, key, _ = attn.qkv(block.norm1(x)).chunk(3, dim=-1)
+        heads, split = attn.num_heads, (x.shape[0], x.shape[1], attn.num_heads, -1)
+        query = attn.q_norm(query.view(split)).flatten(2)  # (B, P + N, D)
+        key = attn.k_norm(key.view(split)).flatten(2)  # (B, P + N, D)
+        return attention_with_weights(query, key, None, heads)[1]
+
+    def block_with_attention(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """`block` and `attention`; timm's fused kernel makes the output, so that it has the same bits either way."""
+        return self.block(index, x, grid), self.attention(index, x, grid)
+
+    def tail(self, grid: Grid) -> Tail:
+        """What stands behind the last block's input; it is the same on every grid."""
+        block: Any = self.blocks[-1]
+        attn = block.attn
+
+        def output(tokens_cls: Tensor, activation: Tensor) -> Tensor:
+            x = tokens_cls + block.ls1(attn(activation))  # (B, P + N, D)
+            return cast("Tensor", x + block.ls2(block.mlp(block.norm2(x))))
+
+        def value_tokens(activation: Tensor) -> Tensor:
+            value = attn.norm(attn.qkv(activation).chunk(3, dim=-1)[2])  # (..., N, D)
+            return cast("Tensor", attn.proj(value if attn.gate is None else value * attn.gate(activation).sigmoid()))
+
+        return Tail(self.prefix, block.norm1, output, value_tokens, projection(self.model, self.head))

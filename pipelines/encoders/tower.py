@@ -1,0 +1,193 @@
+"""A frozen vision transformer, opened: its blocks one by one, their attention, and what stands behind the last block's input.
+
+An adapter makes a library's model a `VisionTower`; `walk` is the one pass over its blocks that every encoder uses. Where prefix
+tokens (CLS, registers) stand and how queries, keys and values are packed stands in adapters and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+Grid = tuple[int, int]
+"""Token rows and columns, ``(h, w)``; tokens are row-major."""
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What stands behind the last block's input, on one grid.
+
+    Attributes:
+        prefix: Number of tokens before the patches.
+        normalise: What the last block does first: its LayerNorm, ``(..., T, D)`` to the same shape.
+        output: Block input and its normalised form, both ``(B, P + N, D)``, to the block's output of the same shape. They are
+            separate so that a gradient can be taken with respect to the second.
+        value_tokens: Values of the normalised input behind the attention's output projection, ``(..., N, D)`` of the same.
+        project: Tokens ``(..., N, D)`` into the joint space, ``(..., N, E)``, not L2-normalised.
+    """
+
+    prefix: int
+    normalise: Callable[[Tensor], Tensor]
+    output: Callable[[Tensor, Tensor], Tensor]
+    value_tokens: Callable[[Tensor], Tensor]
+    project: Callable[[Tensor], Tensor]
+
+    def patches(self, tokens_cls: Tensor) -> Tensor:
+        """Drop the prefix: ``(..., P + N, D)`` to ``(..., N, D)``."""
+        return tokens_cls[..., self.prefix :, :]
+
+    def features(self, tokens_cls: Tensor, activation: Tensor) -> Tensor:
+        """Projected patches of the block's output.
+
+        Args:
+            tokens_cls: Block input ``(B, P + N, D)``.
+            activation: ``normalise(tokens_cls)``.
+
+        Returns:
+            ``(B, N, E)``, not L2-normalised.
+        """
+        return self.project(self.patches(self.output(tokens_cls, activation)))  # (B, N, E)
+
+    def value_features(self, tokens_cls: Tensor, activation: Tensor) -> Tensor:
+        """Like `features`, but the value path alone: no attention, no residual, no MLP.
+
+        Args:
+            tokens_cls: Not used; stands where `features` has it.
+            activation: ``normalise(tokens_cls)``, ``(B, P + N, D)``.
+
+        Returns:
+            ``(B, N, E)``, not L2-normalised.
+        """
+        return self.project(self.value_tokens(self.patches(activation)))  # (B, N, E)
+
+
+class VisionTower(Protocol):
+    """A vision transformer of some library.
+
+    Attributes:
+        width: Width D of a token.
+        patch_size: Side of a square patch in pixels.
+        prefix: Number P of tokens before the patches: CLS, registers, or none.
+    """
+
+    width: int
+    patch_size: int
+    prefix: int
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer blocks, first to last."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised RGB ``(B, 3, H, W)``, sides multiples of the patch, to the first block's input ``(B, P + N, D)``."""
+
+    def block(self, index: int, x: Tensor, grid: Grid) -> Tensor:
+        """Output of a block, ``(B, P + N, D)`` of the same shape."""
+
+    def attention(self, index: int, x: Tensor, grid: Grid) -> Tensor:
+        """A block's attention averaged over heads, ``(B, P + N, P + N)`` fp32; row = receiver, every row sums to 1."""
+
+    def block_with_attention(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """`block` and `attention` of one input."""
+
+    def tail(self, grid: Grid) -> Tail:
+        """What stands behind the last block's input."""
+
+    def lower(self, dtype: torch.dtype) -> None:
+        """Compute all before the last block in this precision; the last block and what follows stay as they are."""
+
+
+@dataclass(frozen=True)
+class Walked:
+    """What one pass leaves behind.
+
+    Attributes:
+        tokens_cls: Tokens that enter the last block, ``(B, P + N, D)``, in the last block's precision.
+        grid: ``(h, w)`` with ``h * w == N``.
+        attention: Mean over the requested blocks of the attention between patches, ``(B, N, N)`` fp32, or None.
+        block_tokens: Output of the first L blocks, patches only, ``(L, B, N, D)``, or None if L is 0.
+        block_attention: Attention of each block that was to be kept apart, ``(A, B, N, N)`` fp32, or None.
+    """
+
+    tokens_cls: Tensor
+    grid: Grid
+    attention: Tensor | None
+    block_tokens: Tensor | None
+    block_attention: Tensor | None
+
+
+def walk(
+    tower: VisionTower,
+    images: Tensor,
+    attention_blocks: Collection[int] = (),
+    token_blocks: int = 0,
+    each_block: Collection[int] = (),
+) -> Walked:
+    """Run all blocks but the last; the last too if its tokens are asked for.
+
+    Args:
+        tower: The opened model.
+        images: Normalised RGB, ``(B, 3, H, W)``, on the tower's device and in its precision.
+        attention_blocks: Blocks whose attention is averaged; 0 is the first, ``len(blocks) - 1`` the last. Of the last block
+            only the attention is computed.
+        token_blocks: Number of blocks, from the first, whose output is kept.
+        each_block: Blocks whose attention is kept apart.
+
+    Raises:
+        ValueError: A block that is not there.
+    """
+    depth, prefix = len(tower.blocks), tower.prefix
+    averaged, apart = checked_blocks(attention_blocks, depth), checked_blocks(each_block, depth)
+    if not 0 <= token_blocks <= depth:
+        raise ValueError(f"token_blocks {token_blocks}: expected 0 to {depth}")
+    grid = (images.shape[-2] // tower.patch_size, images.shape[-1] // tower.patch_size)
+    total: Tensor | None = None
+    tokens: list[Tensor] = []
+    attentions: list[Tensor] = []
+
+    def note(index: int, weights: Tensor) -> None:
+        nonlocal total
+        weights = weights[:, prefix:, prefix:]  # (B, N, N)
+        if index in averaged:
+            total = weights.clone() if total is None else total.add_(weights)
+        if index in apart:
+            attentions.append(weights)
+
+    x = tower.embed(images)  # (B, P + N, D)
+    last = depth - 1
+    for index in range(last):
+        if index in averaged | apart:
+            x, weights = tower.block_with_attention(index, x, grid)
+            note(index, weights)
+        else:
+            x = tower.block(index, x, grid)
+        if index < token_blocks:
+            tokens.append(x[:, prefix:])
+    tokens_cls = x.to(next(tower.blocks[last].parameters()).dtype)
+    if last in averaged | apart:
+        note(last, tower.attention(last, tokens_cls, grid))
+    if token_blocks == depth:
+        tokens.append(tower.block(last, tokens_cls, grid)[:, prefix:].to(x.dtype))
+    return Walked(
+        tokens_cls,
+        grid,
+        None if total is None else total / len(averaged),
+        torch.stack(tokens) if tokens else None,
+        torch.stack(attentions) if attentions else None,
+    )
+
+
+def checked_blocks(wanted: Collection[int], count: int) -> frozenset[int]:
+    """The wanted block numbers, each once.
+
+    Raises:
+        ValueError: One of them is not in ``range(count)``.
+    """
+    blocks = frozenset(wanted)
+    if not blocks <= set(range(count)):
+        raise ValueError(f"attention_blocks {sorted(blocks)}: expected numbers from 0 to {count - 1}")
+    return blocks
