@@ -11,29 +11,29 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
-    # name: what it does, in the order in which people need it
-    "doctor": "Check environment, weights and dataset before hours are spent.",
-    "sample": "Draw a small dataset with masks, to try everything on.",
-    "labels": "Turn XML, COCO JSON, masks, CSV or one-hot .npy into a label file.",
-    "text": "Write a text bank: class embeddings without the text tower.",
-    "superpixels": "1  SLIC superpixels of every photo -> superpixels.h5",
-    "align": "2  CMPA: heads that match images and words -> cmpa.safetensors",
+    # name: what it does, in the order of use
+    "doctor": "Check the environment, the weights and the dataset before a long run.",
+    "sample": "Draw a small synthetic dataset with masks, to try every command on.",
+    "labels": "Convert XML, COCO JSON, masks, CSV or one-hot .npy to a label file.",
+    "text": "Write text banks: class embeddings that replace the text tower.",
+    "superpixels": "1  SLIC superpixels of every image -> superpixels.h5",
+    "align": "2  Train CMPA's alignment heads (image and text) -> cmpa.safetensors",
     "cams": "3  Class activation maps from the frozen CLIP -> cams.h5",
     "refine": "4  CLIP + DINO affinity, superpixel mask, CRF -> masks/*.png",
-    "train": "5  A segmentation model from pseudo-masks made on line -> model.safetensors",
-    "predict": "6  Label maps of any photos from the trained model -> predictions/*.png",
+    "train": "5  Train a segmentation decoder on pseudo-masks made online -> model.safetensors",
+    "predict": "6  Predict label maps of a split or of any folder of images -> predictions/*.png",
     "eval": "7  Score CAMs, masks or any folder of PNGs against ground truth.",
-    "retrain": "A standard segmentation network on mmsegmentation, from the pseudo-masks.",
-    "merge": "One output of what shards of the work list have written.",
-    "ablation": "The same refinement, one part more at a time: what does each bring?",
-    "show": "Pictures: panels, a contact sheet, one HTML page.",
-    "report": "Scores, ablation and pictures on one HTML page.",
-    "status": "What is done in a work directory, and what comes next.",
+    "retrain": "Train a standard segmentation network on the pseudo-masks with mmsegmentation.",
+    "merge": "Merge the outputs of all shards into one.",
+    "ablation": "Ablation: add one component at a time and compare.",
+    "show": "Draw panels of images, a contact sheet and one HTML page.",
+    "report": "Put scores, ablation and pictures on one HTML page.",
+    "status": "Show what a work directory holds and which command comes next.",
 }
 
 
 class LazyCommand(TyperCommand):
-    """Stands for a subcommand until it is used, so that ``ssr --help`` imports none of them."""
+    """Placeholder of a subcommand: its module is imported when it runs, so that ``ssr --help`` imports none."""
 
     def load(self) -> Any:
         """The real command, from ``ssr_cli.commands.<name>``."""
@@ -43,7 +43,7 @@ class LazyCommand(TyperCommand):
         return typer.main.get_command(app)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Hand over to the real command."""
+        """Context of the real command."""
         return self.load().make_context(info_name, args, parent=parent, **extra)
 
 
@@ -55,13 +55,13 @@ class LazyGroup(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A stand-in for the named subcommand."""
+        """Placeholder of the named subcommand."""
         if cmd_name not in COMMANDS:
             return None
         return LazyCommand(cmd_name, callback=None, params=[], help=COMMANDS[cmd_name], rich_help_panel=None)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """A completion flag may be followed by the name of a shell; Typer's own takes none."""
+        """Take the name of a shell after a completion flag; Typer's own flag takes none."""
         if args and args[0] in {"--install-completion", "--show-completion"} and not ctx.resilient_parsing:
             from ssr_cli.completion import complete
 
@@ -78,8 +78,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         typer.echo(f"ssr {version('ssr')}")
@@ -91,11 +91,11 @@ def ssr(
     ctx: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", callback=_version, is_eager=True),
 ) -> None:
-    """From photos and class names to pseudo-masks and a model: superpixels, cams, refine, train, predict, eval."""
+    """From images and class names to pseudo-masks and a segmentation model, stage by stage."""
     if ctx.invoked_subcommand is None:
-        from ssr_cli.way import show_way
+        from ssr_cli.overview import print_overview
 
-        show_way(COMMANDS)
+        print_overview(COMMANDS)
 
 
 def main() -> None:

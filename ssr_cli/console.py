@@ -1,4 +1,4 @@
-"""How ``ssr`` speaks: progress, tables, errors and exit codes."""
+"""Console output of ``ssr``: progress, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -50,43 +50,43 @@ def reports_errors(debug: bool) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def say(line: str) -> None:
-    """A plain line."""
+def print_line(line: str) -> None:
+    """Print a line to stderr, without markup."""
     print(line, file=sys.stderr, flush=True)
 
 
-def say_amid(line: str) -> None:
-    """A plain line from a signal handler: it may have come amid a `print`, which cannot be entered twice."""
+def print_from_signal(line: str) -> None:
+    """Print a line to stderr from a signal handler: past `print`, which is not reentrant."""
     os.write(2, f"{line}\n".encode())
 
 
 def next_step(command: str) -> None:
-    """Print the one obvious next command."""
+    """Print the next command."""
     out.print(f"[dim]next:[/] [bold]{escape(command)}[/]")
 
 
 class ConsoleProgress:
-    """A stage's progress: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+    """Progress of a stage: a bar with rate and time left on a terminal, a line every 10 s elsewhere."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._title, self._total, self._done, self._before = "", 0, 0, 0
+        self._title, self._total, self._done, self._skipped = "", 0, 0, 0
         self._unit = "images"
-        self._started = self._spoken = 0.0
+        self._started = self._last_line = 0.0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:  # an error ended the run: give the terminal back
+        if self._bar is not None:  # after an error: the bar must not stay on the terminal
             self._bar.stop()
 
     def start(self, title: str, total: int, done: int = 0, unit: str = "images") -> None:
-        """Begin a run of ``total`` images, ``done`` of them there already."""
+        """Begin a run of ``total`` images, of which ``done`` were finished before."""
         self._unit = unit
-        self._title, self._total, self._done, self._before = title, total, done, done
-        self._started = self._spoken = time.monotonic()
+        self._title, self._total, self._done, self._skipped = title, total, done, done
+        self._started = self._last_line = time.monotonic()
         if err.is_terminal:
             self._bar = Progress(
                 TextColumn("[bold]{task.description}"),
@@ -101,33 +101,33 @@ class ConsoleProgress:
             self._task = self._bar.add_task(title, total=total, completed=done, rate="")
             self._bar.start()
         else:
-            known = f", {done} there already" if done else ""
-            say(f"{title}: {total} {unit}{known}")
+            existing = f", {done} already done" if done else ""
+            print_line(f"{title}: {total} {unit}{existing}")
 
     def advance(self, count: int = 1) -> None:
         """Count finished images."""
         self._done += count
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=count, rate=self._rate())
-        elif time.monotonic() - self._spoken > 10:
-            self._spoken = time.monotonic()
-            say(f"{self._title}: {self._done}/{self._total}, {self._rate()}, {self._left()} left")
+        elif time.monotonic() - self._last_line > 10:
+            self._last_line = time.monotonic()
+            print_line(f"{self._title}: {self._done}/{self._total}, {self._rate()}, {self._left()} left")
 
     def skip(self, count: int = 1) -> None:
-        """Count images that are there already; the rate is that of the others."""
-        self._before += count
+        """Count images that were finished before; the rate leaves them out."""
+        self._skipped += count
         self.advance(count)
 
     def note(self, message: str) -> None:
-        """Say something beside the bar."""
+        """Print a warning beside the bar."""
         err.print(f"[yellow]{escape(message)}[/]")
 
     def status(self, message: str) -> None:
-        """Say how it goes."""
+        """Print the state of a long run, such as its losses."""
         if self._bar is not None:
             self._bar.console.print(f"[dim]{escape(self._title)} {self._done}: {escape(message)}[/]")
         else:
-            say(f"{self._title} {self._done}: {message}")
+            print_line(f"{self._title} {self._done}: {message}")
 
     def finish(self) -> None:
         """End the run."""
@@ -135,14 +135,14 @@ class ConsoleProgress:
             self._bar.stop()
             self._bar = None
         seconds = time.monotonic() - self._started
-        known = f", {self._before} there already" if self._before else ""
-        say(f"{self._title}: {self._done}/{self._total} in {seconds:.1f} s, {self._rate()}{known}")
+        existing = f", {self._skipped} already done" if self._skipped else ""
+        print_line(f"{self._title}: {self._done}/{self._total} in {seconds:.1f} s, {self._rate()}{existing}")
 
     def _rate(self) -> str:
         seconds = time.monotonic() - self._started
-        return f"{(self._done - self._before) / seconds:.1f} {self._unit}/s" if seconds > 0 else ""
+        return f"{(self._done - self._skipped) / seconds:.1f} {self._unit}/s" if seconds > 0 else ""
 
     def _left(self) -> str:
-        made = self._done - self._before
-        seconds = (time.monotonic() - self._started) / made * (self._total - self._done) if made else 0
+        computed = self._done - self._skipped
+        seconds = (time.monotonic() - self._started) / computed * (self._total - self._done) if computed else 0
         return f"{seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""What one command was asked to do: flags, config file, work directory and recipe, brought together."""
+"""One command line: flags, config file, work directory and recipe combined."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = "ssr"
 
 SOURCES = ("dataset", "clip", "dino")
-"""Sections that a work directory remembers as a whole, whoever set them."""
+"""Sections that a work directory stores as a whole, from flags as well as from a config file."""
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
@@ -35,7 +35,7 @@ class Invocation:
         work_flag: ``--work``, or None.
         recipe_flag: ``--recipe``, or None.
         force: ``--force``.
-        fallback: Work directory of a command that can do without one, if there is none.
+        fallback: Work directory if none is named and none can be inferred; None: that is an error.
     """
 
     sections: tuple[str, ...]
@@ -59,12 +59,12 @@ class Invocation:
         kind = self.flags.get("dataset", {}).get("kind") or values.get("dataset", {}).get("kind")
         if kind:
             return Path("runs") / str(kind)
-        found = sorted(path.parent for path in Path("runs").glob("*/work.json"))
-        if len(found) == 1:
-            return found[0]
+        existing = sorted(path.parent for path in Path("runs").glob("*/work.json"))
+        if len(existing) == 1:
+            return existing[0]
         if self.fallback is not None:
             return self.fallback
-        which = f"there are {', '.join(map(str, found))}" if found else "there is none under runs/"
+        which = f"there are {', '.join(map(str, existing))}" if existing else "there is none under runs/"
         raise UsageError(f"which work directory? {which}", "give DATASET (voc, coco or folder), --work or --config")
 
     @cached_property
@@ -75,7 +75,7 @@ class Invocation:
 
     @cached_property
     def _remembered_config(self) -> Values:
-        """Stage sections of the config file, given now or with an earlier command of this work directory."""
+        """Stage sections of the config file of this command or, without one, of the last command that had one."""
         if self.config is None:
             return cast("Values", self._memory.get("config") or {})
         sections = {name: entries for name, entries in self._config[0].items() if name not in SOURCES}
@@ -101,7 +101,7 @@ class Invocation:
 
     @cached_property
     def workspace(self) -> Workspace:
-        """The work directory with everything that stages need."""
+        """The work directory, dataset, encoders and run options that a stage needs."""
         from pipelines.workdir.workspace import Workspace
 
         dataset = self.options("dataset", DatasetOptions)
@@ -119,35 +119,35 @@ class Invocation:
 
     @property
     def scale(self) -> ScaleOptions:
-        """How the stage is spread over processes and machines; not at all where the command has no such flags."""
+        """Options of ``[scale]``; the defaults for a command without such flags."""
         return self.options("scale", ScaleOptions) if "scale" in self.sections else ScaleOptions()
 
     @cached_property
     def _launched(self) -> tuple[Shard, str] | None:
-        """The share that a launcher gives to this process, and the launcher."""
+        """Shard that a launcher assigned to this process, and the launcher's name."""
         from pipelines.execution.environment import shard_of_environment
 
-        given = self.scale.shard or self.scale.devices or self.scale.engine == "ray"
-        return None if given or "scale" not in self.sections else shard_of_environment()
+        explicit = self.scale.shard or self.scale.devices or self.scale.engine == "ray"
+        return None if explicit or "scale" not in self.sections else shard_of_environment()
 
     @cached_property
     def shard(self) -> Shard | None:
-        """The share of the work list that this process takes; None: all of it."""
+        """Shard of the image list that this process takes; None: all images."""
         from pipelines.stores.shard import Shard
 
         if self.scale.shard is not None:
-            named = Shard.parse(self.scale.shard)
-            return named if named.count > 1 else None
+            shard = Shard.parse(self.scale.shard)
+            return shard if shard.count > 1 else None
         return self._launched[0] if self._launched else None
 
     @property
     def launcher(self) -> str | None:
-        """Who gave this process its share, if nobody named it."""
+        """Name of the launcher that assigned the shard; None: ``--shard`` or no shard."""
         return self._launched[1] if self._launched else None
 
 
 def _absolute(options: AnyOptions) -> AnyOptions:
-    """Paths as absolute ones, so that later commands may run from another folder."""
+    """Make paths absolute, so that later commands may run from another folder."""
     changes: dict[str, Any] = {}
     for key, value in options:
         if isinstance(value, Path):

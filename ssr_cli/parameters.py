@@ -1,6 +1,6 @@
-"""Typer parameters made from option classes: the flag, its help and its default come from the one field.
+"""Typer parameters made from the option classes: flag, help and default come from the field.
 
-A flag that is not given stays None, so that config file, work directory and recipe can speak (see `pipelines.config`).
+A flag that is not given stays None, so that config file, work directory and recipe apply (see `pipelines.config`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
+from rich.markup import escape
 
-from pipelines.config import SECTIONS, Values, choices_of, flag_of, recipes
+from pipelines.config import SECTIONS, Values, choices_of, flag_of, read_recipe, recipes
 from ssr_cli.console import reports_errors
-from ssr_cli.invocation import Invocation
+from ssr_cli.invocation import DEFAULT_RECIPE, Invocation
 
 PANELS = {
     "dataset": "Dataset",
@@ -28,33 +29,34 @@ PANELS = {
 
 
 def command_with(*sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the flags of some sections, and ``--config --work --recipe --force --debug``.
+    """Add to a command the flags of some sections, and ``--config --work --recipe --force --debug``.
 
     Args:
-        sections: Sections of `pipelines.config.SECTIONS`; the command's own one first.
+        sections: Keys of `pipelines.config.SECTIONS`, that of the command first.
 
     Returns:
-        A decorator. The command keeps its own parameters and receives an `Invocation` as its first argument.
+        A decorator. The command receives an `Invocation` as its first argument, and then its further parameters.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        parameters = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         generated = [_parameter(section, key, field) for section, key, field in _fields(sections)]
         shared = _shared_parameters()
-        names = {parameter.name for parameter in own}
+        names = {parameter.name for parameter in parameters}
 
         @functools.wraps(function)
-        def wrapper(**given: Any) -> None:
-            with reports_errors(debug=given["debug"]):
+        def wrapper(**arguments: Any) -> None:
+            with reports_errors(debug=arguments["debug"]):
                 flags: Values = {section: {} for section in sections}
                 for section, key, _ in _fields(sections):
-                    value = given[_name(section, key)]
+                    value = arguments[_name(section, key)]
                     if value is not None and value != []:
                         flags[section][key] = value
-                invocation = Invocation(sections, flags, given["config"], given["work"], given["recipe"], bool(given["force"]))
-                function(invocation, **{name: given[name] for name in names})
+                config, work, recipe, force = (arguments[name] for name in ("config", "work", "recipe", "force"))
+                invocation = Invocation(sections, flags, config, work, recipe, bool(force))
+                function(invocation, **{name: arguments[name] for name in names})
 
-        signature = inspect.Signature([*own, *generated, *shared])
+        signature = inspect.Signature([*parameters, *generated, *shared])
         wrapper.__signature__ = signature  # type: ignore[attr-defined]
         wrapper.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
         return wrapper
@@ -78,10 +80,11 @@ def _parameter(section: str, key: str, field: FieldInfo) -> inspect.Parameter:
     if choices := list(choices_of(section, key)):
         named = {"metavar": f"[{'|'.join(choices)}]", "autocompletion": lambda: choices}
     if not flag.startswith("--"):
-        kind: Any = typer.Argument(help=field.description, **named)
+        kind: Any = typer.Argument(help=escape(field.description or ""), **named)
     else:
         names = [f"{flag}/--no-{flag[2:]}"] if annotation is bool else [flag]
-        kind = typer.Option(*names, help=field.description, show_default=_shown(field.default), rich_help_panel=panel, **named)
+        text = escape(f"{field.description} {_shown_default(section, key, field)}".rstrip())
+        kind = typer.Option(*names, help=text, show_default=False, rich_help_panel=panel, **named)
     return inspect.Parameter(
         _name(section, key), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, kind]
     )
@@ -98,25 +101,35 @@ def _plain(annotation: Any) -> Any:
     return annotation
 
 
-def _shown(default: Any) -> bool | str:
-    if default is None or default == "":
-        return False
-    if isinstance(default, bool):
-        return "on" if default else "off"
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+def _shown_default(section: str, key: str, field: FieldInfo) -> str:
+    """``[default: 4]``, or ``[default: 4; recipe ssr]`` where the default recipe sets the value; empty for None."""
+    values = _default_recipe().get(section, {})
+    value = values.get(key, field.get_default(call_default_factory=True))
+    if value is None or value == "" or value == {}:
+        return ""
+    if isinstance(value, bool):
+        shown = "on" if value else "off"
+    else:
+        shown = " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return f"[default: {shown}; recipe {DEFAULT_RECIPE}]" if key in values else f"[default: {shown}]"
+
+
+@functools.cache
+def _default_recipe() -> Values:
+    return read_recipe(DEFAULT_RECIPE)
 
 
 def _shared_parameters() -> list[inspect.Parameter]:
     def option(
-        name: str, annotation: Any, text: str, default: Any = None, known: Callable[[], list[str]] | None = None
+        name: str, annotation: Any, text: str, default: Any = None, choices: Callable[[], list[str]] | None = None
     ) -> inspect.Parameter:
-        flag = typer.Option(f"--{name}", help=text, rich_help_panel="Running", show_default=False, autocompletion=known)
+        flag = typer.Option(f"--{name}", help=text, rich_help_panel="Running", show_default=False, autocompletion=choices)
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, flag])
 
     return [
-        option("config", Path | None, "config file (.toml); flags win over it"),
-        option("work", Path | None, "work directory; default: runs/DATASET"),
-        option("recipe", str | None, f"named set of options: {', '.join(recipes())} (default: ssr)", known=recipes),
-        option("force", bool, "start this stage over (refine: only the masks, if nothing before them changed)", False),
+        option("config", Path | None, "config file (.toml); a flag overrides it"),
+        option("work", Path | None, "work directory \\[default: runs/DATASET]"),
+        option("recipe", str | None, f"named options: {', '.join(recipes())} \\[default: {DEFAULT_RECIPE}]", choices=recipes),
+        option("force", bool, "start this stage over (refine: only the masks, if the refined CAMs are still valid)", False),
         option("debug", bool, "show the traceback of an error", False),
     ]

@@ -241,3 +241,15 @@ def test_every_config_key_has_its_flag(command):
     expected = {flag_of(section, key) for section in STAGE_FLAGS[command] for key in SECTIONS[section].model_fields}
     assert {flag for flag in expected if flag.startswith("--")} <= set(flags)
     assert {"--config", "--work", "--recipe", "--force", "--debug"} <= set(flags)
+
+
+@pytest.mark.parametrize(("flag", "shown"), [("--dino-weight", "0.4; recipe ssr"), ("--crf-iterations", "10")])
+def test_help_shows_the_default_in_force(ssr, monkeypatch, flag, shown):
+    monkeypatch.setenv("COLUMNS", "400")
+    line = next(line for line in ssr("refine", "--help").out.splitlines() if f" {flag} " in line)
+    assert f"[default: {shown}]" in line
+
+
+def test_brackets_of_an_option_text_reach_the_reader(ssr, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert "as [refine] says" in ssr("align", "--help").out

@@ -13,40 +13,62 @@ class AlignOptions(Options):
     """``[align]``: CMPA, the heads that pull image and text features together."""
 
     cam: Annotated[
-        Literal["initial", "refined"], option("plain-CLIP CAM that pools the features: as it is, or refined as in [refine]")
+        Literal["initial", "refined"],
+        option("plain-CLIP CAM that pools the patch features of each class: initial, or refined as [refine] says"),
     ] = "refined"
-    cam_power: Annotated[float, Field(gt=0, description="exponent of that CAM: above 1, its core weighs more")] = 2.0
+    cam_power: Annotated[
+        float, Field(gt=0, description="exponent of that CAM before pooling; above 1, strong patches weigh more")
+    ] = 2.0
     features: Annotated[
         Literal["output", "value"],
-        option("patch features that the heads read: the last block's output, or the value path alone"),
+        option("patch features that the alignment heads read: output of the last block, or its value path alone"),
     ] = "output"
-    hidden: Annotated[int, Field(ge=1, description="width d2 inside the heads")] = 512
-    residual: Annotated[bool, option("heads add to the features, from zero on; off = they replace them (the paper)")] = True
+    hidden: Annotated[int, Field(ge=1, description="hidden width d2 of the alignment heads, channels")] = 512
+    residual: Annotated[
+        bool, option("on = the heads' output, zero at first, is added to the features; off = it replaces them (SSR)")
+    ] = True
     loss: Annotated[
         Literal["cross", "intra", "direct"],
-        option("cross = image to text prototypes and back (CMPA); intra = each to its own; direct = no prototypes"),
+        option("cross = image against text prototypes and back (CMPA); intra = within each modality; direct = no prototypes"),
     ] = "cross"
     prototypes: Annotated[
-        Literal["class", "kmeans"], option("one a class from its labels, or k-means over each modality (the paper)")
+        Literal["class", "kmeans"],
+        option("class = one prototype per class, from the labels; kmeans = k-means over each modality (SSR)"),
     ] = "class"
     text_noise: Annotated[
-        float, Field(ge=0, description="length of the noise that makes a class's embedding another one for each of its samples")
+        float, Field(ge=0, description="mean norm of the Gaussian noise added to a class embedding, drawn per sample; 0 = none")
     ] = 0.0
-    background: Annotated[float, Field(ge=0, description="weight of: what CAMs leave prefers background words")] = 1.0
+    background: Annotated[
+        float,
+        Field(
+            ge=0, description="weight of the background loss: patches outside the CAMs should match background words; 0 = off"
+        ),
+    ] = 1.0
     token_contrast: Annotated[
-        float, Field(ge=0, description="weight of: every patch against the text prototypes, by its share in the CAM")
+        float,
+        Field(
+            ge=0,
+            description="weight of the patch loss: each patch against the text prototypes, weighted by its CAM value; 0 = off",
+        ),
     ] = 2.0
-    separation: Annotated[float, Field(ge=0, description="weight of the contrast between classes' prototypes")] = 0.0
-    temperature: Annotated[float, Field(gt=0, description="of the softmax over cosines (SSR: 0.05)")] = 0.05
-    learn_temperature: Annotated[bool, option("train the temperature (the paper does)")] = False
-    epochs: Annotated[float, Field(gt=0, description="passes over the photos")] = 6.0
-    iterations: Annotated[int, Field(ge=0, description="steps instead of epochs, 0 = epochs decide (SSR: 30000 VOC)")] = 0
-    batch: Annotated[int, Field(ge=1, description="photos a step, over all processes (SSR: 128 VOC, 256 COCO)")] = 32
-    learning_rate: Annotated[float, Field(gt=0, description="of AdamW (SSR: 1e-5)")] = 1e-4
-    weight_decay: Annotated[float, Field(ge=0, description="of AdamW")] = 2e-3
-    refresh: Annotated[int, Field(ge=0, description="steps between two refreshes of the prototypes, 0 = once an epoch")] = 0
-    tokens: Annotated[int, Field(ge=2, description="patches kept of each photo, drawn once")] = 256
-    seed: Annotated[int, Field(ge=0, lt=1_000_000, description="of heads, batches and k-means")] = 0
+    separation: Annotated[
+        float, Field(ge=0, description="weight of the loss that pushes the text prototypes of different classes apart; 0 = off")
+    ] = 0.0
+    temperature: Annotated[
+        float, Field(gt=0, description="temperature of the softmax over cosine similarities (SSR: 0.05)")
+    ] = 0.05
+    learn_temperature: Annotated[bool, option("train the temperature together with the heads (SSR: on)")] = False
+    epochs: Annotated[float, Field(gt=0, description="passes over the training images; ignored if iterations is set")] = 6.0
+    iterations: Annotated[int, Field(ge=0, description="optimiser steps; 0 = as many as epochs gives (SSR: 30000 VOC)")] = 0
+    batch: Annotated[int, Field(ge=1, description="images per step, over all processes (SSR: 128 VOC, 256 COCO)")] = 32
+    learning_rate: Annotated[float, Field(gt=0, description="learning rate of AdamW (SSR: 1e-5)")] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, description="weight decay of AdamW")] = 2e-3
+    refresh: Annotated[int, Field(ge=0, description="steps between two updates of the prototypes; 0 = once per epoch")] = 0
+    tokens: Annotated[int, Field(ge=2, description="patches per image that the training sees, sampled once")] = 256
+    seed: Annotated[
+        int, Field(ge=0, lt=1_000_000, description="random seed of the heads' weights, the batches and k-means")
+    ] = 0
     resume: Annotated[
-        Literal["auto", "never"], option("go on where a stopped training was, or train from the start on the tokens kept")
+        Literal["auto", "never"],
+        option("auto = continue a stopped training; never = train from the start, on the patches already sampled"),
     ] = "auto"

@@ -14,18 +14,25 @@ class ScaleOptions(Options):
 
     shard: Annotated[
         str | None,
-        option("share of the work list, INDEX/COUNT from 0/4 to 3/4; default: torchrun's, srun's or a Slurm array's, else all"),
+        option(
+            "part of the image list, INDEX/COUNT such as 0/4; without it, as torchrun, srun or a Slurm array assigns, or all"
+        ),
     ] = None
     devices: Annotated[
-        str | None, option("a process on each of these devices, separated by commas: 0,1 are GPUs; cpu,cpu are two on the CPU")
+        str | None, option("one process per device, separated by commas: 0,1 = two GPUs; cpu,cpu = two processes on the CPU")
     ] = None
-    engine: Annotated[Literal["local", "ray"], option("ray = actors on a Ray cluster; it takes ssr[ray]")] = "local"
+    engine: Annotated[
+        Literal["local", "ray"], option("local = processes on this machine; ray = actors on a Ray cluster (needs ssr[ray])")
+    ] = "local"
     address: Annotated[
-        str | None, option("ray: cluster to join, such as auto or ray://HOST:10001; default: one of its own on this machine")
+        str | None,
+        option("ray: address of the cluster, such as auto or ray://HOST:10001; without it, Ray is started on this machine"),
     ] = None
-    actors: Annotated[int, Field(ge=0, description="ray: actors, each with a share of the work list; 0 = as many as fit")] = 0
+    actors: Annotated[
+        int, Field(ge=0, description="ray: number of actors, each with its part of the image list; 0 = as many as fit")
+    ] = 0
     actor_gpus: Annotated[
-        float | None, Field(ge=0, description="ray: GPUs of each actor, parts too; default: 1 where the cluster has GPUs")
+        float | None, Field(ge=0, description="ray: GPUs per actor, fractions allowed; without it, 1 on a cluster with GPUs")
     ] = None
-    actor_cpus: Annotated[float, Field(gt=0, description="ray: cores of each actor, parts too")] = 1.0
-    actor_restarts: Annotated[int, Field(ge=0, description="ray: times that a lost actor is started again")] = 3
+    actor_cpus: Annotated[float, Field(gt=0, description="ray: CPU cores per actor, fractions allowed")] = 1.0
+    actor_restarts: Annotated[int, Field(ge=0, description="ray: how often a lost actor is restarted")] = 3

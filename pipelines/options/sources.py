@@ -36,37 +36,46 @@ class DatasetOptions(Options):
 
     kind: Annotated[str, option("layout of the dataset", flag="DATASET", choices=("voc", "coco", "folder"))] = "voc"
     root: Annotated[Path | None, option("dataset folder, e.g. VOCdevkit/VOC2012")] = None
-    split: Annotated[str, option("split name, e.g. train, or a .txt file with one image id a line")] = "train"
+    split: Annotated[str, option("split name, e.g. train, or a .txt file with one image id per line")] = "train"
     labels: Annotated[
         Path | None,
-        option("image-level labels: .csv, .json, .jsonl; default: VOC's XML, COCO's instances JSON, a folder's labels.*"),
+        option(
+            "image-level labels, .csv, .json or .jsonl; without it, VOC's XML, COCO's instances JSON or labels.* of a folder"
+        ),
     ] = None
-    classes: Annotated[Path | None, option("own class list with prompts and background words: .toml or .yaml")] = None
+    classes: Annotated[Path | None, option("class list of your own, with prompts and background words: .toml or .yaml")] = None
 
 
 class ClipOptions(Options):
     """``[clip]``: the frozen CLIP."""
 
-    model: Annotated[str, option("open_clip model, or the .json that describes one", flag="--clip-model")] = (
+    model: Annotated[str, option("open_clip model name, or a .json that describes the model", flag="--clip-model")] = (
         "ViT-B-16-quickgelu"
     )
     pretrained: Annotated[
         str,
         option(
-            "open_clip tag, or a local .safetensors (image tower alone is enough with text banks)", flag="--clip-pretrained"
+            "open_clip tag, or a local .safetensors (the image tower is enough if text banks are given)",
+            flag="--clip-pretrained",
         ),
     ] = "openai"
-    text_bank: Annotated[Path | None, option("class embeddings as .safetensors instead of the text tower")] = None
-    background_bank: Annotated[Path | None, option("background embeddings as .safetensors instead of the text tower")] = None
+    text_bank: Annotated[
+        Path | None, option("class embeddings from `ssr text` (.safetensors), used instead of the text tower")
+    ] = None
+    background_bank: Annotated[
+        Path | None, option("background embeddings from `ssr text` (.safetensors), used instead of the text tower")
+    ] = None
 
 
 class DinoOptions(Options):
     """``[dino]``: the frozen DINO."""
 
-    model: Annotated[str, option("timm ViT, or the config.json that describes one", flag="--dino-model")] = (
+    model: Annotated[str, option("timm ViT name, or a config.json that describes the model", flag="--dino-model")] = (
         "vit_small_patch16_224.dino"
     )
-    pretrained: Annotated[str, option("'hub', or a local .safetensors", flag="--dino-pretrained")] = "hub"
+    pretrained: Annotated[
+        str, option("hub = weights published with the model, or a local .safetensors", flag="--dino-pretrained")
+    ] = "hub"
 
 
 class RunOptions(Options):
@@ -74,10 +83,11 @@ class RunOptions(Options):
 
     device: Annotated[str, option("auto, cpu, cuda or cuda:N")] = "auto"
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], option("precision of all blocks but the last; auto = bf16 on a GPU, fp32 elsewhere")
+        Literal["auto", "fp32", "bf16"],
+        option("precision of all encoder blocks but the last; auto = bf16 on a GPU, fp32 on a CPU"),
     ] = "auto"
-    batch_size: Annotated[int, Field(ge=0, description="images of one padded size a batch; 0 = 16 on a GPU, 1 elsewhere")] = 0
-    workers: Annotated[int, Field(ge=0, description="processes for superpixels and CRF; 0 = one a core")] = 0
+    batch_size: Annotated[int, Field(ge=0, description="images per batch; 0 = 16 on a GPU, 1 on a CPU")] = 0
+    workers: Annotated[int, Field(ge=0, description="worker processes for superpixels and CRF; 0 = one per CPU core")] = 0
     max_failures: Annotated[
-        int, Field(ge=-1, description="bad images a run may leave out before it stops; -1 = any number")
+        int, Field(ge=-1, description="unreadable images that a run may leave out before it stops; -1 = any number")
     ] = 0

@@ -13,31 +13,33 @@ from pipelines.options.sources import Options, option
 class SampleOptions(Options):
     """``[sample]``: the drawn set."""
 
-    train: Annotated[int, Field(ge=1, le=100_000, description="pictures of split train")] = 200
-    val: Annotated[int, Field(ge=1, le=100_000, description="pictures of split val")] = 60
-    seed: Annotated[int, Field(ge=0, lt=1_000_000, description="another seed draws another set")] = 0
+    train: Annotated[int, Field(ge=1, le=100_000, description="images of split train")] = 200
+    val: Annotated[int, Field(ge=1, le=100_000, description="images of split val")] = 60
+    seed: Annotated[int, Field(ge=0, lt=1_000_000, description="random seed of the drawn images")] = 0
 
 
 class SuperpixelsOptions(Options):
     """``[superpixels]``: SLIC."""
 
-    segments: Annotated[int, Field(ge=1, le=60000, description="superpixels asked for; SLIC returns fewer")] = 400
-    compactness: Annotated[float, Field(gt=0, description="weight of place against Lab colour")] = 10.0
-    iterations: Annotated[int, Field(ge=1, description="rounds of SLIC's k-means")] = 10
+    segments: Annotated[int, Field(ge=1, le=60000, description="superpixels requested per image; SLIC returns fewer")] = 400
+    compactness: Annotated[float, Field(gt=0, description="weight of position against Lab colour")] = 10.0
+    iterations: Annotated[int, Field(ge=1, description="iterations of SLIC's k-means")] = 10
 
 
 class CamsOptions(Options):
     """``[cams]``: softmax-GradCAM on the frozen CLIP."""
 
     ckpt: Annotated[
-        Path | None, option("alignment heads of `ssr align` (.safetensors; auto = those in WORK); plain CLIP without")
+        Path | None, option("alignment heads of `ssr align` (.safetensors; auto = those in WORK); without it, plain CLIP")
     ] = None
     readout: Annotated[
         Literal["gradcam", "dense", "mix"],
         option("gradcam = CLIP-ES; dense = class probabilities of each patch's value vector; mix = both"),
     ] = "gradcam"
     dense_weight: Annotated[float, Field(ge=0, le=1, description="share of the dense map in readout mix")] = 0.7
-    dense_scale: Annotated[float, Field(gt=0, description="scale of the cosines in the dense map's softmax")] = 50.0
+    dense_scale: Annotated[
+        float, Field(gt=0, description="factor of the cosine similarities in the softmax of the dense map (1 / temperature)")
+    ] = 50.0
     superpixel_share: Annotated[
         float, Field(ge=0, le=1, description="share of the superpixel's mean in each value vector; 0 needs no superpixels")
     ] = 0.5
@@ -46,48 +48,62 @@ class CamsOptions(Options):
     ] = "dense"
     aligned_dense_weight: Annotated[float, Field(ge=0, le=1, description="share of the dense map in aligned_readout mix")] = 0.5
     aligned_scale: Annotated[
-        float | None, Field(gt=0, description="scale of the cosines behind the heads; default: 1 / the trained temperature")
+        float | None,
+        Field(
+            gt=0,
+            description="factor of the cosine similarities of the alignment heads (--ckpt); without it, 1 / their temperature",
+        ),
     ] = None
     aligned_superpixel_share: Annotated[
-        float, Field(ge=0, le=1, description="share of the superpixel's mean in each projected patch; 0 needs no superpixels")
+        float,
+        Field(ge=0, le=1, description="weight of the superpixel mean in each projected patch, 0 to 1; 0 needs no superpixels"),
     ] = 0.5
     aligned_layer: Annotated[
         Literal["features", "ln_1"],
-        option("GradCAM through the heads takes its gradient at the features they read, or at ln_1 of the last block (SSR)"),
+        option(
+            "gradient of GradCAM through the alignment heads: at the features they read, or at ln_1 of the last block (SSR)"
+        ),
     ] = "features"
-    aligned_relu: Annotated[bool, option("cut the negative part of GradCAM through the heads off (SSR does)")] = False
+    aligned_relu: Annotated[bool, option("set negative values of GradCAM through the alignment heads to 0 (SSR: on)")] = False
     few_photos: Annotated[
         float,
         Field(
-            ge=0, description="training photos that make a class's CAM half aligned, half plain CLIP; with fewer the plain wins"
+            ge=0,
+            description="pseudo-count k: weight of the aligned CAM is n / (n + k) for a class with n training images",
         ),
     ] = 20.0
     min_average_precision: Annotated[
         float,
         Field(
-            ge=0, le=1, description="classes whose training photos the heads rank worse than this keep the plain CAM; 0 = none"
+            ge=0,
+            le=1,
+            description="classes that the alignment heads rank with a lower average precision use the plain CAM; 0 = none",
         ),
     ] = 0.0
     scales: Annotated[
         tuple[Annotated[float, Field(gt=0, le=4)], ...],
-        Field(min_length=1, description="resolution factors whose maps are averaged; CLIP-ES uses 1.0 alone"),
+        Field(min_length=1, description="image scales whose maps are averaged (CLIP-ES: 1.0)"),
     ] = (1.0,)
-    flip: Annotated[bool, option("average with the mirrored photo's map")] = False
+    flip: Annotated[bool, option("average with the map of the mirrored image")] = False
 
 
 class RefineOptions(Options):
     """``[refine]``: affinity, masks, propagation, label map, CRF."""
 
     clip_blocks: Annotated[
-        int, Field(ge=0, description="last CLIP blocks whose attention is averaged, 0 = none (CLIP-ES: 8)")
+        int, Field(ge=0, description="last CLIP blocks whose attention is averaged; 0 = none (CLIP-ES: 8)")
     ] = 8
     dino_blocks: Annotated[int, Field(ge=0, description="last DINO blocks whose attention is averaged, 0 = none")] = 1
-    dino_weight: Annotated[float, Field(ge=0, le=1, description="share of DINO in the fused attention (SSR: 0.6)")] = 0.6
+    dino_weight: Annotated[
+        float, Field(ge=0, le=1, description="weight of DINO in the fused attention, 0 to 1; CLIP has the rest (SSR: 0.6)")
+    ] = 0.6
     normalise: Annotated[Literal["row", "sinkhorn"], option("normalisation of the fused attention")] = "row"
     sinkhorn_rounds: Annotated[int, Field(ge=1, description="column-then-row rounds (CLIP-ES: 3)")] = 3
-    symmetrise: Annotated[bool, option("average the affinity with its transpose (CLIP-ES does)")] = False
-    power: Annotated[int, Field(ge=1, description="propagation steps (CLIP-ES: 2)")] = 2
-    box_mask: Annotated[bool, option("keep source columns inside boxes around strong regions (CLIP-ES)")] = False
+    symmetrise: Annotated[bool, option("average the affinity with its transpose (CLIP-ES: on)")] = False
+    power: Annotated[int, Field(ge=1, description="propagation steps, i.e. exponent of the affinity (CLIP-ES: 2)")] = 2
+    box_mask: Annotated[bool, option("keep source columns only in boxes around regions of high activation (CLIP-ES: on)")] = (
+        False
+    )
     box_threshold: Annotated[
         float, Field(ge=0, lt=1, description="share of the maximum that makes a region (CLIP-ES: 0.4 VOC, 0.7 COCO)")
     ] = 0.4
@@ -101,23 +117,31 @@ class RefineOptions(Options):
         float, Field(ge=0, lt=1, description="mean activation needed; colour: share of a class's activation")
     ] = 0.2
     clusters: Annotated[
-        int, Field(ge=1, description="k of the k-means over superpixels: their colours, or their DINO features")
+        int,
+        Field(
+            ge=1, description="number k of clusters in the k-means over superpixels (colour: colours; cluster: DINO features)"
+        ),
     ] = 24
-    colour_high: Annotated[float, Field(ge=0, lt=1, description="colour: activation that counts as high-confidence")] = 0.3
-    mask_every_step: Annotated[bool, option("mask before every propagation step instead of the first only")] = False
+    colour_high: Annotated[
+        float, Field(ge=0, lt=1, description="superpixel_mask colour: activation above which a patch is high-confidence")
+    ] = 0.3
+    mask_every_step: Annotated[bool, option("mask before every propagation step; off = before the first only")] = False
     background_power: Annotated[float, Field(gt=0, description="exponent p of the background score (1 - max cam)^p")] = 1.0
-    crf: Annotated[bool, option("dense CRF over the image's own classes")] = False
+    crf: Annotated[bool, option("apply a dense CRF over the background and the image's classes")] = False
     crf_background_power: Annotated[
-        float | None, Field(gt=0, description="exponent p of the background score given to the CRF; default: background_power")
+        float | None, Field(gt=0, description="exponent p of the background score for the CRF; without it, background_power")
     ] = None
-    crf_iterations: Annotated[int, Field(ge=1, description="mean-field steps")] = 10
-    crf_bilateral_sxy: Annotated[float, Field(gt=0, description="spatial width of the appearance kernel, pixels")] = 67.0
-    crf_bilateral_srgb: Annotated[float, Field(gt=0, description="colour width of the appearance kernel, grey levels")] = 3.0
-    crf_bilateral_compat: Annotated[float, Field(ge=0, description="weight of the appearance kernel")] = 4.0
-    crf_gaussian_sxy: Annotated[float, Field(gt=0, description="width of the smoothness kernel, pixels")] = 1.0
-    crf_gaussian_compat: Annotated[float, Field(ge=0, description="weight of the smoothness kernel")] = 3.0
+    crf_iterations: Annotated[int, Field(ge=1, description="CRF: mean-field iterations")] = 10
+    crf_bilateral_sxy: Annotated[float, Field(gt=0, description="CRF: spatial std of the appearance kernel, pixels")] = 67.0
+    crf_bilateral_srgb: Annotated[
+        float, Field(gt=0, description="CRF: colour std of the appearance kernel, grey levels (0 to 255)")
+    ] = 3.0
+    crf_bilateral_compat: Annotated[float, Field(ge=0, description="CRF: weight of the appearance kernel")] = 4.0
+    crf_gaussian_sxy: Annotated[float, Field(gt=0, description="CRF: std of the smoothness kernel, pixels")] = 1.0
+    crf_gaussian_compat: Annotated[float, Field(ge=0, description="CRF: weight of the smoothness kernel")] = 3.0
     min_confidence: Annotated[
-        float, Field(ge=0, le=1, description="pixels whose best class holds less than this share become 255; 0 = off")
+        float,
+        Field(ge=0, le=1, description="pixels whose best class has a smaller share of the score become 255 (ignore); 0 = off"),
     ] = 0.0
 
 
@@ -125,20 +149,23 @@ class EvalOptions(Options):
     """``[eval]``: scoring against ground truth."""
 
     background_power: Annotated[
-        float | None, Field(gt=0, description="exponent p for cams and refined; default: the recipe's refine.background_power")
+        float | None,
+        Field(gt=0, description="exponent p of the background score for cams and refined; without it, refine.background_power"),
     ] = None
-    oracle: Annotated[bool, option("also choose p in 1..10 on the ground truth: an upper bound, never a result")] = False
-    mask_folder: Annotated[Path | None, option("ground-truth PNGs; default: the dataset's own")] = None
-    images: Annotated[Path | None, option("score only the ids of this .txt (one a line)")] = None
-    pictures: Annotated[bool, option("draw the confusion matrix and the per-class bars")] = True
+    oracle: Annotated[
+        bool, option("also report the best p of 1 to 10, chosen on the ground truth: an upper bound, not a result")
+    ] = False
+    mask_folder: Annotated[Path | None, option("folder of ground-truth PNGs; without it, that of the dataset")] = None
+    images: Annotated[Path | None, option("score only the ids in this .txt (one per line)")] = None
+    pictures: Annotated[bool, option("draw the confusion matrix and the bars of each class")] = True
 
 
 class ShowOptions(Options):
     """``[show]``: pictures."""
 
-    count: Annotated[int, Field(ge=1, description="photos to show, evenly spread over the split")] = 24
-    ids: Annotated[str, option("image ids to show, separated by commas, instead of --count")] = ""
+    count: Annotated[int, Field(ge=1, description="images to show, evenly spaced over the split")] = 24
+    ids: Annotated[str, option("image ids to show, separated by commas; overrides --count")] = ""
     gt: Annotated[bool, option("add the ground-truth mask (opens it)")] = False
     height: Annotated[int, Field(ge=64, le=1024, description="height of a panel, pixels")] = 240
-    columns: Annotated[int, Field(ge=1, le=8, description="panels side by side on the contact sheet")] = 1
-    projection: Annotated[Literal["tsne", "pca"], option("features: how they are laid out in the plane")] = "tsne"
+    columns: Annotated[int, Field(ge=1, le=8, description="panels per row of the contact sheet")] = 1
+    projection: Annotated[Literal["tsne", "pca"], option("show features: projection to two dimensions")] = "tsne"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pipelines.options.stages import RefineOptions
 from ssr_cli.invocation import Invocation
-from ssr_cli.outcome import run_stage
 from ssr_cli.parameters import command_with
+from ssr_cli.run_command import run_stage
 
 
 @command_with("refine", "dataset", "clip", "dino", "run")
@@ -18,5 +18,5 @@ def command(invocation: Invocation) -> None:
         invocation,
         lambda workspace, progress: ablation.run(workspace, options, progress),
         then="ssr eval ablation",
-        finishes=True,
+        graceful_stop=True,
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
 from ssr_cli.invocation import Invocation
-from ssr_cli.outcome import run_stage
 from ssr_cli.parameters import command_with
+from ssr_cli.run_command import run_stage
 
 
 @command_with("align", "dataset", "clip", "dino", "run")
@@ -20,5 +20,5 @@ def command(invocation: Invocation) -> None:
         invocation,
         lambda workspace, progress: align.run(workspace, options, cams, refine, progress),
         then="ssr cams --ckpt auto",
-        finishes=True,
+        graceful_stop=True,
     )

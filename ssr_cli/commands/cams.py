@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pipelines.options.stages import CamsOptions
 from ssr_cli.invocation import Invocation
-from ssr_cli.outcome import run_shared
 from ssr_cli.parameters import command_with
+from ssr_cli.run_command import run_per_image_stage
 
 
 @command_with("cams", "dataset", "clip", "run", "scale")
 def command(invocation: Invocation) -> None:
     """Compute class activation maps of every photo's own classes into WORK/cams.h5."""
     options = invocation.options("cams", CamsOptions)
-    run_shared(invocation, "cams", (options,), lambda workspace: (workspace.cams,), then="ssr refine")
+    run_per_image_stage(invocation, "cams", (options,), lambda workspace: (workspace.cams,), then="ssr refine")

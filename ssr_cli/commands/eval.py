@@ -13,8 +13,8 @@ from pipelines.errors import UsageError
 from pipelines.options.stages import EvalOptions, RefineOptions
 from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, next_step, out
 from ssr_cli.invocation import Invocation
-from ssr_cli.outcome import shared
 from ssr_cli.parameters import command_with
+from ssr_cli.run_command import launch
 
 if TYPE_CHECKING:
     from pipelines.evaluation.report import Report
@@ -47,7 +47,7 @@ def command(
         _ablation(invocation, options, power)
         return
     with ConsoleProgress() as progress:
-        evaluations = shared(invocation, "eval", invocation.workspace, (what, options, power), lambda _: (), progress)
+        evaluations = launch(invocation, "eval", invocation.workspace, (what, options, power), lambda _: (), progress)
     if invocation.shard is not None:
         out.print(f"counts of shard {invocation.shard} are kept")
         next_step(f"ssr merge --work {invocation.work}, once all {invocation.shard.count} shards are done")

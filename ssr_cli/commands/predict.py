@@ -9,8 +9,8 @@ from rich.markup import escape
 from pipelines.options.train import PredictOptions
 from ssr_cli.console import ConsoleProgress, out
 from ssr_cli.invocation import Invocation
-from ssr_cli.outcome import conclude, shared
 from ssr_cli.parameters import command_with
+from ssr_cli.run_command import launch, print_outcome
 
 
 @command_with("predict", "dataset", "clip", "run", "scale")
@@ -24,7 +24,7 @@ def command(invocation: Invocation) -> None:
     options, workspace = invocation.options("predict", PredictOptions), invocation.workspace
     with ConsoleProgress() as progress:  # the work directory goes on remembering the split that it was made for
         outputs = (predict.output_folder(workspace, options),)
-        counts = shared(invocation, "predict", workspace, (options,), lambda _: outputs, progress)
+        counts = launch(invocation, "predict", workspace, (options,), lambda _: outputs, progress)
     folder = outputs[0]
     out.print(f"{counts.done + counts.skipped:,} label maps in [bold]{escape(str(folder))}[/]")
     truth = None if options.images else workspace.dataset.mask_folder
@@ -32,4 +32,4 @@ def command(invocation: Invocation) -> None:
     what = own if options.output is None else str(folder)
     scored = truth is not None and truth.is_dir()
     then = f"ssr eval {what} --split {workspace.dataset_options.split}" if scored else None
-    conclude(counts, invocation.work, then, invocation)
+    print_outcome(counts, invocation.work, then, invocation)

@@ -10,8 +10,8 @@ from rich.markup import escape
 from pipelines.options.retrain import RetrainOptions
 from ssr_cli.console import out
 from ssr_cli.invocation import Invocation
-from ssr_cli.outcome import run_stage
 from ssr_cli.parameters import command_with
+from ssr_cli.run_command import run_stage
 
 if TYPE_CHECKING:
     from pipelines.execution.progress import Progress
@@ -32,4 +32,6 @@ def command(invocation: Invocation) -> None:
             out.print(f"config in [bold]{escape(str(workspace.work / retrain.FOLDER / 'config.py'))}[/]")
         return counts
 
-    run_stage(invocation, run, then="ssr retrain" if options.write_only else "ssr predict --model retrained", finishes=True)
+    run_stage(
+        invocation, run, then="ssr retrain" if options.write_only else "ssr predict --model retrained", graceful_stop=True
+    )

@@ -6,8 +6,8 @@ from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.options.train import TrainOptions
 from ssr_cli.invocation import Invocation
-from ssr_cli.outcome import run_stage
 from ssr_cli.parameters import command_with
+from ssr_cli.run_command import run_stage
 
 
 @command_with("train", "dataset", "clip", "dino", "run")
@@ -23,5 +23,5 @@ def command(invocation: Invocation) -> None:
         invocation.options("refine", RefineOptions),
     )
     run_stage(
-        invocation, lambda workspace, progress: train.run(workspace, sections, progress), then="ssr predict", finishes=True
+        invocation, lambda workspace, progress: train.run(workspace, sections, progress), then="ssr predict", graceful_stop=True
     )

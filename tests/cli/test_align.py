@@ -107,7 +107,7 @@ def test_the_way_without_a_command_shows_the_heads(work, ssr, tmp_path, monkeypa
 def test_second_run_does_nothing(work, ssr, tiny_voc):
     before = (work / "cmpa.safetensors").read_bytes()
     ran = ssr("align", "--config", tiny_voc.config, "--work", work, *SMALL)
-    assert "align: 6 steps, 6 there already" in ran.err
+    assert "align: 6 steps, 6 already done" in ran.err
     assert "per 1,000 steps" not in ran.err
     assert (work / "cmpa.safetensors").read_bytes() == before
 

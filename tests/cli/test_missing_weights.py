@@ -93,4 +93,4 @@ def test_doctor_says_both_before_it_looks_at_photos(ssr, work, tiny_voc):
 def test_superpixels_need_no_weights(ssr, work, tiny_voc, monkeypatch):
     monkeypatch.undo()
     ran = ssr("superpixels", "--config", tiny_voc.config, "--work", work)
-    assert "6 there already" in ran.err
+    assert "6 already done" in ran.err

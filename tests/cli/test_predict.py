@@ -37,7 +37,7 @@ def test_split_is_predicted_and_scored_as_the_last_line_says(work, ssr, tmp_path
     assert (report["images"], report["split"], report["crf"]) == (2, "val", False)
     digest = json.loads((work / "predictions/val.json").read_text())["options_digest"]
     assert report["options_digest"] == digest
-    assert "2 there already" in ssr("predict", "--split", "val", "--work", work).err
+    assert "2 already done" in ssr("predict", "--split", "val", "--work", work).err
 
 
 def test_without_ground_truth_there_is_nothing_to_score(tiny_voc, write_model, ssr, tmp_path):
@@ -59,7 +59,7 @@ def test_photos_model_and_output_are_enough(tiny_voc, models, write_model, ssr, 
     assert {path.stem for path in Path("out").glob("*.png")} == set(tiny_voc.ids)
     made = {path.name for path in Path().iterdir() if not path.name.startswith(".")}
     assert made == {"photos", "m.safetensors", "out", "out.json"}
-    assert "6 there already" in ssr(*words).err
+    assert "6 already done" in ssr(*words).err
     Path("photos/b_trio.jpg").write_bytes(b"")
     Path("out/b_trio.png").unlink()
     ran = ssr(*words, "--max-failures", 1, code=3)
@@ -134,7 +134,7 @@ def test_force_and_every_flag(work, ssr):
     ssr("predict", "--work", work)
     flags = ("--scales", 1, "--no-flip", "--long-side", 32, "--probabilities", "--batch-size", 2)
     assert "scales: " in ssr("predict", "--work", work, *flags, code=2).err
-    assert "there already" not in ssr("predict", "--work", work, *flags, "--force").err
+    assert "already done" not in ssr("predict", "--work", work, *flags, "--force").err
     assert (work / "predictions/train.h5").is_file()
     settings = json.loads((work / "predictions/train.json").read_text())["settings"]
     assert (settings["scales"], settings["flip"], settings["long_side"], settings["crf"]) == ([1.0], False, 32, False)

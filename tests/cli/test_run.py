@@ -105,7 +105,7 @@ def test_miou_is_that_of_a_slow_twin(finished, ssr, tiny_voc, tmp_path):
 def test_second_run_skips_everything(work, ssr, tiny_voc, stage, then):
     before = contents(work)
     ran = ssr(stage, "--config", tiny_voc.config, "--work", work)
-    assert ", 6 there already" in ran.err
+    assert ", 6 already done" in ran.err
     assert f"next: {then} --work {work}\n" in ran.out + ran.err
     assert contents(work) == before
 
@@ -127,7 +127,7 @@ def test_changed_option_is_refused_until_forced(work, ssr, tiny_voc, stage, flag
     assert ran.err.count("\n") == 1
     assert contents(work) == before
     ran = ssr(stage, "--config", tiny_voc.config, "--work", work, *flags, "--force")
-    assert "there already" not in ran.err
+    assert "already done" not in ran.err
     assert contents(work) != before
     assert contents(work).keys() == before.keys()
 

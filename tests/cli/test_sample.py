@@ -88,7 +88,7 @@ def test_a_second_run_draws_and_computes_nothing(chain: dict[str, str], ssr) -> 
         ("predict", 40),
         ("ablation", 160),
     ):
-        assert f"{count} there already" in ssr(*command.split(), "--config", work / "sample.toml").text
+        assert f"{count} already done" in ssr(*command.split(), "--config", work / "sample.toml").text
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

@@ -111,7 +111,7 @@ def test_slurm_array(config, whole, tmp_path):
     call("merge", "--work", tmp_path)
     assert (tmp_path / "superpixels.h5").read_bytes() == (whole / "superpixels.h5").read_bytes()
     ran = call("superpixels", "--work", tmp_path, "--shard", "0/1", environment={**environment})
-    assert f"{PHOTOS} there already" in ran.stderr
+    assert f"{PHOTOS} already done" in ran.stderr
 
 
 def running(*words: object, ready: str = "images", command=SSR) -> subprocess.Popen[str]:

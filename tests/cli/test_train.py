@@ -72,7 +72,7 @@ def test_what_it_says(way):
 
 def test_second_run_does_nothing(way):
     _, said = way
-    assert "train: 4 steps, 4 there already" in said["again"].err
+    assert "train: 4 steps, 4 already done" in said["again"].err
     assert "per 1,000 steps" not in said["again"].err
     assert "mIoU" not in said["again"].err
 
@@ -103,7 +103,7 @@ def test_recipe_config_and_flags_in_their_order(ssr, tiny_voc, models, tmp_path)
     assert settings["refine"]["box_mask"] is True
     before = (work / "model.safetensors").read_bytes()
     ran = ssr("train", "--work", work, "--iterations", 2)  # the directory remembers the rest
-    assert "2 there already" in ran.err
+    assert "2 already done" in ran.err
     assert (work / "model.safetensors").read_bytes() == before
 
 
@@ -169,7 +169,7 @@ def test_interrupted_it_says_how_to_go_on(ssr, tiny_voc, tmp_path, monkeypatch):
     monkeypatch.setattr(SegmentationTrainer, "step", stopping)
     assert "run the same command to go on" in ssr(*made, code=130).err
     monkeypatch.setattr(SegmentationTrainer, "step", step)
-    assert "train: 4 steps, 2 there already" in ssr(*made).err
+    assert "train: 4 steps, 2 already done" in ssr(*made).err
 
 
 @pytest.mark.parametrize("name", TrainOptions.model_fields)

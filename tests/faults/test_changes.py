@@ -121,7 +121,7 @@ def test_changed_labels_of_one_image(lab, table, tmp_path, stage):
         for name in ("cams", "refine")[: 1 + (stage == "refine")]:
             ended = lab.passes(name, work)
             lab.passes(name, fresh)
-        assert ", 19 there already" in ended.said
+        assert ", 19 already done" in ended.said
         stores = ("cams.h5", "refined.h5", "masks/")[: 3 if stage == "refine" else 1]
         found, wanted = ({k: v for k, v in digest(folder).items() if k.startswith(stores)} for folder in (work, fresh))
         assert found == wanted

@@ -114,7 +114,7 @@ def test_mended_image_is_picked_up(zoo, tolerant, tiny_voc, ssr, tmp_path):
         ssr(stage, *made, "--max-failures", 1, code=3)
     shutil.copy(root / "JPEGImages/plain.jpg", root / "JPEGImages/text.jpg")
     for stage in ("cams", "refine"):
-        assert ", 1 there already" in ssr(stage, *made).err
+        assert ", 1 already done" in ssr(stage, *made).err
     assert (tmp_path / "w/failures.jsonl").read_text() == ""
     assert (tmp_path / "w/masks/text.png").read_bytes() == (tmp_path / "w/masks/plain.png").read_bytes()
 

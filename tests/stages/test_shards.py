@@ -115,7 +115,7 @@ def test_a_dead_worker_costs_its_share(run, finished, ssr, tmp_path):
     for stage in STAGES:  # any number of shards goes on from there, none too
         ran = ssr(stage, "--work", work)
         left = sum(Shard(1, 3).holds(one) for one in ("a_cat", "b_trio", "c_bird", "d_empty", "e_pair", "f_car"))
-        assert f", {6 - left} there already" in ran.err
+        assert f", {6 - left} already done" in ran.err
     assert contents(work) | counts_of(work) == contents(finished["ssr"]) | counts_of(work)
 
 
@@ -132,7 +132,7 @@ def test_a_stage_takes_over_without_a_merge(run, shared, finished, ssr, tmp_path
     assert not (work / "shards").exists()
     assert (work / "superpixels.h5").read_bytes() == (finished["ssr"] / "superpixels.h5").read_bytes()
     work = Path(shutil.copytree(shared, tmp_path / "all"))
-    assert ", 6 there already" in ssr("refine", "--work", work).err
+    assert ", 6 already done" in ssr("refine", "--work", work).err
     assert (work / "refined.h5").read_bytes() == (finished["ssr"] / "refined.h5").read_bytes()
     assert [path.name for path in (work / "shards").rglob("refined*")] == []
 
@@ -187,7 +187,7 @@ def test_force_does_not_touch_what_is_not_of_a_shard(finished, ssr, run, tmp_pat
     assert "is not of one shard alone" in ran.err
     assert "remove it and cams.json" in ran.err
     assert contents(work) == before
-    assert "there already" not in run("cams", work, "--force", shards=[0]).err  # the same options: its share again
+    assert "already done" not in run("cams", work, "--force", shards=[0]).err  # the same options: its share again
     ssr("merge", "--work", work)
     assert (work / "cams.h5").read_bytes() == before["cams.h5"]
 

@@ -1,4 +1,4 @@
-"""Run a stage from the command line: remember the work directory, show progress, say what came of it."""
+"""Run a stage from the command line: settings of the work directory, progress, outcome, next command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pipelines.errors import SsrError, UsageError
-from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, next_step, say_amid
+from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, next_step, print_from_signal
 from ssr_cli.invocation import Invocation
 
 if TYPE_CHECKING:
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 def run_stage(
-    invocation: Invocation, stage: Callable[[Workspace, Progress], Counts], then: str, *, finishes: bool = False
+    invocation: Invocation, stage: Callable[[Workspace, Progress], Counts], then: str, *, graceful_stop: bool = False
 ) -> None:
     """Run one stage.
 
     Args:
         invocation: The command line.
         stage: Called with the workspace and a progress display.
-        then: The obvious next command.
-        finishes: It looks for signals itself, and finishes what is under way.
+        then: Next command.
+        graceful_stop: On a signal the stage finishes its current item and saves, instead of a KeyboardInterrupt.
 
     Raises:
         typer.Exit: Code 3 if some images failed and the run went on without them.
@@ -39,35 +39,35 @@ def run_stage(
     from pipelines.workdir.memory import refuse_other_dataset, remember
 
     workspace = replace(invocation.workspace, remembers=True)
-    _ = workspace.dataset  # a wrong --root must not become the directory's memory
+    _ = workspace.dataset  # opened first: a wrong --root must not be saved in the work directory
     refuse_other_dataset(workspace)
     try:
-        with ConsoleProgress() as progress, finishing_on_signals(say_amid) if finishes else nullcontext():
+        with ConsoleProgress() as progress, finishing_on_signals(print_from_signal) if graceful_stop else nullcontext():
             counts = stage(workspace, progress)
     except UsageError:
         raise
-    except SsrError:  # nothing was wrong with the command: the next one need not say it again
+    except SsrError:  # the command line was accepted: later commands may rely on its settings
         remember(workspace)
         raise
-    conclude(counts, workspace.work, then, invocation)
+    print_outcome(counts, workspace.work, then, invocation)
 
 
-def run_shared(
+def run_per_image_stage(
     invocation: Invocation, stage: str, arguments: tuple[Any, ...], outputs: Callable[[Workspace], tuple[Path, ...]], then: str
 ) -> None:
-    """Run a stage that takes image by image: a share of the work list, on one device or several, or on a cluster.
+    """Run a per-image stage on one device, several devices or a cluster; see `run_stage`.
 
     Args:
         invocation: The command line.
-        stage: Of `pipelines.stages.scale.PER_IMAGE`.
-        arguments: What it takes between workspace and progress.
-        outputs: The stores and folders that it writes.
-        then: The obvious next command.
+        stage: Key of `pipelines.stages.launch.PER_IMAGE`.
+        arguments: Arguments of the stage between workspace and progress.
+        outputs: Stores and folders that the stage writes.
+        then: Next command.
     """
-    run_stage(invocation, lambda workspace, progress: shared(invocation, stage, workspace, arguments, outputs, progress), then)
+    run_stage(invocation, lambda workspace, progress: launch(invocation, stage, workspace, arguments, outputs, progress), then)
 
 
-def shared(
+def launch(
     invocation: Invocation,
     stage: str,
     workspace: Workspace,
@@ -75,30 +75,30 @@ def shared(
     outputs: Callable[[Workspace], tuple[Path, ...]],
     progress: Progress,
 ) -> Any:
-    """What the stage comes to; see `run_shared`. A signal lets it finish what is under way."""
+    """Result of a per-image stage; see `run_per_image_stage`. On a signal the current images are finished and saved."""
     from pipelines.execution.interruption import finishing_on_signals
-    from pipelines.stages import launch as scale
+    from pipelines.stages.launch import Job, run
 
-    with finishing_on_signals(say_amid):
+    with finishing_on_signals(print_from_signal):
         if invocation.launcher is not None:
             progress.note(f"shard {invocation.shard} of the work list, by {invocation.launcher} (--shard 0/1 takes all)")
-        return scale.run(scale.Job(stage, workspace, arguments, outputs(workspace)), invocation.scale, progress)
+        return run(Job(stage, workspace, arguments, outputs(workspace)), invocation.scale, progress)
 
 
-def conclude(counts: Counts, work: Path, then: str | None, invocation: Invocation) -> None:
-    """Say what was left out and what comes next.
+def print_outcome(counts: Counts, work: Path, then: str | None, invocation: Invocation) -> None:
+    """Print how many images were left out and which command comes next.
 
     Args:
-        counts: Of the stage.
+        counts: Result of the stage.
         work: The work directory.
-        then: The obvious next command, if there is one.
+        then: Next command, or None.
         invocation: The command line.
 
     Raises:
         typer.Exit: Code 3 if some images failed and the run went on without them.
     """
     shard = invocation.shard
-    if shard is None and os.environ.get("RANK", "0") != "0":  # of several processes that train, the first one speaks
+    if shard is None and os.environ.get("RANK", "0") != "0":  # only the first process of a training prints
         return
     log = work / "failures.jsonl" if shard is None else shard.place(work / "failures.jsonl")
     if counts.failed:
