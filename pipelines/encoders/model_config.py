@@ -13,6 +13,7 @@ import timm
 
 from pipelines.encoders.weights_folder import first_line
 from pipelines.errors import SsrError, UsageError
+from pipelines.plugins import load_plugins
 
 _LARGEST, _DEEPEST = 1 << 20, 256  # of any number in a model's description; of its layers
 
@@ -68,7 +69,7 @@ def dino_architecture(model: str) -> TimmModel:
         UsageError: Unknown name, missing file, or a file of something else.
     """
     if not is_config_file(model):
-        if not timm.is_model(model.split(".")[0]):
+        if not _is_timms(model):
             raise UsageError(f"timm has no model {model!r}", "see timm.list_models('vit_*'), or give a .json; --dino-model")
         return TimmModel(model)
     path = Path(model).expanduser()
@@ -76,12 +77,19 @@ def dino_architecture(model: str) -> TimmModel:
     name, arguments, settings = content["architecture"], content.get("model_args", {}), content.get("pretrained_cfg", {})
     if not isinstance(name, str) or not isinstance(arguments, dict) or not isinstance(settings, dict):
         raise UsageError(f"{path} is not a timm config.json: architecture, model_args or pretrained_cfg", "--dino-model")
-    if not timm.is_model(name.split(".")[0]):
+    if not _is_timms(name):
         raise UsageError(f"{path}: timm has no model {name!r}", "--dino-model")
     statistics = {key: settings[key] for key in ("mean", "std") if key in settings}
     if not all(_is_statistic(value) for value in statistics.values()) or 0 in statistics.get("std", ()):
         raise UsageError(f"{path}: expected mean and std of three numbers, std above 0", "--dino-model")
     return TimmModel(name, arguments, statistics)
+
+
+def _is_timms(name: str) -> bool:
+    """Whether timm has a model of this name, or a plugin registers one."""
+    if not timm.is_model(name.split(".")[0]):
+        load_plugins()
+    return timm.is_model(name.split(".")[0])
 
 
 def _is_statistic(value: object) -> bool:

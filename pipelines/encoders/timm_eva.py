@@ -18,7 +18,7 @@ from pipelines.ops.attention import attention_with_weights
 def fits(model: nn.Module) -> bool:
     """Whether a model, or the one that open_clip wraps, is an Eva of pre-norm blocks (EVA02-E has post-norm ones)."""
     trunk = trunk_of(model)
-    return isinstance(trunk, Eva) and all(isinstance(block, EvaBlock) for block in trunk.blocks)
+    return isinstance(trunk, Eva) and all(isinstance(block, EvaBlock) and block.attn.gate is None for block in trunk.blocks)
 
 
 class TimmEva(TimmTrunk):
@@ -41,7 +41,7 @@ class TimmEva(TimmTrunk):
         """`block` and `attention` from one set of queries and keys."""
         attended, weights = self._attended(index, x, grid, values=True)
         block = self.blocks[index]
-        return _behind_attention(block, x, _out(block.attn, attended, block.norm1(x))), weights
+        return _behind_attention(block, x, block.attn.proj(block.attn.norm(attended))), weights
 
     def tail(self, grid: Grid) -> Tail:
         """What stands behind the last block's input; the rotations depend on the grid."""
@@ -52,7 +52,8 @@ class TimmEva(TimmTrunk):
             return _behind_attention(block, tokens_cls, attn(activation, rope=rotation))
 
         def value_tokens(activation: Tensor) -> Tensor:
-            return _out(attn, _all_heads(attn, _projected(attn, activation)[2]).flatten(-2), activation)
+            value = _all_heads(attn, _projected(attn, activation)[2]).flatten(-2)  # (..., N, D)
+            return cast("Tensor", attn.proj(attn.norm(value)))
 
         return Tail(self.prefix, block.norm1, output, value_tokens, projection(self.model, self.head))
 
@@ -99,11 +100,6 @@ def _rotated(attn: Any, part: Tensor, rotation: Tensor | None, like: Tensor) -> 
 def _all_heads(attn: Any, part: Tensor) -> Tensor:
     """Repeat shared keys and values for each query head that reads them."""
     return part.repeat_interleave(attn.num_heads // part.shape[-2], dim=-2)
-
-
-def _out(attn: Any, attended: Tensor | None, normed: Tensor) -> Tensor:
-    attended = attn.norm(attended)
-    return cast("Tensor", attn.proj(attended if attn.gate is None else attended * attn.gate(normed).sigmoid()))
 
 
 def _behind_attention(block: Any, x: Tensor, attended: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def fits(model: nn.Module) -> bool:
     """Whether a model, or the one that open_clip wraps, is such a ViT of plain pre-norm blocks."""
     trunk = trunk_of(model)
     return isinstance(trunk, VisionTransformer) and all(
-        type(block) is Block and type(block.attn) is Attention for block in trunk.blocks
+        type(block) is Block and type(block.attn) is Attention and block.attn.gate is None for block in trunk.blocks
     )
 
 
@@ -57,7 +57,6 @@ class TimmViT(TimmTrunk):
             return cast("Tensor", x + block.ls2(block.mlp(block.norm2(x))))
 
         def value_tokens(activation: Tensor) -> Tensor:
-            value = attn.norm(attn.qkv(activation).chunk(3, dim=-1)[2])  # (..., N, D)
-            return cast("Tensor", attn.proj(value if attn.gate is None else value * attn.gate(activation).sigmoid()))
+            return cast("Tensor", attn.proj(attn.norm(attn.qkv(activation).chunk(3, dim=-1)[2])))  # (..., N, D)
 
         return Tail(self.prefix, block.norm1, output, value_tokens, projection(self.model, self.head))

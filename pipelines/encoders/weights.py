@@ -183,6 +183,7 @@ def build_clip(weights: Weights) -> LoadedClip:
             model = cast("CLIP", open_clip.create_model(name, pretrained=None, load_weights=False))
     except Exception as error:  # a config file of odd numbers can go wrong anywhere
         raise cannot_build(weights.model, error) from error
+    adapter_of(model.visual, weights.name, "--clip-model", text=True)
     for key in ("mean", "std"):  # of the tag that a file of the weights folder stands for: not every CLIP has OpenAI's
         if value := open_clip.get_pretrained_cfg(name, weights.pretrained).get(key):
             setattr(model.visual, f"image_{key}", value)

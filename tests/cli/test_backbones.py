@@ -1,0 +1,146 @@
+"""Backbones of every kind through the commands, in random weights of small sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from pipelines.datasets.classes import VOC12
+from pipelines.encoders.text import TextBank, write_bank
+from pipelines.stores.array_store import ArrayReader
+from tests.fixtures.commands import Ssr
+from tests.fixtures.datasets import TinyDataset
+from tests.fixtures.towers import FORMS, embed_dim, shaken, write_clip
+
+ROOT = Path(__file__).parents[2]
+SIZES = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3}
+DINOS = {
+    "DINO": "vit_small_patch16_224",
+    "DINOv2 with registers": "vit_small_patch14_reg4_dinov2",
+    "DINOv3": "vit_small_patch16_dinov3",
+}
+
+
+@pytest.fixture
+def work(finished: dict[str, Path], tmp_path: Path) -> Path:
+    """Superpixels and CAMs."""
+    shutil.copytree(finished["ssr"], tmp_path / "work", ignore=shutil.ignore_patterns("masks*", "refined*"))
+    return tmp_path / "work"
+
+
+def maps(store: Path) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    with ArrayReader(store) as reader:
+        return {image_id: reader.read(image_id)[0].astype(np.float32) for image_id in reader.ids()}
+
+
+@pytest.mark.parametrize("name", DINOS)
+def test_refine(name: str, work: Path, tiny_voc: TinyDataset, ssr: Ssr, tmp_path: Path) -> None:
+    config, weights = tmp_path / "dino.json", tmp_path / "dino.safetensors"
+    config.write_text(json.dumps({"architecture": DINOS[name], "model_args": SIZES}))
+    model = shaken(timm.create_model(DINOS[name], num_classes=0, **SIZES))
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, weights)
+    words = ("refine", "--config", tiny_voc.config, "--work", work, "--dino-model", config, "--dino-pretrained", weights)
+    ssr(*words, "--dino-blocks", 2, "--dino-weight", 1)
+    refined = maps(work / "refined.h5")
+    assert set(refined) == set(tiny_voc.ids)
+    other = maps(work / "cams.h5")
+    assert all(np.isfinite(refined[image_id]).all() for image_id in refined)
+    assert not np.allclose(refined["b_trio"], other["b_trio"], atol=1e-2)
+    assert len(list((work / "masks").glob("*.png"))) == len(refined)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_cams(name: str, tiny_voc: TinyDataset, ssr: Ssr, tmp_path: Path) -> None:
+    config, weights = write_clip(tmp_path, name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for bank, names in (("voc", VOC12.names), ("background", ("ground", "sky"))):
+            rows = torch.nn.functional.normalize(torch.randn(len(names), embed_dim(name)), dim=1)
+            write_bank(tmp_path / f"{bank}.safetensors", TextBank(rows, tuple(names), name, "random", "{}"))
+    words: tuple[object, ...] = (
+        "--clip-model",
+        config,
+        "--clip-pretrained",
+        weights,
+        "--text-bank",
+        tmp_path / "voc.safetensors",
+    )
+    words += ("--background-bank", tmp_path / "background.safetensors", "--root", tiny_voc.root, "--device", "cpu")
+    ssr("cams", "voc", *words, "--work", tmp_path / "work", "--readout", "mix", "--superpixel-share", 0)
+    cams = maps(tmp_path / "work/cams.h5")
+    assert set(cams) == set(tiny_voc.ids)
+    assert cams["b_trio"].shape[0] == 3
+    assert cams["b_trio"].std() > 0.05
+
+
+TOY = '''\
+import torch
+from timm.models import register_model
+from torch import nn
+
+from pipelines.encoders.towers import TOWERS, Adapter
+
+
+class ToyNet(nn.Module):
+    """Patches that attend to those of their own colour; no prefix token."""
+
+    pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 8, 8)
+        self.blocks = nn.ModuleList(nn.Linear(12, 12) for _ in range(2))
+
+
+@register_model
+def toy_net(pretrained=False, **kwargs):
+    return ToyNet()
+
+
+class ToyTower:
+    width, patch_size, prefix = 12, 8, 0
+
+    def __init__(self, model):
+        self.model, self.blocks = model, model.blocks
+
+    def embed(self, images):
+        return self.model.patches(images).flatten(2).transpose(1, 2)  # (B, N, D)
+
+    def attention(self, index, x, grid):
+        return (-torch.cdist(x.float(), x.float())).softmax(dim=-1)  # (B, N, N)
+
+    def block(self, index, x, grid):
+        return x + self.blocks[index](self.attention(index, x, grid).to(x.dtype) @ x)
+
+    def block_with_attention(self, index, x, grid):
+        return self.block(index, x, grid), self.attention(index, x, grid)
+
+
+TOWERS["toy"] = Adapter(fits=lambda model: isinstance(model, ToyNet), make=ToyTower)
+'''
+
+
+def test_a_backbone_in_one_file(
+    work: Path, tiny_voc: TinyDataset, ssr: Ssr, ssr_process: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "toy_backbone.py").write_text(TOY)
+    shape = {"patches.weight": (12, 3, 8, 8), "patches.bias": (12,)}
+    shape |= {f"blocks.{i}.{kind}": size for i in range(2) for kind, size in (("weight", (12, 12)), ("bias", (12,)))}
+    weights = tmp_path / "toy.safetensors"
+    save_file({key: torch.linspace(-1, 1, prod(size)).sin().view(size) for key, size in shape.items()}, weights)
+    words = ("refine", "--config", tiny_voc.config, "--work", work, "--dino-model", "toy_net", "--dino-pretrained", weights)
+    assert "timm has no model 'toy_net'" in ssr(*words, code=2).err
+    environment = {**os.environ, "SSR_PLUGINS": "toy_backbone", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    ssr_process(*words, "--dino-weight", 1, "--dino-blocks", 2, tiny=True, env=environment)
+    assert set(maps(work / "refined.h5")) == set(tiny_voc.ids)
