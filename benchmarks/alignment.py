@@ -153,7 +153,7 @@ class Bench:
         self.weights = resolve_clip(base.clip.model, base.clip.pretrained)
         clip = build_clip(self.weights)
         self.text = text_embeddings(clip, base.dataset.classes, base.clip)
-        self.names = ["background", *base.dataset.classes.names]
+        self.names = base.dataset.classes.label_map_names
         self.heads: dict[str, Alignment | None] = {}
         superpixels.run(base, SuperpixelsOptions(**read_recipe("ssr")["superpixels"]), ConsoleProgress())
         trained: dict[AlignOptions, Alignment] = {}

@@ -201,7 +201,7 @@ def score(rows: dict[str, Row], dataset: Dataset, work: Path) -> None:
     encoder = Remembering(next(iter(rows.values())).inputs.encoder, keep=4)
     settings = {name: PredictOptions(**options) for name, options in SCORES.items()}
     predictors = {(r, s): Predictor(encoder, _segmenter(row), settings[s]) for r, row in rows.items() for s in settings}
-    names = ["background", *dataset.classes.names]
+    names = dataset.classes.label_map_names
     counts: dict[tuple[str, str], NDArray[np.int64]] = {
         key: np.zeros((len(names), len(names) + 1), np.int64) for key in predictors
     }

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from pipelines.errors import SsrError
 
 @dataclass(frozen=True)
 class Metrics:
-    """What the counts say.
+    """Metrics of an evaluation.
 
     Attributes:
         miou: Mean IoU over classes with ground-truth pixels; a predicted 255 is a miss.
@@ -51,6 +52,12 @@ class Metrics:
     per_class_precision: dict[str, float | None]
     per_class_recall: dict[str, float | None]
     per_class_pixels: dict[str, int]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The metrics that a `pipelines.evaluation.report.Report` holds: all but the other values of each class."""
+        other = ("per_class_precision", "per_class_recall", "per_class_pixels")
+        return {name: value for name, value in vars(self).items() if name not in other}
 
 
 def metrics_from_counts(counts: NDArray[np.int64], names: Sequence[str]) -> Metrics:

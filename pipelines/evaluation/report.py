@@ -1,7 +1,7 @@
-"""The report of one evaluation: what was scored, how, and what came out.
+"""Report of one evaluation: what was scored, by which rules, and the metrics.
 
-Kept as ``report.json``, with a table of the classes as CSV and the confusion counts as ``.npy`` beside it. A file appears
-whole or not at all.
+It is stored as ``report.json``, beside a CSV table of the classes and the confusion counts as ``.npy``. Every file is written
+whole and renamed.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Report:
         images: Number of images scored.
         oracle: The background exponent was chosen on ground truth.
         background_power: Exponent p of the background score ``(1 - max cam)^p``; None for label maps.
-        crf: Whether the label maps went through a CRF; None where that is not known.
+        crf: Whether a CRF was applied to the label maps; None if unknown.
         options_digest: Digest of the options that made what was scored.
-        rules: How it was scored, in words; see `rules`.
+        rules: Scoring rules in words, see `rules`.
         confusion_matrix: File name of the counts beside the report.
 
-    The metrics are those of `Metrics`.
+    The metrics are those of `Metrics.summary`.
     """
 
     what: str
@@ -60,7 +60,7 @@ class Report:
     confusion_matrix: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an oracle that does not name its exponent."""
+        """Check that an oracle names its exponent."""
         if self.oracle and self.background_power is None:
             raise ValueError("an oracle report must say its background_power")
 
@@ -78,7 +78,7 @@ class Report:
 
 
 def rules(background_power: float | None, *, oracle: bool = False) -> dict[str, str]:
-    """Say in words how an evaluation scores.
+    """Scoring rules in words.
 
     Args:
         background_power: Exponent p of the background score; None where label maps are scored.
@@ -99,41 +99,6 @@ def rules(background_power: float | None, *, oracle: bool = False) -> dict[str, 
         "confusion_ratio": "mean of FP / TP over classes with ground-truth pixels and TP > 0",
         "background": background,
     }
-
-
-def make_report(
-    metrics: Metrics,
-    *,
-    what: str,
-    split: str,
-    images: int,
-    options_digest: str,
-    crf: bool | None = None,
-    background_power: float | None = None,
-    oracle: bool = False,
-    confusion_matrix: str | None = None,
-) -> Report:
-    """Join metrics and circumstances; the rules follow from them."""
-    return Report(
-        what=what,
-        split=split,
-        images=images,
-        miou=metrics.miou,
-        miou_covered=metrics.miou_covered,
-        pixel_accuracy=metrics.pixel_accuracy,
-        precision=metrics.precision,
-        recall=metrics.recall,
-        confusion_ratio=metrics.confusion_ratio,
-        classes_never_hit=metrics.classes_never_hit,
-        coverage=metrics.coverage,
-        per_class_iou=metrics.per_class_iou,
-        options_digest=options_digest,
-        crf=crf,
-        background_power=background_power,
-        oracle=oracle,
-        rules=rules(background_power, oracle=oracle),
-        confusion_matrix=confusion_matrix,
-    )
 
 
 _ADAPTER = TypeAdapter(Report)

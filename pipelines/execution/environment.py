@@ -1,4 +1,4 @@
-"""Which share of the work list is this process's own, as torchrun or Slurm says."""
+"""Shard of this process as torchrun or Slurm assigns it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pipelines.stores.shard import Shard
 
 
 def shard_of_environment(environment: Mapping[str, str] | None = None) -> tuple[Shard, str] | None:
-    """The share that a launcher gives to this process, and the launcher's name; None without a launcher.
+    """Shard that a launcher assigns to this process, and the launcher's name; None without a launcher.
 
-    torchrun sets ``RANK`` and ``WORLD_SIZE``, ``srun`` numbers its tasks, and a Slurm array numbers its jobs. Jobs of an array
-    that are themselves started by one of the other two share their share.
+    torchrun sets ``RANK`` and ``WORLD_SIZE``, ``srun`` numbers its tasks, and a Slurm array numbers its jobs. A job of an array
+    that runs several tasks under torchrun or srun divides its shard among them.
 
     Args:
         environment: Variables; those of this process by default.
@@ -24,21 +24,11 @@ def shard_of_environment(environment: Mapping[str, str] | None = None) -> tuple[
     environment = os.environ if environment is None else environment
     names: list[str] = []
     index, count = 0, 1
-    for name, found in (("Slurm array", _array(environment)), _tasks(environment)):
-        if found is not None and found[1] > 1:
-            index, count = index * found[1] + found[0], count * found[1]
+    for name, rank in (("Slurm array", _array(environment)), _tasks(environment)):
+        if rank is not None and rank[1] > 1:
+            index, count = index * rank[1] + rank[0], count * rank[1]
             names.append(name)
     return (Shard(index, count), " and ".join(names)) if names else None
-
-
-def local_rank(environment: Mapping[str, str] | None = None) -> int | None:
-    """Number of this process on its machine, where torchrun or srun started it; None elsewhere."""
-    environment = os.environ if environment is None else environment
-    if int(environment.get("WORLD_SIZE", "1")) > 1:
-        return int(environment.get("LOCAL_RANK", "0"))
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return int(environment.get("SLURM_LOCALID", "0"))
-    return None
 
 
 def _array(environment: Mapping[str, str]) -> tuple[int, int] | None:

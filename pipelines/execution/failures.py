@@ -50,7 +50,7 @@ class Failures:
 
 
 def failure_lines(path: Path) -> list[tuple[str, str]]:
-    """Stage and line of each entry of a failure log; a line that is none has no stage. No log has no entries."""
+    """Stage and line of each entry of a failure log; malformed lines get stage ``""``, a missing log gives []."""
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8", errors="backslashreplace")

@@ -78,8 +78,8 @@ def refuse_interrupted(hint: str = "run the same command to go on") -> NoReturn:
 def finishing_on_signals(say: Callable[[str], None]) -> Iterator[None]:
     """Within the block, a signal lets `interrupted` be true; a second one ends the process, which stores survive.
 
-    Another signal right behind the first is no second wish: torchrun answers a Ctrl-C, which its processes get themselves, by
-    SIGTERM. Processes that are forked in the block leave Ctrl-C to this one.
+    A different signal within 2 s is a launcher relaying the first, and is ignored: on Ctrl-C torchrun sends SIGTERM to its
+    processes, which have got the Ctrl-C themselves. Processes that are forked in the block leave Ctrl-C to this one.
 
     Args:
         say: Told what happens.

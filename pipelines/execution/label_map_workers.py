@@ -30,7 +30,7 @@ class MaskJob:
         image_id: Whose label map.
         image_path: The photo; opened only for the CRF.
         maps: On the token grid, fp16: a refined CAM ``(K, h, w)``, or logits ``(C + 1, h, w)``, background first.
-        labels: The K class indices; empty for logits.
+        labels: Class indices of the K maps of a CAM; () for logits, which have a map for every class.
         size: ``(H, W)`` of the photo.
         target: The PNG.
     """

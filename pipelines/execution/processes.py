@@ -59,7 +59,7 @@ def run_processes(
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_child, args=(work, job, theirs), name=f"ssr {name}")
             process.start()
-            theirs.close()  # so that it is at its end when the process is
+            theirs.close()  # close our copy, so that the pipe hits EOF when the child exits
             workers[ours] = _Worker(len(workers), name, process)
     all_workers = list(workers.values())
     told = False
@@ -74,7 +74,7 @@ def run_processes(
                 ended = workers.pop(ready)
                 ended.process.join()
                 ready.close()
-                joined.known(ended.number)
+                joined.count_in(ended.number)
     joined.finish()
     return results_of([(worker.result, worker.error or _death(worker)) for worker in all_workers])
 
@@ -90,7 +90,7 @@ def _take(connection: Connection, worker: _Worker[Any], joined: JoinedProgress) 
     elif kind == "error":
         worker.error = content
     else:
-        joined.told(worker.number, kind, content)
+        joined.receive(worker.number, kind, content)
     return True
 
 

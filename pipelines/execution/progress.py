@@ -1,4 +1,4 @@
-"""How a stage tells how far it is; the command line draws it, tests count it, the default is silence."""
+"""Progress of a stage: the command line draws it, tests count it, the default ignores it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ class Progress(Protocol):
     """Receives a stage's progress. One `start` and one `finish` around any number of `advance` and `note`."""
 
     def start(self, title: str, total: int, done: int = 0, unit: str = "images") -> None:
-        """A run of ``total`` images (or other units) begins, of which ``done`` were there already."""
+        """A run of ``total`` images (or other units) begins, of which ``done`` were finished before."""
 
     def advance(self, count: int = 1) -> None:
-        """More images are finished, well or not."""
+        """More images are finished or have failed."""
 
     def skip(self, count: int = 1) -> None:
-        """More images are found to be there already."""
+        """More images were finished before."""
 
     def note(self, message: str) -> None:
-        """Something that a person should read: a bad image, a choice that was made."""
+        """A message for the user: a bad image, a choice that was made."""
 
     def status(self, message: str) -> None:
-        """How it goes, in numbers; the newest one counts."""
+        """Current numbers, such as losses; a newer line replaces them."""
 
     def finish(self) -> None:
         """The run is over."""
 
 
 class Silent:
-    """Progress that nobody watches."""
+    """Progress that is ignored."""
 
     def start(self, title: str, total: int, done: int = 0, unit: str = "images") -> None:
         """Ignore."""
@@ -55,7 +55,7 @@ Message = tuple[str, Any]
 
 
 class RemoteProgress:
-    """Sends what it is told to another process, where `JoinedProgress` receives it.
+    """Sends progress to another process, where `JoinedProgress` receives it.
 
     Args:
         send: Takes one message.
@@ -92,7 +92,7 @@ class JoinedProgress:
     """The progress of several processes as that of one.
 
     Args:
-        progress: Told about all.
+        progress: Receives the joined progress.
         count: Processes. Their totals are known, and the run begins, once each has started or ended.
     """
 
@@ -105,21 +105,21 @@ class JoinedProgress:
         self._notes: set[str] = set()
         self._started = False
 
-    def told(self, number: int, kind: str, arguments: Any) -> None:
-        """One message of the `RemoteProgress` of a process."""
+    def receive(self, number: int, kind: str, arguments: Any) -> None:
+        """Handle a message from the `RemoteProgress` of a process."""
         if kind == "start":
             title, total, done, unit = arguments
             self._begun = self._begun or (title, unit)
             self._total += total
             self._done += done
-            self.known(number)
+            self.count_in(number)
         elif self._started or kind in {"note", "status"}:
             self._pass_on(kind, arguments)
         else:
             self._held.append((kind, arguments))
 
-    def known(self, number: int) -> None:
-        """A process has told its total, or ended."""
+    def count_in(self, number: int) -> None:
+        """Note that the total of a process is known, or that it has ended."""
         self._unknown.discard(number)
         if not self._unknown and self._begun is not None and not self._started:
             self._started = True
@@ -135,7 +135,7 @@ class JoinedProgress:
 
     def _pass_on(self, kind: str, arguments: Any) -> None:
         if kind == "note":
-            if arguments[0] in self._notes:  # each process makes the same remark
+            if arguments[0] in self._notes:  # every process sends the same notes
                 return
             self._notes.add(arguments[0])
         getattr(self._progress, kind)(*arguments)

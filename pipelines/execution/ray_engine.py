@@ -128,7 +128,7 @@ def run_on_ray(
 
         def listen() -> None:
             for number, (name, arguments) in ray.get(board.fetch.remote()):
-                joined.told(number, name, arguments)
+                joined.receive(number, name, arguments)
 
         while pending:
             if interrupted() and not told:
@@ -139,7 +139,7 @@ def run_on_ray(
             for reference in ready:
                 number = pending.pop(reference)
                 found[number] = _outcome(ray, reference)
-                joined.known(number)
+                joined.count_in(number)
                 ray.kill(actors[number])  # its part of the cluster is for those that wait
         listen()
         joined.finish()

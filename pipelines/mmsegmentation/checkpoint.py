@@ -39,7 +39,7 @@ def write_state(path: Path, runner: Runner, iteration: int, owner: str, waiting:
         "message_hub": NO_MESSAGES,
         "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None},
     }
-    content = io.BytesIO()  # a file's name would become part of it, and a full disk spills torch's own words
+    content = io.BytesIO()  # save to memory first: torch.save embeds the file name, and its disk-full error is unreadable
     torch.save(state, content)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.getbuffer())

@@ -1,1 +1,1 @@
-"""What is trained: alignment heads."""
+"""Trained models and their files: alignment heads, decoder, segmenter."""

@@ -21,15 +21,6 @@ def normalise_rows(affinity: Tensor) -> Tensor:
     return affinity / affinity.sum(dim=-1, keepdim=True).clamp_min(EPSILON)
 
 
-def normalise_columns(affinity: Tensor) -> Tensor:
-    """Divide each column by its sum; an all-zero column stays zero.
-
-    Args:
-        affinity: ``(..., N, N)``, non-negative.
-    """
-    return affinity / affinity.sum(dim=-2, keepdim=True).clamp_min(EPSILON)
-
-
 def sinkhorn(affinity: Tensor, rounds: int) -> Tensor:
     """Alternate column and row normalisation (CLIP-ES, Eq. 6: three rounds).
 

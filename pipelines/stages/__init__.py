@@ -1,12 +1,16 @@
-"""The stages, in their order; reading this list is reading the toolkit.
+"""The commands, one module each: a command reads stores, calls the method and writes stores.
 
-1. `superpixels`: SLIC of every photo -> ``superpixels.h5``
-2. `align`: CMPA, two heads that bring images and words together -> ``cmpa.safetensors``
-3. `cams`: class activation maps on the frozen CLIP, through the heads where asked -> ``cams.h5``
+Stages, in order:
+
+1. `superpixels`: SLIC of every image -> ``superpixels.h5``
+2. `align`: CMPA, two heads that align image and text features -> ``cmpa.safetensors``
+3. `cams`: class activation maps on the frozen CLIP, optionally through the alignment heads -> ``cams.h5``
 4. `refine`: CLIP + DINO affinity, column mask, propagation, CRF -> ``refined.h5``, ``masks/*.png``
-5. `train`: a segmentation model from pseudo-masks made on line -> ``model.safetensors``
-6. `predict`: label maps of any photos from that model -> ``predictions/*/*.png``
-7. `evaluate`: scores against ground truth -> ``eval/*/report.json``
+5. `train`: a segmentation decoder on pseudo-masks made online -> ``model.safetensors``
+6. `predict`: label maps of a split or a folder of images -> ``predictions/*/*.png``
+7. `evaluate` (``ssr eval``): scores against ground truth -> ``eval/*/report.json``
 
-Around them: `text` (text banks), `show` (pictures), `doctor` (before a run), `status` (after one).
+Further commands: `retrain` (a standard network on mmsegmentation), `ablation` (one component more at a time), `features`
+(``ssr show features``), `show`, `report`, `status`, `doctor`, `sample`, `text`, `merge` (outputs of shards). `launch` runs a
+per-image stage on several devices or a Ray cluster. ``ssr labels`` needs no stage.
 """

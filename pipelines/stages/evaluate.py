@@ -1,4 +1,4 @@
-"""`ssr eval`: score CAMs, masks or any folder of PNGs. The one stage that opens ground truth."""
+"""`ssr eval`: score CAMs, masks or any folder of PNGs against ground truth."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipelines.evaluation.counted import Counted, write_counted
 from pipelines.evaluation.figures import confusion_figure, iou_figure, save_figure
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.metrics import Metrics, metrics_from_counts
-from pipelines.evaluation.report import Report, make_report, write_confusion, write_csv, write_report
+from pipelines.evaluation.report import Report, rules, write_confusion, write_csv, write_report
 from pipelines.execution.interruption import refuse_if_interrupted, until_interrupted
 from pipelines.execution.pool import map_bounded, resolve_workers
 from pipelines.execution.progress import Progress, Silent
@@ -105,7 +105,7 @@ def count(
     powers: tuple[float | None, ...] = (background_power,) if scores_cams else (None,)
     if options.oracle:
         powers = (*powers, *(p for p in ORACLE_POWERS if p != background_power))
-    names = ["background", *workspace.dataset.classes.names]
+    names = workspace.dataset.classes.label_map_names
     totals = {power: np.zeros((len(names), len(names) + 1), dtype=np.int64) for power in powers}
     failures = workspace.failures(f"{STAGE} {what}", progress)
     with ExitStack() as stack:
@@ -138,7 +138,7 @@ def count(
     counted = Counted(
         what=_name_of(workspace, what),
         split=split if options.images is None else f"{split}, ids of {options.images.name}",
-        names=tuple(names),
+        names=names,
         totals=totals,
         images=scored,
         failed=failures.count,
@@ -177,8 +177,8 @@ def _finish(work: Path, counted: Counted, power: float | None, *, oracle: bool) 
     counts = counted.totals[power]
     metrics = metrics_from_counts(counts, counted.names)
     folder = work / REPORTS / (f"{counted.what}-oracle" if oracle else counted.what)
-    report = make_report(
-        metrics,
+    report = Report(
+        **metrics.summary,
         what=counted.what,
         split=counted.split,
         images=counted.images,
@@ -186,6 +186,7 @@ def _finish(work: Path, counted: Counted, power: float | None, *, oracle: bool) 
         crf=counted.crf,
         background_power=power,
         oracle=oracle,
+        rules=rules(power, oracle=oracle),
         confusion_matrix="confusion.npy",
     )
     if counted.supervised:
@@ -272,7 +273,7 @@ def _predictor(workspace: Workspace, what: str, powers: Sequence[float | None], 
 
 
 def _cam_predictor(reader: ArrayReader, what: str, powers: Sequence[float]) -> Predict:
-    lock = Lock()  # HDF5 reads one at a time anyway; the decoding around them does not
+    lock = Lock()  # h5py is serialised anyway; the lock covers the read only, so that decoding runs in parallel
 
     def predict(sample: Sample, size: tuple[int, int]) -> dict[float | None, NDArray[np.uint8]]:
         if sample.image_id not in reader:
@@ -294,7 +295,7 @@ def _manifest_of(workspace: Workspace, what: str) -> Manifest | None:
         return read_manifest(known[what])
     try:
         return Manifest.read(Path(what).resolve().with_suffix(".json"))
-    except SsrError:  # a file of somebody else's beside a folder of somebody else's
+    except SsrError:  # the .json beside a foreign folder need not be one of our manifests
         return None
 
 

@@ -42,7 +42,7 @@ from pipelines.workdir.workspace import Workspace
 Projection = Literal["tsne", "pca"]
 
 MOST_DOTS = 3000
-"""Samples drawn at most, evenly spread over all; more would be one blot, and t-SNE of them an affair of hours."""
+"""Maximum number of samples drawn, evenly spaced; more points overplot, and t-SNE would take hours."""
 
 _CALLED: dict[str, str] = {"tsne": "t-SNE", "pca": "PCA"}
 
@@ -235,7 +235,7 @@ def _lay_out(parts: Sequence[Tensor], projection: Projection, seed: int) -> list
     """
     points = torch.cat(list(parts)).numpy()
     if projection == "tsne":
-        rate = max(len(points) / 48, 10.0)  # scikit-learn's own rule, whose floor of 50 throws a few dozen points about
+        rate = max(len(points) / 48, 10.0)  # scikit-learn's rule without its minimum of 50, which diverges for small n
         tsne = TSNE(perplexity=min(30.0, (len(parts[0]) - 1) / 3), learning_rate=rate, init="pca", random_state=seed)
         with threadpool_limits(1):  # the order of threads would leak into the sums
             laid: NDArray[np.floating] = tsne.fit_transform(points)

@@ -1,7 +1,7 @@
-"""The stages that take image by image, on several devices of a machine or on a Ray cluster: a share of the work list each.
+"""Run a per-image stage on several devices or a Ray cluster; each worker gets a shard of the image list.
 
-Shares need nothing of one another: no process waits for another, and one that dies costs its share. When all have come to
-their end, what they wrote is merged.
+Workers are independent: none waits for another, and one that dies loses only its own shard. When all have ended, their outputs
+are merged.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from pipelines.workdir.counts import Counts
 from pipelines.workdir.workspace import REPORTS, Workspace
 
 PER_IMAGE = {"superpixels": "superpixels", "cams": "cams", "refine": "refine", "predict": "predict", "eval": "evaluate"}
-"""Stages that can be shared out, and the module of each."""
+"""Per-image stages and their modules."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A stage and all that it is called with; it can be sent to another process.
+    """A stage and its arguments; it can be pickled for another process.
 
     Attributes:
-        stage: Of `PER_IMAGE`.
-        workspace: Whose images.
-        arguments: What ``run`` takes between workspace and progress.
-        outputs: Stores and folders that it writes.
+        stage: Key of `PER_IMAGE`.
+        workspace: Work directory and dataset.
+        arguments: Arguments of ``run`` between workspace and progress.
+        outputs: Stores and folders that the stage writes.
     """
 
     stage: str
@@ -50,19 +50,19 @@ def run_job(job: Job, progress: Progress) -> Any:
 
 
 def run(job: Job, options: ScaleOptions, progress: Progress | None = None) -> Any:
-    """Run a stage as the options say.
+    """Run a stage in this process, on several devices or on a cluster.
 
     Args:
         job: The stage.
-        options: Share, devices or cluster.
-        progress: Told about all processes together.
+        options: Shard, devices or cluster.
+        progress: Receives the progress of all processes together.
 
     Returns:
         `Counts`, added up over all processes; for ``eval`` its evaluations.
 
     Raises:
         UsageError: The options contradict one another, or the stage refuses them.
-        SsrError: As of the stage; or a process died, after the others came to their end.
+        SsrError: An error of the stage, or a process died; it is raised after the other processes have ended.
     """
     progress = progress or Silent()
     if options.devices is None and options.engine == "local":
@@ -76,20 +76,20 @@ def run(job: Job, options: ScaleOptions, progress: Progress | None = None) -> An
         from pipelines.execution.ray_engine import run_on_ray
 
         def jobs_for(count: int, device: str) -> list[Job]:
-            _make_ready(job, count, device)
-            return _shares(job, [device] * count, max(1, int(options.actor_cpus)))
+            _prepare(job, count, device)
+            return _jobs_of_shards(job, [device] * count, max(1, int(options.actor_cpus)))
 
-        found = run_on_ray(run_job, jobs_for, options, progress)
+        results = run_on_ray(run_job, jobs_for, options, progress)
     else:
         devices = _devices(options.devices or "")
         cores = max(1, resolve_workers(0) // len(devices))
-        _make_ready(job, len(devices), devices[0])
-        found = run_processes(run_job, _shares(job, devices, cores), _names(devices), cores, progress)
-    return _merged(job, found)
+        _prepare(job, len(devices), devices[0])
+        results = run_processes(run_job, _jobs_of_shards(job, devices, cores), _names(devices), cores, progress)
+    return _merged(job, results)
 
 
-def _make_ready(job: Job, count: int, device: str) -> None:
-    """Unite shards of another number, and with ``force`` remove what is there once the stage has checked its options."""
+def _prepare(job: Job, count: int, device: str) -> None:
+    """Merge shards of another count; with ``force``, remove existing outputs once the stage has checked its options."""
     if any(shard.count != count for output in job.outputs for shard, _ in shard_folders(output.parent)):
         merge_outputs(job.outputs)
     if job.workspace.force and job.outputs:
@@ -98,11 +98,11 @@ def _make_ready(job: Job, count: int, device: str) -> None:
         run_processes(run_job, [dataclasses.replace(job, workspace=empty)], [device], 1, Silent())
     if job.stage == "eval":
         for _, folder in shard_folders(job.workspace.work):
-            for counted in (folder / REPORTS).glob("*.json"):  # of a run that was broken off
+            for counted in (folder / REPORTS).glob("*.json"):  # left by an interrupted run
                 counted.unlink()
 
 
-def _shares(job: Job, devices: Sequence[str], cores: int) -> list[Job]:
+def _jobs_of_shards(job: Job, devices: Sequence[str], cores: int) -> list[Job]:
     workspace, jobs = job.workspace, []
     for index, device in enumerate(devices):
         options = workspace.run.model_copy(update={"device": device, "workers": workspace.run.workers or cores})
@@ -111,20 +111,20 @@ def _shares(job: Job, devices: Sequence[str], cores: int) -> list[Job]:
     return jobs
 
 
-def _merged(job: Job, found: Sequence[Any]) -> Any:
+def _merged(job: Job, results: Sequence[Any]) -> Any:
     work = job.workspace.work
     merge_outputs(job.outputs)
     merge_failures(work)
     if job.stage == "eval":
         return [evaluation for merged in merge_scores(work) for evaluation in merged.evaluations]
-    return Counts(*(sum(getattr(counts, key) for counts in found) for key in ("done", "skipped", "failed")))
+    return Counts(*(sum(getattr(counts, key) for counts in results) for key in ("done", "skipped", "failed")))
 
 
 def _devices(text: str) -> list[str]:
-    found = [f"cuda:{name}" if name.isdecimal() else name for name in (part.strip() for part in text.split(","))]
-    if not all(found):
+    devices = [f"cuda:{name}" if name.isdecimal() else name for name in (part.strip() for part in text.split(","))]
+    if not all(devices):
         raise UsageError(f"expected devices such as 0,1 or cpu,cpu, found {text!r}", "--devices")
-    return found
+    return devices
 
 
 def _names(devices: Sequence[str]) -> list[str]:

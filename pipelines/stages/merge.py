@@ -1,4 +1,4 @@
-"""`ssr merge`: one output of what shards have written, the same to the byte as one process would have made."""
+"""`ssr merge`: merge the outputs of shards into one, the same bytes as those of a single process."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def merge_scores(work: Path) -> list[Merged]:
     Raises:
         SsrError: Nothing could be scored, or the shards are not of one evaluation.
     """
-    from pipelines.stages import evaluate  # draws pictures: half a second that other stages need not pay
+    from pipelines.stages import evaluate  # imported here, because it imports matplotlib (0.5 s)
 
     merged: list[Merged] = []
     found: dict[str, dict[Shard, Path]] = {}

@@ -104,7 +104,7 @@ def draw(workspace: Workspace, options: ShowOptions, progress: Progress) -> Draw
     """
     samples = _selected(workspace.dataset.samples, options)
     failures = workspace.failures(STAGE, progress)
-    names = ["background", *workspace.dataset.classes.names]
+    names = workspace.dataset.classes.label_map_names
     rows: list[PageRow] = []
     pictures: list[Image.Image] = []
     with ExitStack() as stack:
@@ -140,7 +140,7 @@ class _Drawer:
     def __init__(self, workspace: Workspace, options: ShowOptions, stack: ExitStack) -> None:
         self._workspace = workspace
         self._options = options
-        self._names = ["background", *workspace.dataset.classes.names]
+        self._names = workspace.dataset.classes.label_map_names
         self._stores = {
             name: stack.enter_context(ArrayReader(path))
             for name, path in (

@@ -92,7 +92,7 @@ def status(work: Path) -> WorkStatus:
     trained = {"cmpa": _heads(work), "model": _model(work, "model"), "retrained": _model(work, "retrained")}
     looked_at = [trained[name] if name in TRAINED else _output(work, name) for name in OUTPUTS]
     outputs = [output for output in looked_at if output is not None]
-    # `evaluate.reports_in` would do, and import matplotlib: half a second that `ssr` without a command has not
+    # read here instead of by `evaluate.reports_in`, to avoid importing matplotlib (0.5 s) in bare `ssr`
     reports = [read_report(path) for path in sorted((work / "eval").glob("*/report.json"))]
     return WorkStatus(
         dataset=f"{dataset.get('kind', '?')}, {dataset.get('split', '?')}, {dataset.get('root', '?')}",

@@ -195,7 +195,7 @@ def parts_folder(path: Path) -> Path:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """Committed parts, oldest first; of one number, the one that unites several is the newest."""
+    """Committed parts, oldest first; for equal numbers the merged part is newer."""
     found = [part for part in parts_folder(path).glob("[0-9]*.h5") if _is_part(part)]
     return sorted(found, key=part_number)
 

@@ -53,7 +53,7 @@ def read_checkpoint(path: Path, flag: str) -> tuple[dict[str, Tensor], dict[str,
     written = note.pop(CHECKSUM, None)  # absent in files of earlier versions
     try:
         with safe_open(path, framework="pt") as file:
-            # copies, for their alignment: a mapped one lies anywhere, and kernels then round the last bits in another way
+            # clone: memory-mapped tensors may be unaligned, and kernels then give different last bits
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
         whole = written is None or written == _sha256(tensors, note)
     except Exception as error:  # safetensors and torch have more than one way to refuse bytes

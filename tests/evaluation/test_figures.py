@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipelines.evaluation.figures import compare_figure, confusion_figure, iou_figure, save_figure
 from pipelines.evaluation.metrics import metrics_from_counts
-from pipelines.evaluation.report import Report, make_report
+from pipelines.evaluation.report import Report
 
 
 def random_counts(classes: int, seed: int = 0) -> NDArray[np.int64]:
@@ -25,7 +25,9 @@ def random_counts(classes: int, seed: int = 0) -> NDArray[np.int64]:
 def report_of(counts: NDArray[np.int64], oracle: bool = False) -> Report:
     names = ["background", *(f"class {index}" for index in range(1, len(counts)))]
     metrics = metrics_from_counts(counts, names)
-    return make_report(metrics, what="cams", split="val", images=1234, options_digest="", background_power=6.0, oracle=oracle)
+    return Report(
+        **metrics.summary, what="cams", split="val", images=1234, options_digest="", background_power=6.0, oracle=oracle
+    )
 
 
 def texts(figure: Figure) -> str:
@@ -75,7 +77,9 @@ def test_compare_figure_orders_by_gain() -> None:
 
 
 def test_compare_figure_needs_a_common_class() -> None:
-    cat = make_report(metrics_from_counts(np.array([[1, 0]]), ["cat"]), what="masks", split="a", images=1, options_digest="")
+    cat = Report(
+        **metrics_from_counts(np.array([[1, 0]]), ["cat"]).summary, what="masks", split="a", images=1, options_digest=""
+    )
     with pytest.raises(ValueError, match="no scored class in common"):
         compare_figure(cat, report_of(random_counts(3)))
 

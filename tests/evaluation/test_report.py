@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.errors import SsrError
 from pipelines.evaluation.metrics import Metrics, metrics_from_counts
-from pipelines.evaluation.report import Report, make_report, read_report, rules, write_confusion, write_csv, write_report
+from pipelines.evaluation.report import Report, read_report, rules, write_confusion, write_csv, write_report
 
 COUNTS = np.array([[6, 2, 0, 2], [1, 3, 0, 0], [0, 0, 0, 0]])
 NAMES = ["background", "Katze, groß", "cow"]
@@ -27,7 +27,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def report(metrics: Metrics) -> Report:
-    return make_report(metrics, what="masks", split="train", images=3, options_digest="a1b2", crf=True)
+    return Report(**metrics.summary, what="masks", split="train", images=3, options_digest="a1b2", crf=True)
 
 
 def test_round_trip(tmp_path: Path, report: Report) -> None:
@@ -57,8 +57,16 @@ def test_keys_and_values_of_the_file(tmp_path: Path, report: Report, metrics: Me
     ],
 )
 def test_rules_and_caption_name_an_oracle(metrics: Metrics, power: float | None, oracle: bool, background: str) -> None:
-    report = make_report(metrics, what="cams", split="val", images=1, options_digest="", background_power=power, oracle=oracle)
-    assert report.rules == rules(power, oracle=oracle)
+    report = Report(
+        **metrics.summary,
+        what="cams",
+        split="val",
+        images=1,
+        options_digest="",
+        background_power=power,
+        oracle=oracle,
+        rules=rules(power, oracle=oracle),
+    )
     assert report.rules["background"] == background
     assert ("ORACLE" in report.caption) == oracle
     assert report.caption.startswith("cams · split val · 1 image")

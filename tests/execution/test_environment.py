@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.errors import UsageError
-from pipelines.execution.environment import local_rank, shard_of_environment
+from pipelines.execution.environment import shard_of_environment
 from pipelines.stores.shard import Shard
 
 TORCHRUN = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}
@@ -56,8 +56,3 @@ def test_shares_of_an_array_of_launchers_are_all_shares() -> None:
         for rank in range(4)
     }
     assert found == {(Shard(index, 32), "Slurm array and torchrun") for index in range(32)}
-
-
-@pytest.mark.parametrize(("environment", "expected"), [({}, None), (TORCHRUN, 0), (SRUN, 1), ({"LOCAL_RANK": "3"}, None)])
-def test_local_rank(environment: dict[str, str], expected: int | None) -> None:
-    assert local_rank(environment) == expected

@@ -164,13 +164,13 @@ def _alive(pid: int) -> bool:
 def test_a_late_start_is_waited_for() -> None:
     heard = Heard()
     joined = JoinedProgress(heard, 3)
-    joined.told(0, "start", ("work", 5, 0, "images"))
-    joined.told(0, "advance", (2,))
-    joined.told(1, "note", ("said at once",))
-    joined.known(0)
-    joined.known(2)  # died before it began
+    joined.receive(0, "start", ("work", 5, 0, "images"))
+    joined.receive(0, "advance", (2,))
+    joined.receive(1, "note", ("said at once",))
+    joined.count_in(0)
+    joined.count_in(2)  # died before it began
     assert (heard.started, heard.advanced, heard.notes) == ([], 0, ["said at once"])
-    joined.told(1, "start", ("work", 4, 1, "images"))
+    joined.receive(1, "start", ("work", 4, 1, "images"))
     assert (heard.started, heard.advanced) == ([("work", 9, 1, "images")], 2)
     joined.finish()
     assert heard.finished == 1
@@ -179,6 +179,6 @@ def test_a_late_start_is_waited_for() -> None:
 def test_nothing_began() -> None:
     heard = Heard()
     joined = JoinedProgress(heard, 1)
-    joined.known(0)
+    joined.count_in(0)
     joined.finish()
     assert (heard.started, heard.finished) == ([], 0)

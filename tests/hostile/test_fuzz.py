@@ -34,7 +34,7 @@ from pipelines.encoders.text import TextBank, read_bank, write_bank
 from pipelines.errors import SsrError
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.metrics import metrics_from_counts
-from pipelines.evaluation.report import make_report, read_report, write_report
+from pipelines.evaluation.report import Report, read_report, write_report
 from pipelines.stores.array_store import ArrayReader, ArrayWriter
 from pipelines.stores.checkpoint import read_checkpoint, write_checkpoint
 from pipelines.stores.manifest import Manifest
@@ -93,7 +93,7 @@ def read_store(path: Path) -> None:
 
 def report(path: Path) -> None:
     metrics = metrics_from_counts(np.array([[3, 1, 0], [1, 4, 1]]), ["background", "cat"])
-    write_report(make_report(metrics, what="masks", split="train", images=2, options_digest="0"), path)
+    write_report(Report(**metrics.summary, what="masks", split="train", images=2, options_digest="0"), path)
 
 
 def options_of(path: Path) -> None:

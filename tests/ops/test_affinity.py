@@ -7,22 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipelines.ops.affinity import fuse_attention, normalise_columns, normalise_rows, propagate, sinkhorn
+from pipelines.ops.affinity import fuse_attention, normalise_rows, propagate, sinkhorn
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_normalise_rows_and_columns() -> None:
+def test_normalise_rows() -> None:
     matrix = _random(2, 4, 4)
     matrix[0, 1] = 0
-    matrix[1, :, 2] = 0
-    rows, columns = normalise_rows(matrix), normalise_columns(matrix)
+    rows = normalise_rows(matrix)
     torch.testing.assert_close(rows.sum(-1), torch.tensor([[1.0, 0, 1, 1], [1, 1, 1, 1]]))
-    torch.testing.assert_close(columns.sum(-2), torch.tensor([[1.0, 1, 1, 1], [1, 1, 0, 1]]))
     torch.testing.assert_close(rows[1, 3], matrix[1, 3] / matrix[1, 3].sum())
-    torch.testing.assert_close(columns[0, :, 3], matrix[0, :, 3] / matrix[0, :, 3].sum())
 
 
 def _naive_sinkhorn(matrix: Tensor, rounds: int) -> Tensor:

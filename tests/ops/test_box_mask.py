@@ -10,7 +10,7 @@ from torch import Tensor
 from pipelines.ops.box_mask import box_mask
 
 
-def _twin(cam: Tensor, grid: tuple[int, int], threshold: float, keep_last: bool) -> Tensor:
+def _twin(cam: Tensor, grid: tuple[int, int], threshold: float) -> Tensor:
     """Flood fill with eight neighbours, then one box a region."""
     height, width = grid
     out = torch.zeros(len(cam), height, width, dtype=torch.bool)
@@ -29,7 +29,7 @@ def _twin(cam: Tensor, grid: tuple[int, int], threshold: float, keep_last: bool)
             rows, columns = [p[0] for p in region], [p[1] for p in region]
             for y in range(min(rows), max(rows) + 1):
                 for x in range(min(columns), max(columns) + 1):
-                    if keep_last or (y < height - 1 and x < width - 1):
+                    if y < height - 1 and x < width - 1:
                         out[k, y, x] = True
     return out.flatten(1)
 
@@ -37,46 +37,46 @@ def _twin(cam: Tensor, grid: tuple[int, int], threshold: float, keep_last: bool)
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(1, 7), st.integers(1, 7), st.integers(0, 2), st.integers(0, 10_000),
-    st.sampled_from([0.0, 0.4, 0.7, 0.95, 1.0]), st.booleans(),
+    st.sampled_from([0.0, 0.4, 0.7, 0.95, 1.0]),
 )  # fmt: skip
-def test_same_as_flood_fill(height: int, width: int, count: int, seed: int, threshold: float, keep_last: bool) -> None:
+def test_same_as_flood_fill(height: int, width: int, count: int, seed: int, threshold: float) -> None:
     cam = torch.rand(count, height * width, generator=torch.Generator().manual_seed(seed)) ** 3
-    actual = box_mask(cam, (height, width), threshold, keep_last)
+    actual = box_mask(cam, (height, width), threshold)
     assert actual.dtype == torch.bool
-    assert torch.equal(actual, _twin(cam, (height, width), threshold, keep_last))
+    assert torch.equal(actual, _twin(cam, (height, width), threshold))
 
 
-def _mask(lit: list[tuple[int, int]], keep_last: bool = False, grid: tuple[int, int] = (5, 6)) -> list[str]:
+def _mask(lit: list[tuple[int, int]], grid: tuple[int, int] = (5, 6)) -> list[str]:
     cam = torch.zeros(grid)
     for y, x in lit:
         cam[y, x] = 1
-    found = box_mask(cam.view(1, -1), grid, 0.4, keep_last).view(grid).numpy()
+    found = box_mask(cam.view(1, -1), grid, 0.4).view(grid).numpy()
     return ["".join(".#"[int(v)] for v in row) for row in found]
 
 
 @pytest.mark.parametrize(
-    ("lit", "keep_last", "expected"),
+    ("lit", "expected"),
     [
-        ([], False, ["......"] * 5),
-        ([(1, 1), (2, 2), (3, 1)], False, ["......", ".##...", ".##...", ".##...", "......"]),  # touching corners: one region
-        ([(0, 0), (2, 4)], False, ["#.....", "......", "....#.", "......", "......"]),
-        ([(3, 4), (4, 5)], False, ["......", "......", "......", "....#.", "......"]),  # last row and column are never inside
-        ([(3, 4), (4, 5)], True, ["......", "......", "......", "....##", "....##"]),
-        ([(4, 5)], False, ["......"] * 5),
+        ([], ["......"] * 5),
+        ([(1, 1), (2, 2), (3, 1)], ["......", ".##...", ".##...", ".##...", "......"]),  # touching corners: one region
+        ([(0, 0), (2, 4)], ["#.....", "......", "....#.", "......", "......"]),
+        ([(3, 4), (4, 5)], ["......", "......", "......", "....#.", "......"]),  # last row and column are never inside
+        ([(4, 5)], ["......"] * 5),
     ],
 )
-def test_boxes(lit: list[tuple[int, int]], keep_last: bool, expected: list[str]) -> None:
-    assert _mask(lit, keep_last) == expected
+def test_boxes(lit: list[tuple[int, int]], expected: list[str]) -> None:
+    assert _mask(lit) == expected
 
 
 def test_threshold_is_a_share_of_each_maximum() -> None:
-    cam = torch.tensor([[0.1, 0.3, 0.4, 0.0], [0.1, 0.3, 1.0, 0.0]])
-    assert box_mask(cam, (1, 4), 0.5, True).int().tolist() == [[0, 1, 1, 0], [0, 0, 1, 0]]
+    cam = torch.zeros(2, 2, 4)
+    cam[:, 0] = torch.tensor([[0.1, 0.3, 0.4, 0.0], [0.1, 0.3, 1.0, 0.0]])
+    assert box_mask(cam.flatten(1), (2, 4), 0.5)[:, :4].int().tolist() == [[0, 1, 1, 0], [0, 0, 1, 0]]
 
 
 def test_levels_are_whole_grey_values_and_the_limit_is_exclusive() -> None:
-    cam = torch.tensor([[102.9 / 255, 103.0 / 255, 1.0, 0.0]])  # limit int(0.4 * 255) = 102
-    assert box_mask(cam, (1, 4), 0.4, True).int().tolist() == [[0, 1, 1, 0]]
+    cam = torch.tensor([[102.9 / 255, 103.0 / 255, 1.0, 0.0] + 4 * [0.0]])  # limit int(0.4 * 255) = 102
+    assert box_mask(cam, (2, 4), 0.4)[:, :4].int().tolist() == [[0, 1, 1, 0]]
 
 
 def test_gradient_and_argument_are_left_alone() -> None:

@@ -186,7 +186,7 @@ def test_validation_is_that_of_a_slow_twin(new, models, tiny_voc, run_train):
         found = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].argmax(0)
         with Image.open(tiny_voc.root / f"SegmentationClass/{image_id}.png") as mask:
             total += confusion_counts(found.numpy().astype(np.uint8), np.asarray(mask), 21)
-    names = ["background", *workspace.dataset.classes.names]
+    names = workspace.dataset.classes.label_map_names
     assert score == pytest.approx(metrics_from_counts(total, names).miou, abs=2e-3)  # logits in half precision
 
 
