@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,10 @@ from pipelines.evaluation.confusion import confusion_counts
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.metrics import metrics_from_counts
 from pipelines.execution.pool import process_pool, resolve_workers
-from pipelines.method.aligned_cams import AlignedReadout
-from pipelines.method.cam_extractor import CamExtractor
-from pipelines.method.encoder_pair import EncoderPair
-from pipelines.method.refinement import GridSuperpixels, refined_maps
+from pipelines.method.aligned import AlignedText
+from pipelines.method.composition import cam_needs, initial_cams, refine_needs, refined_cams
+from pipelines.method.encoders import Blocks, Encoders
+from pipelines.method.evidence import TextFeatures
 from pipelines.models.alignment_file import Alignment
 from pipelines.ops.crf import CrfParameters, dense_crf
 from pipelines.ops.label_map import label_map, resize_maps, with_background
@@ -197,12 +196,16 @@ class Bench:
         self, samples: dict[str, Sample], places: dict[str, Workspace], subsets: dict[str, set[str]], *, crf: bool
     ) -> None:
         """Count confusions of every row over all samples."""
-        dino_weights = resolve_dino(self.base.dino.model, self.base.dino.pretrained)
-        pair = EncoderPair(self.encoder, DinoEncoder(dino_weights, torch.device("cpu")), REFINE)
-        makers = {
-            name: CamExtractor(self.encoder, self.text, CAMS.model_copy(update=row.cams), heads=self._readout(name, row))
+        dino = DinoEncoder(resolve_dino(self.base.dino.model, self.base.dino.pretrained), torch.device("cpu"))
+        text = TextFeatures(self.text.all, len(self.text.classes), self.encoder.logit_scale)
+        rows = {
+            name: (options := CAMS.model_copy(update=row.cams), alignment and AlignedText(alignment, text, options), row.refine)
             for name, row in self.rows.items()
+            for alignment in (self.heads[name],)
         }
+        needs = frozenset().union(*(cam_needs(cams) | refine_needs(refine) for cams, _, refine in rows.values()))
+        blocks = Blocks(clip_attention=REFINE.clip_blocks, dino_attention=REFINE.dino_blocks)
+        encoders = Encoders(needs, self.encoder, dino, text, blocks=blocks)
         readers = {place.work: ArrayReader(place.superpixels) for place in places.values()}
         progress = ConsoleProgress()
         progress.start("score", len(samples))
@@ -210,12 +213,12 @@ class Bench:
             waiting = []
             for image_id, sample in samples.items():
                 place = places[image_id]
-                photo = pair.load(sample, readers[place.work].read(image_id)[0], colours=False)
-                encoded = pair.encode([photo], clip_tokens=True)
-                assert encoded.clip is not None
-                assert photo.superpixels is not None
-                regions = photo.superpixels.with_features(encoded.dino.tokens[0]) if encoded.dino else photo.superpixels
-                for name, cam, refined in self._maps(makers, photo, encoded, regions):
+                photo = encoders.photo(sample, load_image(sample.image_path), readers[place.work].read(image_id)[0])
+                evidence = encoders.encode([photo])
+                for name, (cam_options, aligned, refine_options) in rows.items():
+                    batch = evidence if aligned is None else evidence.replacing(alignment=aligned)
+                    maps = initial_cams(batch, cam_options)  # (K, N)
+                    cam, refined = _half(maps, photo.grid), _half(refined_cams(batch, maps, refine_options), photo.grid)
                     row = self.rows[name]
                     job = _Job(
                         sample, place.dataset.mask_path(image_id), cam, refined, row.refine, crf and row.crf, len(self.names)
@@ -225,26 +228,6 @@ class Bench:
                 progress.advance()
             self._gather(waiting, subsets, keep=0)
         progress.finish()
-
-    def _readout(self, name: str, row: Row) -> AlignedReadout | None:
-        heads = self.heads[name]
-        options = CAMS.model_copy(update=row.cams)
-        return None if heads is None else AlignedReadout(heads, self.text, options, torch.device("cpu"))
-
-    def _maps(
-        self, makers: dict[str, CamExtractor], photo: Any, encoded: Any, regions: GridSuperpixels
-    ) -> Iterator[tuple[str, NDArray[np.float16], NDArray[np.float16]]]:
-        labels, memberships = [photo.sample.labels], [regions.membership]
-        plain = CamExtractor(self.encoder, self.text, CAMS).read_out(encoded.clip, labels, memberships)  # once for all rows
-        for name, maker in makers.items():
-            if maker.heads is None:
-                cam = plain if maker.options == CAMS else maker.read_out(encoded.clip, labels, memberships)
-            else:
-                cam = maker.heads.maps(encoded.clip.tokens_cls, self.encoder.tail(encoded.clip.grid), labels, memberships)
-                cam = cam if maker.heads.trusted(labels) else maker.heads.blend(cam, plain, labels)
-            refined = refined_maps(cam, photo.grid, encoded.attention_of(0), regions, self.rows[name].refine)
-            shape = (-1, *photo.grid)
-            yield name, cam.view(shape).numpy().astype(np.float16), refined.view(shape).numpy().astype(np.float16)
 
     def _gather(self, waiting: list[Any], subsets: dict[str, set[str]], keep: int) -> list[Any]:
         while len(waiting) > keep:
@@ -278,6 +261,11 @@ class Bench:
             for name in self.rows:
                 iou = metrics_from_counts(self.counts[name, subset, "refined"], self.names).per_class_iou
                 print(f"{name}: " + ", ".join(f"{key} {100 * value:.1f}" for key, value in iou.items() if value is not None))
+
+
+def _half(maps: torch.Tensor, grid: tuple[int, int]) -> NDArray[np.float16]:
+    """Maps ``(K, N)`` as the stores hold them, ``(K, h, w)``."""
+    return maps.view(-1, *grid).numpy().astype(np.float16)
 
 
 def _cell(metrics: Any) -> str:

@@ -93,7 +93,7 @@ def _processes(base: list[str], count: int, processes: Sequence[int], place: Pat
 def _shares(base: list[str], count: int, place: Path) -> None:
     from typer.testing import CliRunner
 
-    from pipelines.method import encoder_pair
+    from pipelines.method.encoders import Encoders
     from pipelines.stages import cams
     from pipelines.stages.refine import stage as refine
     from pipelines.stores.array_store import ArrayWriter
@@ -113,11 +113,11 @@ def _shares(base: list[str], count: int, place: Path) -> None:
 
         setattr(owner, name, call)
 
-    timed(cams.CamExtractor, "load", "decode, resize", time.thread_time)
-    timed(encoder_pair.EncoderPair, "load", "decode, resize", time.thread_time)
-    timed(cams.CamExtractor, "cams", "encode", time.perf_counter)
-    timed(encoder_pair.EncoderPair, "encode", "encode", time.perf_counter)
-    timed(refine, "_refine_one", "affinity, propagation", time.perf_counter)
+    timed(cams, "load_photo", "decode, resize", time.thread_time)
+    timed(refine, "load_photo", "decode, resize", time.thread_time)
+    timed(cams, "extract_cams", "encode", time.perf_counter)
+    timed(Encoders, "encode", "encode", time.perf_counter)
+    timed(refine, "refined_cams", "affinity, propagation", time.perf_counter)
     for name in ("commit", "close"):
         timed(ArrayWriter, name, "write stores", time.perf_counter)
     print(f"{count} photos, one process; seconds a photo (share of their sum)\n")

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from ablation import seven_classes, typed_options
 from numpy.typing import NDArray
+from pipelines.method.encoder_pair import Encoded, EncoderPair
 
 from pipelines.config import read_config, read_recipe
 from pipelines.datasets import load_dataset
@@ -34,7 +35,6 @@ from pipelines.execution.devices import peak_memory, resolve_device
 from pipelines.execution.label_map_workers import MaskJob
 from pipelines.execution.pool import process_pool, resolve_workers
 from pipelines.method.cam_extractor import CamExtractor
-from pipelines.method.encoder_pair import Encoded, EncoderPair
 from pipelines.method.label_maps import make_label_map
 from pipelines.method.photo import Crop
 from pipelines.method.predictor import Predictor

@@ -1,1 +1,25 @@
-"""From image-level labels to pseudo-masks: the library behind the ``ssr`` command. It never prints and never reads argv."""
+"""From image-level labels to pseudo-masks and a segmentation model.
+
+The names of `pipelines.api`, loaded on first use: importing the package imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.api import PseudoLabeler, PseudoLabels, PseudoLabelTensors, SegmentationModel
+    from pipelines.errors import SsrError, UsageError
+
+__all__ = ["PseudoLabelTensors", "PseudoLabeler", "PseudoLabels", "SegmentationModel", "SsrError", "UsageError"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'pipelines' has no attribute {name!r}")
+    return getattr(import_module("pipelines.errors" if name.endswith("Error") else "pipelines.api"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

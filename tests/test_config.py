@@ -131,9 +131,7 @@ def test_byte_order_mark_is_no_mistake(tmp_path):
         ("refine", "power", 0, "--power"),
         ("refine", "power", "two", "--power"),
         ("refine", "dino_weight", 1.5, "--dino-weight"),
-        ("refine", "normalise", "columns", "--normalise"),
         ("refine", "min_confidence", -0.1, "--min-confidence"),
-        ("cams", "readout", "attention", "--readout"),
         ("cams", "dense_scale", 0, "--dense-scale"),
         ("superpixels", "segments", 0, "--segments"),
         ("run", "max_failures", -2, "--max-failures"),
@@ -192,7 +190,7 @@ def test_recipes_set_known_keys_to_good_values(name):
 
 def test_clip_es_recipe_is_that_of_the_paper():
     options = RefineOptions(**read_recipe("clip-es")["refine"])
-    assert (options.clip_blocks, options.dino_weight, options.normalise, options.sinkhorn_rounds) == (8, 0, "sinkhorn", 3)
+    assert (options.clip_blocks, options.dino_weight, options.affinity, options.sinkhorn_rounds) == (8, 0, "sinkhorn", 3)
     assert (options.symmetrise, options.power, options.box_mask, options.box_threshold) == (True, 2, True, 0.4)
     assert options.superpixel_mask == "none"
 

@@ -27,15 +27,15 @@ def plugin(tmp_path, monkeypatch):
 
 def test_a_known_part_imports_nothing(plugin):
     plugin("not_wanted", "raise AssertionError")
-    assert table_entry({"row": 1}, "row", "affinity", "--normalise") == 1
+    assert table_entry({"row": 1}, "row", "affinity", "--affinity") == 1
 
 
 @pytest.mark.parametrize(("name", "near"), [("sinkhron", "; did you mean 'sinkhorn'?"), ("z", "")])
 def test_an_unknown_part_names_those_there_are(name, near, monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     with pytest.raises(UsageError) as caught:
-        table_entry({"row": 1, "sinkhorn": 2}, name, "affinity", "--normalise")
-    assert caught.value.message == f"--normalise: no affinity {name!r}: expected one of row, sinkhorn{near}"
+        table_entry({"row": 1, "sinkhorn": 2}, name, "affinity", "--affinity")
+    assert caught.value.message == f"--affinity: no affinity {name!r}: expected one of row, sinkhorn{near}"
 
 
 def test_a_plugin_adds_its_part(plugin, monkeypatch):

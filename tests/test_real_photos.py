@@ -15,8 +15,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pipelines.execution.pool import resolve_workers
-from pipelines.method.cam_extractor import CamExtractor
+from pipelines.method.cam_extractor import extract_cams
+from pipelines.method.encoders import Encoders
 from pipelines.method.photo import Photo
+from pipelines.options.stages import CamsOptions
 
 CLIP, DINO = "clip-vit-b16-visual.safetensors", "dinov2-vits14.safetensors"
 EXPECTED = {
@@ -75,10 +77,9 @@ def measured(config, ssr, tmp_path_factory) -> Iterator[Measured]:
     torch.set_num_threads(resolve_workers(0))
     miou: dict[str, float] = {}
     cams: dict[str, Tensor] = {}
-    make = CamExtractor.cams
 
-    def keep(maker: CamExtractor, photos: Sequence[Photo]) -> list[Tensor]:
-        made = make(maker, photos)
+    def keep(encoders: Encoders, photos: Sequence[Photo], options: CamsOptions) -> list[Tensor]:
+        made = extract_cams(encoders, photos, options)
         cams.update((photo.sample.image_id, cam) for photo, cam in zip(photos, made, strict=True))
         return made
 
@@ -87,7 +88,7 @@ def measured(config, ssr, tmp_path_factory) -> Iterator[Measured]:
         made = ("--config", config, "--work", work, "--recipe", recipe)
         with pytest.MonkeyPatch.context() as patch:
             if recipe == "clip-es":
-                patch.setattr(CamExtractor, "cams", keep)
+                patch.setattr("pipelines.stages.cams.extract_cams", keep)
             for stage in ("superpixels", "cams", "refine")[recipe == "clip-es" :]:
                 ssr(stage, *made)
         for what in ("cams", "masks"):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -45,3 +46,21 @@ def encoder_input(
     resized = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(resized, dtype=np.uint8)).permute(2, 0, 1).float() / 255  # (3, H, W)
     return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+
+def tensor_input(pixels: Tensor, grid: tuple[int, int], patch_size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Like `encoder_input` for a tensor, on its device: torch's bicubic filter with antialiasing.
+
+    Args:
+        pixels: ``(3, H, W)`` fp32 RGB in [0, 1].
+        grid: ``(h, w)`` in patches.
+        patch_size: Patch side in pixels.
+        mean: Per-channel mean in [0, 1], RGB order.
+        std: Per-channel standard deviation in [0, 1], RGB order.
+
+    Returns:
+        ``(3, h * patch_size, w * patch_size)`` fp32, RGB.
+    """
+    size = (grid[0] * patch_size, grid[1] * patch_size)
+    resized = F.interpolate(pixels[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)  # (3, H', W')
+    return (resized - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)

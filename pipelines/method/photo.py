@@ -1,34 +1,43 @@
-"""A decoded photo, and a crop of one, resized for the encoders."""
+"""Photos resized for the encoders, crops of them, and the views whose results are averaged."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.datasets.base import Sample
-from pipelines.method.encoder_pair import Photo as PairPhoto
-
-Grid = tuple[int, int]
+from pipelines.method.evidence import Grid
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A decoded photo, resized for the encoder.
+    """A decoded photo, resized for the encoders.
 
     Attributes:
-        sample: Which photo.
+        sample: Which photo, and its labels.
         size: ``(H, W)`` of the file.
-        grid: Token grid at scale 1.
-        inputs: Encoder inputs ``(3, H', W')``, one a scale.
-        memberships: Superpixels on each scale's grid, ``(S, N')``; empty if no option asks for them.
+        grid: ``(h, w)`` of its maps at scale 1.
+        inputs: Normalised input of CLIP, or of a segmentation network, ``(3, H', W')`` a scale.
+        grids: Token grid at each scale; empty for a network without tokens.
+        dino_inputs: The same of DINO on the same grids; empty if no part needs DINO.
+        superpixels: Share of each token in each superpixel ``(S, N')``, one a scale; empty if no part needs them.
+        superpixel_colours: Mean Lab colours ``(S, 3)``, or None if no part needs them.
     """
 
     sample: Sample
     size: tuple[int, int]
     grid: Grid
     inputs: tuple[Tensor, ...]
-    memberships: tuple[Tensor, ...] = ()
+    grids: tuple[Grid, ...] = ()
+    dino_inputs: tuple[Tensor, ...] = ()
+    superpixels: tuple[Tensor, ...] = ()
+    superpixel_colours: NDArray[np.float64] | None = None
 
 
 def shapes(photo: Photo) -> tuple[tuple[int, ...], ...]:
@@ -49,7 +58,45 @@ class Crop:
     """
 
     slot: int
-    photo: PairPhoto
+    photo: Photo
     image: Tensor
     valid: Tensor
     target: Tensor | None
+
+
+class View(NamedTuple):
+    """One pass over a photo.
+
+    Attributes:
+        scale: Index of the resolution factor, in the order of the option ``scales``.
+        mirrored: The photo is mirrored left to right.
+    """
+
+    scale: int = 0
+    mirrored: bool = False
+
+
+def averaged_over_views(forward: Callable[[View], Tensor], scales: Sequence[float], flip: bool, grid: Grid) -> Tensor:
+    """Mean of a result over resolutions and mirror images.
+
+    Args:
+        forward: From a view to maps ``(..., h', w')``, mirrored as the view is.
+        scales: Resolution factors.
+        flip: Average with the mirror images too.
+        grid: ``(h, w)`` of the mean.
+
+    Returns:
+        ``(..., h, w)``.
+    """
+    views = [View(scale, mirrored) for scale in range(len(scales)) for mirrored in (False, True)[: 1 + flip]]
+    total: Tensor | None = None
+    for view in views:
+        maps = forward(view)  # (..., h', w')
+        maps = maps.flip(-1) if view.mirrored else maps
+        if maps.shape[-2:] != grid:
+            flat = maps.reshape(1, -1, *maps.shape[-2:])
+            maps = F.interpolate(flat, size=grid, mode="bilinear").view(*maps.shape[:-2], *grid)
+        total = maps if total is None else total + maps
+    if total is None:
+        raise ValueError("expected at least one scale")
+    return total / len(views)

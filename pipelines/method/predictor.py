@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from pipelines.datasets.base import Sample
-from pipelines.datasets.image import load_image
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.image import encoder_input, token_grid
 from pipelines.errors import UsageError
-from pipelines.method.photo import Photo
+from pipelines.method.photo import Photo, View, averaged_over_views
 from pipelines.models.segmenter import Segmenter
 from pipelines.options.train import PredictOptions
 
@@ -22,11 +21,31 @@ from pipelines.options.train import PredictOptions
 class MakesLogits(Protocol):
     """What turns photos into logits; see `Predictor`."""
 
-    def load(self, sample: Sample) -> Photo:
-        """Decode and resize a photo."""
+    def photo(self, sample: Sample, image: Image.Image) -> Photo:
+        """Resize a decoded photo."""
 
     def logits(self, photos: Sequence[Photo]) -> Tensor:
         """``(B, C + 1, h, w)`` of a batch."""
+
+
+def mean_logits(forward: Callable[[Tensor], Tensor], photos: Sequence[Photo], options: PredictOptions) -> Tensor:
+    """Logits of a batch, averaged over its views.
+
+    Args:
+        forward: From images ``(B, 3, H', W')`` to logits ``(B, C + 1, h', w')``.
+        photos: The batch; all have the same grid at every scale.
+        options: Scales and flip.
+
+    Returns:
+        ``(B, C + 1, h, w)``; the highest of each token is 0.
+    """
+
+    def logits_of(view: View) -> Tensor:
+        images = torch.stack([photo.inputs[view.scale] for photo in photos])  # (B, 3, H', W')
+        return forward(images.flip(-1) if view.mirrored else images)
+
+    mean = averaged_over_views(logits_of, options.scales, options.flip, photos[0].grid)  # (B, C + 1, h, w)
+    return mean - mean.amax(1, keepdim=True)
 
 
 class Predictor:
@@ -51,19 +70,15 @@ class Predictor:
         self.decoder = segmenter.decoder.to(encoder.device)
         self.options = options
 
-    def load(self, sample: Sample) -> Photo:
-        """Decode a photo, reduce it to ``long_side`` and resize it to every scale.
-
-        Raises:
-            ImageError: The file cannot be used.
-        """
-        image, encoder = load_image(sample.image_path), self.encoder
+    def photo(self, sample: Sample, image: Image.Image) -> Photo:
+        """Reduce a decoded photo to ``long_side`` and resize it to every scale."""
+        encoder = self.encoder
         size, patch = (image.height, image.width), encoder.patch_size
         share = min(1.0, (self.options.long_side or max(size)) / max(size))
         height, width = (max(1, round(side * share)) for side in size)
         grids = [token_grid(height, width, patch, scale) for scale in self.options.scales]
         inputs = (encoder_input(image, grid, patch, encoder.mean, encoder.std) for grid in grids)
-        return Photo(sample, size, token_grid(height, width, patch), tuple(inputs))
+        return Photo(sample, size, token_grid(height, width, patch), tuple(inputs), tuple(grids))
 
     @torch.inference_mode()
     def logits(self, photos: Sequence[Photo]) -> Tensor:
@@ -76,15 +91,7 @@ class Predictor:
             ``(B, C + 1, h, w)`` fp32, background first, on the grid of scale 1; the highest of each token is 0, which
             changes neither softmax nor argmax, and leaves half precision exact where classes are close.
         """
-        grid = photos[0].grid
-        passes: list[Tensor] = []
-        for scale in range(len(self.options.scales)):
-            images = torch.stack([photo.inputs[scale] for photo in photos])  # (B, 3, H', W')
-            for mirrored in (False, True)[: 1 + self.options.flip]:
-                found = self._pass(images.flip(-1)).flip(-1) if mirrored else self._pass(images)  # (B, C + 1, h', w')
-                passes.append(F.interpolate(found, size=grid, mode="bilinear"))
-        mean = torch.stack(passes).mean(0)  # (B, C + 1, h, w)
-        return mean - mean.amax(1, keepdim=True)
+        return mean_logits(self._pass, photos, self.options)
 
     def _pass(self, images: Tensor) -> Tensor:
         encoder = self.encoder

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.datasets.base import Sample
-from pipelines.datasets.image import load_image
 from pipelines.encoders.model_config import TimmModel
 from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.method.photo import Photo
+from pipelines.method.predictor import mean_logits
 from pipelines.mmsegmentation.backbone import MIT, Backbone, mit_backbone, timm_backbone
 from pipelines.mmsegmentation.config import photo_scale
 from pipelines.mmsegmentation.imports import import_mmsegmentation
@@ -258,15 +258,14 @@ class RetrainedPredictor:
         self.model, self.crop = retrained.model.to(device), retrained.crop
         self.options, self.device, self.dtype = options, device, dtype
 
-    def load(self, sample: Sample) -> Photo:
-        """Decode a photo and resize it to every scale, with mmcv's own resampling.
+    def photo(self, sample: Sample, image: Image.Image) -> Photo:
+        """Resize a decoded photo to every scale, with mmcv's own resampling.
 
         Raises:
-            ImageError: The file cannot be used.
+            ImageError: The photo is too thin.
         """
         import mmcv
 
-        image = load_image(sample.image_path)
         pixels = np.asarray(image)[..., ::-1]  # (H, W, 3) BGR
         scaled: list[Tensor] = []
         for scale in (1.0, *self.options.scales):
@@ -288,17 +287,7 @@ class RetrainedPredictor:
         Returns:
             ``(B, C + 1, h, w)`` fp32, background first, at the size of scale 1; the highest of each pixel is 0.
         """
-        total: Tensor | None = None  # a sum: maps of the network's own size are large
-        for scale in range(len(self.options.scales)):
-            images = torch.stack([photo.inputs[scale] for photo in photos])  # (B, 3, H', W')
-            for mirrored in (False, True)[: 1 + self.options.flip]:
-                found = self._pass(images.flip(-1)).flip(-1) if mirrored else self._pass(images)  # (B, C + 1, H', W')
-                if found.shape[-2:] != photos[0].grid:
-                    found = F.interpolate(found, size=photos[0].grid, mode="bilinear")
-                total = found if total is None else total.add_(found)
-        assert total is not None  # noqa: S101 - options guarantee a scale
-        mean = total / (len(self.options.scales) * (1 + self.options.flip))  # (B, C + 1, h, w)
-        return mean - mean.amax(1, keepdim=True)
+        return mean_logits(self._pass, photos, self.options)
 
     def _pass(self, images: Tensor) -> Tensor:
         from mmseg.structures import SegDataSample

@@ -33,8 +33,11 @@ class CamsOptions(Options):
         Path | None, option("alignment heads of `ssr align` (.safetensors; auto = those in WORK); without it, plain CLIP")
     ] = None
     readout: Annotated[
-        Literal["gradcam", "dense", "mix"],
-        option("gradcam = CLIP-ES; dense = class probabilities of each patch's value vector; mix = both"),
+        str,
+        option(
+            "gradcam = CLIP-ES; dense = class probabilities of each patch's value vector; mix = both",
+            choices=("gradcam", "dense", "mix"),
+        ),
     ] = "gradcam"
     dense_weight: Annotated[float, Field(ge=0, le=1, description="share of the dense map in readout mix")] = 0.7
     dense_scale: Annotated[
@@ -44,7 +47,8 @@ class CamsOptions(Options):
         float, Field(ge=0, le=1, description="share of the superpixel's mean in each value vector; 0 needs no superpixels")
     ] = 0.5
     aligned_readout: Annotated[
-        Literal["gradcam", "dense", "mix"], option("the same choice for the CAM through alignment heads (--ckpt)")
+        str,
+        option("the same choice for the CAM through alignment heads (--ckpt)", choices=("gradcam", "dense", "mix")),
     ] = "dense"
     aligned_dense_weight: Annotated[float, Field(ge=0, le=1, description="share of the dense map in aligned_readout mix")] = 0.5
     aligned_scale: Annotated[
@@ -97,7 +101,10 @@ class RefineOptions(Options):
     dino_weight: Annotated[
         float, Field(ge=0, le=1, description="weight of DINO in the fused attention, 0 to 1; CLIP has the rest (SSR: 0.6)")
     ] = 0.6
-    normalise: Annotated[Literal["row", "sinkhorn"], option("normalisation of the fused attention")] = "row"
+    affinity: Annotated[
+        str,
+        option("row = attention with rows that sum to 1; sinkhorn = rows and columns (CLIP-ES)", choices=("row", "sinkhorn")),
+    ] = "row"
     sinkhorn_rounds: Annotated[int, Field(ge=1, description="column-then-row rounds (CLIP-ES: 3)")] = 3
     symmetrise: Annotated[bool, option("average the affinity with its transpose (CLIP-ES: on)")] = False
     power: Annotated[int, Field(ge=1, description="propagation steps, i.e. exponent of the affinity (CLIP-ES: 2)")] = 2
@@ -108,9 +115,10 @@ class RefineOptions(Options):
         float, Field(ge=0, lt=1, description="share of the maximum that makes a region (CLIP-ES: 0.4 VOC, 0.7 COCO)")
     ] = 0.4
     superpixel_mask: Annotated[
-        Literal["none", "colour", "gate", "cluster", "token"],
+        str,
         option(
-            "source columns kept: colour = SGC as written; gate = active superpixels; cluster = and clusters; token = patches"
+            "source columns kept: colour = SGC as written; gate = active superpixels; cluster = and clusters; token = patches",
+            choices=("none", "colour", "gate", "cluster", "token"),
         ),
     ] = "none"
     mask_threshold: Annotated[

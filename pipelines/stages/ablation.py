@@ -16,7 +16,7 @@ from typing import Any
 from pipelines.errors import SsrError
 from pipelines.evaluation.report import Report, read_report
 from pipelines.execution.progress import Progress
-from pipelines.method.refinement import uses_clip, uses_dino
+from pipelines.method.affinity import attention_needs
 from pipelines.options.stages import CamsOptions, EvalOptions, RefineOptions
 from pipelines.stages import cams, evaluate
 from pipelines.stages.refine import stage as refine
@@ -64,11 +64,11 @@ def rows(options: RefineOptions) -> list[Row]:
     off: dict[str, Any] = {"box_mask": False, "superpixel_mask": "none", "crf": False, "min_confidence": 0.0}
     found: list[Row] = []
     current = options.model_copy(update=off)
-    if uses_clip(options):
+    if "clip_attention" in attention_needs(options):
         current = current.model_copy(update={"dino_weight": 0.0})
         found.append(Row("clip", "+ CLIP affinity", current))
     steps: list[tuple[str, str, dict[str, Any]]] = []
-    if uses_dino(options):
+    if "dino_attention" in attention_needs(options):
         steps.append(("dino", "+ DINO affinity", {"dino_weight": options.dino_weight}))
     if options.box_mask:
         steps.append(("box", "+ box mask", {"box_mask": True}))

@@ -9,22 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.datasets.base import Sample
-from pipelines.encoders.class_embeddings import TextSources, text_sources
-from pipelines.encoders.clip import ClipEncoder
-from pipelines.encoders.weights import build_clip, resolve_clip
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
 from pipelines.execution.progress import Progress, Silent
-from pipelines.method.aligned_cams import AlignedReadout
-from pipelines.method.cam_extractor import CamExtractor, uses_superpixels
+from pipelines.method.cam_extractor import extract_cams
+from pipelines.method.composition import cam_needs
+from pipelines.method.encoders import Blocks, Encoders
+from pipelines.method.loading import FrozenModels
 from pipelines.method.photo import Photo, shapes
-from pipelines.models.alignment_file import read_alignment
 from pipelines.options.stages import CamsOptions
-from pipelines.stores.image_arrays import superpixels_of
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.output import Output
-from pipelines.workdir.settings import cam_settings
+from pipelines.workdir.photos import load_photo
+from pipelines.workdir.settings import cam_settings, model_sources
 from pipelines.workdir.workspace import Workspace, superpixel_reader
 
 STAGE = "cams"
@@ -48,38 +45,27 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
     progress = progress or Silent()
     device = resolve_device(workspace.run.device)
     options = options.model_copy(update={"ckpt": workspace.heads(options.ckpt)})
-    weights = resolve_clip(workspace.clip.model, workspace.clip.pretrained)
-    text = text_sources(weights, workspace.dataset.classes, workspace.clip)
-    settings = cam_settings(workspace, options, weights, text)
-    extractor_once = cache(partial(_extractor, workspace, options, text, device))
+    needs = cam_needs(options)
+    sources = model_sources(workspace, needs, options.ckpt)
+    settings = cam_settings(workspace, options, sources)
+
+    @cache
+    def encoders() -> Encoders:
+        models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
+        return models.encoders(needs, Blocks(), options)
+
     with (
-        workspace.output(STAGE, workspace.cams, settings, progress, prepare=extractor_once) as output,
-        superpixel_reader(workspace, uses_superpixels(options)) as superpixels,
+        workspace.output(STAGE, workspace.cams, settings, progress, prepare=encoders) as output,
+        superpixel_reader(workspace, "superpixels" in needs) as superpixels,
     ):
         todo = output.todo(output.holds_labels)
         if todo:
-            extractor = extractor_once()
-
-            def load(sample: Sample) -> Photo:
-                return extractor.load(sample, superpixels_of(superpixels, sample.image_id))
-
-            photos = output.photos(load, todo)
-            for batch in batches_by(_with_classes(photos, output), shapes, resolve_batch_size(workspace.run, device)):
-                for photo, cam in zip(batch, extractor.cams(batch), strict=True):
+            load = partial(load_photo, encoders(), superpixels, scales=options.scales)
+            photos = _with_classes(output.photos(load, todo), output)
+            for batch in batches_by(photos, shapes, resolve_batch_size(workspace.run, device)):
+                for photo, cam in zip(batch, extract_cams(encoders(), batch, options), strict=True):
                     _commit(output, photo, cam)
     return output.counts
-
-
-def _extractor(workspace: Workspace, options: CamsOptions, text: TextSources, device: torch.device) -> CamExtractor:
-    """Load CLIP, the class embeddings and the alignment heads if CAMs go through them."""
-    clip = build_clip(text.clip)
-    embeddings = text.embeddings(clip)
-    heads = None
-    if options.ckpt is not None:
-        alignment = read_alignment(options.ckpt, text.clip, text.classes, embeddings)
-        heads = AlignedReadout(alignment, embeddings, options, device)
-    encoder = ClipEncoder(clip, device, resolve_dtype(workspace.run.precision, device))
-    return CamExtractor(encoder, embeddings, options, heads=heads)
 
 
 def _with_classes(photos: Iterable[Photo], output: Output) -> Iterator[Photo]:

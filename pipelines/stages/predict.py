@@ -12,6 +12,7 @@ import torch
 
 from pipelines.datasets.base import Dataset
 from pipelines.datasets.folder import load_photos
+from pipelines.datasets.image import load_image
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.weights import build_clip, file_sha256, resolve_clip
 from pipelines.errors import UsageError
@@ -20,7 +21,7 @@ from pipelines.execution.devices import precision_name, resolve_batch_size, reso
 from pipelines.execution.label_map_workers import LabelMapWorkers, MaskJob
 from pipelines.execution.pool import resolve_workers
 from pipelines.execution.progress import Progress, Silent
-from pipelines.method.label_maps import CRF_KEYS, make_label_map
+from pipelines.method.label_maps import label_map_values, make_label_map
 from pipelines.method.photo import shapes
 from pipelines.method.predictor import MakesLogits, Predictor
 from pipelines.mmsegmentation.retrained import FORMAT as RETRAINED
@@ -113,7 +114,7 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
         todo = output.todo(lambda sample: output.holds(sample, *needed))
         if todo:
             predictor = predictor_once()
-            photos = output.photos(predictor.load, todo)
+            photos = output.photos(lambda sample: predictor.photo(sample, load_image(sample.image_path)), todo)
             for batch in batches_by(photos, shapes, resolve_batch_size(workspace.run, device)):
                 for photo, logits in zip(batch, predictor.logits(batch), strict=True):  # (C + 1, h, w)
                     image_id, maps = photo.sample.image_id, logits.half().cpu().numpy()
@@ -182,9 +183,8 @@ def _check_output(workspace: Workspace, options: PredictOptions, output: Path) -
 
 def _settings(workspace: Workspace, options: PredictOptions, path: Path, trained: Trained) -> dict[str, Any]:
     """Whatever changes a label map."""
-    of_crf = set(CRF_KEYS) if options.crf else set()
     return {
-        **options.model_dump(mode="json", include={"scales", "flip", "crf"} | of_crf),
+        **label_map_values(options, "scales", "flip"),
         "model": file_sha256(path),
         "supervision": trained.supervision,
         **trained.settings,

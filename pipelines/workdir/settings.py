@@ -5,21 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipelines.encoders.class_embeddings import TextEmbeddings, TextSources
-from pipelines.encoders.weights import Weights, file_sha256
+from pipelines.encoders.class_embeddings import text_sources
+from pipelines.encoders.weights import file_sha256, resolve_clip, resolve_dino
 from pipelines.errors import SsrError
 from pipelines.execution.devices import precision_name
-from pipelines.method.cam_extractor import uses_superpixels as cams_use_superpixels
-from pipelines.method.label_maps import CRF_KEYS
-from pipelines.method.refinement import uses_clip, uses_dino, uses_superpixels
+from pipelines.method.composition import cam_needs, cam_values, refine_needs, refine_values
+from pipelines.method.evidence import CLIP_NEEDS, DINO_NEEDS, Needs
+from pipelines.method.label_maps import label_map_values
+from pipelines.method.loading import Sources
 from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.stores.array_reader import files_of
 from pipelines.stores.array_store import store_exists
 from pipelines.stores.manifest import read_manifest
 from pipelines.workdir.workspace import Workspace
-
-MASK_KEYS = ("background_power", "min_confidence", "crf", "crf_background_power", *CRF_KEYS)
-"""Options that act after the propagation: changing them leaves the refined CAMs as they are."""
 
 
 def input_digest(output: Path, command: str) -> str:
@@ -36,47 +34,55 @@ def input_digest(output: Path, command: str) -> str:
     return manifest.options_digest
 
 
-def cam_settings(
-    workspace: Workspace, options: CamsOptions, weights: Weights, text: TextSources | TextEmbeddings
-) -> dict[str, Any]:
+def model_sources(workspace: Workspace, needs: Needs, alignment: Path | None = None) -> Sources:
+    """The weights, banks and heads that some parts of the method need; no model is loaded.
+
+    Args:
+        workspace: Its ``[clip]``, ``[dino]`` and classes.
+        needs: Of the parts in use.
+        alignment: Alignment heads, or None.
+
+    Raises:
+        UsageError: Weights or a bank that cannot be used.
+    """
+    clip = resolve_clip(workspace.clip.model, workspace.clip.pretrained)
+    dino = resolve_dino(workspace.dino.model, workspace.dino.pretrained) if needs & DINO_NEEDS else None
+    text = text_sources(clip, workspace.dataset.classes, workspace.clip) if needs & {"text", "alignment"} else None
+    return Sources(clip, dino, text, alignment)
+
+
+def cam_settings(workspace: Workspace, options: CamsOptions, sources: Sources) -> dict[str, Any]:
     """Whatever changes a CAM.
 
     Raises:
         SsrError: The options need superpixels and there are none.
     """
-    unused = {"dense_weight", "dense_scale", "superpixel_share"} if options.readout == "gradcam" else set()
-    of_heads = {name for name in CamsOptions.model_fields if name.startswith("aligned_")} | {
-        "few_photos",
-        "min_average_precision",
-    }
-    heads = None
-    if options.ckpt is not None:
-        heads = {"sha256": file_sha256(options.ckpt), **options.model_dump(mode="json", include=of_heads)}
-    settings = {
-        **options.model_dump(mode="json", exclude=unused | of_heads),
-        "ckpt": heads,
-        "clip": weights.provenance(),
-        "text": text.provenance(),
+    settings = cam_values(options) | {
+        "clip": sources.clip.provenance(),
+        "text": sources.text.provenance() if sources.text is not None else None,
         "precision": precision_name(workspace.run),
         "classes": list(workspace.dataset.classes.names),
     }
-    if cams_use_superpixels(options):
-        settings["superpixels"] = input_digest(workspace.superpixels, "ssr superpixels")
-    return settings
+    if options.ckpt is not None:
+        settings["ckpt"] |= {"sha256": file_sha256(options.ckpt)}
+    return settings | _superpixel_settings(workspace, cam_needs(options))
 
 
-def refinement_settings(workspace: Workspace, options: RefineOptions, clip: Weights, dino: Weights | None) -> dict[str, Any]:
+def refinement_settings(workspace: Workspace, options: RefineOptions, sources: Sources) -> dict[str, Any]:
     """Whatever changes a refined CAM, but for the CAM itself."""
-    settings = options.model_dump(mode="json", exclude=set(MASK_KEYS))
-    settings["clip"] = clip.provenance() if uses_clip(options) else None
-    settings["dino"] = dino.provenance() if dino and uses_dino(options) else None
-    settings["precision"] = precision_name(workspace.run)
-    if uses_superpixels(options):
-        settings["superpixels"] = input_digest(workspace.superpixels, "ssr superpixels")
-    return settings
+    needs = refine_needs(options)
+    settings = refine_values(options) | {
+        "clip": sources.clip.provenance() if needs & CLIP_NEEDS else None,
+        "dino": sources.dino.provenance() if sources.dino is not None and needs & DINO_NEEDS else None,
+        "precision": precision_name(workspace.run),
+    }
+    return settings | _superpixel_settings(workspace, needs)
 
 
 def mask_settings(options: RefineOptions) -> dict[str, Any]:
     """The options that change a mask once its refined CAM is given."""
-    keys = MASK_KEYS if options.crf else [key for key in MASK_KEYS if not key.startswith("crf_")]
-    return options.model_dump(mode="json", include=set(keys))
+    return label_map_values(options, "background_power", "min_confidence")
+
+
+def _superpixel_settings(workspace: Workspace, needs: Needs) -> dict[str, Any]:
+    return {"superpixels": input_digest(workspace.superpixels, "ssr superpixels")} if "superpixels" in needs else {}

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from pipelines.config import read_recipe
-from pipelines.method.aligned_cams import head_features
-from pipelines.method.encoder_pair import Encoded
+from pipelines.method.aligned import head_features
+from pipelines.method.evidence import Evidence
 from pipelines.method.photo import Crop
 from pipelines.ops.label_map import resize_maps, with_background
 from pipelines.options.align import AlignOptions
@@ -57,13 +57,13 @@ def options_of(recipe: str, **refine_options: object) -> tuple[CamsOptions, Refi
     return CamsOptions(**sections["cams"]), RefineOptions(**{**sections["refine"], **refine_options})
 
 
-def crops_of(inputs: TrainInputs, *ids: str) -> tuple[list[Crop], Encoded]:
+def crops_of(inputs: TrainInputs, *ids: str) -> tuple[list[Crop], Evidence]:
     """Crops of the first step, in the order of the ids, and the same behind the encoders."""
     _, crops, bad = next(inputs.source.steps(0, Processes()))
     assert bad == []
     found = {crop.photo.sample.image_id: crop for crop in crops}
     chosen = [found[name] for name in ids or sorted(found)]
-    return chosen, inputs.pair.encode([crop.photo for crop in chosen], clip_tokens=True)
+    return chosen, inputs.encoders.encode([crop.photo for crop in chosen])
 
 
 # whole photos
@@ -117,7 +117,7 @@ def test_labels_of_whole_photos_are_those_of_refine(prepared, root, workspace_in
     for crop, own, labelled in zip(crops, maps, found, strict=True):
         array, attributes = stored[crop.photo.sample.image_id]
         count = len(attributes["labels"])
-        np.testing.assert_allclose(own[:count].numpy(), array.reshape(count, 25), atol=1e-2)  # CAMs are stored in fp16
+        np.testing.assert_allclose(own[:count].numpy(), array.reshape(count, 25), atol=1.5e-2)  # CAMs are stored in fp16
         slack = 1e-3 + 2 * np.abs(own[:count].numpy() - array.reshape(count, 25)).max(initial=0)
         with Image.open(workspace.masks / f"{crop.photo.sample.image_id}.png") as mask:
             expected = np.asarray(mask)
@@ -158,7 +158,7 @@ def test_samples_for_the_heads(prepared, root, workspace_in, online):
     samples = labels(crops, encoded).samples
     assert samples is not None
     assert samples.classes.tolist() == [[2, -1, -1], [-1, -1, -1], [2, 11, 14]]
-    expected = head_features(encoded.clip.tokens_cls, inputs.encoder.tail(encoded.clip.grid), "output")
+    expected = head_features(encoded.tokens_cls, encoded.tail, "output")
     assert torch.equal(samples.tokens, expected)
     assert torch.equal(samples.cams, labels.refined(crops, encoded))
     assert not samples.cams.requires_grad
@@ -185,7 +185,7 @@ def test_nothing_but_ground_truth_where_masks_supervise(tiny_voc, workspace_in, 
     options = TrainOptions(supervision="masks", crop=96, batch=6, min_scale=1, max_scale=1, flip=False, hidden=8)
     sections = TrainSections(options, AlignOptions(), *options_of("ssr")).checked(workspace)
     inputs = TrainInputs(workspace, sections, CPU, Processes(), ExitStack())
-    assert (inputs.labels, inputs.text, inputs.pair.dino) == (None, None, None)
+    assert (inputs.labels, inputs.text, inputs.encoders.dino) == (None, None, None)
     crops, _ = crops_of(inputs)
     (part,) = inputs.parts(crops)
     found = part.targets(None)

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.config import read_recipe
-from pipelines.method.encoder_pair import Encoded
+from pipelines.method.affinity import AFFINITIES
+from pipelines.method.composition import column_mask, initial_cams
+from pipelines.method.evidence import Evidence
 from pipelines.method.online_labels import OnlineLabels
 from pipelines.method.photo import Crop
-from pipelines.method.refinement import build_affinity, column_mask
 from pipelines.ops.label_map import label_map, resize_maps, with_background
 from pipelines.ops.par import pixel_adaptive_refinement
 from pipelines.options.stages import CamsOptions, RefineOptions
@@ -30,13 +31,13 @@ def options_of(recipe: str, **refine_options: object) -> tuple[CamsOptions, Refi
     return CamsOptions(**sections["cams"]), RefineOptions(**{**sections["refine"], **refine_options})
 
 
-def crops_of(inputs: TrainInputs, *ids: str) -> tuple[list[Crop], Encoded]:
+def crops_of(inputs: TrainInputs, *ids: str) -> tuple[list[Crop], Evidence]:
     """Crops of the first step, in the order of the ids, and the same behind the encoders."""
     _, crops, bad = next(inputs.source.steps(0, Processes()))
     assert bad == []
     found = {crop.photo.sample.image_id: crop for crop in crops}
     chosen = [found[name] for name in ids or sorted(found)]
-    return chosen, inputs.pair.encode([crop.photo for crop in chosen], clip_tokens=True)
+    return chosen, inputs.encoders.encode([crop.photo for crop in chosen])
 
 
 # padding and batches
@@ -57,7 +58,7 @@ def test_a_crop_does_not_see_its_batch(padded, recipe):
     crops, encoded = crops_of(inputs, "b_trio", "d_empty", "e_pair")
     maps, found = labels.refined(crops, encoded), labels(crops, encoded).labels
     for index, crop in enumerate(crops):
-        alone = inputs.pair.encode([crop.photo], clip_tokens=True)
+        alone = inputs.encoders.encode([crop.photo])
         own = labels.refined([crop], alone)
         count = len(crop.photo.sample.labels)
         assert own.shape == (1, count, 36)
@@ -72,20 +73,16 @@ def test_a_crop_does_not_see_its_batch(padded, recipe):
 
 def refined_by_hand(inputs: TrainInputs, labels: OnlineLabels, crop: Crop, attention: Tensor | None = None) -> Tensor:
     """Refined CAMs ``(K, N)`` of one crop, with another attention of CLIP's if it is given."""
-    options, photo = labels.refine, crop.photo
-    valid, pixels = labels.valid_tokens([crop])[0], photo.clip_input[None]
-    own, membership = [photo.sample.labels], photo.superpixels and photo.superpixels.membership
-    cam = labels.maker.read_out(inputs.encoder.encode(pixels), own, [membership]) * valid
-    clip = inputs.encoder.encode(pixels, range(4)).attention[0] if attention is None else attention
-    superpixels, dino = photo.superpixels, None
-    if inputs.pair.dino is not None:
-        seen = inputs.pair.dino.encode(photo.dino_input[None], range(len(inputs.pair.dino.blocks))[-options.dino_blocks :])
-        superpixels, dino = superpixels.with_features(seen.tokens[0]), seen.attention[0]
-    affinity, mask = build_affinity(clip, dino, options), column_mask(cam, photo.grid, superpixels, options)
+    options, evidence = labels.refine, inputs.encoders.encode([crop.photo])
+    valid = labels.valid_tokens([crop])[0]
+    if attention is not None:
+        evidence = evidence.replacing(clip_attention=attention[None])
+    cam = initial_cams(evidence, labels.cams) * valid
+    affinity, mask = AFFINITIES[options.affinity].call(evidence, options)[0], column_mask(evidence, cam, options)
     mask = torch.ones_like(cam) if mask is None else mask
     for step in range(options.power):
         cam = (cam * mask if step == 0 or options.mask_every_step else cam) @ affinity.T
-    if not own[0]:
+    if not len(cam):
         return cam
     inside = cam[:, valid]
     lowest, highest = inside.min(dim=1, keepdim=True).values, inside.max(dim=1, keepdim=True).values
@@ -223,13 +220,13 @@ def filtered_by_hand(blocks: Tensor, affinity: Tensor, valid: Tensor, difference
 def test_filter_by_the_decoders_affinity(padded, recipe, difference):
     inputs, labels = padded(recipe, filter_from=0, filter_blocks=3, filter_difference=difference)
     crops, encoded = crops_of(inputs, "b_trio", "c_bird", "e_pair")
-    assert encoded.clip.block_attention.shape == (3, 3, 36, 36)
+    assert encoded.clip_block_attention.shape == (3, 3, 36, 36)
     features = torch.randn(3, 4, 36, generator=torch.Generator().manual_seed(1))
     affinity = (features.transpose(1, 2) @ features).sigmoid()
     found, unfiltered = labels.refined(crops, encoded, affinity), labels.refined(crops, encoded)
     assert (found - unfiltered).abs().max() > 0.05
     for index, crop in enumerate(crops):
-        blocks = torch.cat([inputs.encoder.encode(crop.photo.clip_input[None], (block,)).attention for block in (1, 2, 3)])
+        blocks = torch.cat([inputs.encoder.encode(crop.photo.inputs[0][None], (block,)).attention for block in (1, 2, 3)])
         attention = filtered_by_hand(blocks, affinity[index], labels.valid_tokens(crops)[index], difference)
         expected = refined_by_hand(inputs, labels, crop, attention)
         torch.testing.assert_close(found[index, : len(expected)], expected, rtol=1e-3, atol=1e-4)
@@ -238,7 +235,7 @@ def test_filter_by_the_decoders_affinity(padded, recipe, difference):
 def test_filter_needs_each_blocks_attention(padded):
     inputs, labels = padded()
     crops, encoded = crops_of(inputs, "c_bird")
-    with pytest.raises(ValueError, match="each block's attention"):
+    with pytest.raises(AttributeError, match="clip_block_attention"):
         labels(crops, encoded, torch.rand(1, 36, 36))
 
 

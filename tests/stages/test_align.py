@@ -12,20 +12,19 @@ import pytest
 import torch
 
 from pipelines.config import read_recipe
-from pipelines.encoders.class_embeddings import text_embeddings
 from pipelines.encoders.clip import ClipEncoder
-from pipelines.encoders.dino import DinoEncoder
-from pipelines.encoders.weights import build_clip, resolve_clip, resolve_dino
 from pipelines.errors import UsageError
-from pipelines.method.cam_extractor import CamExtractor
-from pipelines.method.encoder_pair import EncoderPair
-from pipelines.method.refinement import refined_maps
+from pipelines.method.composition import cam_needs, initial_cams, refine_needs, refined_cams
+from pipelines.method.encoders import Blocks, Encoders
+from pipelines.method.loading import FrozenModels
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.stages.align import stage as align
 from pipelines.stages.align.inputs import drawn_patches
 from pipelines.stores.array_store import ArrayReader, iter_records
 from pipelines.training.alignment import AlignmentTrainer
+from pipelines.workdir.photos import load_photo
+from pipelines.workdir.settings import model_sources
 from pipelines.workdir.workspace import Workspace
 
 OPTIONS = AlignOptions(hidden=8, tokens=16, batch=2, iterations=7, refresh=3, learning_rate=1e-3)
@@ -139,21 +138,16 @@ def test_second_run_leaves_the_manifest_complete(again):
 
 
 def seen(workspace: Workspace, refine: RefineOptions = REFINE):
-    """Encoders, text, and a photo's tokens, attention and CAM: made one by one, without the stage."""
-    clip = build_clip(resolve_clip(workspace.clip.model, workspace.clip.pretrained))
-    text = text_embeddings(clip, workspace.dataset.classes, workspace.clip)
-    cpu = torch.device("cpu")
-    encoder, dino = ClipEncoder(clip, cpu), DinoEncoder(resolve_dino(workspace.dino.model, workspace.dino.pretrained), cpu)
-    pair = EncoderPair(encoder, dino, refine)
-    maker = CamExtractor(encoder, text, CAMS)
+    """Encoder, and a photo's tokens and CAM, initial and refined: made one by one, without the stage."""
+    needs = cam_needs(CAMS) | refine_needs(refine) | {"tokens_cls"}
+    models = FrozenModels(model_sources(workspace, needs), torch.device("cpu"), torch.float32)
+    encoders = models.encoders(needs, Blocks(clip_attention=refine.clip_blocks, dino_attention=refine.dino_blocks))
     with ArrayReader(workspace.superpixels) as reader:
-        superpixels = {image_id: reader.read(image_id)[0] for image_id in reader.ids()}
-    for sample in workspace.dataset.samples:
-        if sample.labels:
-            photo = pair.load(sample, superpixels[sample.image_id], colours=False)
-            encoded = pair.encode([photo])
-            cam = maker.cams([maker.load(sample, superpixels[sample.image_id])])[0].flatten(1)  # (K, N)
-            yield sample.image_id, encoder, photo, encoded, cam
+        for sample in workspace.dataset.samples:
+            if sample.labels:
+                evidence = encoders.encode([load_photo(encoders, reader, sample)])
+                cam = initial_cams(evidence, CAMS)  # (K, N)
+                yield sample.image_id, models.clip, evidence.tokens_cls, cam, refined_cams(evidence, cam, refine)
 
 
 @torch.no_grad()
@@ -189,12 +183,10 @@ def test_patches_and_cams_are_those_of_plain_clip(again, cam, features, batch_si
     assert set(tokens) == set(cams) == set(LABELLED)
     with ArrayReader(workspace.work / "align/cams.h5") as reader:
         assert reader.attributes("b_trio")["labels"] == [2, 11, 14]
-    for image_id, encoder, photo, encoded, maps in seen(workspace):
-        if cam == "refined":
-            superpixels = photo.superpixels.with_features(encoded.dino.tokens[0])
-            maps = refined_maps(maps, photo.grid, (encoded.clip.attention[0], encoded.dino.attention[0]), superpixels, REFINE)
+    for image_id, encoder, tokens_cls, initial, refined in seen(workspace):
+        maps = refined if cam == "refined" else initial
         drawn = drawn_by_hand(image_id, maps.shape[1])
-        expected = slow_features(encoder, encoded.clip.tokens_cls, features)[drawn].numpy()
+        expected = slow_features(encoder, tokens_cls, features)[drawn].numpy()
         assert (tokens[image_id].shape, tokens[image_id].dtype) == ((16, 32), np.float16)
         np.testing.assert_allclose(tokens[image_id].astype(np.float32), expected, atol=3e-3, rtol=1e-3)
         np.testing.assert_allclose(cams[image_id].astype(np.float32), maps[:, drawn].numpy(), atol=2e-3)
@@ -319,9 +311,9 @@ def test_changed_labels_redo_that_photo(aligned, workspace_in, tiny_voc, tmp_pat
     (root / "Annotations/a_cat.xml").write_text("<annotation><object><name>dog</name></object></annotation>")
     before = arrays(tmp_path / "work/align/cams.h5")
     encoded: list[str] = []
-    load = EncoderPair.load
+    photo = Encoders.photo
     monkeypatch.setattr(
-        EncoderPair, "load", lambda pair, sample, *rest: (encoded.append(sample.image_id), load(pair, sample, *rest))[1]
+        Encoders, "photo", lambda self, sample, *rest: (encoded.append(sample.image_id), photo(self, sample, *rest))[1]
     )
     checkpoint = (tmp_path / "work/cmpa.safetensors").read_bytes()
     with pytest.raises(UsageError, match=r"photos: .*--force"):  # trained on other labels: a person decides

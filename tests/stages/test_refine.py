@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from pipelines.config import read_recipe
 from pipelines.errors import SsrError, UsageError
 from pipelines.execution.label_map_workers import LabelMapWorkers
-from pipelines.method.refinement import GridSuperpixels, build_affinity, column_mask, refine_cam
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
 from pipelines.stages import cams, superpixels
 from pipelines.stages.refine import stage as refine
@@ -162,39 +160,3 @@ def test_mask_of_old_labels_does_not_outlive_a_kill(workspace_in, tiny_voc, tmp_
     with Image.open(workspace.masks / "a_cat.png") as mask:
         assert 8 not in np.asarray(mask)
         assert (np.asarray(mask) == 12).any()
-
-
-def random_attention(count: int, seed: int) -> torch.Tensor:
-    return torch.rand(count, count, generator=torch.Generator().manual_seed(seed)).softmax(-1)
-
-
-def test_refinement_is_the_written_formula():
-    """(A o mask) (A o mask) ... cam with explicit matrices, for the ssr recipe.
-
-    With a token in a superpixel of its own, and a cluster for each, both votes are the token's own activation.
-    """
-    cam = torch.rand(2, 12, generator=torch.Generator().manual_seed(3))
-    clip, dino = random_attention(12, 1), random_attention(12, 2)
-    membership = torch.eye(12)
-    superpixels = GridSuperpixels(membership, features=np.eye(12, dtype=np.float32))
-    mask = column_mask(cam, (3, 4), superpixels, SSR)
-    assert torch.equal(mask, (cam > SSR.mask_threshold).float())
-    affinity = (1 - SSR.dino_weight) * clip + SSR.dino_weight * dino
-    expected = []
-    for row, kept in zip(cam, mask, strict=True):
-        masked = affinity * kept[None, :]  # columns of sources that are left out
-        found = row
-        for _ in range(SSR.power):
-            found = masked @ found
-        expected.append((found - found.min()) / (found.max() - found.min()))
-    found = refine_cam(cam, build_affinity(clip, dino, SSR), mask, SSR)
-    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
-
-
-def test_masks_multiply():
-    cam = torch.rand(2, 12, generator=torch.Generator().manual_seed(3))
-    both = RefineOptions(box_mask=True, superpixel_mask="token", mask_threshold=0.5)
-    box = column_mask(cam, (3, 4), None, both.model_copy(update={"superpixel_mask": "none"}))
-    token = column_mask(cam, (3, 4), None, both.model_copy(update={"box_mask": False}))
-    assert torch.equal(column_mask(cam, (3, 4), None, both), box * token)
-    assert column_mask(cam, (3, 4), None, RefineOptions()) is None

@@ -254,8 +254,7 @@ def test_options_that_do_not_fit_are_one_line(new, name, changed, said, run_trai
     ("changed", "said"),
     [
         ({"clip_blocks": 0, "dino_weight": 0.0, "superpixel_mask": "gate"}, "no attention left"),
-        ({"dino_weight": 0.0}, "--superpixel-mask cluster needs DINO"),
-        ({"dino_blocks": 0}, "--superpixel-mask cluster needs DINO"),
+        ({"superpixel_mask": "clusters"}, "did you mean 'cluster'"),
     ],
 )
 def test_refinement_without_what_it_needs_is_refused_as_by_refine(new, changed, said, run_train, train_sections):
@@ -301,9 +300,7 @@ def test_crops_of_a_step_are_taken_in_parts(
         without = list(inputs.parts(crops[:1]))  # the others were bad
         assert [part and part.tokens.shape[1] for part in without] == [1] + [None] * (len(sizes) - 1)
         encoded: list[int] = []
-        encode = inputs.pair.encode
-        monkeypatch.setattr(
-            inputs.pair, "encode", lambda photos, **asked: encoded.append(len(photos)) or encode(photos, **asked)
-        )
+        encode = inputs.encoders.encode
+        monkeypatch.setattr(inputs.encoders, "encode", lambda photos: encoded.append(len(photos)) or encode(photos))
         next(inputs.parts(crops))
         assert encoded == sizes[:1], "one part in memory at a time"

@@ -10,7 +10,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.datasets.base import Sample
-from pipelines.encoders.class_embeddings import TextEmbeddings
-from pipelines.encoders.clip import ClipEncoder
-from pipelines.encoders.dino import DinoEncoder
-from pipelines.encoders.weights import LoadedClip, Weights, fetch_dino, resolve_dino
 from pipelines.errors import SsrError
 from pipelines.execution.batches import batches_by
-from pipelines.execution.devices import resolve_batch_size, resolve_dtype
+from pipelines.execution.devices import resolve_batch_size
 from pipelines.execution.progress import Progress
-from pipelines.method.aligned_cams import head_features
-from pipelines.method.cam_extractor import CamExtractor
-from pipelines.method.cam_extractor import uses_superpixels as cams_use_superpixels
-from pipelines.method.encoder_pair import EncoderPair, Photo
-from pipelines.method.refinement import refined_maps, uses_clip, uses_dino, uses_superpixels
+from pipelines.method.aligned import head_features
+from pipelines.method.composition import cam_needs, initial_cams, refine_needs, refined_cams
+from pipelines.method.encoders import Blocks
+from pipelines.method.evidence import Evidence, Needs
+from pipelines.method.loading import FrozenModels, Sources
+from pipelines.method.photo import Photo
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.stores.array_store import ArrayReader, iter_records, store_exists
-from pipelines.stores.image_arrays import superpixels_of
 from pipelines.training.alignment_data import AlignmentData
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.output import holds_labels
+from pipelines.workdir.photos import load_photo
 from pipelines.workdir.settings import cam_settings, refinement_settings
 from pipelines.workdir.workspace import Workspace, superpixel_reader
 
@@ -55,16 +52,14 @@ class AlignInputs:
         options: ``cam``, ``features``, ``tokens``.
         cams: Plain CLIP's read-out; its checkpoint, scales and flip are left out.
         refine: Affinity and masks of the refined CAM.
-        clip: The frozen CLIP's weights.
-        text: Class and background embeddings.
+        sources: What the encoders are built from; see `sources_of`.
     """
 
     workspace: Workspace
     options: AlignOptions
     cams: CamsOptions
     refine: RefineOptions
-    clip: Weights
-    text: TextEmbeddings
+    sources: Sources
 
     @property
     def tokens_path(self) -> Path:
@@ -77,29 +72,19 @@ class AlignInputs:
         return self.workspace.work / "align" / "cams.h5"
 
     @property
-    def refined(self) -> bool:
-        """Whether CAMs are refined before they pool."""
-        return self.options.cam == "refined"
-
-    @property
-    def needs_superpixels(self) -> bool:
-        """Whether any part of the making asks for superpixels."""
-        return cams_use_superpixels(self.cams) or (self.refined and uses_superpixels(self.refine))
+    def needs(self) -> Needs:
+        """What the CAMs and patches are made from."""
+        return needs_of(self.options, self.cams, self.refine)
 
     def settings(self) -> dict[str, Any]:
         """Whatever changes the patches or their CAMs."""
         options = self.options.model_dump(mode="json", include={"cam", "features", "tokens"})
-        found: dict[str, Any] = {**options, "cams": cam_settings(self.workspace, self.cams, self.clip, self.text)}
-        if self.refined:
-            found["refine"] = refinement_settings(self.workspace, self.refine, self.clip, self._dino_weights)
-        return found
+        settings: dict[str, Any] = {**options, "cams": cam_settings(self.workspace, self.cams, self.sources)}
+        if self.options.cam == "refined":
+            settings["refine"] = refinement_settings(self.workspace, self.refine, self.sources)
+        return settings
 
-    @cached_property
-    def _dino_weights(self) -> Weights | None:
-        options = self.workspace.dino
-        return resolve_dino(options.model, options.pretrained) if self.refined and uses_dino(self.refine) else None
-
-    def collect(self, clip: LoadedClip, device: torch.device, progress: Progress) -> Counts:
+    def collect(self, models: FrozenModels, progress: Progress) -> Counts:
         """Encode every photo that is not there yet.
 
         Raises:
@@ -107,33 +92,22 @@ class AlignInputs:
             SsrError: No superpixels although they are asked for.
             TooManyFailures: More bad images than allowed; what was computed is kept.
         """
-        workspace, dino_weights = self.workspace, self._dino_weights
-        if dino_weights is not None:
-            fetch_dino(dino_weights)
+        workspace, device = self.workspace, models.clip.device
         # patches of the same settings are kept, unless they are what --force is to mend
         again = workspace.force and self._damaged()
         with (
             workspace.output(
                 STAGE, self.tokens_path, self.settings(), progress, others=(self.cams_path,), again=again
             ) as output,
-            superpixel_reader(workspace, self.needs_superpixels) as superpixels,
+            superpixel_reader(workspace, "superpixels" in self.needs) as superpixels,
         ):
             todo = output.todo(output.holds_labels, self._with_class(), "align: patches")
             if todo:
-                dtype = resolve_dtype(workspace.run.precision, device)
-                encoder = ClipEncoder(clip, device, dtype)
-                maker = CamExtractor(encoder, self.text, self.cams)
-                dino = DinoEncoder(dino_weights, device, dtype) if dino_weights is not None else None
-                unused = {} if self.refined and uses_clip(self.refine) else {"clip_blocks": 0}
-                pair = EncoderPair(encoder, dino, self.refine.model_copy(update=unused))
-                colours = self.refined and self.refine.superpixel_mask == "colour"
-
-                def load(sample: Sample) -> Photo:
-                    return pair.load(sample, superpixels_of(superpixels, sample.image_id), colours)
-
-                photos = output.photos(load, todo)
+                blocks = Blocks(clip_attention=self.refine.clip_blocks, dino_attention=self.refine.dino_blocks)
+                encoders = models.encoders(self.needs, blocks)
+                photos = output.photos(partial(load_photo, encoders, superpixels), todo)
                 for batch in batches_by(photos, lambda photo: photo.grid, resolve_batch_size(workspace.run, device)):
-                    for photo, patches, maps in self._made(batch, pair, maker):
+                    for photo, patches, maps in self._made(encoders.encode(batch), batch):
                         attributes = {"labels": list(photo.sample.labels)}
                         output.writer_of(self.tokens_path).add(photo.sample.image_id, patches, attributes)
                         output.writer_of(self.cams_path).add(photo.sample.image_id, maps, attributes)
@@ -152,29 +126,16 @@ class AlignInputs:
         return False
 
     def _made(
-        self, photos: Sequence[Photo], pair: EncoderPair, maker: CamExtractor
+        self, evidence: Evidence, photos: Sequence[Photo]
     ) -> Iterator[tuple[Photo, NDArray[np.float16], NDArray[np.float16]]]:
-        encoded = pair.encode(photos, clip_tokens=True)
-        if encoded.clip is None:
-            raise ValueError("CLIP's tokens were asked for")
-        tail = pair.clip.tail(encoded.clip.grid)
-        features = head_features(encoded.clip.tokens_cls, tail, self.options.features)  # (B, N, E)
-        labels = [photo.sample.labels for photo in photos]
-        memberships = [photo.superpixels.membership if photo.superpixels else None for photo in photos]
-        maps = torch.split(maker.read_out(encoded.clip, labels, memberships), [len(own) for own in labels])
-        for index, (photo, cam) in enumerate(zip(photos, maps, strict=True)):
-            if self.refined:
-                cam = self._refined(photo, cam, encoded.attention_of(index), encoded.dino_tokens_of(index))  # (K, N)
+        """Patch features ``(T, E)`` of each photo and its CAMs ``(K, T)`` there."""
+        features = head_features(evidence.tokens_cls, evidence.tail, self.options.features)  # (B, N, E)
+        maps = initial_cams(evidence, self.cams)  # (sum of K, N)
+        if self.options.cam == "refined":
+            maps = refined_cams(evidence, maps, self.refine)
+        for index, (photo, cam) in enumerate(zip(photos, evidence.by_image(maps), strict=True)):
             drawn = torch.from_numpy(drawn_patches(photo.sample.image_id, cam.shape[1], self.options.tokens)).to(cam.device)
             yield photo, _half(features[index, drawn]), _half(cam[:, drawn])
-
-    def _refined(
-        self, photo: Photo, cam: Tensor, attention: tuple[Tensor | None, Tensor | None], dino_tokens: Tensor | None
-    ) -> Tensor:
-        superpixels = photo.superpixels
-        if superpixels is not None and dino_tokens is not None and self.refine.superpixel_mask == "cluster":
-            superpixels = superpixels.with_features(dino_tokens)
-        return refined_maps(cam, photo.grid, attention, superpixels, self.refine)
 
     def data(self) -> AlignmentData:
         """Everything that was collected, patches in a memory map that has no name and ends with the process.
@@ -192,7 +153,7 @@ class AlignInputs:
             samples = [sample for sample in with_class if holds_labels(sample, tokens, cams)]
             if not samples:
                 raise none
-            shape = (len(samples), self.options.tokens, self.text.classes.shape[1])
+            shape = (len(samples), self.options.tokens, tokens.read(samples[0].image_id)[0].shape[1])
             with tempfile.TemporaryFile(dir=self.tokens_path.parent) as file:
                 patches = np.memmap(file, np.float16, "w+", shape=shape)
             for row, sample in enumerate(samples):
@@ -202,6 +163,13 @@ class AlignInputs:
 
     def _with_class(self) -> list[Sample]:
         return [sample for sample in self.workspace.dataset.samples if sample.labels]
+
+
+def needs_of(options: AlignOptions, cams: CamsOptions, refine: RefineOptions) -> Needs:
+    """What patches and CAMs are made from with these options."""
+    patches: Needs = frozenset({"tokens_cls"})
+    needs = cam_needs(cams) | patches
+    return needs | refine_needs(refine) if options.cam == "refined" else needs
 
 
 def drawn_patches(image_id: str, patches: int, count: int) -> NDArray[np.int64]:

@@ -8,22 +8,23 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from pipelines.encoders.class_embeddings import TextEmbeddings, text_embeddings
-from pipelines.encoders.weights import build_clip, resolve_clip
+from pipelines.encoders.class_embeddings import TextEmbeddings
 from pipelines.errors import SsrError, UsageError
-from pipelines.execution.devices import peak_memory, resolve_device
+from pipelines.execution.devices import peak_memory, resolve_device, resolve_dtype
 from pipelines.execution.interruption import interrupted, refuse_interrupted
 from pipelines.execution.progress import Progress, Silent
+from pipelines.method.loading import FrozenModels
 from pipelines.models.alignment_file import Alignment, identity, write_alignment
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
-from pipelines.stages.align.inputs import AlignInputs
+from pipelines.stages.align.inputs import AlignInputs, needs_of
 from pipelines.stores.checkpoint import read_checkpoint, write_checkpoint
 from pipelines.stores.files import read_json, remove_leftovers, write_json
 from pipelines.stores.manifest import digest
 from pipelines.training.alignment import AlignmentTrainer, Quality
 from pipelines.training.processes import Processes, joined_processes
 from pipelines.workdir.counts import Counts
+from pipelines.workdir.settings import model_sources
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "align"
@@ -56,19 +57,18 @@ def run(
         TooManyFailures: More bad images than allowed; what was computed is kept.
     """
     progress = progress or Silent()
-    weights = resolve_clip(workspace.clip.model, workspace.clip.pretrained)
-    clip = build_clip(weights)
-    text = text_embeddings(clip, workspace.dataset.classes, workspace.clip)
-    if len(text.all) < 2:
-        raise UsageError("one class and no background words: nothing to tell apart", "--classes, --background-bank")
     plain = cams.model_copy(update={"ckpt": None, "scales": (1.0,), "flip": False})
-    inputs = AlignInputs(workspace, options, plain, refine, weights, text)
+    inputs = AlignInputs(workspace, options, plain, refine, model_sources(workspace, needs_of(options, plain, refine)))
     with joined_processes(resolve_device(workspace.run.device)) as (processes, device):
+        models = FrozenModels(inputs.sources, device, resolve_dtype(workspace.run.precision, device))
+        text = models.embeddings
+        if text is None or len(text.all) < 2:
+            raise UsageError("one class and no background words: nothing to tell apart", "--classes, --background-bank")
         counts = Counts()
         if processes.first:
-            counts = inputs.collect(clip, device, progress)
+            counts = inputs.collect(models, progress)
         processes.wait()
-        del clip  # the heads need its memory more
+        del models  # the heads need its memory more
         training = _Training(inputs, text, device, processes, progress if processes.first else Silent())
         training.run()
         processes.wait()
@@ -170,7 +170,7 @@ class _Training:
         precision = trainer.average_precision()
         heads = trainer.heads.cpu().eval()
         alignment = Alignment(heads, self.options.features, photos, precision, trainer.prototypes.image.cpu())
-        belongs_to = identity(self.inputs.clip, self.workspace.dataset.classes, self.text)
+        belongs_to = identity(self.inputs.sources.clip, self.workspace.dataset.classes, self.text)
         write_alignment(self.checkpoint, alignment, belongs_to)
 
 

@@ -7,31 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipelines.datasets.base import Sample
-from pipelines.encoders.clip import ClipEncoder
-from pipelines.encoders.dino import DinoEncoder
-from pipelines.encoders.weights import build_clip, fetch_clip, fetch_dino, resolve_clip, resolve_dino
 from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
 from pipelines.execution.interruption import until_interrupted
 from pipelines.execution.pool import usable
 from pipelines.execution.progress import Progress, Silent
-from pipelines.method.encoder_pair import EncoderPair, Photo
-from pipelines.method.refinement import check_encoders, refined_maps, uses_clip, uses_dino, uses_superpixels
+from pipelines.method.composition import refine_needs, refined_cams
+from pipelines.method.encoders import Blocks, Encoders
+from pipelines.method.evidence import CLIP_NEEDS, DINO_NEEDS, Needs
+from pipelines.method.loading import FrozenModels
+from pipelines.method.photo import Photo
 from pipelines.options.stages import RefineOptions
 from pipelines.stages.refine.target import STAGE, Target, TargetJob, open_target
 from pipelines.stores.array_store import ArrayReader
-from pipelines.stores.image_arrays import read_cam, superpixels_of
+from pipelines.stores.image_arrays import read_cam
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.output import Todo
-from pipelines.workdir.workspace import Workspace
+from pipelines.workdir.photos import load_photo
+from pipelines.workdir.settings import model_sources
+from pipelines.workdir.workspace import Workspace, superpixel_reader
 
 __all__ = ["Target", "run", "run_targets"]
 
@@ -68,36 +68,27 @@ def run_targets(workspace: Workspace, targets: Sequence[Target], progress: Progr
     """
     progress = progress or Silent()
     device = resolve_device(workspace.run.device)
-    clip_weights = resolve_clip(workspace.clip.model, workspace.clip.pretrained)
-    needs_dino = any(uses_dino(target.options) for target in targets)
-    dino_weights = resolve_dino(workspace.dino.model, workspace.dino.pretrained) if needs_dino else None
-    shared = _shared_encoder_options(targets)
-
-    def fetch() -> None:  # before --force clears what is there
-        fetch_clip(clip_weights)
-        if dino_weights is not None:
-            fetch_dino(dino_weights)
-
+    needs, blocks = _shared_needs([target.options for target in targets])
+    sources = model_sources(workspace, needs)
     with ExitStack() as stack:
-        jobs = [
-            stack.enter_context(open_target(workspace, target, clip_weights, dino_weights, progress, fetch))
-            for target in targets
-        ]
+        jobs = [stack.enter_context(open_target(workspace, target, sources, progress)) for target in targets]
         progress.start(STAGE, len(workspace.samples) * len(jobs))
         todo = Todo(_wanted(workspace.samples, jobs))
         if todo:  # else no encoder is needed
-            dtype = resolve_dtype(workspace.run.precision, device)
-            clip = ClipEncoder(build_clip(clip_weights), device, dtype)
-            pair = EncoderPair(clip, DinoEncoder(dino_weights, device, dtype) if dino_weights else None, shared)
-            inputs = stack.enter_context(_Inputs(workspace, targets))
+            models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
+            encoders = models.encoders(needs, blocks)
+            cams = stack.enter_context(ArrayReader(workspace.cams))
+            superpixels = stack.enter_context(superpixel_reader(workspace, "superpixels" in needs))
+
+            def load(wanted: tuple[Sample, list[TargetJob]]) -> tuple[Photo, list[TargetJob]]:
+                sample, jobs = wanted
+                _check_cam(cams, sample)
+                return load_photo(encoders, superpixels, sample), jobs
+
             for batch in batches_by(
-                usable(partial(_load, pair, inputs), todo, _leave_out),
-                lambda item: item[0].grid,
-                resolve_batch_size(workspace.run, device),
+                usable(load, todo, _leave_out), lambda item: item[0].grid, resolve_batch_size(workspace.run, device)
             ):
-                encoded = pair.encode([photo for photo, _ in batch])
-                for index, (photo, wanting) in enumerate(batch):
-                    _refine_one(photo, inputs, wanting, encoded.attention_of(index), encoded.dino_tokens_of(index))
+                _refine(encoders, cams, batch)
         for job in jobs:
             job.makers.drain()
         progress.finish()
@@ -112,53 +103,22 @@ def _wanted(samples: Iterable[Sample], jobs: Sequence[TargetJob]) -> Iterator[tu
             yield sample, wanting
 
 
-def _shared_encoder_options(targets: Sequence[Target]) -> RefineOptions:
-    """One set of options whose encoder passes serve all targets."""
-    clip = {t.options.clip_blocks for t in targets if uses_clip(t.options)}
-    dino = {t.options.dino_blocks for t in targets if uses_dino(t.options)}
+def _shared_needs(options: Sequence[RefineOptions]) -> tuple[Needs, Blocks]:
+    """What one pass of the encoders has to give to serve all sets of options."""
+    needs = [refine_needs(one) for one in options]
+    clip = {one.clip_blocks for one, of_one in zip(options, needs, strict=True) if of_one & CLIP_NEEDS}
+    dino = {one.dino_blocks for one, of_one in zip(options, needs, strict=True) if of_one & DINO_NEEDS}
     if len(clip) > 1 or len(dino) > 1:
         raise UsageError(f"one pass has one clip_blocks and one dino_blocks, found {sorted(clip)} and {sorted(dino)}")
-    for target in targets:
-        check_encoders(target.options)
-    return RefineOptions(clip_blocks=max(clip, default=0), dino_blocks=max(dino, default=0))
+    blocks = Blocks(clip_attention=max(clip, default=0), dino_attention=max(dino, default=0))
+    return needs[0].union(*needs), blocks
 
 
-class _Inputs:
-    """CAMs and superpixels of the work directory, opened once."""
-
-    def __init__(self, workspace: Workspace, targets: Sequence[Target]) -> None:
-        self.cams = ArrayReader(workspace.cams)
-        self.superpixels = ArrayReader(workspace.superpixels) if any(uses_superpixels(t.options) for t in targets) else None
-        self.wants_features = any(target.options.superpixel_mask == "cluster" for target in targets)
-        self.wants_colours = any(target.options.superpixel_mask == "colour" for target in targets)
-
-    def cam(self, sample: Sample) -> Tensor:
-        """``(K, h, w)`` fp32."""
-        return torch.from_numpy(read_cam(self.cams, sample.image_id)[0].astype(np.float32))
-
-    def missing(self, sample: Sample) -> ImageError | None:
-        """Why an image cannot be refined, or None."""
-        if sample.image_id not in self.cams:
-            return ImageError("it has no CAM", "run `ssr cams`")
-        if self.cams.attributes(sample.image_id).get("labels") != list(sample.labels):
-            return ImageError("its labels changed after its CAM was made", "run `ssr cams`")
-        return None
-
-    def __enter__(self) -> _Inputs:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.cams.close()
-        if self.superpixels is not None:
-            self.superpixels.close()
-
-
-def _load(pair: EncoderPair, inputs: _Inputs, wanted: tuple[Sample, list[TargetJob]]) -> tuple[Photo, list[TargetJob]]:
-    sample, jobs = wanted
-    error = inputs.missing(sample)
-    if error is not None:
-        raise error
-    return pair.load(sample, superpixels_of(inputs.superpixels, sample.image_id), inputs.wants_colours), jobs
+def _check_cam(cams: ArrayReader, sample: Sample) -> None:
+    if sample.image_id not in cams:
+        raise ImageError("it has no CAM", "run `ssr cams`")
+    if cams.attributes(sample.image_id).get("labels") != list(sample.labels):
+        raise ImageError("its labels changed after its CAM was made", "run `ssr cams`")
 
 
 def _leave_out(wanted: tuple[Sample, list[TargetJob]], error: ImageError) -> None:
@@ -167,23 +127,20 @@ def _leave_out(wanted: tuple[Sample, list[TargetJob]], error: ImageError) -> Non
         job.output.made(sample.image_id, error)
 
 
-def _refine_one(
-    photo: Photo,
-    inputs: _Inputs,
-    jobs: list[TargetJob],
-    attention: tuple[Tensor | None, Tensor | None],
-    dino_tokens: Tensor | None,
-) -> None:
-    cam = inputs.cam(photo.sample)  # (K, h, w)
-    if tuple(cam.shape[1:]) != photo.grid:
-        found = f"CAM of {photo.sample.image_id} is on grid {tuple(cam.shape[1:])}, the photo on {photo.grid}"
-        raise SsrError(found, "ssr cams --force")
-    device = next(a.device for a in attention if a is not None)
-    flat = cam.flatten(1).to(device)  # (K, N)
-    superpixels = photo.superpixels
-    if superpixels is not None and dino_tokens is not None and inputs.wants_features:
-        superpixels = superpixels.with_features(dino_tokens)
-    for job in jobs:
-        refined = refined_maps(flat, photo.grid, attention, superpixels, job.target.options).view_as(cam)  # (K, h, w)
-        size = inputs.cams.attributes(photo.sample.image_id)["size"]
-        job.refined(photo.sample, refined.cpu().numpy().astype(np.float16), size)
+def _refine(encoders: Encoders, cams: ArrayReader, batch: Sequence[tuple[Photo, list[TargetJob]]]) -> None:
+    """Refine the CAMs of photos of one grid for every target that has none of them."""
+    photos = [photo for photo, _ in batch]
+    stored = [read_cam(cams, photo.sample.image_id) for photo in photos]
+    for photo, (cam, _) in zip(photos, stored, strict=True):
+        if tuple(cam.shape[1:]) != photo.grid:
+            found = f"CAM of {photo.sample.image_id} is on grid {tuple(cam.shape[1:])}, the photo on {photo.grid}"
+            raise SsrError(found, "ssr cams --force")
+    evidence = encoders.encode(photos)
+    flat = [torch.from_numpy(cam.astype(np.float32)).flatten(1) for cam, _ in stored]  # (K, N) each
+    maps = torch.cat(flat).to(encoders.clip.device)  # (T, N)
+    for job in {id(job): job for _, jobs in batch for job in jobs}.values():
+        refined = refined_cams(evidence, maps, job.target.options)  # (T, N)
+        for (photo, jobs), (_, attributes), of_photo in zip(batch, stored, evidence.by_image(refined), strict=True):
+            if job in jobs:
+                array = of_photo.view(-1, *photo.grid).cpu().numpy().astype(np.float16)  # (K, h, w)
+                job.refined(photo.sample, array, attributes["size"])

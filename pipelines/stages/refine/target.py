@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.datasets.base import Sample
-from pipelines.encoders.weights import Weights
 from pipelines.execution.label_map_workers import LabelMapWorkers, MaskJob
 from pipelines.execution.pool import resolve_workers
 from pipelines.execution.progress import Progress
 from pipelines.method.label_maps import make_mask
+from pipelines.method.loading import Sources
 from pipelines.options.stages import RefineOptions
 from pipelines.stores.array_store import ArrayReader
 from pipelines.stores.image_arrays import read_cam
@@ -51,12 +51,10 @@ class Target:
 
 
 @contextmanager
-def open_target(
-    workspace: Workspace, target: Target, clip: Weights, dino: Weights | None, progress: Progress, prepare: Callable[[], object]
-) -> Iterator[TargetJob]:
+def open_target(workspace: Workspace, target: Target, sources: Sources, progress: Progress) -> Iterator[TargetJob]:
     """Open the store and the masks of one set of options; see `pipelines.workdir.output.Output`."""
     made_from = {"cams": input_digest(workspace.cams, "ssr cams")}
-    settings = refinement_settings(workspace, target.options, clip, dino) | made_from
+    settings = refinement_settings(workspace, target.options, sources) | made_from
     masks = {**mask_settings(target.options), "refined": digest(settings)}
     with (
         workspace.output(
@@ -65,7 +63,7 @@ def open_target(
             settings,
             progress,
             then=[Part("masks", target.masks, masks)],
-            prepare=prepare,
+            prepare=sources.fetch,  # before --force clears what is there
             log=STAGE if target.folder == workspace.work else f"{STAGE} {target.folder.name}",
         ) as output,
         LabelMapWorkers(make_mask, target.options, resolve_workers(workspace.run.workers), output.made) as makers,

@@ -15,7 +15,7 @@ from pipelines.datasets.image import load_image
 from pipelines.errors import ImageError
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.execution.pool import prefetch
-from pipelines.method.encoder_pair import EncoderPair
+from pipelines.method.encoders import Encoders
 from pipelines.method.photo import Crop
 from pipelines.ops.label_map import IGNORE_INDEX
 from pipelines.options.train import TrainOptions
@@ -36,16 +36,14 @@ class CropSource:
     Attributes:
         dataset: The photos; its masks are opened only with ``options.supervision`` masks.
         options: Crop size, scales, flip, seed, batch.
-        pair: Says what the encoders want.
+        encoders: Say what photos are prepared for.
         superpixels: Store, or None if no option asks for them.
-        colours: Superpixels' mean colours are asked for.
     """
 
     dataset: Dataset
     options: TrainOptions
-    pair: EncoderPair
+    encoders: Encoders
     superpixels: ArrayReader | None
-    colours: bool
 
     def steps(self, begin: int, processes: Processes) -> Iterator[tuple[int, list[Crop], list[tuple[str, ImageError]]]]:
         """This process's crops of every step from ``begin`` on, without end.
@@ -85,13 +83,13 @@ class CropSource:
         draw = np.random.default_rng((options.seed, step, place))
         scales = (options.min_scale, options.max_scale)
         window = random_window(image.height, image.width, options.crop, scales, options.flip, draw)
-        red, green, blue = (round(255 * value) for value in self.pair.clip.mean)
+        red, green, blue = (round(255 * value) for value in self.encoders.clip.mean)
         picture = crop_photo(image, window, options.crop, (red, green, blue))
         ids: NDArray[np.integer] | None = None
         if superpixels is not None:  # padding is a superpixel of its own; ids of what is left are made contiguous
             cut = crop_map(superpixels, window, options.crop, int(superpixels.max()) + 1)
             ids = np.unique(cut, return_inverse=True)[1].reshape(cut.shape)
-        photo = self.pair.photo(sample, picture, ids, self.colours)
+        photo = self.encoders.photo(sample, picture, ids)
         valid = crop_map(np.zeros((image.height, image.width), np.uint8), window, options.crop, 1) == 0
         return Crop(
             place,

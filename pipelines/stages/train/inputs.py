@@ -11,20 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.encoders.class_embeddings import TextEmbeddings, text_embeddings
-from pipelines.encoders.clip import ClipEncoder
-from pipelines.encoders.dino import DinoEncoder
-from pipelines.encoders.weights import build_clip, resolve_clip, resolve_dino
+from pipelines.encoders.class_embeddings import TextEmbeddings
 from pipelines.errors import UsageError
 from pipelines.execution.devices import precision_name, resolve_dtype
-from pipelines.method.aligned_cams import AlignedReadout
-from pipelines.method.cam_extractor import CamExtractor
-from pipelines.method.cam_extractor import uses_superpixels as cams_use_superpixels
-from pipelines.method.encoder_pair import Encoded, EncoderPair
+from pipelines.method.composition import cam_needs, refine_needs
+from pipelines.method.encoders import Blocks
+from pipelines.method.evidence import Evidence, Needs
+from pipelines.method.loading import FrozenModels, Sources
 from pipelines.method.online_labels import OnlineLabels
 from pipelines.method.photo import Crop
-from pipelines.method.refinement import check_encoders, uses_dino, uses_superpixels
-from pipelines.models.alignment_file import Alignment, read_alignment
+from pipelines.models.alignment_file import Alignment
 from pipelines.models.decoder import SegmentationDecoder
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
@@ -34,7 +30,7 @@ from pipelines.stores.array_store import ArrayReader
 from pipelines.training.online_alignment import OnlineAlignment
 from pipelines.training.processes import Processes
 from pipelines.training.segmentation import MakeTargets, Part, Targets
-from pipelines.workdir.settings import cam_settings, refinement_settings
+from pipelines.workdir.settings import cam_settings, model_sources, refinement_settings
 from pipelines.workdir.workspace import Workspace
 
 NOT_SETTINGS = {"ckpt", "resume", "val_split", "validate_every", "save_every"}
@@ -73,7 +69,7 @@ class TrainSections:
         if train.train_heads and (train.ckpt is None or train.supervision == "masks"):
             raise UsageError("there are no alignment heads to train", "--ckpt, --supervision pseudo")
         if train.supervision == "pseudo":
-            check_encoders(self.refine)
+            refine_needs(self.refine)  # refuses options that leave no attention
         plain = {"ckpt": workspace.heads(train.ckpt), "scales": (1.0,), "flip": False}
         return TrainSections(
             train, self.align, self.cams.model_copy(update=plain), self.refine.model_copy(update={"crf": False})
@@ -92,7 +88,7 @@ class TrainInputs:
 
     Attributes:
         encoder: The frozen CLIP.
-        pair: CLIP and, if labels ask for it, DINO.
+        encoders: CLIP and, if labels need it, DINO.
         text: Class and background embeddings; None with ``supervision`` masks.
         labels: Makes label maps on line; None with ``supervision`` masks.
         heads: As they were read, or None.
@@ -111,11 +107,19 @@ class TrainInputs:
     ) -> None:
         self.workspace, self.sections, self.device = workspace, sections, device
         options = sections.train
-        self.weights = resolve_clip(workspace.clip.model, workspace.clip.pretrained)
-        clip = build_clip(self.weights)
-        self.encoder = ClipEncoder(clip, device, resolve_dtype(workspace.run.precision, device))
+        needs = training_needs(sections)
+        sources = model_sources(workspace, needs, sections.cams.ckpt)
+        self.weights = sources.clip
+        models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
+        self.encoder = models.clip
         self._check_encoder()
-        self.pair = frozen_pair(workspace, options, sections.refine, self.encoder)
+        blocks = Blocks(
+            clip_attention=sections.refine.clip_blocks,
+            dino_attention=sections.refine.dino_blocks,
+            clip_each=options.filter_blocks if options.filter_from >= 0 else 0,
+            clip_tokens=self.token_blocks,
+        )
+        self.encoders = models.encoders(needs, blocks, sections.cams)
         self.heads: Alignment | None = None
         self.alignment: OnlineAlignment | None = None
         self.labels: OnlineLabels | None = None
@@ -130,12 +134,11 @@ class TrainInputs:
             "precision": precision_name(workspace.run),
         }
         if options.supervision == "pseudo":
-            self.text = text_embeddings(clip, workspace.dataset.classes, workspace.clip)
-            self._label_by_cams(self.text, processes)
-            if cams_use_superpixels(sections.cams) or uses_superpixels(sections.refine):
-                superpixels = stack.enter_context(ArrayReader(workspace.superpixels))
-        colours = sections.refine.superpixel_mask == "colour"
-        self.source = CropSource(workspace.dataset, options, self.pair, superpixels, colours)
+            self.text, self.heads = models.embeddings, models.alignment
+            self._label_by_cams(sources, processes)
+        if "superpixels" in needs:
+            superpixels = stack.enter_context(ArrayReader(workspace.superpixels))
+        self.source = CropSource(workspace.dataset, options, self.encoders, superpixels)
         if self.source.batch < processes.count:
             found = f"{processes.count} processes share {self.source.batch} crops a step"
             raise UsageError(found, "--batch, or fewer processes")
@@ -165,8 +168,7 @@ class TrainInputs:
             yield self._part(own) if own else None
 
     def _part(self, crops: Sequence[Crop]) -> Part:
-        encoded = self.pair.encode([crop.photo for crop in crops], clip_tokens=True)
-        return part_of(crops, encoded, self.labels)
+        return part_of(crops, self.encoders.encode([crop.photo for crop in crops]), self.labels)
 
     def _check_encoder(self) -> None:
         options, patch, depth = self.sections.train, self.encoder.patch_size, len(self.encoder.blocks)
@@ -175,48 +177,37 @@ class TrainInputs:
         if options.clip_layers > depth:
             raise UsageError(f"this CLIP has {depth} blocks, found {options.clip_layers}", "--clip-layers")
 
-    def _label_by_cams(self, text: TextEmbeddings, processes: Processes) -> None:
+    def _label_by_cams(self, sources: Sources, processes: Processes) -> None:
         workspace, sections = self.workspace, self.sections
-        readout = None
-        if sections.cams.ckpt is not None:
-            self.heads = read_alignment(sections.cams.ckpt, self.weights, workspace.dataset.classes, text)
-            readout = AlignedReadout(self.heads, text, sections.cams, self.device)
-        self.labels = OnlineLabels(
-            CamExtractor(self.encoder, text, sections.cams, heads=readout), sections.refine, sections.train
-        )
-        dino = self.pair.dino.weights if self.pair.dino else None
-        self.settings["cams"] = cam_settings(workspace, sections.cams, self.weights, text)
-        self.settings["refine"] = refinement_settings(workspace, sections.refine, self.weights, dino)
+        self.labels = OnlineLabels(sections.cams, sections.refine, sections.train)
+        self.settings["cams"] = cam_settings(workspace, sections.cams, sources)
+        self.settings["refine"] = refinement_settings(workspace, sections.refine, sources)
         self.settings["refine"] |= sections.refine.model_dump(include={"background_power", "min_confidence"})
-        if sections.train.train_heads and self.heads is not None:
+        text, aligned = self.text, self.encoders.alignment
+        if sections.train.train_heads and self.heads is not None and aligned is not None and text is not None:
             prototypes = self.heads.image_prototypes
             of_clusters = sections.align.prototypes == "kmeans" or len(prototypes) != len(text.classes)
-            if of_clusters and readout is not None:  # a cluster is no class's in particular
-                prototypes = readout.words[: len(text.classes)].clone()
+            if of_clusters:  # k-means prototypes have no class: start from the names
+                prototypes = aligned.text.all[: len(text.classes)].clone()
             refresh = sections.train.prototype_refresh
             self.alignment = OnlineAlignment(self.heads.heads, prototypes, text.all, sections.align, refresh, processes)
             self.settings["align"] = sections.align.model_dump(mode="json")
 
 
-def frozen_pair(workspace: Workspace, options: TrainOptions, refine: RefineOptions, clip: ClipEncoder) -> EncoderPair:
-    """The frozen encoders as a training needs them; DINO stays out if no label asks for it."""
-    token_blocks = options.clip_layers or len(clip.blocks)
-    if options.supervision == "masks":
-        return EncoderPair(clip, None, refine.model_copy(update={"clip_blocks": 0}), token_blocks)
-    dino = None
-    if uses_dino(refine):
-        weights = resolve_dino(workspace.dino.model, workspace.dino.pretrained)
-        dino = DinoEncoder(weights, clip.device, clip.dtype)
-    return EncoderPair(clip, dino, refine, token_blocks, options.filter_blocks if options.filter_from >= 0 else 0)
+def training_needs(sections: TrainSections) -> Needs:
+    """What the decoder and its labels read."""
+    decoder: Needs = frozenset({"tokens_cls", "clip_block_tokens"})
+    if sections.train.supervision == "masks":
+        return decoder
+    filtered: Needs = frozenset({"clip_block_attention"}) if sections.train.filter_from >= 0 else frozenset()
+    return decoder | filtered | cam_needs(sections.cams) | refine_needs(sections.refine)
 
 
-def part_of(crops: Sequence[Crop], encoded: Encoded, labels: OnlineLabels | None) -> Part:
+def part_of(crops: Sequence[Crop], evidence: Evidence, labels: OnlineLabels | None) -> Part:
     """What a trainer needs of encoded crops; without ``labels`` it learns from their ground truth."""
-    if encoded.clip is None or encoded.clip.block_tokens is None:
-        raise ValueError("the decoder needs the tokens of CLIP's blocks")
-    device = encoded.clip.tokens_cls.device
-    make: MakeTargets = partial(_ground_truth, crops, device) if labels is None else partial(labels, crops, encoded)
-    return Part(encoded.clip.block_tokens, crops[0].photo.grid, tuple(crop.slot for crop in crops), make)
+    device = evidence.tokens_cls.device
+    make: MakeTargets = partial(_ground_truth, crops, device) if labels is None else partial(labels, crops, evidence)
+    return Part(evidence.clip_block_tokens, evidence.grid, tuple(crop.slot for crop in crops), make)
 
 
 def _ground_truth(crops: Sequence[Crop], device: torch.device, _: Tensor | None) -> Targets:

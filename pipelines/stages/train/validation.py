@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.datasets.base import Dataset, Sample
+from pipelines.datasets.image import load_image
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.evaluation.confusion import confusion_counts
@@ -51,7 +52,7 @@ class Validation:
         def load(sample: Sample) -> tuple[Photo, NDArray[np.uint8]]:
             path = self.dataset.mask_path(sample.image_id)
             assert path is not None  # noqa: S101 - mask_folder was checked
-            return predictor.load(sample), read_mask(path)
+            return predictor.photo(sample, load_image(sample.image_path)), read_mask(path)
 
         for sample, loaded in prefetch(load, self.dataset.samples):
             if isinstance(loaded, ImageError):

@@ -15,15 +15,10 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pipelines.config import build_options, read_config
-from pipelines.datasets import load_dataset
 from pipelines.datasets.classes import VOC12, ClassList
-from pipelines.encoders.class_embeddings import TextEmbeddings, text_embeddings
-from pipelines.encoders.clip import ClipEncoder
-from pipelines.encoders.weights import build_clip, resolve_clip
+from pipelines.encoders.weights import resolve_clip
 from pipelines.errors import UsageError
-from pipelines.method.aligned_cams import AlignedReadout
-from pipelines.method.cam_extractor import CamExtractor
+from pipelines.method.aligned import ALIGNED_READOUTS
 from pipelines.models.alignment import AlignmentHeads
 from pipelines.models.alignment_file import Alignment, identity, read_alignment, write_alignment
 from pipelines.ops.scaling import min_max
@@ -36,27 +31,6 @@ PLAIN = CamsOptions(aligned_superpixel_share=0, superpixel_share=0)
 SURE = PLAIN.model_copy(update={"few_photos": 0.0})
 
 
-@dataclasses.dataclass(frozen=True)
-class Clip:
-    """The tiny CLIP and what belongs to it."""
-
-    options: object
-    weights: object
-    encoder: ClipEncoder
-    text: TextEmbeddings
-    samples: dict[str, object]
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_voc) -> Clip:
-    values, _ = read_config(tiny_voc.config)
-    options = build_options("clip", values["clip"])
-    weights = resolve_clip(options.model, options.pretrained)
-    loaded = build_clip(weights)
-    samples = {s.image_id: s for s in load_dataset(build_options("dataset", values["dataset"])).samples}
-    return Clip(options, weights, ClipEncoder(loaded, CPU), text_embeddings(loaded, VOC12, options), samples)
-
-
 def alignment(trained: bool = False, features: str = "output", photos: int = 50, temperature: float = 0.02) -> Alignment:
     """Heads as they are before the training, or turned far away from that."""
     torch.manual_seed(5)
@@ -66,16 +40,6 @@ def alignment(trained: bool = False, features: str = "output", photos: int = 50,
             torch.nn.init.normal_(head.layers[3].weight, std=0.5)
             head.layers[1].running_mean.normal_()
     return Alignment(heads.requires_grad_(False), features, torch.full((20,), photos), torch.ones(20), torch.zeros(20, 32))
-
-
-def maker(clip: Clip, options: CamsOptions, made: Alignment | None = None) -> CamExtractor:
-    heads = None if made is None else AlignedReadout(made, clip.text, options, CPU)
-    return CamExtractor(clip.encoder, clip.text, options, heads=heads)
-
-
-def cam(clip: Clip, image_id: str, options: CamsOptions, made: Alignment | None = None) -> torch.Tensor:
-    of = maker(clip, options, made)
-    return of.cams([of.load(clip.samples[image_id])])[0]
 
 
 def changed(options: CamsOptions, **values: object) -> CamsOptions:
@@ -90,7 +54,7 @@ def changed(options: CamsOptions, **values: object) -> CamsOptions:
 def test_untrained_dense_is_a_softmax_over_cosines_of_clips_features(clip, image_id, aligned_scale):
     made = alignment(temperature=0.1)
     options = changed(SURE, aligned_scale=aligned_scale)
-    of = maker(clip, options, made)
+    of = clip.extractor(options, made)
     photo = of.load(clip.samples[image_id])
     found = of.cams([photo])[0].flatten(1)
     tokens_cls = clip.encoder.encode(photo.inputs[0][None]).tokens_cls
@@ -112,28 +76,28 @@ def test_untrained_gradcam_at_ln_1_is_plain_gradcam(clip, image_id):
     options = changed(
         SURE, aligned_readout="gradcam", aligned_layer="ln_1", aligned_relu=True, aligned_scale=clip.encoder.logit_scale
     )
-    found, plain = cam(clip, image_id, options, alignment()), cam(clip, image_id, PLAIN)
+    found, plain = clip.cam(image_id, options, alignment()), clip.cam(image_id, PLAIN)
     torch.testing.assert_close(found, plain, atol=1e-4, rtol=0)
-    assert (cam(clip, image_id, options, alignment(trained=True)) - plain).abs().max() > 0.05
+    assert (clip.cam(image_id, options, alignment(trained=True)) - plain).abs().max() > 0.05
 
 
 def test_value_features_are_read_where_the_heads_were_trained_on_them(clip):
     """Untrained heads on the value path are the plain dense read-out."""
     options = changed(SURE, readout="dense", dense_scale=12.0, aligned_scale=12.0)
-    plain = cam(clip, "b_trio", options)
-    torch.testing.assert_close(cam(clip, "b_trio", options, alignment(features="value")), plain, atol=1e-4, rtol=0)
-    assert (cam(clip, "b_trio", options, alignment()) - plain).abs().max() > 0.05
+    plain = clip.cam("b_trio", options)
+    torch.testing.assert_close(clip.cam("b_trio", options, alignment(features="value")), plain, atol=1e-4, rtol=0)
+    assert (clip.cam("b_trio", options, alignment()) - plain).abs().max() > 0.05
 
 
-# trust
+# weight of the aligned CAM
 
 
 @pytest.mark.parametrize(
     ("photos", "few", "trust"), [(0, 20.0, 0.0), (20, 20.0, 0.5), (60, 20.0, 0.75), (0, 0.0, 1.0), (3, 0.0, 1.0)]
 )
-def test_trust_grows_with_the_photos_of_a_class(clip, photos, few, trust):
-    readout = AlignedReadout(alignment(photos=photos), clip.text, changed(PLAIN, few_photos=few), CPU)
-    assert readout.trust.tolist() == pytest.approx([trust] * 20)
+def test_weight_grows_with_the_photos_of_a_class(clip, photos, few, trust):
+    weight = clip.extractor(changed(PLAIN, few_photos=few), alignment(photos=photos)).encoders.alignment.class_weight
+    assert weight.tolist() == pytest.approx([trust] * 20)
 
 
 @pytest.mark.parametrize("readout", ["gradcam", "dense", "mix"])
@@ -142,8 +106,8 @@ def test_a_class_without_photos_gives_the_plain_cam_of_its_class_alone(clip, rea
     made.class_photos[14] = 0  # person
     made.class_photos[11] = 60  # dog
     options = changed(PLAIN, readout=readout, few_photos=20.0)
-    found, plain = cam(clip, "b_trio", options, made), cam(clip, "b_trio", options)
-    aligned = cam(clip, "b_trio", changed(options, few_photos=0.0), made)
+    found, plain = clip.cam("b_trio", options, made), clip.cam("b_trio", options)
+    aligned = clip.cam("b_trio", changed(options, few_photos=0.0), made)
     bird, dog, person = range(3)
     assert clip.samples["b_trio"].labels == (2, 11, 14)
     assert torch.equal(found[person], plain[person])
@@ -156,19 +120,18 @@ def test_a_class_without_photos_gives_the_plain_cam_of_its_class_alone(clip, rea
 
 def test_a_class_that_the_heads_cannot_find_keeps_the_plain_cam(clip):
     made = replace(alignment(photos=30), average_precision=torch.tensor([0.89, 0.91] * 10))
-    readout = AlignedReadout(made, clip.text, changed(PLAIN, few_photos=10.0, min_average_precision=0.9), CPU)
-    assert readout.trust.tolist() == pytest.approx([0, 0.75] * 10)
+    options = changed(PLAIN, few_photos=10.0, min_average_precision=0.9)
+    assert clip.extractor(options, made).encoders.alignment.class_weight.tolist() == pytest.approx([0, 0.75] * 10)
 
 
 def test_few_photos_zero_is_exactly_the_aligned_cam(clip):
     """Whatever plain CLIP's read-out says, and whoever was seen."""
     made = alignment(trained=True, photos=0)
-    of = maker(clip, SURE, made)
+    of = clip.extractor(SURE, made)
     photo = of.load(clip.samples["b_trio"])
-    tokens = clip.encoder.encode(photo.inputs[0][None])
-    expected = of.heads.maps(tokens.tokens_cls, clip.encoder.tail(tokens.grid), [photo.sample.labels], [None])
+    expected = min_max(ALIGNED_READOUTS[SURE.aligned_readout].call(of.encoders.encode([photo]), SURE))
     for readout in ("gradcam", "dense"):
-        found = cam(clip, "b_trio", changed(SURE, readout=readout), made)
+        found = clip.cam("b_trio", changed(SURE, readout=readout), made)
         assert torch.equal(found.flatten(1), expected)
 
 
@@ -180,29 +143,37 @@ def test_few_photos_zero_is_exactly_the_aligned_cam(clip):
 def test_mix_is_the_weighted_sum_of_its_parts(clip, layer, features):
     made = alignment(trained=True, features=features)
     options = changed(SURE, aligned_layer=layer, aligned_dense_weight=0.25)
-    parts = {name: cam(clip, "e_pair", changed(options, aligned_readout=name), made) for name in ("dense", "gradcam", "mix")}
+    parts = {name: clip.cam("e_pair", changed(options, aligned_readout=name), made) for name in ("dense", "gradcam", "mix")}
     expected = min_max((0.25 * parts["dense"] + 0.75 * parts["gradcam"]).flatten(1)).view_as(parts["mix"])
     torch.testing.assert_close(parts["mix"], expected, atol=1e-5, rtol=0)
     assert (parts["dense"] - parts["gradcam"]).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("readout", ["dense", "gradcam"])
-def test_scales_and_flip_are_the_mean_of_their_passes(clip, readout):
-    made = alignment(trained=True)
-    options = changed(PLAIN, aligned_readout=readout, few_photos=30.0)
-    both = maker(clip, changed(options, scales=(1.0, 2.0), flip=True), made)
+@pytest.mark.parametrize("through_heads", [True, False])
+def test_scales_and_flip_are_the_mean_of_their_passes(clip, readout, through_heads):
+    made = alignment(trained=True) if through_heads else None
+    options = changed(PLAIN, readout=readout, aligned_readout=readout, few_photos=30.0)
+    both = clip.extractor(changed(options, scales=(1.0, 2.0), flip=True), made)
     photo = both.load(clip.samples["b_trio"])
     found = both.cams([photo])[0]
     total = torch.zeros_like(found)
     for index, scale in enumerate((1.0, 2.0)):
-        single = maker(clip, changed(options, scales=(scale,)), made)
+        single = clip.extractor(changed(options, scales=(scale,)), made)
         for mirrored in (False, True):
-            one = replace(single.load(photo.sample), grid=tuple(s // 16 for s in photo.inputs[index].shape[1:]))
+            one = replace(single.load(photo.sample), grid=photo.grids[index])
             one = replace(one, inputs=tuple(x.flip(-1) for x in one.inputs)) if mirrored else one
             maps = single.cams([one])[0]
             maps = maps.flip(-1) if mirrored else maps
             total += F.interpolate(maps[None], size=found.shape[1:], mode="bilinear")[0]
     torch.testing.assert_close(found, min_max(total.flatten(1)).view_as(total), atol=1e-4, rtol=0)
+    assert (found - clip.cam("b_trio", options, made)).abs().max() > 0.01
+
+
+def test_plain_mix_is_the_weighted_sum_of_its_parts(clip):
+    parts = {name: clip.cam("e_pair", changed(PLAIN, readout=name, dense_weight=0.25)) for name in ("gradcam", "dense", "mix")}
+    expected = min_max((0.25 * parts["dense"] + 0.75 * parts["gradcam"]).flatten(1)).view_as(parts["mix"])
+    torch.testing.assert_close(parts["mix"], expected, atol=1e-5, rtol=0)
 
 
 def test_superpixels_smooth_the_projected_patches(clip, finished):
@@ -210,9 +181,9 @@ def test_superpixels_smooth_the_projected_patches(clip, finished):
     superpixels = torch.arange(96).repeat(64, 1).numpy() // 48  # left and right half of 96 x 64
     made, found = alignment(trained=True), {}
     for share in (0.0, 1.0):
-        of = maker(clip, changed(SURE, aligned_superpixel_share=share), made)
+        of = clip.extractor(changed(SURE, aligned_superpixel_share=share), made)
         found[share] = of.cams([of.load(clip.samples["e_pair"], superpixels)])[0]
-    torch.testing.assert_close(found[0.0], cam(clip, "e_pair", SURE, made), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[0.0], clip.cam("e_pair", SURE, made), atol=1e-5, rtol=0)
     for half in (found[1.0][..., :3], found[1.0][..., 3:]):
         torch.testing.assert_close(half.flatten(1), half[:, :1, :1].flatten(1).expand(-1, half[0].numel()), atol=1e-3, rtol=0)
     assert (found[1.0][..., 0] - found[1.0][..., -1]).abs().min() > 0.9
@@ -274,7 +245,7 @@ def test_what_was_written_is_read(clip, written):
         assert torch.equal(read.heads.state_dict()[name], tensor), name
 
 
-def refused(clip: Clip, path: Path, classes: ClassList = VOC12, **other: object) -> str:
+def refused(clip, path: Path, classes: ClassList = VOC12, **other: object) -> str:
     """The one line; it names the flag and the file."""
     with pytest.raises(UsageError) as caught:
         read_alignment(path, other.get("weights", clip.weights), classes, other.get("text", clip.text))

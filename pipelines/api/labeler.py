@@ -1,0 +1,322 @@
+"""From a photo and the names of its classes to CAMs and a pseudo-mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from pipelines.api.inputs import ImageLike, as_picture, clip_of
+from pipelines.config import Values, build_options, read_recipe
+from pipelines.datasets import load_dataset
+from pipelines.datasets.base import Sample
+from pipelines.datasets.classes import COCO14, VOC12, ClassList, load_class_list, palette
+from pipelines.encoders.class_embeddings import text_sources
+from pipelines.encoders.weights import resolve_dino
+from pipelines.errors import UsageError
+from pipelines.execution.batches import batches_by
+from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.method.cam_extractor import extract_cams
+from pipelines.method.composition import cam_needs, refine_needs, refined_cams
+from pipelines.method.encoders import Blocks, Encoders
+from pipelines.method.evidence import DINO_NEEDS
+from pipelines.method.label_maps import pseudo_mask
+from pipelines.method.loading import FrozenModels, Sources
+from pipelines.method.photo import Photo, shapes
+from pipelines.ops.online_label_map import background_first, online_label_map
+from pipelines.ops.slic import slic_superpixels
+from pipelines.options.sources import DatasetOptions, DinoOptions, RunOptions
+from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
+from pipelines.stores.mask_store import write_mask
+from pipelines.workdir.memory import recall
+
+_SECTIONS = ("superpixels", "cams", "refine")
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """What `PseudoLabeler` makes of one photo.
+
+    Attributes:
+        classes: The K class names, in the order of the maps.
+        cam: Initial CAM on the token grid, ``(K, h, w)`` fp32 in [0, 1].
+        refined: The same after the refinement.
+        mask: ``(H, W)`` uint8: 0 background, ``i + 1`` for class i of the class list, 255 ignored.
+        confidence: ``(H, W)`` fp32 in [0, 1], share of the best class in the sum of the scores.
+    """
+
+    classes: tuple[str, ...]
+    cam: NDArray[np.float32]
+    refined: NDArray[np.float32]
+    mask: NDArray[np.uint8]
+    confidence: NDArray[np.float32]
+
+    def save(self, path: Path | str) -> None:
+        """Write the mask as a palette PNG, as `ssr refine` does."""
+        write_mask(Path(path), self.mask, palette())
+
+
+@dataclass(frozen=True)
+class PseudoLabelTensors:
+    """What `PseudoLabeler.torch` makes of a batch, on its device.
+
+    Attributes:
+        classes: Class indices ``(B, K)`` int64, -1 in empty slots.
+        cam: ``(B, K, h, w)`` fp32 in [0, 1], 0 in empty slots.
+        refined: The same after the refinement.
+        mask: ``(B, H, W)`` int64, values as in `PseudoLabels`; without boundary refinement.
+    """
+
+    classes: Tensor
+    cam: Tensor
+    refined: Tensor
+    mask: Tensor
+
+
+class PseudoLabeler:
+    """From a photo and the names of its classes to CAMs and a pseudo-mask.
+
+    Args:
+        models: Loaded encoders, text and heads.
+        classes: The class list.
+        superpixels: How superpixels are made, for parts that need them.
+        cams: Read-out of the initial CAM.
+        refine: Affinity, column masks, propagation, label map.
+        batch_size: Photos of one size a pass; 0 chooses by device.
+    """
+
+    def __init__(
+        self,
+        models: FrozenModels,
+        classes: ClassList,
+        superpixels: SuperpixelsOptions,
+        cams: CamsOptions,
+        refine: RefineOptions,
+        batch_size: int = 0,
+    ) -> None:
+        self.class_list, self.options = classes, (superpixels, cams, refine)
+        blocks = Blocks(clip_attention=refine.clip_blocks, dino_attention=refine.dino_blocks)
+        self._cams = models.encoders(cam_needs(cams), Blocks(), cams)
+        self._refine = models.encoders(refine_needs(refine), blocks)
+        self.device = models.clip.device
+        self.batch_size = resolve_batch_size(RunOptions(batch_size=batch_size), self.device)
+
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: str = "ssr",
+        *,
+        classes: Sequence[str] | str | Path,
+        clip: Mapping[str, Any] | None = None,
+        dino: Mapping[str, Any] | None = None,
+        alignment: Path | str | None = None,
+        background: Sequence[str] | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        **sections: Mapping[str, Any],
+    ) -> PseudoLabeler:
+        """Load the models that a recipe needs.
+
+        Args:
+            recipe: Name of a shipped recipe, such as ``ssr`` or ``clip-es``.
+            classes: Class names, a class-list file (.toml, .yaml), or ``"voc12"`` / ``"coco14"``.
+            clip: Keys of ``[clip]`` of a config file: ``model``, ``pretrained``, ``text_bank``, ``background_bank``.
+            dino: Keys of ``[dino]``: ``model``, ``pretrained``.
+            alignment: Heads of `ssr align` (.safetensors); None for plain CLIP.
+            background: Words that compete with the classes; default: those of the class list.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            precision: ``auto``, ``fp32`` or ``bf16``.
+            **sections: Further options by section: ``superpixels``, ``cams``, ``refine``, each a mapping.
+
+        Raises:
+            UsageError: An unknown recipe, section, key or class, or weights that do not fit.
+            SsrError: Weights that cannot be had.
+
+        Examples:
+            >>> labeler = PseudoLabeler.from_recipe("ssr", classes="voc12", refine={"crf": True})  # doctest: +SKIP
+        """
+        class_list = _class_list(classes, background)
+        return cls._loaded(read_recipe(recipe), class_list, clip or {}, dino or {}, alignment, device, precision, sections)
+
+    @classmethod
+    def from_work(
+        cls,
+        work: Path | str,
+        *,
+        alignment: Path | str | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        **sections: Mapping[str, Any],
+    ) -> PseudoLabeler:
+        """Load what a work directory remembers: its classes, models, recipe and config file.
+
+        Args:
+            work: A work directory, such as ``runs/voc``.
+            alignment: Heads of `ssr align`, such as ``runs/voc/cmpa.safetensors``; None for plain CLIP.
+            device: As for `from_recipe`.
+            precision: As for `from_recipe`.
+            **sections: As for `from_recipe`.
+
+        Raises:
+            UsageError: Not a work directory, or options that do not fit.
+        """
+        memory = recall(Path(work))
+        if not memory:
+            raise UsageError(f"{work} is no work directory: it remembers no dataset", "a folder that `ssr` commands wrote to")
+        values, config = read_recipe(memory.get("recipe") or "ssr"), memory.get("config") or {}
+        values = {name: values.get(name, {}) | config.get(name, {}) for name in _SECTIONS}
+        class_list = load_dataset(cast("DatasetOptions", build_options("dataset", memory["dataset"]))).classes
+        clip, dino = memory.get("clip", {}), memory.get("dino", {})
+        return cls._loaded(values, class_list, clip, dino, alignment, device, precision, sections)
+
+    @classmethod
+    def _loaded(
+        cls,
+        values: Values,
+        class_list: ClassList,
+        clip: Mapping[str, Any],
+        dino: Mapping[str, Any],
+        alignment: Path | str | None,
+        device: str,
+        precision: str,
+        sections: Mapping[str, Mapping[str, Any]],
+    ) -> PseudoLabeler:
+        unknown = set(sections) - set(_SECTIONS)
+        if unknown:
+            raise UsageError(f"unknown section {min(unknown)!r}: expected {', '.join(_SECTIONS)}", "PseudoLabeler")
+        superpixels, cams, refine = (build_options(name, values.get(name, {}), sections.get(name, {})) for name in _SECTIONS)
+        cams = cast("CamsOptions", cams).model_copy(update={"ckpt": None if alignment is None else Path(alignment)})
+        refine = cast("RefineOptions", refine)
+        needs = cam_needs(cams) | refine_needs(refine)
+        clip_options, weights = clip_of(clip)
+        dino_options = cast("DinoOptions", build_options("dino", dino))
+        sources = Sources(
+            weights,
+            resolve_dino(dino_options.model, dino_options.pretrained) if needs & DINO_NEEDS else None,
+            text_sources(weights, class_list, clip_options),
+            cams.ckpt,
+        )
+        where = resolve_device(device)
+        models = FrozenModels(sources, where, resolve_dtype(precision, where))
+        return cls(models, class_list, cast("SuperpixelsOptions", superpixels), cams, refine)
+
+    def __call__(self, image: ImageLike, labels: Sequence[str]) -> PseudoLabels:
+        """CAMs and pseudo-mask of one photo.
+
+        Args:
+            image: RGB array ``(H, W, 3)`` uint8, PIL image or path.
+            labels: Names of the classes that are in it.
+
+        Raises:
+            UsageError: An unknown class.
+            ImageError: A photo that cannot be used.
+        """
+        return self.batch([image], [labels])[0]
+
+    def batch(self, images: Sequence[ImageLike], labels: Sequence[Sequence[str]]) -> list[PseudoLabels]:
+        """Like a call for each photo; photos of one size share a pass of the encoders.
+
+        Returns:
+            One result a photo, in the order of ``images``.
+        """
+        results: dict[int, PseudoLabels] = {}
+        pictures = [as_picture(image) for image in images]
+        numbered = self._numbered(pictures, labels)
+        for group in batches_by(numbered, lambda pair: shapes(pair[1]), self.batch_size):
+            cams = [cam.half().float() for cam in extract_cams(self._cams, [pair[1] for pair in group], self._cams_options)]
+            maps = self._refined([pair[2] for pair in group], cams)
+            for (number, photo, _), cam, refined in zip(group, cams, maps, strict=True):
+                results[number] = self._result(pictures[number], photo, cam, refined.half())
+        return [results[number] for number in range(len(pictures))]
+
+    def torch(self, pixels: Tensor, labels: Sequence[Sequence[str]], superpixels: Tensor | None = None) -> PseudoLabelTensors:
+        """Maps of a batch as tensors on its device.
+
+        Photos are resized by torch and not by Pillow, so that values differ slightly from those of a call.
+
+        Args:
+            pixels: ``(B, 3, H, W)`` RGB, uint8 or floating point in [0, 1].
+            labels: Class names of each photo.
+            superpixels: ``(B, H, W)`` ids from 0; without them, a recipe that needs superpixels copies the pixels to the
+                host and makes them there.
+        """
+        indices = [self.class_list.indices(names, f"photo {number}") for number, names in enumerate(labels)]
+        scaled = pixels.to(self.device).float() / 255 if pixels.dtype == torch.uint8 else pixels.to(self.device).float()
+        cam_photos, refine_photos = (
+            [self._photo_of(scaled[row], own, encoders, scales, None if superpixels is None else superpixels[row])
+             for row, own in enumerate(indices)]
+            for encoders, scales in ((self._cams, self._cams_options.scales), (self._refine, (1.0,)))
+        )  # fmt: skip
+        cams = extract_cams(self._cams, cam_photos, self._cams_options)
+        refined = self._refined(refine_photos, cams)
+        classes = pad_sequence([torch.tensor(own, dtype=torch.int64) for own in indices], True, -1).to(self.device)  # (B, K)
+        padded = pad_sequence(refined, batch_first=True)  # (B, K, h, w)
+        size = (pixels.shape[-2], pixels.shape[-1])
+        resized = (
+            F.interpolate(padded, size=size, mode="bilinear") if padded.shape[1] else padded.new_zeros(len(pixels), 0, *size)
+        )
+        scores = background_first(resized, classes >= 0, self.options[2].background_power)  # (B, K + 1, H, W)
+        mask = online_label_map(scores, classes, self.options[2].min_confidence)
+        return PseudoLabelTensors(classes, pad_sequence(cams, batch_first=True), padded, mask)
+
+    @property
+    def _cams_options(self) -> CamsOptions:
+        return self.options[1]
+
+    def _numbered(self, pictures: Sequence[Image.Image], labels: Sequence[Sequence[str]]) -> Iterator[tuple[int, Photo, Photo]]:
+        """Number and photo for the initial CAM and for the refinement; decoded one at a time."""
+        needs = self._cams.needs | self._refine.needs
+        for number, (picture, names) in enumerate(zip(pictures, labels, strict=True)):
+            sample = Sample(str(number), Path(), self.class_list.indices(names, f"photo {number}"))
+            ids = self._superpixels(np.asarray(picture)) if "superpixels" in needs else None
+            yield (
+                number,
+                self._cams.photo(sample, picture, ids, self._cams_options.scales),
+                self._refine.photo(sample, picture, ids),
+            )
+
+    def _superpixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
+        options = self.options[0]
+        return slic_superpixels(image, options.segments, options.compactness, options.iterations)
+
+    def _photo_of(
+        self, pixels: Tensor, labels: tuple[int, ...], encoders: Encoders, scales: Sequence[float], superpixels: Tensor | None
+    ) -> Photo:
+        ids = None
+        if "superpixels" in encoders.needs and superpixels is None:
+            ids = self._superpixels((pixels * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+        elif superpixels is not None:
+            ids = superpixels.cpu().numpy()
+        return encoders.photo_of_pixels(Sample("", Path(), labels), pixels, ids, scales)
+
+    def _refined(self, photos: Sequence[Photo], cams: Sequence[Tensor]) -> list[Tensor]:
+        """Refined CAMs ``(K, h, w)`` of photos of one grid."""
+        evidence = self._refine.encode(photos)
+        maps = refined_cams(evidence, torch.cat([cam.flatten(1) for cam in cams]), self.options[2])  # (T, N)
+        return [maps_of.view(-1, *evidence.grid) for maps_of in evidence.by_image(maps)]
+
+    def _result(self, picture: Image.Image, photo: Photo, cam: Tensor, refined: Tensor) -> PseudoLabels:
+        maps = refined.cpu().numpy()
+        mask, scores = pseudo_mask(maps, photo.sample.labels, photo.size, self.options[2], lambda: np.asarray(picture))
+        confidence = scores.max(axis=0) / np.maximum(scores.sum(axis=0), np.finfo(np.float32).tiny)
+        names = tuple(self.class_list.names[label] for label in photo.sample.labels)
+        return PseudoLabels(names, cam.cpu().numpy(), maps.astype(np.float32), mask, confidence)
+
+
+def _class_list(classes: Sequence[str] | str | Path, background: Sequence[str] | None) -> ClassList:
+    if isinstance(classes, str | Path):
+        named = {"voc12": VOC12, "coco14": COCO14}.get(str(classes))
+        class_list = named if named is not None else load_class_list(Path(classes))
+    else:
+        names = tuple(classes)
+        class_list = ClassList(names, names, VOC12.background)
+    return class_list if background is None else replace(class_list, background=tuple(background))

@@ -1,0 +1,84 @@
+"""From a photo to the label map of a trained segmentation model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines.api.inputs import ImageLike, as_picture, clip_of
+from pipelines.config import build_options
+from pipelines.datasets.base import Sample
+from pipelines.encoders.clip import ClipEncoder
+from pipelines.encoders.weights import build_clip
+from pipelines.execution.devices import resolve_device, resolve_dtype
+from pipelines.method.label_maps import predicted_mask
+from pipelines.method.photo import Photo
+from pipelines.method.predictor import MakesLogits, Predictor
+from pipelines.models.segmenter import read_segmenter
+from pipelines.ops.label_map import resize_maps
+from pipelines.options.train import PredictOptions
+from pipelines.workdir.memory import recall
+
+
+class SegmentationModel:
+    """A trained segmentation model: any photo in, a label map out.
+
+    Args:
+        predictor: Makes logits of photos.
+        classes: Names of the foreground classes.
+        options: Scales, flip, CRF.
+    """
+
+    def __init__(self, predictor: MakesLogits, classes: tuple[str, ...], options: PredictOptions) -> None:
+        self.predictor, self.classes, self.options = predictor, classes, options
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        clip: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        **options: Any,
+    ) -> SegmentationModel:
+        """Load a model that `ssr train` wrote.
+
+        Args:
+            path: ``model.safetensors`` of a work directory.
+            clip: Keys of ``[clip]``; default: those that the work directory of the file remembers.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            precision: ``auto``, ``fp32`` or ``bf16``.
+            **options: Options of ``[predict]``, such as ``scales``, ``flip`` and ``crf``.
+
+        Raises:
+            UsageError: Not such a file, or one that was trained with another CLIP.
+        """
+        path = Path(path)
+        _, weights = clip_of(recall(path.parent).get("clip", {}) if clip is None else clip)
+        segmenter = read_segmenter(path, weights, "SegmentationModel.load")
+        predict = cast("PredictOptions", build_options("predict", options))
+        where = resolve_device(device)
+        encoder = ClipEncoder(build_clip(weights), where, resolve_dtype(precision, where))
+        return cls(Predictor(encoder, segmenter, predict), segmenter.classes, predict)
+
+    def __call__(self, image: ImageLike) -> NDArray[np.uint8]:
+        """The label map ``(H, W)`` uint8 of a photo: 0 background, ``i + 1`` for class i of `classes`."""
+        picture, photo = self._photo(image)
+        logits = self.predictor.logits([photo])[0].half().cpu().numpy()  # (C + 1, h, w)
+        return predicted_mask(logits, photo.size, self.options, lambda: np.asarray(picture))
+
+    def probabilities(self, image: ImageLike) -> NDArray[np.float32]:
+        """Class probabilities ``(C + 1, H, W)`` of a photo, background first."""
+        _, photo = self._photo(image)
+        shares = self.predictor.logits([photo])[0].softmax(0).cpu().numpy()  # (C + 1, h, w)
+        return resize_maps(shares, photo.size)
+
+    def _photo(self, image: ImageLike) -> tuple[Image.Image, Photo]:
+        picture = as_picture(image)
+        return picture, self.predictor.photo(Sample("", Path(), ()), picture)

@@ -1,0 +1,63 @@
+"""Affinities between patches, from the encoders' attention. `AFFINITIES` is the table behind ``--affinity``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from pipelines.errors import UsageError
+from pipelines.method.evidence import Evidence, Need, Needs, Part
+from pipelines.ops.affinity import fuse_attention, normalise_rows, sinkhorn
+from pipelines.options.stages import RefineOptions
+
+Affinity = Callable[[Evidence, RefineOptions], Tensor]
+"""Evidence and options -> ``(B, N, N)``, row = receiver, column = source."""
+
+_ATTENTION = ("clip_blocks", "dino_blocks", "dino_weight", "symmetrise")
+
+
+def attention_needs(options: RefineOptions) -> Needs:
+    """The attentions that have a share in the affinity.
+
+    Raises:
+        UsageError: None has.
+    """
+    shares: dict[Need, bool] = {
+        "clip_attention": options.clip_blocks > 0 and options.dino_weight < 1,
+        "dino_attention": options.dino_blocks > 0 and options.dino_weight > 0,
+    }
+    needs: Needs = frozenset(name for name, has_share in shares.items() if has_share)
+    if not needs:
+        raise UsageError(
+            "no attention left: clip_blocks and dino_blocks are both unused", "--clip-blocks, --dino-blocks, --dino-weight"
+        )
+    return needs
+
+
+def fused_attention(evidence: Evidence, options: RefineOptions) -> Tensor:
+    """CLIP's and DINO's attention by ``dino_weight`` (SSR, Eq. 9), ``(B, N, N)``; one alone as it is."""
+    needs = attention_needs(options)
+    clip = evidence.clip_attention if "clip_attention" in needs else None
+    dino = evidence.dino_attention if "dino_attention" in needs else None
+    return fuse_attention(clip, dino, options.dino_weight)
+
+
+def row(evidence: Evidence, options: RefineOptions) -> Tensor:
+    """Rows that sum to 1, ``(B, N, N)``."""
+    return _symmetrised(normalise_rows(fused_attention(evidence, options)), options)
+
+
+def doubly_stochastic(evidence: Evidence, options: RefineOptions) -> Tensor:
+    """Sinkhorn's normalisation (CLIP-ES, Eq. 6), ``(B, N, N)``."""
+    return _symmetrised(sinkhorn(fused_attention(evidence, options), options.sinkhorn_rounds), options)
+
+
+def _symmetrised(affinity: Tensor, options: RefineOptions) -> Tensor:
+    return (affinity + affinity.transpose(-2, -1)) / 2 if options.symmetrise else affinity
+
+
+AFFINITIES: dict[str, Part[Affinity, RefineOptions]] = {
+    "row": Part(row, attention_needs, _ATTENTION),
+    "sinkhorn": Part(doubly_stochastic, attention_needs, (*_ATTENTION, "sinkhorn_rounds")),
+}

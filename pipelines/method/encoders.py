@@ -1,0 +1,189 @@
+"""The frozen encoders of a run: photos in, `Evidence` out, in one pass of each encoder that some part needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pipelines.datasets.base import Sample
+from pipelines.encoders.clip import ClipEncoder
+from pipelines.encoders.dino import DinoEncoder
+from pipelines.encoders.image import encoder_input, tensor_input, token_grid
+from pipelines.errors import ImageError
+from pipelines.method.aligned import AlignedText
+from pipelines.method.evidence import CLIP_NEEDS, DINO_NEEDS, Evidence, Grid, Needs, TextFeatures
+from pipelines.method.photo import Photo, View
+from pipelines.ops.superpixels import mean_lab, token_membership
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How many blocks of each encoder a run looks into.
+
+    Attributes:
+        clip_attention: Last CLIP blocks whose attention is averaged.
+        dino_attention: Last DINO blocks whose attention is averaged.
+        clip_each: Last CLIP blocks whose attention is kept apart.
+        clip_tokens: First CLIP blocks whose output is kept.
+    """
+
+    clip_attention: int = 0
+    dino_attention: int = 0
+    clip_each: int = 0
+    clip_tokens: int = 0
+
+
+class Encoders:
+    """Frozen encoders, and the text that their features are compared with; holds no files.
+
+    Args:
+        needs: What the parts in use read; decides which passes are made and what photos are prepared for.
+        clip: The frozen CLIP; its patches are the token grid.
+        dino: The frozen DINO; None if ``needs`` has nothing of it.
+        text: Class and background embeddings; None if ``needs`` lacks them.
+        alignment: Alignment heads; None for plain CLIP.
+        blocks: How deep to look.
+    """
+
+    def __init__(
+        self,
+        needs: Needs,
+        clip: ClipEncoder,
+        dino: DinoEncoder | None = None,
+        text: TextFeatures | None = None,
+        alignment: AlignedText | None = None,
+        blocks: Blocks = Blocks(),
+    ) -> None:
+        self.needs, self.clip, self.dino, self.text, self.alignment, self.blocks = needs, clip, dino, text, alignment, blocks
+
+    def photo(
+        self,
+        sample: Sample,
+        image: Image.Image,
+        superpixels: NDArray[np.integer] | None = None,
+        scales: Sequence[float] = (1.0,),
+    ) -> Photo:
+        """Resize a decoded photo, or a part of one, for the encoders.
+
+        Args:
+            sample: Which photo, and its labels.
+            image: RGB.
+            superpixels: ``(H, W)`` as ``image``, ids contiguous from 0; ignored if no part needs them.
+            scales: Resolution factors of its views.
+
+        Raises:
+            ImageError: The superpixels are of another size, or missing although a part needs them.
+        """
+        size = (image.height, image.width)
+        return self._photo(sample, size, partial(encoder_input, image), superpixels, scales, lambda: np.asarray(image))
+
+    def photo_of_pixels(
+        self,
+        sample: Sample,
+        pixels: Tensor,
+        superpixels: NDArray[np.integer] | None = None,
+        scales: Sequence[float] = (1.0,),
+    ) -> Photo:
+        """Like `photo` for pixels ``(3, H, W)`` in [0, 1], which stay on their device and are resized by torch."""
+
+        def image() -> NDArray[np.uint8]:
+            array: NDArray[np.uint8] = (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+            return array
+
+        size = (pixels.shape[1], pixels.shape[2])
+        return self._photo(sample, size, partial(tensor_input, pixels), superpixels, scales, image)
+
+    def _photo(
+        self,
+        sample: Sample,
+        size: tuple[int, int],
+        resized: Callable[[Grid, int, Sequence[float], Sequence[float]], Tensor],
+        superpixels: NDArray[np.integer] | None,
+        scales: Sequence[float],
+        image: Callable[[], NDArray[np.uint8]],
+    ) -> Photo:
+        patch = self.clip.patch_size
+        grids = [token_grid(*size, patch, scale) for scale in scales]
+        memberships: tuple[Tensor, ...] = ()
+        colours = None
+        if "superpixels" in self.needs:
+            if superpixels is None:
+                raise ImageError("it has no superpixels", "run `ssr superpixels`")
+            if superpixels.shape != size:
+                raise ImageError(f"its superpixels are {superpixels.shape}, the photo {size}", "ssr superpixels --force")
+            memberships = tuple(token_membership(superpixels, grid) for grid in grids)
+            if "superpixel_colours" in self.needs:
+                colours = mean_lab(image(), superpixels)
+
+        def inputs(encoder: ClipEncoder | DinoEncoder) -> tuple[Tensor, ...]:
+            return tuple(resized(grid, encoder.patch_size, encoder.mean, encoder.std) for grid in grids)
+
+        return Photo(
+            sample,
+            size,
+            token_grid(*size, patch),
+            inputs(self.clip) if self.needs & CLIP_NEEDS else (),
+            tuple(grids),
+            inputs(self.dino) if self.dino is not None else (),
+            memberships,
+            colours,
+        )
+
+    @torch.no_grad()
+    def encode(self, photos: Sequence[Photo], view: View = View()) -> Evidence:  # noqa: B008 - a constant
+        """Run each encoder that is needed once.
+
+        Args:
+            photos: A batch; all have the same grid in this view.
+            view: Which resolution, and whether mirrored.
+
+        Returns:
+            The fields that ``needs`` names.
+        """
+        clip, device = self.clip, self.clip.device
+        fields: dict[str, Any] = {}
+        grid = photos[0].grids[view.scale]
+        if self.needs & CLIP_NEEDS:
+            depth, blocks = len(clip.blocks), self.blocks
+            attention = blocks.clip_attention if "clip_attention" in self.needs else 0
+            tokens = clip.encode(
+                self._input(photos, view),
+                range(max(0, depth - attention), depth),
+                blocks.clip_tokens,
+                range(max(0, depth - blocks.clip_each), depth),
+            )
+            fields |= {
+                "tail": clip.tail(grid),
+                "tokens_cls": tokens.tokens_cls,
+                "clip_attention": tokens.attention,
+                "clip_block_attention": tokens.block_attention,
+                "clip_block_tokens": tokens.block_tokens,
+            }
+        if self.dino is not None and self.needs & DINO_NEEDS:
+            depth = len(self.dino.blocks)
+            averaged = range(max(0, depth - max(1, self.blocks.dino_attention)), depth)
+            dino = self.dino.encode(self._input(photos, view, dino=True), averaged)
+            fields |= {"dino_tokens": dino.tokens, "dino_attention": dino.attention}
+        if "superpixels" in self.needs:
+            memberships = [photo.superpixels[view.scale] for photo in photos]  # (S, N) each
+            if view.mirrored:
+                memberships = [one.view(-1, *grid).flip(-1).flatten(1) for one in memberships]
+            fields["superpixels"] = tuple(one.to(device) for one in memberships)
+        if "superpixel_colours" in self.needs:
+            fields["superpixel_colours"] = tuple(photo.superpixel_colours for photo in photos)
+        fields |= {"text": self.text, "alignment": self.alignment}
+        labels = tuple(photo.sample.labels for photo in photos)
+        return Evidence(grid, labels, **{name: value for name, value in fields.items() if value is not None})
+
+    @staticmethod
+    def _input(photos: Sequence[Photo], view: View, dino: bool = False) -> Tensor:
+        images = torch.stack([(photo.dino_inputs if dino else photo.inputs)[view.scale] for photo in photos])
+        return images.flip(-1) if view.mirrored else images  # (B, 3, H', W')

@@ -1,0 +1,85 @@
+"""From weights to the frozen encoders of a run: only what the parts in use need is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipelines.encoders.class_embeddings import TextEmbeddings, TextSources
+from pipelines.encoders.clip import ClipEncoder
+from pipelines.encoders.dino import DinoEncoder
+from pipelines.encoders.weights import Weights, build_clip, fetch_clip, fetch_dino
+from pipelines.method.aligned import AlignedText
+from pipelines.method.encoders import Blocks, Encoders
+from pipelines.method.evidence import DINO_NEEDS, Needs, TextFeatures
+from pipelines.models.alignment_file import Alignment, read_alignment
+from pipelines.options.stages import CamsOptions
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What encoders are built from; nothing of it is loaded.
+
+    Attributes:
+        clip: CLIP's weights.
+        dino: DINO's weights; None if no part needs DINO.
+        text: Banks and prompts; None if no part needs text.
+        alignment: File of alignment heads; None for plain CLIP.
+    """
+
+    clip: Weights
+    dino: Weights | None = None
+    text: TextSources | None = None
+    alignment: Path | None = None
+
+    def fetch(self) -> None:
+        """Have released weights on this machine before anything that is there is removed.
+
+        Raises:
+            SsrError: The hub cannot be reached and they are not in the cache.
+        """
+        fetch_clip(self.clip)
+        if self.dino is not None:
+            fetch_dino(self.dino)
+
+
+class FrozenModels:
+    """The models of some `Sources`, loaded once, from which `Encoders` for different needs are made.
+
+    Args:
+        sources: What to load.
+        device: Where to run.
+        dtype: Precision of all blocks but the last.
+
+    Attributes:
+        clip: The frozen CLIP.
+        dino: The frozen DINO, or None.
+        embeddings: Class and background embeddings, or None.
+        alignment: Alignment heads as they were read, or None.
+    """
+
+    def __init__(self, sources: Sources, device: torch.device, dtype: torch.dtype) -> None:
+        loaded = build_clip(sources.clip)
+        self.embeddings: TextEmbeddings | None = sources.text.embeddings(loaded) if sources.text is not None else None
+        self.alignment: Alignment | None = None
+        if sources.alignment is not None and sources.text is not None and self.embeddings is not None:
+            self.alignment = read_alignment(sources.alignment, sources.clip, sources.text.classes, self.embeddings)
+        self.clip = ClipEncoder(loaded, device, dtype)
+        self.dino = DinoEncoder(sources.dino, device, dtype) if sources.dino is not None else None
+
+    def encoders(self, needs: Needs, blocks: Blocks, cams: CamsOptions | None = None) -> Encoders:
+        """Encoders that give what some parts need.
+
+        Args:
+            needs: Of the parts in use.
+            blocks: How deep to look.
+            cams: How aligned CAMs are read out; needed for ``alignment`` alone.
+        """
+        text = aligned = None
+        if self.embeddings is not None:
+            text = TextFeatures(self.embeddings.all.to(self.clip.device), len(self.embeddings.classes), self.clip.logit_scale)
+        if self.alignment is not None and text is not None and cams is not None:
+            aligned = AlignedText(self.alignment, text, cams)
+        return Encoders(needs, self.clip, self.dino if needs & DINO_NEEDS else None, text, aligned, blocks)
