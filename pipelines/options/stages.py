@@ -35,22 +35,25 @@ class CamsOptions(Options):
     readout: Annotated[
         str,
         option(
-            "gradcam = CLIP-ES; dense = class probabilities of each patch's value vector; mix = both",
+            "gradcam = GradCAM of the class softmax (CLIP-ES); dense = class softmax of each patch's value vector; mix = both",
             choices=("gradcam", "dense", "mix"),
         ),
     ] = "gradcam"
-    dense_weight: Annotated[float, Field(ge=0, le=1, description="share of the dense map in readout mix")] = 0.7
+    dense_weight: Annotated[float, Field(ge=0, le=1, description="weight of the dense map in readout mix, 0 to 1")] = 0.7
     dense_scale: Annotated[
         float, Field(gt=0, description="factor of the cosine similarities in the softmax of the dense map (1 / temperature)")
     ] = 50.0
     superpixel_share: Annotated[
-        float, Field(ge=0, le=1, description="share of the superpixel's mean in each value vector; 0 needs no superpixels")
+        float,
+        Field(ge=0, le=1, description="weight of the superpixel mean in each value vector, 0 to 1; 0 needs no superpixels"),
     ] = 0.5
     aligned_readout: Annotated[
         str,
-        option("the same choice for the CAM through alignment heads (--ckpt)", choices=("gradcam", "dense", "mix")),
+        option("read-out of the CAM through the alignment heads (--ckpt), as readout", choices=("gradcam", "dense", "mix")),
     ] = "dense"
-    aligned_dense_weight: Annotated[float, Field(ge=0, le=1, description="share of the dense map in aligned_readout mix")] = 0.5
+    aligned_dense_weight: Annotated[
+        float, Field(ge=0, le=1, description="weight of the dense map in aligned_readout mix, 0 to 1")
+    ] = 0.5
     aligned_scale: Annotated[
         float | None,
         Field(
@@ -97,32 +100,44 @@ class RefineOptions(Options):
     clip_blocks: Annotated[
         int, Field(ge=0, description="last CLIP blocks whose attention is averaged; 0 = none (CLIP-ES: 8)")
     ] = 8
-    dino_blocks: Annotated[int, Field(ge=0, description="last DINO blocks whose attention is averaged, 0 = none")] = 1
+    dino_blocks: Annotated[int, Field(ge=0, description="last DINO blocks whose attention is averaged; 0 = none")] = 1
     dino_weight: Annotated[
         float, Field(ge=0, le=1, description="weight of DINO in the fused attention, 0 to 1; CLIP has the rest (SSR: 0.6)")
     ] = 0.6
     affinity: Annotated[
         str,
-        option("row = attention with rows that sum to 1; sinkhorn = rows and columns (CLIP-ES)", choices=("row", "sinkhorn")),
+        option(
+            "row = rows of the fused attention sum to 1; sinkhorn = rows and columns do (CLIP-ES)", choices=("row", "sinkhorn")
+        ),
     ] = "row"
-    sinkhorn_rounds: Annotated[int, Field(ge=1, description="column-then-row rounds (CLIP-ES: 3)")] = 3
+    sinkhorn_rounds: Annotated[int, Field(ge=1, description="rounds of column and row normalisation (CLIP-ES: 3)")] = 3
     symmetrise: Annotated[bool, option("average the affinity with its transpose (CLIP-ES: on)")] = False
     power: Annotated[int, Field(ge=1, description="propagation steps, i.e. exponent of the affinity (CLIP-ES: 2)")] = 2
     box_mask: Annotated[bool, option("keep source columns only in boxes around regions of high activation (CLIP-ES: on)")] = (
         False
     )
     box_threshold: Annotated[
-        float, Field(ge=0, lt=1, description="share of the maximum that makes a region (CLIP-ES: 0.4 VOC, 0.7 COCO)")
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="share of the maximum activation from which a patch belongs to a region (CLIP-ES: 0.4 VOC, 0.7 COCO)",
+        ),
     ] = 0.4
     superpixel_mask: Annotated[
         str,
         option(
-            "source columns kept: colour = SGC as written; gate = active superpixels; cluster = and clusters; token = patches",
+            "columns kept: colour = SGC (SSR); gate = superpixels; cluster = superpixels and DINO clusters; token = patches",
             choices=("none", "colour", "gate", "cluster", "token"),
         ),
     ] = "none"
     mask_threshold: Annotated[
-        float, Field(ge=0, lt=1, description="mean activation needed; colour: share of a class's activation")
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="mean activation above which a column is kept; colour: share of the class's total activation",
+        ),
     ] = 0.2
     clusters: Annotated[
         int,
