@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pipelines.encoders.weights import LoadedClip
+from pipelines.encoders.weights_folder import first_line
 from pipelines.errors import SsrError, UsageError
 from pipelines.stores.files import atomic_path
 
@@ -118,6 +119,13 @@ def encode_prompts(clip: LoadedClip, names: Sequence[str], prompts: Sequence[str
             f"{clip.weights.pretrained} holds the image tower alone: class embeddings must come from a bank",
             "--text-bank and --background-bank",
         )
-    tokens = open_clip.get_tokenizer(clip.weights.name)([template.format(prompt) for prompt in prompts])  # (M, L)
+    try:
+        tokenizer = open_clip.get_tokenizer(clip.weights.name)
+    except Exception as error:  # SigLIP's is a file on the hub, read by a library that may be missing
+        raise SsrError(
+            f"cannot have the tokenizer of {clip.weights.name}: {first_line(error)}",
+            "pip install transformers and sentencepiece, or give --text-bank and --background-bank",
+        ) from error
+    tokens = tokenizer([template.format(prompt) for prompt in prompts])  # (M, L)
     embeddings = F.normalize(clip.model.encode_text(tokens).float(), dim=1)  # (M, D)
     return TextBank(embeddings, tuple(names), clip.weights.name, clip.weights.pretrained, template)

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from pipelines.encoders.model_config import cannot_build, clip_name, dino_architecture, is_config_file
 from pipelines.encoders.towers import adapter_of
-from pipelines.encoders.weights_folder import clip_release, dino_known, dino_release, first_line
+from pipelines.encoders.weights_folder import Release, clip_release, dino_known, dino_release, first_line
 from pipelines.errors import SsrError, UsageError
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def fetch_clip(weights: Weights) -> None:
         SsrError: The hub cannot be reached and they are not in the cache.
     """
     if weights.path is None:
-        clip_release(weights.model, weights.pretrained).fetch()
+        _openable_clip(weights).fetch()
 
 
 def _check_activation(model: str, model_quick: bool, weights_quick: bool, what: str) -> None:
@@ -184,9 +184,8 @@ def build_clip(weights: Weights) -> LoadedClip:
     except Exception as error:  # a config file of odd numbers can go wrong anywhere
         raise cannot_build(weights.model, error) from error
     adapter_of(model.visual, weights.name, "--clip-model", text=True)
-    for key in ("mean", "std"):  # of the tag that a file of the weights folder stands for: not every CLIP has OpenAI's
-        if value := open_clip.get_pretrained_cfg(name, weights.pretrained).get(key):
-            setattr(model.visual, f"image_{key}", value)
+    for key, value in _normalisation(name, weights.pretrained).items():
+        setattr(model.visual, f"image_{key}", value)
     model.logit_scale.data.fill_(torch.tensor(OPENAI_LOGIT_SCALE).log())
     state = {k.removeprefix("module."): v for k, v in _read_state(weights.path).items()}
     if not any(k.startswith("visual.") for k in state):
@@ -200,8 +199,25 @@ def build_clip(weights: Weights) -> LoadedClip:
     own = model.state_dict()
     text = {key for key in own if not key.startswith("visual.") and key not in {"logit_scale", "logit_bias", "attn_mask"}}
     has_text = not text.isdisjoint(state)  # all of a tower or nothing of it
-    _load_state(model, state, weights, optional={"logit_scale", "logit_bias", "attn_mask"} | (set() if has_text else text))
+    _load_state(
+        model,
+        state,
+        weights.model,
+        weights.path,
+        optional={"logit_scale", "logit_bias", "attn_mask"} | (set() if has_text else text),
+    )
     return LoadedClip(model, weights, has_text)
+
+
+def _normalisation(name: str, tag: str) -> dict[str, Any]:
+    """Mean and std of pixels that a tag was trained with; of a file without a tag, those on which all tags of the model agree.
+
+    Not every CLIP has OpenAI's: SigLIP's are 0.5.
+    """
+    tags = [tag] if open_clip.get_pretrained_cfg(name, tag) else open_clip.list_pretrained_tags_by_model(name)
+    listed = [open_clip.get_pretrained_cfg(name, each) for each in tags]
+    values = {key: {tuple(config.get(key) or ()) for config in listed} for key in ("mean", "std")}
+    return {key: next(iter(found)) for key, found in values.items() if len(found) == 1 and found != {()}}
 
 
 @contextmanager
@@ -216,7 +232,9 @@ def _quiet_root_logger() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _load_state(model: nn.Module, state: dict[str, Tensor], weights: Weights, optional: Collection[str] = ()) -> None:
+def _load_state(
+    model: nn.Module, state: dict[str, Tensor], model_name: str, path: Path, optional: Collection[str] = ()
+) -> None:
     own = model.state_dict()
     missing = [k for k in own if k not in state and k not in optional]
     misfit = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
@@ -226,27 +244,46 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], weights: Weights, op
             if missing
             else (f"has {misfit[0]} of shape {tuple(state[misfit[0]].shape)}, not {tuple(own[misfit[0]].shape)}")
         )
-        raise UsageError(f"{weights.path} does not fit {weights.model}: it {detail}", "bring the weights of this model")
+        raise UsageError(f"{path} does not fit {model_name}: it {detail}", "bring the weights of this model")
     taken = {k: v for k, v in state.items() if k in own}  # others are not looked at: they may claim any size
     unlike = [k for k, v in taken.items() if v.is_floating_point() != own[k].is_floating_point() or v.is_complex()]
     if unlike:
         found = f"{unlike[0]} of {taken[unlike[0]].dtype}, not {own[unlike[0]].dtype}"
-        raise UsageError(f"{weights.path} does not fit {weights.model}: it has {found}", "bring the weights of this model")
+        raise UsageError(f"{path} does not fit {model_name}: it has {found}", "bring the weights of this model")
     if not all(torch.isfinite(v.to(own[k].dtype)).all() for k, v in taken.items()):
-        raise SsrError(f"{weights.path} holds NaN or infinite weights", "bring an intact file")
+        raise SsrError(f"{path} holds NaN or infinite weights", "bring an intact file")
     model.load_state_dict(taken, strict=False)
 
 
 def _clip_from_hub(weights: Weights) -> CLIP:
-    release = clip_release(weights.model, weights.pretrained)
-    with release.loading():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                model = open_clip.create_model(weights.model, pretrained=weights.pretrained, weights_only=True)
-        except Exception as error:  # huggingface_hub raises a dozen network types
-            raise release.unavailable(error) from error
+    release = _openable_clip(weights)
+    source = release.fetch() or weights.pretrained
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = open_clip.create_model(weights.model, pretrained=str(source), weights_only=True)
+    except Exception as error:  # huggingface_hub raises a dozen network types
+        raise release.unavailable(error) from error
+    for key, value in _normalisation(weights.model, weights.pretrained).items():
+        setattr(model.visual, f"image_{key}", value)
     return cast("CLIP", model)
+
+
+def _openable_clip(weights: Weights) -> Release:
+    """The release of a tag; before it is fetched, its image tower is looked at without weights.
+
+    Raises:
+        UsageError: No adapter opens the image tower.
+    """
+    release = clip_release(weights.model, weights.pretrained)
+    if release.repo and not release.cached():
+        try:
+            with _quiet_root_logger(), torch.device("meta"):
+                visual = cast("CLIP", release.skeleton()).visual
+        except Exception:  # a part of the model is itself on the hub
+            return release
+        adapter_of(visual, weights.name, "--clip-model", text=True)
+    return release
 
 
 def resolve_dino(model: str, pretrained: str) -> Weights:
@@ -273,6 +310,31 @@ def resolve_dino(model: str, pretrained: str) -> Weights:
     return weights
 
 
+PERMISSIVE = {"apache-2.0", "mit", "bsd-3-clause"}
+
+LICENCES = {
+    "dinov3-license": "the DINOv3 License, to be accepted before they are used or passed on: "
+    "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
+}
+"""What is said of a licence of timm's list; of another one, its name."""
+
+
+def dino_licence(model: str) -> str | None:
+    """One line on the licence of a DINO's released weights; None if it asks for no more than attribution, or timm lists none.
+
+    Args:
+        model: As for `resolve_dino`.
+    """
+    try:
+        name = dino_architecture(model).name
+    except UsageError:
+        return None
+    licence = dino_known(name).license
+    if licence is None or licence in PERMISSIVE:
+        return None
+    return f"released weights of {name} are under {LICENCES.get(licence, licence)}"
+
+
 def fetch_dino(weights: Weights) -> None:
     """Like `fetch_clip`, and nothing is fetched that could not be used.
 
@@ -281,10 +343,14 @@ def fetch_dino(weights: Weights) -> None:
         SsrError: The hub cannot be reached and the model is not in the cache.
     """
     if weights.path is None:
-        release = dino_release(weights.model)
-        with torch.device("meta"):
-            adapter_of(release.skeleton(), weights.name, "--dino-model")
-        release.fetch()
+        _openable_dino(weights).fetch()
+
+
+def _openable_dino(weights: Weights) -> Release:
+    release = dino_release(weights.model)
+    with torch.device("meta"):
+        adapter_of(release.skeleton(), weights.name, "--dino-model")
+    return release
 
 
 def build_dino(weights: Weights) -> nn.Module:
@@ -296,29 +362,30 @@ def build_dino(weights: Weights) -> nn.Module:
     """
     architecture = dino_architecture(weights.model)
     options: dict[str, Any] = {**architecture.arguments, "num_classes": 0, "dynamic_img_size": True}
-    fetch_dino(weights)
-    release = dino_release(weights.model) if weights.path is None else None
-    with release.loading() if release else nullcontext():
-        try:
-            model = timm.create_model(
-                architecture.name,
-                pretrained=release is not None,
-                pretrained_cfg_overlay=architecture.normalisation or None,
-                **options,
-            )
-        except TypeError as error:  # a model without dynamic_img_size
-            raise UsageError(f"{weights.name} does not take images of any size: {first_line(error)}", "--dino-model") from error
-        except Exception as error:  # huggingface_hub raises a dozen network types
-            raise (release.unavailable(error) if release else cannot_build(weights.model, error)) from error
+    path, release = weights.path, None
+    if path is None:
+        release = _openable_dino(weights)
+        path = release.fetch()
+    try:
+        model = timm.create_model(
+            architecture.name,
+            pretrained=path is None,
+            pretrained_cfg_overlay=architecture.normalisation or None,
+            **options,
+        )
+    except TypeError as error:  # a model without dynamic_img_size
+        raise UsageError(f"{weights.name} does not take images of any size: {first_line(error)}", "--dino-model") from error
+    except Exception as error:  # huggingface_hub raises a dozen network types
+        raise (release.unavailable(error) if release else cannot_build(weights.model, error)) from error
     adapter = adapter_of(model, weights.name, "--dino-model")
-    if weights.path is not None:
-        state = _read_state(weights.path)
+    if path is not None:
+        state = _read_state(path)
         try:
             with redirect_stdout(None):  # timm prints what it leaves out
                 state = dict(adapter.convert(state, model)) if adapter.convert else state
         except Exception as error:  # it reshapes tensors that may have any shape
             raise UsageError(
-                f"{weights.path} does not fit {weights.model}: {first_line(error)}", "bring the weights of this model"
+                f"{path} does not fit {weights.model}: {first_line(error)}", "bring the weights of this model"
             ) from error
-        _load_state(model, state, weights)
+        _load_state(model, state, weights.model, path)
     return model

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,41 +58,29 @@ class Release:
     files: tuple[str, ...]
     skeleton: Callable[[], nn.Module]
 
-    def fetch(self) -> None:
-        """Have the file in the library's cache, downloaded if need be; without an answer of the hub this fails in seconds.
+    def fetch(self) -> Path | None:
+        """Have the file in the hub's cache, downloaded if need be; without an answer of the hub this fails in seconds.
+
+        Returns:
+            Where it is, so that libraries load it without asking the hub; None if it is not on the hub.
 
         Raises:
             SsrError: Neither in the cache nor to be had; the message names the file, its size and its place.
         """
-        if not self.repo or self._cached():
-            return
-        error: Exception | None = self._silence()
+        if not self.repo:
+            return None
+        if cached := self.cached():
+            return cached
+        error = self._silence()
         for file in () if error else sorted(self.files, key=lambda name: not name.endswith(".safetensors")):
             try:
-                hf_hub_download(self.repo, file, revision=self.revision)
+                return Path(hf_hub_download(self.repo, file, revision=self.revision))
             except EntryNotFoundError as absent:
                 error = absent
             except Exception as failure:  # huggingface_hub raises a dozen network types
                 error = failure
                 break
-            else:
-                return
-        if error:
-            raise self.unavailable(error) from error
-
-    @contextmanager
-    def loading(self) -> Iterator[None]:
-        """Fetch, then let the library load, from the cache alone if the hub is silent.
-
-        Else it asks on for half a minute for the file's other name, which the cache lacks.
-        """
-        self.fetch()
-        before = constants.HF_HUB_OFFLINE
-        constants.HF_HUB_OFFLINE = before or bool(self.repo and self._silence())
-        try:
-            yield
-        finally:
-            constants.HF_HUB_OFFLINE = before
+        raise self.unavailable(error or FileNotFoundError("the hub names no file")) from error
 
     def unavailable(self, error: Exception) -> SsrError:
         """The error that says what to bring, and where to."""
@@ -103,9 +90,10 @@ class Release:
         put = f" and put it at {self.place}, or" if self.files and self.files[0].endswith(".safetensors") else " and"
         return SsrError(f"cannot fetch {self.what}: {first_line(error)}; {bring}{put} give {self.flag} FILE")
 
-    def _cached(self) -> bool:
-        found = (try_to_load_from_cache(self.repo, file, revision=self.revision) for file in self.files)
-        return any(isinstance(path, str) for path in found)
+    def cached(self) -> Path | None:
+        """Where the file is in the hub's cache, None if it is not there."""
+        found = (try_to_load_from_cache(self.repo, file, revision=self.revision) for file in self.files if self.repo)
+        return next((Path(path) for path in found if isinstance(path, str)), None)
 
     def _silence(self) -> Exception | None:
         """Why the hub does not answer, None if it does, whatever it says."""

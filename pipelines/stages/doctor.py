@@ -12,7 +12,7 @@ import torch
 
 from pipelines.datasets.check import check_dataset
 from pipelines.encoders.class_embeddings import text_embeddings
-from pipelines.encoders.weights import LoadedClip, build_clip, build_dino, resolve_clip, resolve_dino
+from pipelines.encoders.weights import LoadedClip, build_clip, build_dino, dino_licence, resolve_clip, resolve_dino
 from pipelines.errors import SsrError
 from pipelines.execution.devices import precision_name, resolve_device
 from pipelines.execution.pool import resolve_workers
@@ -55,6 +55,8 @@ def diagnose(workspace: Workspace, refine: RefineOptions, ground_truth: bool = F
     yield from _attempt("weights", lambda: _clip(workspace, clip))
     if refine.dino_blocks and refine.dino_weight:
         yield from _attempt("weights", lambda: _dino(workspace))
+        if licence := dino_licence(workspace.dino.model):
+            yield Finding("warning", "weights", licence)
     yield from _dataset(workspace, ground_truth)
     if clip:
         yield from _attempt("text", lambda: _text(workspace, clip[0]))

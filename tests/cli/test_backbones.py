@@ -50,14 +50,16 @@ def test_refine(name: str, work: Path, tiny_voc: TinyDataset, ssr: Ssr, tmp_path
     config.write_text(json.dumps({"architecture": DINOS[name], "model_args": SIZES}))
     model = shaken(timm.create_model(DINOS[name], num_classes=0, **SIZES))
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, weights)
-    words = ("refine", "--config", tiny_voc.config, "--work", work, "--dino-model", config, "--dino-pretrained", weights)
-    ssr(*words, "--dino-blocks", 2, "--dino-weight", 1)
+    words = ("--config", tiny_voc.config, "--work", work, "--dino-model", config, "--dino-pretrained", weights)
+    ssr("refine", *words, "--dino-blocks", 2, "--dino-weight", 1)
     refined = maps(work / "refined.h5")
     assert set(refined) == set(tiny_voc.ids)
     other = maps(work / "cams.h5")
     assert all(np.isfinite(refined[image_id]).all() for image_id in refined)
     assert not np.allclose(refined["b_trio"], other["b_trio"], atol=1e-2)
     assert len(list((work / "masks").glob("*.png"))) == len(refined)
+    gated = "are under the DINOv3 License" in ssr("doctor", *words).text.replace("\n", " ")
+    assert gated == (name == "DINOv3")
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -119,3 +119,12 @@ def test_prompts_go_through_the_text_tower(tiny_clip: LoadedClip) -> None:
 def test_no_text_tower_no_prompts(tiny_clip: LoadedClip) -> None:
     with pytest.raises(UsageError, match=r"image tower alone: .*--text-bank"):
         encode_prompts(dataclasses.replace(tiny_clip, has_text=False), ["a"], ["a"], "{}")
+
+
+def test_a_tokenizer_that_cannot_be_had(tiny_clip: LoadedClip, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> None:
+        raise ModuleNotFoundError("No module named 'transformers'")
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", missing)
+    with pytest.raises(SsrError, match=r"tokenizer of tiny-clip-quickgelu: No module named 'transformers' \(pip install"):
+        encode_prompts(tiny_clip, ["a"], ["a"], "{}")

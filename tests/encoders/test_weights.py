@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import open_clip
@@ -281,12 +282,12 @@ def test_dino_weights_that_are_no_numbers(tmp_path: Path, dino_file: Path) -> No
 def test_the_hub_is_asked_for_tensors_only(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
 
-    def create_model(name: str, **options: object) -> str:
+    def create_model(name: str, **options: object) -> SimpleNamespace:
         asked.update(options, name=name)
-        return "model"
+        return SimpleNamespace(visual=SimpleNamespace())
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
-    monkeypatch.setattr(Release, "fetch", lambda _: None)
+    monkeypatch.setattr(Release, "cached", lambda _: Path("cached.bin"))
     loaded = build_clip(Weights("ViT-B-16-quickgelu", "openai"))
     assert loaded.has_text
-    assert asked == {"name": "ViT-B-16-quickgelu", "pretrained": "openai", "weights_only": True}
+    assert asked == {"name": "ViT-B-16-quickgelu", "pretrained": "cached.bin", "weights_only": True}

@@ -254,6 +254,12 @@ def test_fetched_once_and_then_from_the_cache_without_a_network(
 
 
 @pytest.mark.usefixtures("released")
+def test_a_file_without_a_tag_has_the_statistics_of_its_models_tags(clip_file: Path) -> None:
+    loaded = build_clip(resolve_clip(QUICK, str(clip_file)))
+    assert loaded.model.visual.image_mean == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.usefixtures("released")
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
 def test_clip_is_fetched_under_either_name(hub: Hub, folder: Path, clip_state: State, tmp_path: Path, name: str) -> None:
     file = tmp_path / name
