@@ -1,6 +1,7 @@
 # make all     set-up, then superpixels -> alignment -> CAMs -> pseudo-masks -> segmentation model -> scores -> pictures, on a
 #              small drawn set
 # make test    set-up, then the tests
+# make quick   set-up, then the tests that take milliseconds: no kills, no several processes, no documentation's commands
 # make faults  set-up, then kills, full disks, damaged files and second writers by the hundred; takes minutes -> build/faults.md
 #
 # On one's own data: make all DATASET=voc|coco|folder ROOT=/data/VOCdevkit/VOC2012 [SPLIT=train], or make all CONFIG=my.toml;
@@ -41,7 +42,10 @@ PREDICT_FLAGS = $(CLIP_FLAG) $(CRF_FLAG)
 step    = @set -- $(1) $(ARGS) $(2); echo; echo "> ssr $$*"; $(SSR) "$$@" || [ $$? -eq 3 ]
 scored  = $(if $(filter yes,$(EVAL)),$(call step,$(1),$(2)))
 
-.PHONY: help setup all test faults lint check format docs bench clean
+# a file stays on one worker, in the order of tests/fixtures/lanes.py: the longest first
+PYTEST  = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+.PHONY: help setup all test quick faults lint check format docs bench clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^PYTHON/q' Makefile
@@ -78,7 +82,10 @@ all: setup
 	$(call step,report,$(if $(filter yes,$(EVAL)),--gt))
 
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(PYTEST)
+
+quick: setup
+	$(PYTEST) -m 'not slow and not kill and not docs and not processes'
 
 faults: setup
 	SSR_FAULTS=full $(BIN)/python -m pytest tests/faults

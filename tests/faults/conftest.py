@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .harness import FULL, IMAGES, ROOT, TOML, Lab, Server, Table
+from .harness import FULL, IMAGES, ROOT, STAGES, TOML, Lab, Table
 
 TABLE = Table()
 
@@ -17,21 +16,26 @@ if not hasattr(os, "fork"):
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory, make_voc, models, tiny_voc) -> Iterator[Lab]:
-    """A drawn dataset and a process that forks runs over it."""
-    folder = tmp_path_factory.mktemp("faults")
+def lab(built_once, make_voc, models, tiny_voc, forks) -> Lab:
+    """A drawn dataset, an undisturbed chain of stages over it, and a process that forks runs."""
+    if "retrain" in STAGES:
+        forks.ask(do="mmsegmentation")
     names = ("cat", "dog", "bird")
     photos = {
         f"photo_{n:02d}": ((48, 32) if n % 3 else (32, 48), names[: 1 + n % 3] if n % 5 else ("car",)) for n in range(IMAGES)
     }
-    root = folder / "VOC2012"
-    make_voc(root, photos)
-    config = tiny_voc.write_config(folder / "faults.toml", models, TOML)
-    config.write_text(config.read_text().replace(str(tiny_voc.root), str(root)))
-    server = Server(models.clip_config)
-    assert Path(server.package).parent == ROOT
-    yield Lab(folder, config, root, server)
-    server.close()
+
+    def of(folder: Path) -> Lab:
+        return Lab(folder, folder / "faults.toml", folder / "VOC2012", forks)
+
+    def build(folder: Path) -> None:
+        lab = of(folder)
+        make_voc(lab.root, photos)
+        tiny_voc.write_config(lab.config, models, TOML)
+        lab.config.write_text(lab.config.read_text().replace(str(tiny_voc.root), str(lab.root)))
+        lab.run_chain()
+
+    return of(built_once("faults", build))
 
 
 @pytest.fixture(scope="session")

@@ -6,22 +6,18 @@ stage is one more entry of `STAGES`.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+
+from tests.fixtures.forks import Ended, Run, Server
 
 from .contents import differing, digest
 
@@ -125,92 +121,6 @@ save_every = 4
 """
 
 
-@dataclass(frozen=True)
-class Ended:
-    """What a run came to.
-
-    Attributes:
-        code: Exit code, negative after a signal, None if it was stopped because it took too long.
-        said: Both streams.
-        orphans: Processes that it left behind; they are gone now.
-    """
-
-    code: int | None
-    said: str
-    orphans: int = 0
-
-    @property
-    def errors(self) -> list[str]:
-        """Lines that tell an error."""
-        return [line for line in self.said.splitlines() if line.startswith("error:")]
-
-    @property
-    def clear(self) -> bool:
-        """One line tells what is wrong, nothing spills over."""
-        return len(self.errors) == 1 and "unexpected" not in self.errors[0] and "Traceback" not in self.said
-
-    def __str__(self) -> str:
-        return f"exit {self.code}: {self.said[-1500:]}"
-
-
-@dataclass
-class Run:
-    """A run that was started."""
-
-    pid: int
-    out: Path
-    server: Server
-
-    def wait(self, seconds: float = 120.0, grace: float = 0.0) -> Ended:
-        """Wait for its end; what is left of it after ``grace`` seconds is counted and removed."""
-        code = self.server.ask(do="wait", pid=self.pid, seconds=seconds)["code"]
-        if code is None:
-            os.kill(self.pid, signal.SIGKILL)
-            self.server.ask(do="wait", pid=self.pid, seconds=60)
-        end = time.monotonic() + grace
-        while (left := session_of(self.pid)) and time.monotonic() < end:
-            time.sleep(0.02)
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        while session_of(self.pid):
-            time.sleep(0.002)
-        return Ended(code, self.out.read_text(errors="replace"), len(left))
-
-    def kill(self) -> bool:
-        """SIGKILL; False if it had ended before."""
-        os.kill(self.pid, signal.SIGKILL)  # until it is waited for, its number is nobody else's
-        return True
-
-
-class Server:
-    """The forking process; see forks.py."""
-
-    def __init__(self, clip_config: Path) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("forks.py")), str(clip_config)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT,
-        )  # fmt: skip
-        self.package = self._answer()["ready"]
-
-    def ask(self, **job: Any) -> dict[str, Any]:
-        """One question, one answer."""
-        assert self._process.stdin is not None
-        print(json.dumps(job), file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "the forking process died"
-        return json.loads(line)
-
-    def close(self) -> None:
-        """End it."""
-        self._process.communicate(json.dumps({"do": "stop"}) + "\n", timeout=60)
-
-
 @dataclass
 class Lab:
     """The small dataset, the chain of stages over it undisturbed, and runs of its stages."""
@@ -219,7 +129,6 @@ class Lab:
     config: Path
     root: Path
     server: Server
-    _runs: int = 0
 
     def start(self, stage: str, work: Path, *flags: str, pause: float = 0.0) -> Run:
         """Start a stage in a work directory."""
@@ -227,10 +136,7 @@ class Lab:
 
     def command(self, *argv: object, pause: float = 0.0) -> Run:
         """Start any command."""
-        self._runs += 1
-        out = self.folder / f"out{self._runs % 8}"  # a few at once at most
-        pid = self.server.ask(do="start", argv=[str(word) for word in argv], out=str(out), pause=pause)["pid"]
-        return Run(pid, out, self.server)
+        return self.server.start(*argv, pause=pause)
 
     def run(self, stage: str, work: Path, *flags: str, seconds: float = 120.0) -> Ended:
         """Run a stage to its end."""
@@ -242,18 +148,19 @@ class Lab:
         assert ended.code == 0, f"{stage} {' '.join(flags)}: {ended}"
         return ended
 
-    @cached_property
+    @property
     def calm(self) -> dict[str, Path]:
         """The work directory after each stage of an undisturbed chain, and before the first: ``""``."""
+        return {stage: self.folder / f"calm-{number}" for number, stage in enumerate(("", *STAGES))}
+
+    def run_chain(self) -> None:
+        """Make the work directories of `calm`."""
         now = self.folder / "chain"
         now.mkdir()
-        after = {"": self.folder / "calm-0"}
-        shutil.copytree(now, after[""])
-        for number, stage in enumerate(STAGES, start=1):
-            self.passes(stage, now)
-            after[stage] = self.folder / f"calm-{number}"
-            shutil.copytree(now, after[stage])
-        return after
+        for stage, copy in self.calm.items():
+            if stage:
+                self.passes(stage, now)
+            shutil.copytree(now, copy)
 
     def before(self, stage: str) -> Path:
         """The undisturbed work directory right before a stage."""
@@ -278,18 +185,6 @@ class Lab:
     def differences(self, stage: str, work: Path, but: tuple[str, ...] = ()) -> list[str]:
         """Files that differ from those of an undisturbed chain up to a stage."""
         return differing(self._digests[stage], digest(work), but)
-
-
-def session_of(leader: int) -> list[int]:
-    """Processes of a session that live, but for its leader."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != leader:
-            with contextlib.suppress(OSError):
-                state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-                if int(session) == leader and state != "Z":
-                    found.append(int(entry.name))
-    return found
 
 
 @dataclass

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.forks import Ended
+
 from .contents import differing, digest, explain
-from .harness import STAGES, Ended
+from .harness import STAGES
 
 ROW = "changed {}, then --force"
 GOOD = "exit 2 names it, nothing lost; --force gives the bytes of a fresh run"

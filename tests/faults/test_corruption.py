@@ -17,8 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.forks import Ended
+
 from .contents import differing, digest
-from .harness import FULL, Ended, Lab
+from .harness import FULL, Lab
 
 Damage = Callable[[Path, random.Random], None]
 

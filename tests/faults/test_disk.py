@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.forks import Ended
+
 from .contents import litter, unreadable
-from .harness import FULL, STAGES, Ended
+from .harness import FULL, STAGES
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

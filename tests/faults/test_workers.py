@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from .harness import STAGES, Run, session_of, sized
+from tests.fixtures.forks import Run, session_of
+
+from .harness import STAGES, sized
 
 POOLS = [stage.name for stage in STAGES.values() if stage.pool and "--no-crf" not in stage.argv]
 

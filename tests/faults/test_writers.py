@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .harness import STAGES, Run, sized
+from tests.fixtures.forks import Run
+
+from .harness import STAGES, sized
 
 PAUSE = 0.25
 

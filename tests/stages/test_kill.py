@@ -1,184 +1,295 @@
-"""Killed at any moment and run again: nothing committed is lost or redone, and the bytes are those of an undisturbed run.
+"""Killed at moments spread over a run and run again: nothing committed is lost or redone, and the end is an undisturbed run's.
 
-One process imports everything once and forks a child for each run. A child kills itself with SIGKILL right before or after its
-n-th rename or removal of a file (the moments at which a store could break), or is killed by the clock.
+A run kills itself with SIGKILL right before or after its n-th rename or removal of a file, the moments at which an output could
+break, or before its n-th training step; see `Events` in tests/forks.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import shutil
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+from pipelines.stores.array_store import ArrayReader, store_exists
 
-IMAGES = 40
-SCRIPT = """\
-import json, os, signal, sys, time
-import open_clip, torch
-from pathlib import Path
-open_clip.add_model_config(sys.argv[1])
-torch.set_num_threads(1)
-from pipelines.datasets import voc
-from pipelines.stages import cams
-from pipelines.stages.refine import target as refine_target
-from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
-from ssr_cli.app import main
-from ssr_cli.commands import cams as _, refine as _  # noqa
+KILLED = -9
+IMAGES, STEPS = 12, 20  # photos; steps of align, train makes half of them, retrain 8
+SHARES = [n / 12 for n in range(1, 13)]
+"""Moments of death, run by run, as shares of the renames and removals of an undisturbed run; the later runs have fewer."""
 
-ArrayWriter.__init__.__defaults__ = (4, 20.0)  # parts of four images
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def child(argv, die_at, log):
-    calls = 0
-
-    def counted(function):
-        def call(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls == die_at:
-                die()
-            result = function(*args, **kwargs)
-            calls += 1
-            if calls == die_at:
-                die()
-            return result
-        return call
-
-    def logged(kind, function, name):
-        def call(*args, **kwargs):
-            os.write(log, f"{kind} {name(*args)}\\n".encode())
-            time.sleep(0.004)
-            return function(*args, **kwargs)
-        return call
-
-    Path.replace, Path.unlink = counted(Path.replace), counted(Path.unlink)
-    ArrayWriter.add = logged("array", ArrayWriter.add, lambda writer, image_id, *rest: image_id)
-    refine_target.make_mask = logged("mask", refine_target.make_mask, lambda job, options: job.image_id)
-    sys.argv = ["ssr", *argv]
-    try:
-        main()
-    except SystemExit as stop:
-        sys.stdout.flush()
-        os._exit(stop.code or 0)  # no finalisation of torch: it takes longer than the run
-
-
-for run in json.loads(sys.stdin.read()):
-    store = Path(run["store"])
-    before = []
-    if store_exists(store):
-        with ArrayReader(store) as reader:
-            before = reader.ids()
-    masks_before = sorted(path.stem for path in (store.parent / "masks").glob("*.png"))
-    log_path = Path(run["log"])
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    pid = os.fork()
-    if pid == 0:
-        out = os.open(str(log_path) + ".out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
-        child(run["argv"], run["die_at"], log)
-        os._exit(99)
-    if run["after"] is not None:
-        time.sleep(run["after"])
-        os.kill(pid, signal.SIGKILL)
-    status = os.waitpid(pid, 0)[1]
-    lines = [line.split() for line in log_path.read_text().splitlines()]
-    print(json.dumps({
-        "code": os.waitstatus_to_exitcode(status), "committed": before, "masks": masks_before,
-        "arrays": [name for kind, name in lines if kind == "array"], "made": [name for kind, name in lines if kind == "mask"],
-        "said": Path(str(log_path) + ".out").read_text()[-800:],
-    }), flush=True)
+TOML = f"""
+[run]
+workers = 1
+device = "cpu"
+[superpixels]
+segments = 12
+[cams]
+readout = "gradcam"
+[align]
+cam = "initial"
+hidden = 8
+tokens = 6
+batch = 5
+iterations = {STEPS}
+refresh = 7
+learning_rate = 0.001
+[train]
+crop = 32
+batch = 3
+iterations = {STEPS // 2}
+save_every = 4
+val_split = "val"
+warmup = 2
+hidden = 8
+decoder_layers = 1
+decoder_heads = 2
+clip_layers = 2
+filter_from = 5
+affinity_loss = 0.1
+par_iterations = 1
+par_dilations = [1, 2]
+learning_rate = 0.01
+[retrain]
+model = "segformer"
+backbone = "dino"
+schedule = "8"
+batch = 2
+crop = 64
+channels = 16
+warmup = 2
+save_every = 3
+val_split = "val"
+validate_every = 3
 """
-MOMENTS = (6, 13, 22, 33, 46)
-SECONDS = (0.4,)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, make_voc, models, tiny_voc):
-    """Runs of both stages, disturbed and not, as the script told them; and the two work directories."""
+@dataclass(frozen=True)
+class Command:
+    """What is killed: arguments, what it writes, what may stand before it, and at which steps of its runs it is killed."""
+
+    argv: str
+    outputs: tuple[str, ...]
+    manifests: tuple[str, ...]
+    before: tuple[str, ...] = ()
+    deaths: tuple[int, ...] = ()
+    store: str = ""
+    set: dict[str, Any] = field(default_factory=dict)
+
+
+TRAIN = {"pipelines.stages.train.stage.LOG_EVERY": 1, "pipelines.stages.train.stage.curves_figure": None}
+RETRAIN = {"pipelines.mmsegmentation.hook.LOG_EVERY": 1, "pipelines.stages.retrain.stage.curves_figure": None}
+COMMANDS = {
+    "cams": Command("cams --recipe clip-es", ("cams.h5",), ("cams",), store="cams.h5"),
+    "refine": Command(
+        "refine --recipe clip-es --no-crf", ("refined.h5", "masks/*.png"), ("refined", "masks"), ("cams",), store="refined.h5"
+    ),
+    "align": Command(
+        "align", ("cmpa.safetensors", "align/tokens.h5", "align/cams.h5"), ("cmpa",), deaths=(1, 6, 5), store="align/cams.h5"
+    ),
+    "train": Command(
+        "train --recipe weclip",
+        ("model.safetensors", "train/state.safetensors", "train/best.safetensors", "train/curves.jsonl"),
+        ("model",), deaths=(1, 6, 3), set=TRAIN,
+    ),
+    "retrain": Command(
+        "retrain", ("retrained.safetensors", "retrain/best.safetensors", "retrain/curves.jsonl"),
+        ("retrained",), ("cams", "refine"), deaths=(1, 5, 2), set=RETRAIN,
+    ),
+}  # fmt: skip
+TRAININGS = [name for name, command in COMMANDS.items() if command.deaths]
+
+
+@dataclass
+class Done:
+    """What a run came to: exit code, events, ids with a committed array and with a mask before it, both streams."""
+
+    code: int | None
+    events: list[list[str]]
+    committed: set[str]
+    masks: set[str]
+    said: str
+
+    @property
+    def steps(self) -> list[int]:
+        return [int(words[1]) for words in self.events if words[0] == "step"]
+
+    @property
+    def made(self) -> list[str]:
+        """Photos whose arrays were made."""
+        return [words[2] for words in self.events if words[0] == "array" and words[1] in {"cams", "refined"}]
+
+    @property
+    def moments(self) -> list[str]:
+        return [" ".join(words) for words in self.events if words[0] in {"file", "did"}]
+
+
+class Bench:
+    """Runs of one command in work directories of one drawn dataset."""
+
+    def __init__(self, folder: Path, command: Command, forks: Any) -> None:
+        self.folder, self.command, self.forks = folder, command, forks
+        self.runs: dict[str, list[Done]] = {}
+
+    def work(self, name: str) -> Path:
+        work = self.folder / name
+        if not work.exists():
+            work.mkdir()
+            for entry in (self.folder / "base").glob("*"):
+                (shutil.copytree if entry.is_dir() else shutil.copy)(entry, work / entry.name)
+        return work
+
+    def run(self, name: str, *flags: str, argv: str = "", **deaths: int) -> Done:
+        work, log = self.work(name), self.folder / "log"
+        committed: set[str] = set()
+        masks = {path.stem for path in (work / "masks").glob("*.png")}
+        if self.command.store and store_exists(work / self.command.store):
+            with ArrayReader(work / self.command.store) as reader:
+                committed = set(reader.ids())
+        words = [*(argv or self.command.argv).split(), "--config", self.folder / "kill.toml", "--work", work, *flags]
+        events = {"log": str(log), "folder": str(work), "deaths": deaths}
+        ended = self.forks.start(*words, events=events, set=self.command.set).wait(300)
+        lines = [line.split() for line in log.read_text().splitlines()]
+        done = Done(ended.code, lines, committed, masks, ended.said[-800:])
+        self.runs.setdefault(name, []).append(done)
+        return done
+
+
+@pytest.fixture(scope="module", params=COMMANDS)
+def bench(request, tmp_path_factory, make_voc, models, tiny_voc, forks) -> Bench:
+    """Runs of a command: undisturbed in ``calm``, killed by files in ``files`` and by steps in ``steps``."""
+    command = COMMANDS[request.param]
+    if request.param == "retrain":
+        if find_spec("mmengine") is None:
+            pytest.skip("needs mmsegmentation")
+        forks.ask(do="mmsegmentation")
     folder = tmp_path_factory.mktemp("kill")
-    photos = {f"photo_{n:02d}": ((48, 32) if n % 3 else (32, 48), ("cat", "dog")[: 1 + n % 2]) for n in range(IMAGES)}
-    make_voc(folder / "VOC2012", photos, masks=False)
-    script = folder / "forks.py"
-    script.write_text(SCRIPT)
-    jobs = []
-    for work in ("calm", "killed"):
-        for stage, store in (("cams", "cams"), ("refine", "refined")):
-            argv = [stage, "--config", tiny_voc.config, "--root", folder / "VOC2012", "--work", folder / work]
-            calm = {"argv": [*map(str, argv), "--recipe", "clip-es"], "store": str(folder / work / f"{store}.h5")}
-            calm |= {"die_at": 0, "after": None, "log": str(folder / "log"), "what": f"{work} {stage}"}
-            if work == "killed":
-                jobs += [{**calm, "die_at": moment} for moment in MOMENTS] + [{**calm, "after": s} for s in SECONDS]
-            jobs.append(calm)
-    done = subprocess.run(
-        [sys.executable, str(script), str(models.clip_config)],
-        input=json.dumps(jobs), capture_output=True, text=True, check=True, timeout=300,
-    )  # fmt: skip
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(told) == len(jobs)
-    return folder, [{"what": job["what"], **line} for job, line in zip(jobs, told, strict=True)]
+    photos = {
+        f"photo_{n:02d}": ((48, 32) if n % 3 else (32, 48), ("cat", "dog", "bird")[: 1 + n % 3] if n % 5 else ("car",))
+        for n in range(IMAGES)
+    }
+    make_voc(folder / "VOC2012", photos)
+    config = tiny_voc.write_config(folder / "kill.toml", models, TOML)
+    config.write_text(config.read_text().replace(str(tiny_voc.root), str(folder / "VOC2012")))
+    bench = Bench(folder, command, forks)
+    (folder / "base").mkdir()
+    for name in command.before:
+        assert bench.run("base", argv=COMMANDS[name].argv).code == 0
+    moments = len(bench.run("calm").moments)
+    for share in SHARES:
+        if bench.run("files", file=max(1, round(share * moments))).code == 0:
+            break
+    else:
+        bench.run("files")
+    for step in command.deaths:
+        bench.run("steps", step=step)
+    bench.run("steps")
+    return bench
 
 
-@pytest.mark.parametrize("stage", ["cams", "refine"])
-def test_runs_were_really_broken_off(runs, stage):
-    of = [run for run in runs[1] if run["what"] == f"killed {stage}"]
-    assert [run["code"] for run in of].count(-9) >= 4, [run["said"] for run in of]
-    assert of[-1]["code"] == 0, of[-1]["said"]
-    assert any(0 < len(run["committed"]) < IMAGES for run in of)
-    assert {run["code"] for run in of} <= {0, -9}, [run["said"] for run in of]
+def works(bench: Bench) -> list[str]:
+    return [name for name in bench.runs if name not in {"base", "calm"}]
 
 
-@pytest.mark.parametrize("stage", ["cams", "refine"])
-def test_nothing_committed_is_lost_or_redone(runs, stage):
-    of = [run for run in runs[1] if run["what"] == f"killed {stage}"]
-    before: set[str] = set()
-    for run in of:
-        assert before <= set(run["committed"])
-        before = set(run["committed"])
-        assert not before & set(run["arrays"])
-        assert not set(run["masks"]) & before & set(run["made"])  # a mask counts once its refined CAM is committed
+def saved_step(run: Done, before: int) -> int:
+    """Where a training goes on after a run: behind the last step whose state was renamed into place."""
+    saved, reached = before, before
+    for words in run.events:
+        if words[0] == "step":
+            reached = int(words[1]) + 1
+        elif words == ["did", "state.safetensors"]:
+            saved = reached
+    return saved
 
 
-@pytest.mark.parametrize("store", ["cams.h5", "refined.h5"])
-def test_stores_are_those_of_an_undisturbed_run(runs, store):
-    folder, _ = runs
-    assert (folder / "killed" / store).read_bytes() == (folder / "calm" / store).read_bytes()
+def test_runs_were_killed_at_several_files_and_the_last_one_ended(bench):
+    for name, runs in ((name, bench.runs[name]) for name in ("calm", *works(bench))):
+        assert [run.code for run in runs] == [KILLED] * (len(runs) - 1) + [0], (name, runs[-1].said)
+    last = [run.moments[-1] for run in bench.runs["files"][:-1]]
+    assert len(last) >= 4
+    assert len({moment.split()[1].split(".")[0] for moment in last}) >= 2, last
+    assert {moment.split()[0] for moment in last} == {"file", "did"}, last
 
 
-def test_masks_are_those_of_an_undisturbed_run(runs):
-    folder, _ = runs
-    calm = {path.name: path.read_bytes() for path in (folder / "calm/masks").glob("*.png")}
-    assert len(calm) == IMAGES
-    assert {path.name: path.read_bytes() for path in (folder / "killed/masks").glob("*.png")} == calm
+def test_end_is_that_of_an_undisturbed_run(bench):
+    """Outputs to the byte, manifests but for times and counts, and no litter."""
+    calm = bench.work("calm")
+    for name in works(bench):
+        work = bench.work(name)
+        for pattern in bench.command.outputs:
+            contents = [{path.name: path.read_bytes() for path in sorted(folder.glob(pattern))} for folder in (calm, work)]
+            assert contents[0], pattern
+            assert contents[0] == contents[1], f"{name}: {pattern}"
+        for manifest in bench.command.manifests:
+            one, other = (json.loads((folder / f"{manifest}.json").read_text()) for folder in (calm, work))
+            assert {**other, "updated": "", "counts": {}} == {**one, "updated": "", "counts": {}}, name
+            assert other["complete"] is True
+            assert other["counts"].get("iterations") == one["counts"].get("iterations")
+        assert [path.name for path in work.rglob("*") if path.name.endswith((".tmp", ".parts"))] == []
 
 
-def test_no_litter_is_left(runs):
-    folder, _ = runs
-    left = [path.name for path in (folder / "killed").rglob("*") if path.suffix == ".tmp" or path.name.endswith(".parts")]
-    assert left == []
+def test_nothing_committed_is_lost_or_redone(bench):
+    """A photo is committed with its array in the store; its mask counts from then on."""
+    for name in works(bench):
+        runs = bench.runs[name]
+        for before, after in pairwise(runs):
+            assert before.committed <= after.committed
+        for run in runs:
+            assert not run.committed & set(run.made)
+            assert not run.committed & run.masks & {words[1] for words in run.events if words[0] == "mask"}
+    if bench.command.store:
+        assert any(0 < len(run.committed) < IMAGES for run in bench.runs["files"])
 
 
-def test_manifests_agree_but_for_counts_and_times(runs):
-    folder, _ = runs
+def test_no_step_is_taken_twice_but_those_since_the_last_save(bench):
+    if bench.command.argv.split()[0] not in {"align", "train"}:
+        pytest.skip("no steps, or mmengine's")
+    for name in works(bench):
+        saved = 0
+        for run in bench.runs[name]:
+            if run.steps:
+                assert run.steps == list(range(saved, saved + len(run.steps)))
+            saved = saved_step(run, saved)
+        assert saved == (STEPS if bench.command.argv == "align" else STEPS // 2)
+    assert bench.runs["steps"][-1].steps[0] > 0
 
-    def manifest(work: str, name: str) -> dict[str, object]:
-        content = json.loads((folder / work / f"{name}.json").read_text())
-        return {key: value for key, value in content.items() if key not in {"counts", "updated"}}
 
-    for name in ("cams", "refined", "masks"):
-        assert manifest("killed", name) == manifest("calm", name)
-        assert manifest("killed", name)["complete"] is True
+def test_status_tells_what_to_do_next(bench, ssr):
+    if bench.command.argv.startswith("refine"):
+        assert f"next: ssr eval --work {bench.work('files')}" in ssr("status", "--work", bench.work("files")).out
 
 
-def test_killed_directory_tells_what_to_do_next(runs, ssr, tmp_path):
-    folder, _ = runs
-    assert f"next: ssr eval --work {folder / 'killed'}" in ssr("status", "--work", Path(folder / "killed")).out
+def test_metrics_of_align_are_those_of_an_undisturbed_run(bench):
+    """But for the loss, whose mean begins anew where a run does."""
+    if bench.command.argv == "align":
+        for name in works(bench):
+            calm, resumed = (json.loads((bench.work(w) / "align/metrics.json").read_text()) for w in ("calm", name))
+            assert [{**line, "loss": 0} for line in resumed] == [{**line, "loss": 0} for line in calm]
+            assert [line["iteration"] for line in resumed] == [0, 7, 14, 20]
+
+
+def test_forced_training_that_was_killed_goes_on(bench):
+    if bench.command.argv.split()[0] in {"align", "train"}:
+        first, forced, last = bench.run("forced"), bench.run("forced", "--force", step=8), bench.run("forced")
+        assert forced.steps == list(range(8))
+        assert forced.made == []
+        assert 0 < last.steps[0] < 8
+        assert (first.code, forced.code, last.code) == (0, KILLED, 0)
+        for pattern in bench.command.outputs:
+            assert (bench.work("forced") / pattern).read_bytes() == (bench.work("calm") / pattern).read_bytes()
+
+
+def test_resume_never_starts_over_on_the_patches_kept(bench):
+    if bench.command.argv == "align":
+        first, second = bench.run("never", step=11), bench.run("never", "--resume", "never", step=14)
+        third = bench.run("never", "--resume", "never")
+        assert len(first.made) == IMAGES
+        assert (second.steps, third.steps) == (list(range(14)), list(range(STEPS)))
+        assert second.made == third.made == []
+        for pattern in bench.command.outputs:
+            assert (bench.work("never") / pattern).read_bytes() == (bench.work("calm") / pattern).read_bytes()

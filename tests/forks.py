@@ -1,8 +1,9 @@
 """A process that has imported everything and forks a child for each run of ``ssr``: a run costs what its stage costs.
 
 It reads one JSON object a line and answers with one: ``start`` forks a run and gives its process id; ``wait`` waits for it;
-``stop`` ends it without an answer.
-Each run is a session of its own, so that the workers it leaves behind can be found.
+``mmsegmentation`` imports what ``ssr retrain`` needs; ``stop`` ends it without an answer.
+Each run is a session of its own, so that the workers it leaves behind can be found. A run may be slowed down, and may log its
+events and kill itself at one of them: see `Events`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import signal
 import sys
 import time
 import traceback
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,6 @@ def prepare(clip_config: str) -> None:
         importlib.import_module(f"ssr_cli.commands.{name}")
     for name in ("superpixels", "align", "cams", "refine", "train", "predict", "evaluate", "status"):
         importlib.import_module(f"pipelines.stages.{name}")
-    if os.environ.get("SSR_FAULTS") == "full" and find_spec("mmengine"):
-        from pipelines.mmsegmentation.imports import import_mmsegmentation
-
-        import_mmsegmentation()
-        importlib.import_module("ssr_cli.commands.retrain")
-        importlib.import_module("pipelines.stages.retrain")
-        importlib.import_module("pipelines.mmsegmentation.training")
     from pipelines.datasets import voc  # noqa: F401
     from pipelines.stages.align import stage as align
     from pipelines.stores.array_store import ArrayWriter
@@ -56,6 +49,79 @@ def prepare(clip_config: str) -> None:
         original(self, *args, **options)
 
     ArrayWriter.__init__ = small_parts  # type: ignore[method-assign]
+
+
+def prepare_mmsegmentation() -> None:
+    """Import what retraining needs."""
+    from pipelines.mmsegmentation.imports import import_mmsegmentation
+
+    import_mmsegmentation()
+    importlib.import_module("ssr_cli.commands.retrain")
+    importlib.import_module("pipelines.stages.retrain.stage")
+    importlib.import_module("pipelines.mmsegmentation.training")
+
+
+class Events:
+    """Logs a run's events, a line each, and kills it with SIGKILL at the n-th of a kind.
+
+    ``file NAME`` before and ``did NAME`` after a rename or a removal below ``folder``, which both are of kind file;
+    ``step N`` before a training step (of retraining: after it); ``array STORE ID`` and ``mask ID`` before one is made.
+    """
+
+    def __init__(self, log: str, folder: str, deaths: dict[str, int]) -> None:
+        self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        self.folder, self.deaths = folder + os.sep, dict(deaths)
+
+    def at(self, kind: str, *words: object) -> None:
+        """Log an event and maybe die of it."""
+        os.write(self.log, (" ".join(map(str, words)) + "\n").encode())
+        self.deaths[kind] = self.deaths.get(kind, 0) - 1
+        if self.deaths[kind] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(self) -> None:
+        """Put events around what the run calls."""
+        from pipelines.stages.refine import target
+        from pipelines.stores.array_store import ArrayWriter
+        from pipelines.training.alignment import AlignmentTrainer
+        from pipelines.training.segmentation import SegmentationTrainer
+
+        for name in ("replace", "unlink"):
+            setattr(os, name, self._moving(getattr(os, name)))
+        for trainer, name in ((AlignmentTrainer, "_step"), (SegmentationTrainer, "step")):
+            self._before(trainer, name, lambda trainer, *_: ("step", trainer.iteration))
+        self._before(ArrayWriter, "add", lambda writer, image_id, *_: ("array", writer.path.stem, image_id))
+        self._before(target, "make_mask", lambda job, *_: ("mask", job.image_id))
+        if (retrain := sys.modules.get("pipelines.stages.retrain.stage")) is not None:
+            stepped = retrain._Retraining.stepped
+
+            def after(training: Any, iteration: int, *rest: Any) -> None:
+                stepped(training, iteration, *rest)
+                self.at("step", "step", iteration)
+
+            retrain._Retraining.stepped = after
+
+    def _moving(self, function: Any) -> Any:
+        def call(path: Any, *rest: Any, **options: Any) -> Any:
+            place = os.fspath(rest[0] if rest else path)
+            if not str(place).startswith(self.folder) or not os.path.lexists(path):
+                return function(path, *rest, **options)
+            self.at("file", "file", Path(place).name)
+            result = function(path, *rest, **options)
+            self.at("file", "did", Path(place).name)
+            return result
+
+        return call
+
+    def _before(self, owner: Any, name: str, words: Any) -> None:
+        function = getattr(owner, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            event = words(*args)
+            self.at(event[0], *event)
+            return function(*args, **options)
+
+        setattr(owner, name, call)
 
 
 def slow_down(seconds: float) -> None:
@@ -90,6 +156,11 @@ def child(job: dict[str, Any]) -> None:
     try:
         if job.get("pause"):
             slow_down(job["pause"])
+        for place, value in job.get("set", {}).items():
+            module, _, name = place.rpartition(".")
+            setattr(importlib.import_module(module), name, (lambda *_: None) if value is None else value)
+        if job.get("events"):
+            Events(**job["events"]).watch()
         from ssr_cli.app import main
 
         sys.argv = ["ssr", *job["argv"]]
@@ -128,12 +199,15 @@ def serve() -> None:
         job = json.loads(line)
         if job["do"] == "stop":
             break
-        if job["do"] == "start":
+        if job["do"] == "mmsegmentation":
+            prepare_mmsegmentation()
+            answer: dict[str, Any] = {}
+        elif job["do"] == "start":
             pid = os.fork()
             if pid == 0:
                 os.close(answers.fileno())  # whoever waits for the end of the answers waits for nothing else
                 child(job)
-            answer: dict[str, Any] = {"pid": pid}
+            answer = {"pid": pid}
         else:
             answer = {"code": wait(job["pid"], job["seconds"])}
         print(json.dumps(answer), file=answers, flush=True)
