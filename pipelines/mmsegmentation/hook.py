@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Protocol
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -52,6 +53,7 @@ class TrainingHook(Hook):  # type: ignore[misc]
         self.curves, self.watcher, self.options = curves, watcher, options
         self.began = False
         self._random: dict[str, Any] | None = None
+        self._undrawn: torch.Tensor | None = None
 
     def before_train(self, runner: Runner) -> None:
         """All is set up."""
@@ -93,8 +95,18 @@ class TrainingHook(Hook):  # type: ignore[misc]
         if stop and not last:
             refuse_interrupted()
 
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Keep the random state, but for the training's first validation.
+
+        A data loader that is new draws a number, one that persists draws none. A resumed training's is new whenever it is
+        resumed, so that without this its dropout would differ from that of an undisturbed training.
+        """
+        self._undrawn = torch.get_rng_state() if runner.iter > self.options.validate_every else None
+
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Hand the score on."""
+        if self._undrawn is not None:
+            torch.set_rng_state(self._undrawn)
         self.watcher.validated(runner, runner.iter, float((metrics or {})["mIoU"]) / 100)
 
 
