@@ -159,18 +159,20 @@ class ArrayWriter:
             self._release()
 
     def _unite(self) -> None:
-        """Let many parts become one, and many of those one again."""
-        parts = parts_of(self.path)
-        while len(parts) >= UNITE:
-            last = parts[-UNITE:]
-            number, level = part_number(last[-1])
-            if any(part_number(part)[1] != level for part in last):
+        """Let many parts become one, and many of those one again.
+
+        All of the newest level are united, so that a part that is older than one of a higher level is always part of it.
+        A run that was killed before it united them leaves more of them than `UNITE`.
+        """
+        while parts := parts_of(self.path):
+            number, level = part_number(parts[-1])
+            last = [part for part in parts if part_number(part)[1] == level]
+            if len(last) < UNITE:
                 return
             with ArrayReader.of_files(last) as reader:
                 _merge(reader, parts_folder(self.path) / f"{number:06d}-{level + 1}.h5")
             for part in last:
                 part.unlink()
-            parts = parts_of(self.path)
 
     def _remove_shards(self) -> None:
         """Remove what shards have written; nobody writes there, or waits to: that takes the lock of the whole first."""

@@ -181,6 +181,18 @@ def test_a_kill_while_parts_are_united(tmp_path: Path, monkeypatch: pytest.Monke
         assert reader.ids() == IDS
 
 
+def test_a_kill_before_parts_are_united_loses_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run has one part more to unite; the run after it must not take the oldest for one that was united."""
+    path = tmp_path / "s.h5"
+    for unite, ids in ((None, IDS[: array_store.UNITE]), (ArrayWriter._unite, IDS[array_store.UNITE :][:1]), (None, [])):
+        monkeypatch.setattr(ArrayWriter, "_unite", unite or (lambda writer: None))
+        writer = ArrayWriter(path, part_images=1)
+        add(writer, ids)
+        writer._release()  # killed
+    with ArrayReader(path) as reader:
+        assert reader.ids() == IDS[: array_store.UNITE + 1]
+
+
 MERGE = """
 import sys
 from pathlib import Path
