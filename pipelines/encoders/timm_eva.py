@@ -10,7 +10,7 @@ from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models.eva import Eva, EvaBlock
 from torch import Tensor, nn
 
-from pipelines.encoders.timm_trunk import TimmTrunk, projection, trunk_of
+from pipelines.encoders.timm_trunk import TimmTrunk, cuts_patches, projection, trunk_of
 from pipelines.encoders.tower import Grid, Tail
 from pipelines.ops.attention import attention_with_weights
 
@@ -18,7 +18,11 @@ from pipelines.ops.attention import attention_with_weights
 def fits(model: nn.Module) -> bool:
     """Whether a model, or the one that open_clip wraps, is an Eva of pre-norm blocks (EVA02-E has post-norm ones)."""
     trunk = trunk_of(model)
-    return isinstance(trunk, Eva) and all(isinstance(block, EvaBlock) and block.attn.gate is None for block in trunk.blocks)
+    return (
+        isinstance(trunk, Eva)
+        and cuts_patches(trunk)
+        and all(isinstance(block, EvaBlock) and block.attn.gate is None for block in trunk.blocks)
+    )
 
 
 class TimmEva(TimmTrunk):

@@ -9,6 +9,7 @@ import torch
 from open_clip.timm_model import TimmModel
 from timm.layers.attention_pool import AttentionPoolLatent
 from timm.layers.format import Format
+from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 TOKENWISE = ("", "token", "avg")
@@ -18,6 +19,12 @@ TOKENWISE = ("", "token", "avg")
 def trunk_of(model: nn.Module) -> Any:
     """The model of timm itself: open_clip wraps it in a model with a head of its own."""
     return model.trunk if isinstance(model, TimmModel) else model
+
+
+def cuts_patches(model: nn.Module) -> bool:
+    """Whether a model cuts images into square patches, with no convolutions before (ViTamin and MobileCLIP have some)."""
+    embed = getattr(trunk_of(model), "patch_embed", None)
+    return isinstance(embed, PatchEmbed) and embed.patch_size[0] == embed.patch_size[1]
 
 
 def can_project(model: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from pipelines.encoders.timm_trunk import TimmTrunk, projection, trunk_of
+from pipelines.encoders.timm_trunk import TimmTrunk, cuts_patches, projection, trunk_of
 from pipelines.encoders.tower import Grid, Tail
 from pipelines.ops.attention import attention_with_weights
 
@@ -16,8 +16,10 @@ from pipelines.ops.attention import attention_with_weights
 def fits(model: nn.Module) -> bool:
     """Whether a model, or the one that open_clip wraps, is such a ViT of plain pre-norm blocks."""
     trunk = trunk_of(model)
-    return isinstance(trunk, VisionTransformer) and all(
-        type(block) is Block and type(block.attn) is Attention and block.attn.gate is None for block in trunk.blocks
+    return (
+        isinstance(trunk, VisionTransformer)
+        and cuts_patches(trunk)
+        and all(type(block) is Block and type(block.attn) is Attention and block.attn.gate is None for block in trunk.blocks)
     )
 
 

@@ -1,7 +1,6 @@
 """Where frozen weights come from: a given file, the weights folder, the library's cache, the hub, in this order.
 
-Only safetensors, or pickles that ``weights_only=True`` admits, are read. A file is known by its SHA-256, which goes into every
-manifest.
+A file is known by its SHA-256, which goes into every manifest.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +17,16 @@ from typing import TYPE_CHECKING, Any, cast
 import open_clip
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from pipelines.encoders.model_config import cannot_build, clip_name, dino_architecture, is_config_file
+from pipelines.encoders.state import load_state, read_state
 from pipelines.encoders.towers import adapter_of
 from pipelines.encoders.weights_folder import Release, clip_release, dino_known, dino_release, first_line
-from pipelines.errors import SsrError, UsageError
+from pipelines.errors import UsageError
 
 if TYPE_CHECKING:
     from open_clip import CLIP
-    from torch import Tensor, nn
+    from torch import nn
 
 OPENAI_LOGIT_SCALE = 100.0
 """exp(logit_scale) of every released CLIP: training clips it there. Used for files that hold the image tower alone."""
@@ -135,24 +133,6 @@ def _check_activation(model: str, model_quick: bool, weights_quick: bool, what: 
         )
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise SsrError(f"cannot read weights {path}: {first_line(error)}", "bring an intact .safetensors") from error
-    except Exception as error:  # pickle.UnpicklingError and friends: never fall back to an unsafe load
-        raise SsrError(f"{path} holds more than tensors and was not loaded", "convert it to .safetensors") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    tensors = isinstance(state, dict) and {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
-    if not tensors:
-        raise SsrError(f"{path} is no dictionary of named tensors", "bring the model's state_dict as .safetensors")
-    for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise SsrError(f"{path}: {name!r:.60} is no plain tensor", "bring an intact .safetensors")
-    return tensors
-
-
 @dataclass(frozen=True)
 class LoadedClip:
     """A CLIP in fp32 on the CPU.
@@ -187,7 +167,7 @@ def build_clip(weights: Weights) -> LoadedClip:
     for key, value in _normalisation(name, weights.pretrained).items():
         setattr(model.visual, f"image_{key}", value)
     model.logit_scale.data.fill_(torch.tensor(OPENAI_LOGIT_SCALE).log())
-    state = {k.removeprefix("module."): v for k, v in _read_state(weights.path).items()}
+    state = {k.removeprefix("module."): v for k, v in read_state(weights.path).items()}
     if not any(k.startswith("visual.") for k in state):
         state = {f"visual.{k}": v for k, v in state.items()}
     marker = state.get("visual.class_embedding")
@@ -199,7 +179,7 @@ def build_clip(weights: Weights) -> LoadedClip:
     own = model.state_dict()
     text = {key for key in own if not key.startswith("visual.") and key not in {"logit_scale", "logit_bias", "attn_mask"}}
     has_text = not text.isdisjoint(state)  # all of a tower or nothing of it
-    _load_state(
+    load_state(
         model,
         state,
         weights.model,
@@ -230,29 +210,6 @@ def _quiet_root_logger() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _load_state(
-    model: nn.Module, state: dict[str, Tensor], model_name: str, path: Path, optional: Collection[str] = ()
-) -> None:
-    own = model.state_dict()
-    missing = [k for k in own if k not in state and k not in optional]
-    misfit = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
-    if missing or misfit:
-        detail = (
-            f"lacks {missing[0]}"
-            if missing
-            else (f"has {misfit[0]} of shape {tuple(state[misfit[0]].shape)}, not {tuple(own[misfit[0]].shape)}")
-        )
-        raise UsageError(f"{path} does not fit {model_name}: it {detail}", "bring the weights of this model")
-    taken = {k: v for k, v in state.items() if k in own}  # others are not looked at: they may claim any size
-    unlike = [k for k, v in taken.items() if v.is_floating_point() != own[k].is_floating_point() or v.is_complex()]
-    if unlike:
-        found = f"{unlike[0]} of {taken[unlike[0]].dtype}, not {own[unlike[0]].dtype}"
-        raise UsageError(f"{path} does not fit {model_name}: it has {found}", "bring the weights of this model")
-    if not all(torch.isfinite(v.to(own[k].dtype)).all() for k, v in taken.items()):
-        raise SsrError(f"{path} holds NaN or infinite weights", "bring an intact file")
-    model.load_state_dict(taken, strict=False)
 
 
 def _clip_from_hub(weights: Weights) -> CLIP:
@@ -379,7 +336,7 @@ def build_dino(weights: Weights) -> nn.Module:
         raise (release.unavailable(error) if release else cannot_build(weights.model, error)) from error
     adapter = adapter_of(model, weights.name, "--dino-model")
     if path is not None:
-        state = _read_state(path)
+        state = read_state(path)
         try:
             with redirect_stdout(None):  # timm prints what it leaves out
                 state = dict(adapter.convert(state, model)) if adapter.convert else state
@@ -387,5 +344,5 @@ def build_dino(weights: Weights) -> nn.Module:
             raise UsageError(
                 f"{path} does not fit {weights.model}: {first_line(error)}", "bring the weights of this model"
             ) from error
-        _load_state(model, state, weights.model, path)
+        load_state(model, state, weights.model, path)
     return model

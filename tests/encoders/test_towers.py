@@ -170,8 +170,9 @@ def test_gradcam_through_every_tail(forms: Path, name: str) -> None:
         {"layers": 1, "width": 32, "patch_size": 16, "head_width": 16, "qk_norm": True},
         {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear"},
         {"timm_model_name": "test_vit", "timm_pool": "max", "timm_proj": "linear"},
+        {"timm_model_name": "vit_tiny_r_s16_p8_224", "timm_pool": "token", "timm_proj": "linear"},
     ],
-    ids=["ResNet", "CoCa", "norms of queries", "timm ResNet", "max pooling"],
+    ids=["ResNet", "CoCa", "norms of queries", "timm ResNet", "max pooling", "convolutions before the patches"],
 )
 def test_other_towers_are_refused_in_one_line(tmp_path: Path, vision: dict[str, Any]) -> None:
     text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}

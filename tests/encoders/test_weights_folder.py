@@ -187,7 +187,7 @@ def _messages() -> dict[str, tuple[Callable[[], object], str]]:
     calls: dict[str, Callable[[], object]] = {
         "clip": lambda: build_clip(clip),
         "dino": lambda: build_dino(dino),
-        "pickle": lambda: fetch_clip(resolve_clip("ViTamin-S", "datacomp1b")),
+        "pickle": lambda: module.clip_release("ViTamin-S", "datacomp1b").fetch(),
     }
     return {name: (calls[name], both[name]) for name in both}
 

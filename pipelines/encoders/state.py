@@ -1,0 +1,71 @@
+"""Files of weights: read as tensors and nothing else, checked against a model, loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipelines.encoders.weights_folder import first_line
+from pipelines.errors import SsrError, UsageError
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a file, on the CPU; only safetensors, or pickles that ``weights_only=True`` admits, are read.
+
+    Raises:
+        SsrError: A damaged file, or one of something else.
+    """
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise SsrError(f"cannot read weights {path}: {first_line(error)}", "bring an intact .safetensors") from error
+    except Exception as error:  # pickle.UnpicklingError and friends: never fall back to an unsafe load
+        raise SsrError(f"{path} holds more than tensors and was not loaded", "convert it to .safetensors") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    tensors = isinstance(state, dict) and {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    if not tensors:
+        raise SsrError(f"{path} is no dictionary of named tensors", "bring the model's state_dict as .safetensors")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise SsrError(f"{path}: {name!r:.60} is no plain tensor", "bring an intact .safetensors")
+    return tensors
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], model_name: str, path: Path, optional: Collection[str] = ()) -> None:
+    """Load tensors into a model, after every one of them was checked.
+
+    Args:
+        model: Of fp32 parameters, on the CPU.
+        state: Named tensors; those that the model lacks are left out.
+        model_name: For messages.
+        path: Where they come from, for messages.
+        optional: Names that may be missing.
+
+    Raises:
+        UsageError: A name is missing, or a shape or type differs.
+        SsrError: A number is not finite.
+    """
+    own = model.state_dict()
+    missing = [k for k in own if k not in state and k not in optional]
+    misfit = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
+    if missing or misfit:
+        detail = (
+            f"lacks {missing[0]}"
+            if missing
+            else (f"has {misfit[0]} of shape {tuple(state[misfit[0]].shape)}, not {tuple(own[misfit[0]].shape)}")
+        )
+        raise UsageError(f"{path} does not fit {model_name}: it {detail}", "bring the weights of this model")
+    taken = {k: v for k, v in state.items() if k in own}  # others are not looked at: they may claim any size
+    unlike = [k for k, v in taken.items() if v.is_floating_point() != own[k].is_floating_point() or v.is_complex()]
+    if unlike:
+        found = f"{unlike[0]} of {taken[unlike[0]].dtype}, not {own[unlike[0]].dtype}"
+        raise UsageError(f"{path} does not fit {model_name}: it has {found}", "bring the weights of this model")
+    if not all(torch.isfinite(v.to(own[k].dtype)).all() for k, v in taken.items()):
+        raise SsrError(f"{path} holds NaN or infinite weights", "bring an intact file")
+    model.load_state_dict(taken, strict=False)
