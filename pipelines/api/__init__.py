@@ -8,7 +8,8 @@ The same functions make the maps of the commands: a notebook and `ssr cams`, `ss
 
 from __future__ import annotations
 
-from pipelines.api.labeler import PseudoLabeler, PseudoLabels, PseudoLabelTensors
+from pipelines.api.labeler import PseudoLabeler
 from pipelines.api.model import SegmentationModel
+from pipelines.api.results import PseudoLabels, PseudoLabelTensors
 
 __all__ = ["PseudoLabelTensors", "PseudoLabeler", "PseudoLabels", "SegmentationModel"]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from pipelines.config import build_options
+from pipelines.datasets.classes import COCO14, VOC12, ClassList, load_class_list
 from pipelines.datasets.image import load_image
 from pipelines.encoders.weights import Weights, resolve_clip
 from pipelines.errors import UsageError
@@ -43,3 +47,47 @@ def as_picture(image: ImageLike) -> Image.Image:
             f"expected an RGB image (H, W, 3) uint8, found {array.dtype} {array.shape}", "np.uint8 RGB, PIL or a path"
         )
     return Image.fromarray(array)
+
+
+def as_pixels(pixels: Tensor, device: torch.device) -> Tensor:
+    """A batch of photos as fp32 in [0, 1] on a device.
+
+    Raises:
+        UsageError: A tensor of another shape or type.
+    """
+    scaled = pixels.dtype == torch.uint8
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not (scaled or pixels.is_floating_point()):
+        found = f"{pixels.dtype} {tuple(pixels.shape)}"
+        raise UsageError(
+            f"expected pixels (B, 3, H, W), uint8 or floating point in [0, 1], found {found}", "photo[None] adds B"
+        )
+    return pixels.to(device).float() / 255 if scaled else pixels.to(device).float()
+
+
+def checked_labels(labels: Sequence[Sequence[str]], photos: int, class_list: ClassList) -> list[tuple[int, ...]]:
+    """Class indices of each photo.
+
+    Raises:
+        UsageError: An unknown class, a name in place of a list, or lists for another number of photos.
+    """
+    if len(labels) != photos:
+        raise UsageError(f"expected one list of class names a photo, found {len(labels)} for {photos} photos", "labels")
+    for names in labels:
+        if isinstance(names, str):
+            raise UsageError(f"expected a list of class names, found the name {names!r:.80}", f"labels [{names!r:.80}]")
+    return [class_list.indices(names, f"photo {number}") for number, names in enumerate(labels)]
+
+
+def as_class_list(classes: Sequence[str] | str | Path, background: Sequence[str] | None) -> ClassList:
+    """Class names, a class-list file, or the name of a list that ships; with words of one's own for the background.
+
+    Raises:
+        UsageError: The file cannot be read, or the names are no class list.
+    """
+    if isinstance(classes, str | Path):
+        named = {"voc12": VOC12, "coco14": COCO14}.get(str(classes))
+        class_list = named if named is not None else load_class_list(Path(classes))
+    else:
+        names = tuple(classes)
+        class_list = ClassList(names, names, VOC12.background)
+    return class_list if background is None else replace(class_list, background=tuple(background))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +14,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from pipelines.api.inputs import ImageLike, as_picture, clip_of
-from pipelines.config import Values, build_options, read_recipe
+from pipelines.api.inputs import ImageLike, as_class_list, as_picture, as_pixels, checked_labels, clip_of
+from pipelines.api.results import PseudoLabels, PseudoLabelTensors
+from pipelines.config import Values, build_options, read_config, read_recipe
 from pipelines.datasets import load_dataset
 from pipelines.datasets.base import Sample
-from pipelines.datasets.classes import COCO14, VOC12, ClassList, load_class_list, palette
+from pipelines.datasets.classes import ClassList
 from pipelines.encoders.class_embeddings import text_sources
 from pipelines.encoders.weights import resolve_dino
 from pipelines.errors import UsageError
@@ -36,50 +36,10 @@ from pipelines.ops.online_label_map import background_first, online_label_map
 from pipelines.ops.slic import slic_superpixels
 from pipelines.options.sources import DatasetOptions, DinoOptions, RunOptions
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
-from pipelines.stores.mask_store import write_mask
 from pipelines.workdir.memory import recall
+from pipelines.workdir.workspace import HEADS_FILE
 
 _SECTIONS = ("superpixels", "cams", "refine")
-
-
-@dataclass(frozen=True)
-class PseudoLabels:
-    """What `PseudoLabeler` makes of one photo.
-
-    Attributes:
-        classes: The K class names, in the order of the maps.
-        cam: Initial CAM on the token grid, ``(K, h, w)`` fp32 in [0, 1].
-        refined: The same after the refinement.
-        mask: ``(H, W)`` uint8: 0 background, ``i + 1`` for class i of the class list, 255 ignored.
-        confidence: ``(H, W)`` fp32 in [0, 1], share of the best class in the sum of the scores.
-    """
-
-    classes: tuple[str, ...]
-    cam: NDArray[np.float32]
-    refined: NDArray[np.float32]
-    mask: NDArray[np.uint8]
-    confidence: NDArray[np.float32]
-
-    def save(self, path: Path | str) -> None:
-        """Write the mask as a palette PNG, as `ssr refine` does."""
-        write_mask(Path(path), self.mask, palette())
-
-
-@dataclass(frozen=True)
-class PseudoLabelTensors:
-    """What `PseudoLabeler.torch` makes of a batch, on its device.
-
-    Attributes:
-        classes: Class indices ``(B, K)`` int64, -1 in empty slots.
-        cam: ``(B, K, h, w)`` fp32 in [0, 1], 0 in empty slots.
-        refined: The same after the refinement.
-        mask: ``(B, H, W)`` int64, values as in `PseudoLabels`; without boundary refinement.
-    """
-
-    classes: Tensor
-    cam: Tensor
-    refined: Tensor
-    mask: Tensor
 
 
 class PseudoLabeler:
@@ -92,6 +52,14 @@ class PseudoLabeler:
         cams: Read-out of the initial CAM.
         refine: Affinity, column masks, propagation, label map.
         batch_size: Photos of one size a pass; 0 chooses by device.
+
+    Attributes:
+        models: As given.
+        class_list: Names, prompts and background words.
+        superpixels_options: As ``superpixels``.
+        cams_options: As ``cams``.
+        refine_options: As ``refine``.
+        device: Where the encoders run.
     """
 
     def __init__(
@@ -103,7 +71,8 @@ class PseudoLabeler:
         refine: RefineOptions,
         batch_size: int = 0,
     ) -> None:
-        self.class_list, self.options = classes, (superpixels, cams, refine)
+        self.models, self.class_list = models, classes
+        self.superpixels_options, self.cams_options, self.refine_options = superpixels, cams, refine
         blocks = Blocks(clip_attention=refine.clip_blocks, dino_attention=refine.dino_blocks)
         self._cams = models.encoders(cam_needs(cams), Blocks(), cams)
         self._refine = models.encoders(refine_needs(refine), blocks)
@@ -142,9 +111,11 @@ class PseudoLabeler:
             SsrError: Weights that cannot be had.
 
         Examples:
-            >>> labeler = PseudoLabeler.from_recipe("ssr", classes="voc12", refine={"crf": True})  # doctest: +SKIP
+            The real CLIP and DINO come from the hub:
+
+            >>> labeler = PseudoLabeler.from_recipe("ssr", classes=["cat", "dog"], refine={"crf": True})  # doctest: +SKIP
         """
-        class_list = _class_list(classes, background)
+        class_list = as_class_list(classes, background)
         return cls._loaded(read_recipe(recipe), class_list, clip or {}, dino or {}, alignment, device, precision, sections)
 
     @classmethod
@@ -159,24 +130,75 @@ class PseudoLabeler:
     ) -> PseudoLabeler:
         """Load what a work directory remembers: its classes, models, recipe and config file.
 
+        Flags of single commands, such as ``--crf``, are not remembered; give them as sections.
+
         Args:
             work: A work directory, such as ``runs/voc``.
-            alignment: Heads of `ssr align`, such as ``runs/voc/cmpa.safetensors``; None for plain CLIP.
+            alignment: Heads of `ssr align` (.safetensors); ``"auto"`` for those in ``work``, None for plain CLIP.
             device: As for `from_recipe`.
             precision: As for `from_recipe`.
             **sections: As for `from_recipe`.
 
         Raises:
             UsageError: Not a work directory, or options that do not fit.
+
+        Examples:
+            >>> labeler = PseudoLabeler.from_work("runs/sample", alignment="auto")
+            >>> result = labeler("runs/sample/dataset/JPEGImages/train_0000.jpg", ["apple", "cup"])
+            >>> result.classes, result.mask.shape
+            (('apple', 'cup'), (242, 256))
         """
         memory = recall(Path(work))
         if not memory:
             raise UsageError(f"{work} is no work directory: it remembers no dataset", "a folder that `ssr` commands wrote to")
-        values, config = read_recipe(memory.get("recipe") or "ssr"), memory.get("config") or {}
-        values = {name: values.get(name, {}) | config.get(name, {}) for name in _SECTIONS}
-        class_list = load_dataset(cast("DatasetOptions", build_options("dataset", memory["dataset"]))).classes
-        clip, dino = memory.get("clip", {}), memory.get("dino", {})
-        return cls._loaded(values, class_list, clip, dino, alignment, device, precision, sections)
+        heads = Path(work) / HEADS_FILE if alignment == "auto" else alignment
+        return cls._configured(memory, memory.get("config") or {}, memory.get("recipe"), (heads, device, precision), sections)
+
+    @classmethod
+    def from_config(
+        cls,
+        path: Path | str,
+        *,
+        alignment: Path | str | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        **sections: Mapping[str, Any],
+    ) -> PseudoLabeler:
+        """Load what a config file of the commands names; no command needs to have run.
+
+        Args:
+            path: A .toml file with a section ``[dataset]``, which the class list comes from.
+            alignment: Heads of `ssr align` (.safetensors); None for plain CLIP.
+            device: As for `from_recipe`.
+            precision: As for `from_recipe`.
+            **sections: As for `from_recipe`; they win over the file.
+
+        Raises:
+            UsageError: A file that cannot be read, names no dataset, or has options that do not fit.
+
+        Examples:
+            >>> labeler = PseudoLabeler.from_config("runs/sample/sample.toml", cams={"readout": "dense"})
+            >>> labeler.class_list.names[:3]
+            ('apple', 'balloon', 'boat')
+        """
+        values, top = read_config(Path(path))
+        if "dataset" not in values:
+            raise UsageError(f"{path} has no section [dataset] to take classes from", "PseudoLabeler.from_recipe takes names")
+        return cls._configured(values, values, top.get("recipe"), (alignment, device, precision), sections)
+
+    @classmethod
+    def _configured(
+        cls,
+        sources: Mapping[str, Any],
+        config: Values,
+        recipe: str | None,
+        where: tuple[Path | str | None, str, str],
+        sections: Mapping[str, Mapping[str, Any]],
+    ) -> PseudoLabeler:
+        of_recipe = read_recipe(recipe or "ssr")
+        values = {name: of_recipe.get(name, {}) | config.get(name, {}) for name in _SECTIONS}
+        class_list = load_dataset(cast("DatasetOptions", build_options("dataset", sources["dataset"]))).classes
+        return cls._loaded(values, class_list, sources.get("clip", {}), sources.get("dino", {}), *where, sections)
 
     @classmethod
     def _loaded(
@@ -217,7 +239,7 @@ class PseudoLabeler:
             labels: Names of the classes that are in it.
 
         Raises:
-            UsageError: An unknown class.
+            UsageError: An unknown class, or an array of another shape or type.
             ImageError: A photo that cannot be used.
         """
         return self.batch([image], [labels])[0]
@@ -225,14 +247,18 @@ class PseudoLabeler:
     def batch(self, images: Sequence[ImageLike], labels: Sequence[Sequence[str]]) -> list[PseudoLabels]:
         """Like a call for each photo; photos of one size share a pass of the encoders.
 
+        Args:
+            images: Photos, each as for a call.
+            labels: Class names of each photo.
+
         Returns:
             One result a photo, in the order of ``images``.
         """
         results: dict[int, PseudoLabels] = {}
         pictures = [as_picture(image) for image in images]
-        numbered = self._numbered(pictures, labels)
+        numbered = self._numbered(pictures, checked_labels(labels, len(pictures), self.class_list))
         for group in batches_by(numbered, lambda pair: shapes(pair[1]), self.batch_size):
-            cams = [cam.half().float() for cam in extract_cams(self._cams, [pair[1] for pair in group], self._cams_options)]
+            cams = [cam.half().float() for cam in extract_cams(self._cams, [pair[1] for pair in group], self.cams_options)]
             maps = self._refined([pair[2] for pair in group], cams)
             for (number, photo, _), cam, refined in zip(group, cams, maps, strict=True):
                 results[number] = self._result(pictures[number], photo, cam, refined.half())
@@ -249,14 +275,14 @@ class PseudoLabeler:
             superpixels: ``(B, H, W)`` ids from 0; without them, a recipe that needs superpixels copies the pixels to the
                 host and makes them there.
         """
-        indices = [self.class_list.indices(names, f"photo {number}") for number, names in enumerate(labels)]
-        scaled = pixels.to(self.device).float() / 255 if pixels.dtype == torch.uint8 else pixels.to(self.device).float()
+        scaled = as_pixels(pixels, self.device)
+        indices = checked_labels(labels, len(pixels), self.class_list)
         cam_photos, refine_photos = (
             [self._photo_of(scaled[row], own, encoders, scales, None if superpixels is None else superpixels[row])
              for row, own in enumerate(indices)]
-            for encoders, scales in ((self._cams, self._cams_options.scales), (self._refine, (1.0,)))
+            for encoders, scales in ((self._cams, self.cams_options.scales), (self._refine, (1.0,)))
         )  # fmt: skip
-        cams = extract_cams(self._cams, cam_photos, self._cams_options)
+        cams = extract_cams(self._cams, cam_photos, self.cams_options)
         refined = self._refined(refine_photos, cams)
         classes = pad_sequence([torch.tensor(own, dtype=torch.int64) for own in indices], True, -1).to(self.device)  # (B, K)
         padded = pad_sequence(refined, batch_first=True)  # (B, K, h, w)
@@ -264,36 +290,35 @@ class PseudoLabeler:
         resized = (
             F.interpolate(padded, size=size, mode="bilinear") if padded.shape[1] else padded.new_zeros(len(pixels), 0, *size)
         )
-        scores = background_first(resized, classes >= 0, self.options[2].background_power)  # (B, K + 1, H, W)
-        mask = online_label_map(scores, classes, self.options[2].min_confidence)
+        scores = background_first(resized, classes >= 0, self.refine_options.background_power)  # (B, K + 1, H, W)
+        mask = online_label_map(scores, classes, self.refine_options.min_confidence)
         return PseudoLabelTensors(classes, pad_sequence(cams, batch_first=True), padded, mask)
 
-    @property
-    def _cams_options(self) -> CamsOptions:
-        return self.options[1]
+    def superpixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
+        """Superpixels ``(H, W)`` of an RGB array ``(H, W, 3)``, ids from 0."""
+        options = self.superpixels_options
+        return slic_superpixels(image, options.segments, options.compactness, options.iterations)
 
-    def _numbered(self, pictures: Sequence[Image.Image], labels: Sequence[Sequence[str]]) -> Iterator[tuple[int, Photo, Photo]]:
+    def _numbered(
+        self, pictures: Sequence[Image.Image], labels: Sequence[tuple[int, ...]]
+    ) -> Iterator[tuple[int, Photo, Photo]]:
         """Number and photo for the initial CAM and for the refinement; decoded one at a time."""
         needs = self._cams.needs | self._refine.needs
-        for number, (picture, names) in enumerate(zip(pictures, labels, strict=True)):
-            sample = Sample(str(number), Path(), self.class_list.indices(names, f"photo {number}"))
-            ids = self._superpixels(np.asarray(picture)) if "superpixels" in needs else None
+        for number, (picture, own) in enumerate(zip(pictures, labels, strict=True)):
+            sample = Sample(str(number), Path(), own)
+            ids = self.superpixels(np.asarray(picture)) if "superpixels" in needs else None
             yield (
                 number,
-                self._cams.photo(sample, picture, ids, self._cams_options.scales),
+                self._cams.photo(sample, picture, ids, self.cams_options.scales),
                 self._refine.photo(sample, picture, ids),
             )
-
-    def _superpixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        options = self.options[0]
-        return slic_superpixels(image, options.segments, options.compactness, options.iterations)
 
     def _photo_of(
         self, pixels: Tensor, labels: tuple[int, ...], encoders: Encoders, scales: Sequence[float], superpixels: Tensor | None
     ) -> Photo:
         ids = None
         if "superpixels" in encoders.needs and superpixels is None:
-            ids = self._superpixels((pixels * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+            ids = self.superpixels((pixels * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
         elif superpixels is not None:
             ids = superpixels.cpu().numpy()
         return encoders.photo_of_pixels(Sample("", Path(), labels), pixels, ids, scales)
@@ -301,22 +326,12 @@ class PseudoLabeler:
     def _refined(self, photos: Sequence[Photo], cams: Sequence[Tensor]) -> list[Tensor]:
         """Refined CAMs ``(K, h, w)`` of photos of one grid."""
         evidence = self._refine.encode(photos)
-        maps = refined_cams(evidence, torch.cat([cam.flatten(1) for cam in cams]), self.options[2])  # (T, N)
+        maps = refined_cams(evidence, torch.cat([cam.flatten(1) for cam in cams]), self.refine_options)  # (T, N)
         return [maps_of.view(-1, *evidence.grid) for maps_of in evidence.by_image(maps)]
 
     def _result(self, picture: Image.Image, photo: Photo, cam: Tensor, refined: Tensor) -> PseudoLabels:
         maps = refined.cpu().numpy()
-        mask, scores = pseudo_mask(maps, photo.sample.labels, photo.size, self.options[2], lambda: np.asarray(picture))
+        mask, scores = pseudo_mask(maps, photo.sample.labels, photo.size, self.refine_options, lambda: np.asarray(picture))
         confidence = scores.max(axis=0) / np.maximum(scores.sum(axis=0), np.finfo(np.float32).tiny)
         names = tuple(self.class_list.names[label] for label in photo.sample.labels)
         return PseudoLabels(names, cam.cpu().numpy(), maps.astype(np.float32), mask, confidence)
-
-
-def _class_list(classes: Sequence[str] | str | Path, background: Sequence[str] | None) -> ClassList:
-    if isinstance(classes, str | Path):
-        named = {"voc12": VOC12, "coco14": COCO14}.get(str(classes))
-        class_list = named if named is not None else load_class_list(Path(classes))
-    else:
-        names = tuple(classes)
-        class_list = ClassList(names, names, VOC12.background)
-    return class_list if background is None else replace(class_list, background=tuple(background))

@@ -58,6 +58,11 @@ class SegmentationModel:
 
         Raises:
             UsageError: Not such a file, or one that was trained with another CLIP.
+
+        Examples:
+            >>> model = SegmentationModel.load("runs/sample/model.safetensors")
+            >>> model("runs/sample/dataset/JPEGImages/val_0000.jpg").shape
+            (202, 256)
         """
         path = Path(path)
         _, weights = clip_of(recall(path.parent).get("clip", {}) if clip is None else clip)

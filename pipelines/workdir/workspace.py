@@ -28,6 +28,9 @@ from pipelines.workdir.counts import Counts
 from pipelines.workdir.memory import MEMORY, remember
 from pipelines.workdir.output import Output, Part
 
+HEADS_FILE = "cmpa.safetensors"
+"""Alignment heads in a work directory."""
+
 REPORTS = "eval"
 """Folder of a work directory, or of a shard, with what `ssr eval` found."""
 
@@ -88,7 +91,7 @@ class Workspace:
     @property
     def checkpoint(self) -> Path:
         """Alignment heads."""
-        return self.work / "cmpa.safetensors"
+        return self.work / HEADS_FILE
 
     def heads(self, ckpt: Path | None) -> Path | None:
         """What ``--ckpt`` means: ``auto`` is this directory's own `checkpoint`, unless a file of that name is there."""

@@ -1,0 +1,53 @@
+"""What `PseudoLabeler` hands back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.datasets.classes import palette
+from pipelines.stores.mask_store import write_mask
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """What `PseudoLabeler` makes of one photo.
+
+    Attributes:
+        classes: Names of the K classes, in the order of the maps, which is that of the class list.
+        cam: Initial CAM on the token grid, ``(K, h, w)`` fp32 in [0, 1].
+        refined: The same after the refinement.
+        mask: ``(H, W)`` uint8: 0 background, ``i + 1`` for class i of the class list, 255 ignored.
+        confidence: ``(H, W)`` fp32 in [0, 1], share of the best class in the sum of the scores.
+    """
+
+    classes: tuple[str, ...]
+    cam: NDArray[np.float32]
+    refined: NDArray[np.float32]
+    mask: NDArray[np.uint8]
+    confidence: NDArray[np.float32]
+
+    def save(self, path: Path | str) -> None:
+        """Write the mask as a palette PNG, as `ssr refine` does."""
+        write_mask(Path(path), self.mask, palette())
+
+
+@dataclass(frozen=True)
+class PseudoLabelTensors:
+    """What `PseudoLabeler.torch` makes of a batch, on its device.
+
+    Attributes:
+        classes: Class indices ``(B, K)`` int64, -1 in empty slots.
+        cam: ``(B, K, h, w)`` fp32 in [0, 1], 0 in empty slots.
+        refined: The same after the refinement.
+        mask: ``(B, H, W)`` int64, values as in `PseudoLabels`; without boundary refinement.
+    """
+
+    classes: Tensor
+    cam: Tensor
+    refined: Tensor
+    mask: Tensor

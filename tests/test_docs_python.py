@@ -1,0 +1,72 @@
+"""The Python of the documentation runs as written, on a small drawn set."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+import pipelines.api.labeler
+import pipelines.api.model
+from tests.fixtures.commands import Ssr
+from tests.fixtures.shared import Once
+
+ROOT = Path(__file__).parents[1]
+
+
+def python_of(page: str) -> str:
+    """The Python blocks of a page as one file; its line numbers are those of the page."""
+    lines, inside = [], False
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            inside = line == "```python"
+            line = ""
+        lines.append(line if inside else "")
+    assert any(lines), f"{page} has no Python"
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="session")
+def drawn(built_once: Once, ssr: Ssr) -> Path:
+    """A folder with ``runs/sample``: a few drawn photos, heads and a model after a few steps."""
+
+    def build(folder: Path) -> None:
+        work = folder / "runs/sample"
+        ssr("sample", "--work", work, "--train", 4, "--val", 1)
+        ssr("superpixels", "--config", work / "sample.toml")
+        ssr("align", "--work", work, "--epochs", 1)
+        ssr("train", "--work", work, "--iterations", 2)
+
+    return built_once("drawn", build)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_python_blocks_run_as_written(page: str, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").symlink_to(drawn / "runs")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(python_of(page), page, "exec"), {"__name__": page})
+    assert (tmp_path / "mask.png").is_file()
+
+
+@pytest.mark.parametrize("module", [pipelines.api.labeler, pipelines.api.model], ids=lambda module: module.__name__)
+def test_examples_in_docstrings(module, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(drawn)
+    ran = doctest.testmod(module)
+    assert (ran.failed, ran.attempted > 0) == (0, True)
+
+
+def test_comments_of_the_page_are_true(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``result.NAME  # (shape) dtype`` and the value of ``result.classes``."""
+    monkeypatch.chdir(drawn)
+    result = pipelines.PseudoLabeler.from_config("runs/sample/sample.toml")(
+        "runs/sample/dataset/JPEGImages/train_0000.jpg", ["cup", "apple"]
+    )
+    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    said = re.findall(r"^result\.(\w+) +# \(([\d, ]+)\) (\w+)", page, flags=re.MULTILINE)
+    assert len(said) == 3
+    for name, shape, dtype in said:
+        array = getattr(result, name)
+        assert (", ".join(map(str, array.shape)), str(array.dtype)) == (shape, dtype), name
+    assert f"# {result.classes!r}" in page
