@@ -130,10 +130,9 @@ def test_clear(tmp_path: Path) -> None:
     assert not store_exists(path)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_many_parts_become_few(tmp_path: Path, seed: int) -> None:
+def test_many_parts_become_few(tmp_path: Path) -> None:
     """However long a run is broken off, few files are left; and what came last counts."""
-    draw, expected = random.Random(seed), {}
+    draw, expected = random.Random(0), {}
     path = tmp_path / "s.h5"
     writer = ArrayWriter(path, part_images=1)
     most = 0
@@ -216,6 +215,7 @@ print(held() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_opening_the_sources_anew_bounds_the_memory_of_a_merge(tmp_path: Path) -> None:
     """HDF5 keeps tables of each image that it has read until the file is closed."""
