@@ -17,6 +17,7 @@ from ssr_cli.invocation import Invocation
 
 if TYPE_CHECKING:
     from pipelines.execution.progress import Progress
+    from pipelines.stages.launch import PerImageStage
     from pipelines.workdir.counts import Counts
     from pipelines.workdir.workspace import Workspace
 
@@ -52,37 +53,30 @@ def run_stage(
     print_outcome(counts, workspace.work, then, invocation)
 
 
-def run_per_image_stage(
-    invocation: Invocation, stage: str, arguments: tuple[Any, ...], outputs: Callable[[Workspace], tuple[Path, ...]], then: str
-) -> None:
+def run_per_image_stage(invocation: Invocation, stage: PerImageStage, *arguments: Any, then: str) -> None:
     """Run a per-image stage on one device, several devices or a cluster; see `run_stage`.
 
     Args:
         invocation: The command line.
-        stage: Key of `pipelines.stages.launch.PER_IMAGE`.
-        arguments: Arguments of the stage between workspace and progress.
-        outputs: Stores and folders that the stage writes.
+        stage: Module of the stage.
+        *arguments: Arguments of the stage between workspace and progress.
         then: Next command.
     """
-    run_stage(invocation, lambda workspace, progress: launch(invocation, stage, workspace, arguments, outputs, progress), then)
+    run_stage(invocation, lambda workspace, progress: launch(invocation, stage, workspace, *arguments, progress=progress), then)
 
 
-def launch(
-    invocation: Invocation,
-    stage: str,
-    workspace: Workspace,
-    arguments: tuple[Any, ...],
-    outputs: Callable[[Workspace], tuple[Path, ...]],
-    progress: Progress,
-) -> Any:
+def launch(invocation: Invocation, stage: PerImageStage, workspace: Workspace, *arguments: Any, progress: Progress) -> Any:
     """Result of a per-image stage; see `run_per_image_stage`. On a signal the current images are finished and saved."""
     from pipelines.execution.interruption import finishing_on_signals
-    from pipelines.stages.launch import Job, run
 
     with finishing_on_signals(print_from_signal):
         if invocation.launcher is not None:
             progress.note(f"shard {invocation.shard} of the work list, by {invocation.launcher} (--shard 0/1 takes all)")
-        return run(Job(stage, workspace, arguments, outputs(workspace)), invocation.scale, progress)
+        if not invocation.scale.shares_out:
+            return stage.run(workspace, *arguments, progress)
+        from pipelines.stages.launch import job_of, run
+
+        return run(job_of(stage, workspace, *arguments), invocation.scale, progress)
 
 
 def print_outcome(counts: Counts, work: Path, then: str | None, invocation: Invocation) -> None:

@@ -36,3 +36,8 @@ class ScaleOptions(Options):
     ] = None
     actor_cpus: Annotated[float, Field(gt=0, description="ray: CPU cores per actor, fractions allowed")] = 1.0
     actor_restarts: Annotated[int, Field(ge=0, description="ray: how often a lost actor is restarted")] = 3
+
+    @property
+    def shares_out(self) -> bool:
+        """Whether this process starts others that take shares of the image list."""
+        return self.devices is not None or self.engine != "local"

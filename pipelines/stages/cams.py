@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +26,11 @@ from pipelines.workdir.settings import cam_settings, model_sources
 from pipelines.workdir.workspace import Workspace, superpixel_reader
 
 STAGE = "cams"
+
+
+def outputs(workspace: Workspace, options: CamsOptions) -> tuple[Path, ...]:
+    """Stores that `run` writes."""
+    return (workspace.cams,)
 
 
 def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = None) -> Counts:

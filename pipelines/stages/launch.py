@@ -7,11 +7,10 @@ are merged.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipelines.errors import UsageError
 from pipelines.execution.pool import resolve_workers
@@ -23,8 +22,17 @@ from pipelines.stores.shard import Shard, shard_folders
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.workspace import REPORTS, Workspace
 
-PER_IMAGE = {"superpixels": "superpixels", "cams": "cams", "refine": "refine", "predict": "predict", "eval": "evaluate"}
-"""Per-image stages and their modules."""
+
+class PerImageStage(Protocol):
+    """The module of a stage that takes image by image."""
+
+    @property
+    def outputs(self) -> Callable[..., tuple[Path, ...]]:
+        """Called like `run`, without progress: the stores and folders that are written."""
+
+    @property
+    def run(self) -> Callable[..., Any]:
+        """Takes a workspace, options and a progress."""
 
 
 @dataclass(frozen=True)
@@ -32,29 +40,34 @@ class Job:
     """A stage and its arguments; it can be pickled for another process.
 
     Attributes:
-        stage: Key of `PER_IMAGE`.
+        run: ``run`` of the stage's module.
         workspace: Work directory and dataset.
         arguments: Arguments of ``run`` between workspace and progress.
-        outputs: Stores and folders that the stage writes.
+        outputs: Stores and folders that the stage writes; none for ``ssr eval``, whose counts are added up instead.
     """
 
-    stage: str
+    run: Callable[..., Any]
     workspace: Workspace
     arguments: tuple[Any, ...]
     outputs: tuple[Path, ...]
 
 
+def job_of(stage: PerImageStage, workspace: Workspace, *arguments: Any) -> Job:
+    """The job of a stage's module."""
+    return Job(stage.run, workspace, arguments, stage.outputs(workspace, *arguments))
+
+
 def run_job(job: Job, progress: Progress) -> Any:
     """Call the stage."""
-    return import_module(f"pipelines.stages.{PER_IMAGE[job.stage]}").run(job.workspace, *job.arguments, progress)
+    return job.run(job.workspace, *job.arguments, progress)
 
 
 def run(job: Job, options: ScaleOptions, progress: Progress | None = None) -> Any:
-    """Run a stage in this process, on several devices or on a cluster.
+    """Run a stage on several devices or on a cluster.
 
     Args:
         job: The stage.
-        options: Shard, devices or cluster.
+        options: Devices or cluster.
         progress: Receives the progress of all processes together.
 
     Returns:
@@ -65,8 +78,6 @@ def run(job: Job, options: ScaleOptions, progress: Progress | None = None) -> An
         SsrError: An error of the stage, or a process died; it is raised after the other processes have ended.
     """
     progress = progress or Silent()
-    if options.devices is None and options.engine == "local":
-        return run_job(job, progress)
     if job.workspace.shard is not None:
         what = "--devices" if options.devices is not None else "--engine ray"
         raise UsageError(f"{what} shares all of the work list out, not shard {job.workspace.shard}", f"--shard or {what}")
@@ -96,7 +107,7 @@ def _prepare(job: Job, count: int, device: str) -> None:
         options = job.workspace.run.model_copy(update={"device": device})
         empty = dataclasses.replace(job.workspace, no_images=True, run=options)
         run_processes(run_job, [dataclasses.replace(job, workspace=empty)], [device], 1, Silent())
-    if job.stage == "eval":
+    if not job.outputs:
         for _, folder in shard_folders(job.workspace.work):
             for counted in (folder / REPORTS).glob("*.json"):  # left by an interrupted run
                 counted.unlink()
@@ -115,7 +126,7 @@ def _merged(job: Job, results: Sequence[Any]) -> Any:
     work = job.workspace.work
     merge_outputs(job.outputs)
     merge_failures(work)
-    if job.stage == "eval":
+    if not job.outputs:
         return [evaluation for merged in merge_scores(work) for evaluation in merged.evaluations]
     return Counts(*(sum(getattr(counts, key) for counts in results) for key in ("done", "skipped", "failed")))
 

@@ -76,6 +76,11 @@ def open_trained(workspace: Workspace, path: Path, options: PredictOptions, devi
     )
 
 
+def outputs(workspace: Workspace, options: PredictOptions) -> tuple[Path, ...]:
+    """Folders that `run` writes."""
+    return (output_folder(workspace, options),)
+
+
 def run(workspace: Workspace, options: PredictOptions, progress: Progress | None = None) -> Counts:
     """Make the label map of every photo that has none yet.
 

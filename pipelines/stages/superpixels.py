@@ -30,6 +30,11 @@ class _Job:
     path: Path
 
 
+def outputs(workspace: Workspace, options: SuperpixelsOptions) -> tuple[Path, ...]:
+    """Stores that `run` writes."""
+    return (workspace.superpixels,)
+
+
 def run(workspace: Workspace, options: SuperpixelsOptions, progress: Progress | None = None) -> Counts:
     """Compute the superpixels of every image that has none yet.
 

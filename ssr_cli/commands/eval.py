@@ -46,8 +46,10 @@ def command(
     if what == "ablation":
         _ablation(invocation, options, power)
         return
+    from pipelines.stages import evaluate
+
     with ConsoleProgress() as progress:
-        evaluations = launch(invocation, "eval", invocation.workspace, (what, options, power), lambda _: (), progress)
+        evaluations = launch(invocation, evaluate, invocation.workspace, what, options, power, progress=progress)
     if invocation.shard is not None:
         out.print(f"counts of shard {invocation.shard} are kept")
         next_step(f"ssr merge --work {invocation.work}, once all {invocation.shard.count} shards are done")

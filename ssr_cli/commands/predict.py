@@ -23,9 +23,8 @@ def command(invocation: Invocation) -> None:
         invocation = replace(invocation, fallback=given["output"].parent)
     options, workspace = invocation.options("predict", PredictOptions), invocation.workspace
     with ConsoleProgress() as progress:  # the work directory goes on remembering the split that it was made for
-        outputs = (predict.output_folder(workspace, options),)
-        counts = launch(invocation, "predict", workspace, (options,), lambda _: outputs, progress)
-    folder = outputs[0]
+        folder = predict.output_folder(workspace, options)
+        counts = launch(invocation, predict, workspace, options, progress=progress)
     out.print(f"{counts.done + counts.skipped:,} label maps in [bold]{escape(str(folder))}[/]")
     truth = None if options.images else workspace.dataset.mask_folder
     own = "retrained" if folder.parent == workspace.retrained.with_suffix("") else "predictions"

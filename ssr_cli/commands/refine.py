@@ -11,7 +11,7 @@ from ssr_cli.run_command import run_per_image_stage
 @command_with("refine", "dataset", "clip", "dino", "run", "scale")
 def command(invocation: Invocation) -> None:
     """Refine CAMs along CLIP + DINO attention into WORK/refined.h5 and pseudo-masks in WORK/masks."""
+    from pipelines.stages import refine
+
     options = invocation.options("refine", RefineOptions)
-    run_per_image_stage(
-        invocation, "refine", (options,), lambda workspace: (workspace.refined, workspace.masks), then="ssr eval"
-    )
+    run_per_image_stage(invocation, refine, options, then="ssr eval")

@@ -11,5 +11,7 @@ from ssr_cli.run_command import run_per_image_stage
 @command_with("superpixels", "dataset", "run", "scale")
 def command(invocation: Invocation) -> None:
     """Compute SLIC superpixels of every photo into WORK/superpixels.h5."""
+    from pipelines.stages import superpixels
+
     options = invocation.options("superpixels", SuperpixelsOptions)
-    run_per_image_stage(invocation, "superpixels", (options,), lambda workspace: (workspace.superpixels,), then="ssr cams")
+    run_per_image_stage(invocation, superpixels, options, then="ssr cams")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pipelines.stages.refine.stage import run
+from pipelines.stages.refine.stage import STAGE, outputs, run
 
-__all__ = ["run"]
+__all__ = ["STAGE", "outputs", "run"]

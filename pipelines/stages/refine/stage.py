@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,7 +34,12 @@ from pipelines.workdir.photos import load_photo
 from pipelines.workdir.settings import model_sources
 from pipelines.workdir.workspace import Workspace, superpixel_reader
 
-__all__ = ["Target", "run", "run_targets"]
+__all__ = ["STAGE", "Target", "outputs", "run", "run_targets"]
+
+
+def outputs(workspace: Workspace, options: RefineOptions) -> tuple[Path, ...]:
+    """Store and folder that `run` writes."""
+    return workspace.refined, workspace.masks
 
 
 def run(workspace: Workspace, options: RefineOptions, progress: Progress | None = None) -> Counts:
