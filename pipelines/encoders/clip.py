@@ -10,12 +10,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
-import open_clip
 import torch
 from torch import Tensor
 
 from pipelines.encoders.tower import Grid, Tail, walk
-from pipelines.encoders.towers import adapter_of
 from pipelines.encoders.weights import LoadedClip
 
 
@@ -54,6 +52,10 @@ class ClipEncoder:
     """
 
     def __init__(self, clip: LoadedClip, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        import open_clip
+
+        from pipelines.encoders.towers import adapter_of
+
         self.weights = clip.weights
         self.device = device
         self.dtype = dtype

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pipelines.encoders.tower import walk
-from pipelines.encoders.towers import adapter_of
 from pipelines.encoders.weights import Weights, build_dino
 
 
@@ -37,6 +36,8 @@ class DinoEncoder:
     """
 
     def __init__(self, weights: Weights, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        from pipelines.encoders.towers import adapter_of
+
         self.weights = weights
         self.device = device
         self.dtype = dtype

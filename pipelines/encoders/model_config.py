@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import open_clip
-import timm
-
 from pipelines.encoders.weights_folder import first_line
 from pipelines.errors import SsrError, UsageError
 from pipelines.plugins import load_plugins
@@ -32,16 +29,28 @@ def clip_name(model: str) -> str:
     Raises:
         UsageError: Unknown name, missing file, or a file of something else.
     """
+    import open_clip
+
     if is_config_file(model):
-        path = Path(model).expanduser()
-        content = _read(path, {"embed_dim", "vision_cfg", "text_cfg"}, "an open_clip model config", "--clip-model")
-        if not isinstance(content["vision_cfg"], dict) or not isinstance(content["text_cfg"], dict):
-            raise UsageError(f"{path} is not an open_clip model config: vision_cfg or text_cfg is no object", "--clip-model")
+        path = read_clip_config(model)
         open_clip.add_model_config(path)
         return path.stem
     if ":" in model or open_clip.get_model_config(model) is None:  # no hf-hub: or local-dir: names
         raise UsageError(f"open_clip has no model {model!r}", "see open_clip.list_models(), or give a .json; --clip-model")
     return model
+
+
+def read_clip_config(model: str) -> Path:
+    """Check a file that describes a CLIP, without open_clip.
+
+    Raises:
+        UsageError: Missing, or a file of something else.
+    """
+    path = Path(model).expanduser()
+    content = _read(path, {"embed_dim", "vision_cfg", "text_cfg"}, "an open_clip model config", "--clip-model")
+    if not isinstance(content["vision_cfg"], dict) or not isinstance(content["text_cfg"], dict):
+        raise UsageError(f"{path} is not an open_clip model config: vision_cfg or text_cfg is no object", "--clip-model")
+    return path
 
 
 @dataclass(frozen=True)
@@ -72,13 +81,23 @@ def dino_architecture(model: str) -> TimmModel:
         if not _is_timms(model):
             raise UsageError(f"timm has no model {model!r}", "see timm.list_models('vit_*'), or give a .json; --dino-model")
         return TimmModel(model)
+    described = read_dino_config(model)
+    if not _is_timms(described.name):
+        raise UsageError(f"{Path(model).expanduser()}: timm has no model {described.name!r}", "--dino-model")
+    return described
+
+
+def read_dino_config(model: str) -> TimmModel:
+    """Read a file that describes a DINO, without timm.
+
+    Raises:
+        UsageError: Missing, or a file of something else.
+    """
     path = Path(model).expanduser()
     content = _read(path, {"architecture"}, "a timm config.json", "--dino-model")
     name, arguments, settings = content["architecture"], content.get("model_args", {}), content.get("pretrained_cfg", {})
     if not isinstance(name, str) or not isinstance(arguments, dict) or not isinstance(settings, dict):
         raise UsageError(f"{path} is not a timm config.json: architecture, model_args or pretrained_cfg", "--dino-model")
-    if not _is_timms(name):
-        raise UsageError(f"{path}: timm has no model {name!r}", "--dino-model")
     statistics = {key: settings[key] for key in ("mean", "std") if key in settings}
     if not all(_is_statistic(value) for value in statistics.values()) or 0 in statistics.get("std", ()):
         raise UsageError(f"{path}: expected mean and std of three numbers, std above 0", "--dino-model")
@@ -87,6 +106,8 @@ def dino_architecture(model: str) -> TimmModel:
 
 def _is_timms(name: str) -> bool:
     """Whether timm has a model of this name, or a plugin registers one."""
+    import timm
+
     if not timm.is_model(name.split(".")[0]):
         load_plugins()
     return timm.is_model(name.split(".")[0])

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -119,6 +118,8 @@ def encode_prompts(clip: LoadedClip, names: Sequence[str], prompts: Sequence[str
             f"{clip.weights.pretrained} holds the image tower alone: class embeddings must come from a bank",
             "--text-bank and --background-bank",
         )
+    import open_clip
+
     try:
         tokenizer = open_clip.get_tokenizer(clip.weights.name)
     except Exception as error:  # SigLIP's is a file on the hub, read by a library that may be missing

@@ -14,14 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import open_clip
-import timm
 import torch
 
-from pipelines.encoders.model_config import cannot_build, clip_name, dino_architecture, is_config_file
+from pipelines.encoders.model_config import (
+    TimmModel,
+    cannot_build,
+    clip_name,
+    dino_architecture,
+    is_config_file,
+    read_clip_config,
+    read_dino_config,
+)
 from pipelines.encoders.state import load_state, read_state
-from pipelines.encoders.towers import adapter_of
-from pipelines.encoders.weights_folder import Release, clip_release, dino_known, dino_release, first_line
+from pipelines.encoders.weights_folder import Release, clip_release, dino_known, dino_release, first_line, place_of
 from pipelines.errors import UsageError
 
 if TYPE_CHECKING:
@@ -91,7 +96,9 @@ def _released(model: str, pretrained: str, place: Path) -> Weights:
 
 
 def resolve_clip(model: str, pretrained: str) -> Weights:
-    """Check a CLIP model name and its weights without loading anything heavy, nor asking the hub.
+    """Tell by name or by file which weights a CLIP has; `fetch_clip` and `build_clip` check that the model's library has them.
+
+    A manifest needs no more, and open_clip and timm take longer to import than a finished stage to answer.
 
     Args:
         model: Name known to open_clip, such as ``ViT-B-16-quickgelu``, or a ``.json`` of open_clip's form.
@@ -99,26 +106,43 @@ def resolve_clip(model: str, pretrained: str) -> Weights:
             text banks).
 
     Raises:
-        UsageError: Unknown model or tag, missing file, or a tag trained with another activation than the model's.
+        UsageError: Missing file, or a ``.json`` of something else.
     """
-    name = clip_name(model)
+    if is_config_file(model):
+        read_clip_config(model)
     if _is_file_name(pretrained):
         return _local(model, pretrained, "--clip-pretrained")
+    return _released(model, pretrained, place_of(f"{model}.{pretrained}"))
+
+
+def check_clip(weights: Weights) -> str:
+    """The name that open_clip builds a CLIP by.
+
+    Raises:
+        UsageError: Unknown model or tag, or a tag trained with another activation than the model's.
+    """
+    import open_clip
+
+    name, model, pretrained = clip_name(weights.model), weights.model, weights.pretrained
+    if _is_file_name(pretrained):
+        return name
     tag = open_clip.get_pretrained_cfg(name, pretrained)
     if not tag:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise UsageError(f"open_clip has no weights {pretrained!r} for {model} (it has: {known})", "--clip-pretrained")
     quick = bool((open_clip.get_model_config(name) or {}).get("quick_gelu"))
     _check_activation(model, quick, bool(tag.get("quick_gelu")), f"tag {pretrained!r}")
-    return _released(model, pretrained, clip_release(model, pretrained).place)
+    return name
 
 
 def fetch_clip(weights: Weights) -> None:
     """Have released weights on this machine before any work is done; a local file is there already.
 
     Raises:
+        UsageError: As of `check_clip`.
         SsrError: The hub cannot be reached and they are not in the cache.
     """
+    check_clip(weights)
     if weights.path is None:
         _openable_clip(weights).fetch()
 
@@ -155,9 +179,13 @@ def build_clip(weights: Weights) -> LoadedClip:
         UsageError: The file does not fit the model, or its activation does not.
         SsrError: The hub cannot be reached and the tag is not in the cache.
     """
+    import open_clip
+
+    from pipelines.encoders.towers import adapter_of
+
+    name = check_clip(weights)
     if weights.path is None:
         return LoadedClip(_clip_from_hub(weights), weights, has_text=True)
-    name = clip_name(weights.model)
     try:
         with _quiet_root_logger():
             model = cast("CLIP", open_clip.create_model(name, pretrained=None, load_weights=False))
@@ -194,6 +222,8 @@ def _normalisation(name: str, tag: str) -> dict[str, Any]:
 
     Not every CLIP has OpenAI's: SigLIP's are 0.5.
     """
+    import open_clip
+
     tags = [tag] if open_clip.get_pretrained_cfg(name, tag) else open_clip.list_pretrained_tags_by_model(name)
     listed = [open_clip.get_pretrained_cfg(name, each) for each in tags]
     values = {key: {tuple(config.get(key) or ()) for config in listed} for key in ("mean", "std")}
@@ -213,6 +243,8 @@ def _quiet_root_logger() -> Iterator[None]:
 
 
 def _clip_from_hub(weights: Weights) -> CLIP:
+    import open_clip
+
     release = _openable_clip(weights)
     source = release.fetch() or weights.pretrained
     try:
@@ -232,6 +264,8 @@ def _openable_clip(weights: Weights) -> Release:
     Raises:
         UsageError: No adapter opens the image tower.
     """
+    from pipelines.encoders.towers import adapter_of
+
     release = clip_release(weights.model, weights.pretrained)
     if release.repo and not release.cached():
         try:
@@ -244,52 +278,39 @@ def _openable_clip(weights: Weights) -> Release:
 
 
 def resolve_dino(model: str, pretrained: str) -> Weights:
-    """Check a timm model name and its weights.
+    """Tell by name or by file which weights a DINO has; `fetch_dino` and `build_dino` check that timm has them.
 
     Args:
         model: timm name, such as ``vit_small_patch16_224.dino`` or ``vit_small_patch14_dinov2``, or a ``.json`` of timm's form.
         pretrained: ``hub`` for timm's own weights, or a local ``.safetensors``.
 
     Raises:
-        UsageError: Unknown model or missing file.
+        UsageError: Missing file, or a ``.json`` of something else.
     """
-    dino_architecture(model)
+    if is_config_file(model):
+        read_dino_config(model)
     if _is_file_name(pretrained):
         return _local(model, pretrained, "--dino-pretrained")
     if is_config_file(model):
         raise UsageError(
             f"{model} describes a model; its weights must be a file, found {pretrained!r}", "--dino-pretrained FILE"
         )
-    weights = _released(model, pretrained, dino_release(model).place)
+    return _released(model, pretrained, place_of(model))
+
+
+def check_dino(weights: Weights) -> TimmModel:
+    """What timm builds a DINO from.
+
+    Raises:
+        UsageError: Unknown model, or one without weights.
+    """
+    import timm
+
+    architecture, model = dino_architecture(weights.model), weights.model
     if weights.path is None and not dino_known(model).has_weights:
         names = ", ".join(timm.list_pretrained(f"{model.split('.')[0]}*")) or "none"
         raise UsageError(f"timm has no weights of {model} (it has: {names})", "--dino-model, or --dino-pretrained FILE")
-    return weights
-
-
-PERMISSIVE = {"apache-2.0", "mit", "bsd-3-clause"}
-
-LICENCES = {
-    "dinov3-license": "the DINOv3 License, to be accepted before they are used or passed on: "
-    "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
-}
-"""What is said of a licence of timm's list; of another one, its name."""
-
-
-def dino_licence(model: str) -> str | None:
-    """One line on the licence of a DINO's released weights; None if it asks for no more than attribution, or timm lists none.
-
-    Args:
-        model: As for `resolve_dino`.
-    """
-    try:
-        name = dino_architecture(model).name
-    except UsageError:
-        return None
-    licence = dino_known(name).license
-    if licence is None or licence in PERMISSIVE:
-        return None
-    return f"released weights of {name} are under {LICENCES.get(licence, licence)}"
+    return architecture
 
 
 def fetch_dino(weights: Weights) -> None:
@@ -299,11 +320,14 @@ def fetch_dino(weights: Weights) -> None:
         UsageError: No adapter opens the model.
         SsrError: The hub cannot be reached and the model is not in the cache.
     """
+    check_dino(weights)
     if weights.path is None:
         _openable_dino(weights).fetch()
 
 
 def _openable_dino(weights: Weights) -> Release:
+    from pipelines.encoders.towers import adapter_of
+
     release = dino_release(weights.model)
     with torch.device("meta"):
         adapter_of(release.skeleton(), weights.name, "--dino-model")
@@ -317,7 +341,11 @@ def build_dino(weights: Weights) -> nn.Module:
         UsageError: No adapter opens the model, or the file does not fit it.
         SsrError: The hub cannot be reached and the model is not in the cache.
     """
-    architecture = dino_architecture(weights.model)
+    import timm
+
+    from pipelines.encoders.towers import adapter_of
+
+    architecture = check_dino(weights)
     options: dict[str, Any] = {**architecture.arguments, "num_classes": 0, "dynamic_img_size": True}
     path, release = weights.path, None
     if path is None:

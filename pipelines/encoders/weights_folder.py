@@ -8,16 +8,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import open_clip
-import timm
-import torch
 from huggingface_hub import constants, get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
-from timm.models import PretrainedCfg
-from torch import nn
 
 from pipelines.errors import SsrError
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
+    from torch import nn
 
 FOLDER = "SSR_WEIGHTS"
 """Environment variable that names the weights folder."""
@@ -106,6 +106,8 @@ class Release:
         return None
 
     def _megabytes(self) -> int | None:
+        import torch
+
         logger = logging.getLogger()
         before = logger.level
         logger.setLevel(logging.ERROR)  # open_clip warns of random weights
@@ -120,11 +122,13 @@ class Release:
 
 def clip_release(model: str, tag: str) -> Release:
     """What open_clip knows as ``model`` / ``tag``."""
+    import open_clip
+
     released = str(open_clip.get_pretrained_cfg(model, tag).get("hf_hub") or "")
     repo, _, file = released.rpartition("/")
     return Release(
         what=f"CLIP {model} / {tag}",
-        place=_place(f"{model}.{tag}"),
+        place=place_of(f"{model}.{tag}"),
         flag="--clip-pretrained",
         repo=repo,
         revision=None,
@@ -135,6 +139,9 @@ def clip_release(model: str, tag: str) -> Release:
 
 def dino_known(model: str) -> PretrainedCfg:
     """What timm knows of a model's weights; an empty entry if nothing."""
+    import timm
+    from timm.models import PretrainedCfg
+
     try:
         return timm.get_pretrained_cfg(model) or PretrainedCfg()
     except RuntimeError:  # no such tag
@@ -143,11 +150,13 @@ def dino_known(model: str) -> PretrainedCfg:
 
 def dino_release(model: str) -> Release:
     """What timm knows as ``model``."""
+    import timm
+
     known = dino_known(model)
     repo, _, revision = (known.hf_hub_id or "").partition("@")
     return Release(
         what=f"DINO {model}",
-        place=_place(model),
+        place=place_of(model),
         flag="--dino-pretrained",
         repo=repo,
         revision=revision or None,
@@ -156,7 +165,8 @@ def dino_release(model: str) -> Release:
     )
 
 
-def _place(name: str) -> Path:
+def place_of(name: str) -> Path:
+    """Where the weights folder may hold released weights of a name."""
     return weights_folder() / f"{name.replace('/', '-')}.safetensors"  # open_clip takes ViT-B/16 too
 
 

@@ -6,8 +6,6 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 
@@ -22,6 +20,9 @@ def kmeans(features: NDArray[np.floating], clusters: int, seed: int = 0) -> NDAr
     Returns:
         ``(S,)`` cluster of each vector.
     """
+    from sklearn.cluster import KMeans  # here, because it takes a second to import and few runs cluster anything
+    from sklearn.exceptions import ConvergenceWarning
+
     count = min(clusters, len(np.unique(features, axis=0)))
     # one thread: so few points gain nothing from more, and the order of threads would leak into the sums
     with threadpool_limits(1), warnings.catch_warnings():

@@ -12,7 +12,8 @@ import torch
 
 from pipelines.datasets.check import check_dataset
 from pipelines.encoders.class_embeddings import text_embeddings
-from pipelines.encoders.weights import LoadedClip, build_clip, build_dino, dino_licence, resolve_clip, resolve_dino
+from pipelines.encoders.licences import dino_licence
+from pipelines.encoders.weights import LoadedClip, build_clip, build_dino, resolve_clip, resolve_dino
 from pipelines.errors import SsrError
 from pipelines.execution.devices import precision_name, resolve_device
 from pipelines.execution.pool import resolve_workers

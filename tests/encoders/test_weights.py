@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines.encoders import weights as weights_module
-from pipelines.encoders.weights import Weights, build_clip, build_dino, resolve_clip, resolve_dino
+from pipelines.encoders.weights import Weights, build_clip, build_dino, check_clip, check_dino, resolve_clip, resolve_dino
 from pipelines.encoders.weights_folder import Release
 from pipelines.errors import SsrError, UsageError
 
@@ -61,30 +61,31 @@ def test_a_tag_is_taken_as_it_is() -> None:
 )
 def test_another_activation_is_refused_with_the_right_name(model: str, tag: str, mended: str) -> None:
     with pytest.raises(UsageError, match=f"tag '{tag}' was trained with QuickGELU, model {model} computes GELU") as caught:
-        resolve_clip(model, tag)
+        check_clip(resolve_clip(model, tag))
     assert caught.value.hint == f"--clip-model {mended}"
-    assert resolve_clip(mended, tag).model == mended
+    assert check_clip(resolve_clip(mended, tag)) == mended
 
 
 def test_unknown_names() -> None:
     with pytest.raises(UsageError, match="open_clip has no model 'ViT-Z-99'"):
-        resolve_clip("ViT-Z-99", "openai")
+        check_clip(resolve_clip("ViT-Z-99", "openai"))
     with pytest.raises(UsageError, match=r"no weights 'nope' for ViT-B-16-quickgelu \(it has: .*openai") as caught:
-        resolve_clip("ViT-B-16-quickgelu", "nope")
+        check_clip(resolve_clip("ViT-B-16-quickgelu", "nope"))
     assert caught.value.hint == "--clip-pretrained"
     with pytest.raises(UsageError, match="timm has no model 'vit_nope'"):
-        resolve_dino("vit_nope", "hub")
+        check_dino(resolve_dino("vit_nope", "hub"))
     with pytest.raises(UsageError, match=r"no weights of vit_small_patch16_224\.nope \(it has: .*vit_small_patch16_224\.dino"):
-        resolve_dino("vit_small_patch16_224.nope", "hub")
+        check_dino(resolve_dino("vit_small_patch16_224.nope", "hub"))
     with pytest.raises(UsageError, match=r"no weights of vit_small_patch16_36x1_224 \(it has: none\)"):
-        resolve_dino("vit_small_patch16_36x1_224", "hub")
+        check_dino(resolve_dino("vit_small_patch16_36x1_224", "hub"))
+    check_dino(resolve_dino("vit_small_patch16_224.dino", "hub"))
     assert resolve_dino("vit_small_patch16_224.dino", "hub") == Weights("vit_small_patch16_224.dino", "hub")
 
 
 @pytest.mark.parametrize("model", ["local-dir:/nowhere", "local-dir:"])
 def test_names_with_a_scheme(model: str) -> None:
     with pytest.raises(SsrError):
-        resolve_clip(model, "openai")
+        check_clip(resolve_clip(model, "openai"))
 
 
 @pytest.mark.parametrize("name", ["absent.safetensors", "some/folder", "x.pt", "."])
@@ -92,7 +93,7 @@ def test_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
     monkeypatch.chdir(tmp_path)
     expected = "no weights at" if name != "." else "has no weights"
     with pytest.raises(UsageError, match=expected):
-        resolve_clip("ViT-B-16-quickgelu", name)
+        check_clip(resolve_clip("ViT-B-16-quickgelu", name))
     if name != ".":
         with pytest.raises(UsageError, match=r"no weights at .*--dino-pretrained"):
             resolve_dino("test_vit", name)

@@ -139,12 +139,12 @@ def test_clip_of_the_folder_is_a_local_file(folder: Path, clip_file: Path, clip_
 
 
 @pytest.mark.usefixtures("released")
-def test_activation_is_checked_before_the_folder_is_looked_at(folder: Path, clip_file: Path) -> None:
+def test_activation_of_a_file_of_the_folder_is_checked_by_its_tag(folder: Path, clip_file: Path) -> None:
     pretrained._PRETRAINED["tiny-clip"] = pretrained._PRETRAINED[QUICK]
     try:
         shutil.copy(clip_file, folder / "tiny-clip.made.safetensors")
         with pytest.raises(UsageError, match="trained with QuickGELU, model tiny-clip computes GELU"):
-            resolve_clip("tiny-clip", "made")
+            build_clip(resolve_clip("tiny-clip", "made"))
     finally:
         del pretrained._PRETRAINED["tiny-clip"]
 
