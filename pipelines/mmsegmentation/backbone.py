@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -78,6 +77,8 @@ def timm_backbone(model: TimmModel, weights: str, output_stride: int | None = No
     Raises:
         UsageError: timm has no such model, it has no four feature maps of photos of any size, or the file is not its own.
     """
+    import timm
+
     if not timm.is_model(model.name.split(".")[0]):
         raise UsageError(f"timm has no model {model.name!r}", "--backbone: see timm.list_models(), or dino")
     arguments = dict(model.arguments)
@@ -113,6 +114,8 @@ def timm_backbone(model: TimmModel, weights: str, output_stride: int | None = No
 
 def _feature_maps(name: str, arguments: Mapping[str, Any]) -> Any:
     """Timm's model behind its feature maps, without memory for weights."""
+    import timm
+
     try:
         with torch.device("meta"):
             return timm.create_model(name, features_only=True, pretrained=False, **arguments)
@@ -123,6 +126,8 @@ def _feature_maps(name: str, arguments: Mapping[str, Any]) -> Any:
 
 def _check_names(file: Path, model: TimmModel) -> None:
     """Timm itself takes what it knows of a file and starts the rest at random, without a word."""
+    import timm
+
     with torch.device("meta"):
         wanted = timm.create_model(model.name, pretrained=False, num_classes=0, **model.arguments).state_dict().keys()
     try:

@@ -1,0 +1,58 @@
+"""A stage that is finished, or refused, loads no weights and leaves its manifest as it is."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.encoders import weights as weights_module
+
+DONE = {
+    "superpixels": ((), ("--segments", "50"), "superpixels.json"),
+    "cams": ((), ("--flip",), "cams.json"),
+    "refine": ((), ("--background-power", "3"), "masks.json"),
+    "predict": (("--output", "{work}/maps"), ("--no-flip",), "maps.json"),
+}
+"""Flags of a stage, flags that it refuses once it is done, and its manifest."""
+SAYS_MODULES = "import sys\nfrom ssr_cli.app import main\ntry:\n main()\nfinally:\n print('modules', *sys.modules)\n"
+
+
+def state(work: Path) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in work.rglob("*.json") if path.name != "work.json"
+    }
+
+
+@pytest.fixture
+def work(finished, model, tmp_path) -> Path:
+    work = Path(shutil.copytree(finished["ssr"], tmp_path / "work"))
+    shutil.copy(model, work / "model.safetensors")
+    return work
+
+
+@pytest.mark.parametrize("stage", DONE)
+def test_nothing_is_loaded_or_written(ssr, work, monkeypatch, stage):
+    own, other, manifest = DONE[stage]
+    command = [stage, "--work", work, *(flag.format(work=work) for flag in own)]
+    ssr(*command)
+    before = state(work)
+    assert str(work / manifest) in before
+    monkeypatch.setattr(weights_module, "read_state", lambda path: pytest.fail(f"{path} was loaded"))
+    ssr(*command)
+    assert state(work) == before
+    assert "was made with other options" in ssr(*command, *other, code=2).err
+    assert state(work) == before
+
+
+@pytest.mark.parametrize("stage", ["cams", "refine", "predict"])
+def test_model_libraries_are_not_imported(ssr, work, stage):
+    command = [stage, "--work", str(work), *(flag.format(work=work) for flag in DONE[stage][0])]
+    ssr(*command)
+    ran = subprocess.run([sys.executable, "-c", SAYS_MODULES, *command], check=True, capture_output=True, text=True)
+    modules = set(ran.stdout.rpartition("modules ")[2].split())
+    assert "torch" in modules
+    assert not {"open_clip", "timm", "torchvision", "sklearn", "matplotlib"} & modules
