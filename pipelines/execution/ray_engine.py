@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pipelines.execution.pool import THREADS
 from pipelines.execution.processes import results_of
 from pipelines.execution.progress import JoinedProgress, Message, Progress, RemoteProgress
 from pipelines.options.scale import ScaleOptions
+from pipelines.plugins import VARIABLE
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -109,7 +111,8 @@ def run_on_ray(
         count = options.actors or _fitting(ray.available_resources(), gpus, cpus)
         jobs = jobs_for(count, "cuda" if gpus else "cpu")
         joined = JoinedProgress(progress, len(jobs))
-        environment = {"env_vars": dict.fromkeys(THREADS, str(max(1, int(cpus))))}
+        inherited = {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}  # other machines have no part of ours
+        environment = {"env_vars": dict.fromkeys(THREADS, str(max(1, int(cpus)))) | inherited}
         board = ray.remote(_Board).options(num_cpus=0).remote()
         kind = ray.remote(_Actor).options(
             num_cpus=cpus,
