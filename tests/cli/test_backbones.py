@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,6 @@ from tests.fixtures.commands import Ssr
 from tests.fixtures.datasets import TinyDataset
 from tests.fixtures.towers import FORMS, embed_dim, shaken, write_clip
 
-ROOT = Path(__file__).parents[2]
 SIZES = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3}
 DINOS = {
     "DINO": "vit_small_patch16_224",
@@ -84,65 +80,3 @@ def test_cams(name: str, tiny_voc: TinyDataset, ssr: Ssr, tmp_path: Path) -> Non
     assert set(cams) == set(tiny_voc.ids)
     assert cams["b_trio"].shape[0] == 3
     assert cams["b_trio"].std() > 0.05
-
-
-TOY = '''\
-import torch
-from timm.models import register_model
-from torch import nn
-
-from pipelines.encoders.towers import TOWERS, Adapter
-
-
-class ToyNet(nn.Module):
-    """Patches that attend to those of their own colour; no prefix token."""
-
-    pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-
-    def __init__(self):
-        super().__init__()
-        self.patches = nn.Conv2d(3, 12, 8, 8)
-        self.blocks = nn.ModuleList(nn.Linear(12, 12) for _ in range(2))
-
-
-@register_model
-def toy_net(pretrained=False, **kwargs):
-    return ToyNet()
-
-
-class ToyTower:
-    width, patch_size, prefix = 12, 8, 0
-
-    def __init__(self, model):
-        self.model, self.blocks = model, model.blocks
-
-    def embed(self, images):
-        return self.model.patches(images).flatten(2).transpose(1, 2)  # (B, N, D)
-
-    def attention(self, index, x, grid):
-        return (-torch.cdist(x.float(), x.float())).softmax(dim=-1)  # (B, N, N)
-
-    def block(self, index, x, grid):
-        return x + self.blocks[index](self.attention(index, x, grid).to(x.dtype) @ x)
-
-    def block_with_attention(self, index, x, grid):
-        return self.block(index, x, grid), self.attention(index, x, grid)
-
-
-TOWERS["toy"] = Adapter(fits=lambda model: isinstance(model, ToyNet), make=ToyTower)
-'''
-
-
-def test_a_backbone_in_one_file(
-    work: Path, tiny_voc: TinyDataset, ssr: Ssr, ssr_process: Callable[..., Any], tmp_path: Path
-) -> None:
-    (tmp_path / "toy_backbone.py").write_text(TOY)
-    shape = {"patches.weight": (12, 3, 8, 8), "patches.bias": (12,)}
-    shape |= {f"blocks.{i}.{kind}": size for i in range(2) for kind, size in (("weight", (12, 12)), ("bias", (12,)))}
-    weights = tmp_path / "toy.safetensors"
-    save_file({key: torch.linspace(-1, 1, prod(size)).sin().view(size) for key, size in shape.items()}, weights)
-    words = ("refine", "--config", tiny_voc.config, "--work", work, "--dino-model", "toy_net", "--dino-pretrained", weights)
-    assert "timm has no model 'toy_net'" in ssr(*words, code=2).err
-    environment = {**os.environ, "SSR_PLUGINS": "toy_backbone", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
-    ssr_process(*words, "--dino-weight", 1, "--dino-blocks", 2, tiny=True, env=environment)
-    assert set(maps(work / "refined.h5")) == set(tiny_voc.ids)
