@@ -13,28 +13,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ablation import seven_classes, typed_options
 from numpy.typing import NDArray
-from pipelines.method.encoder_pair import Encoded, EncoderPair
 
 from pipelines.config import read_config, read_recipe
 from pipelines.datasets import load_dataset
 from pipelines.datasets.base import Dataset
-from pipelines.encoders.clip import ClipEncoder, ClipTokens
 from pipelines.evaluation.confusion import confusion_counts
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.metrics import Metrics, metrics_from_counts
 from pipelines.execution.devices import peak_memory, resolve_device
 from pipelines.execution.label_map_workers import MaskJob
 from pipelines.execution.pool import process_pool, resolve_workers
-from pipelines.method.cam_extractor import CamExtractor
+from pipelines.method.encoders import Blocks, Encoders
+from pipelines.method.evidence import Evidence, Need
 from pipelines.method.label_maps import make_label_map
 from pipelines.method.photo import Crop
 from pipelines.method.predictor import Predictor
@@ -44,7 +41,9 @@ from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, 
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
 from pipelines.options.train import PredictOptions, TrainOptions
 from pipelines.stages import superpixels
-from pipelines.stages.train.inputs import TrainInputs, TrainSections, part_of
+from pipelines.stages.train.inputs import TrainInputs, new_decoder, train_inputs
+from pipelines.stages.train.settings import TrainSections
+from pipelines.stages.train.stage import learn
 from pipelines.training.processes import Processes
 from pipelines.training.segmentation import SegmentationTrainer
 from pipelines.workdir.workspace import Workspace
@@ -65,60 +64,20 @@ SCORES: dict[str, dict[str, Any]] = {
 }
 
 
-class Remembering(ClipEncoder):
-    """A CLIP that keeps its last few passes over photos: rows that ask for the same one share it."""
-
-    def __init__(self, encoder: ClipEncoder, keep: int) -> None:
-        self.__dict__.update(encoder.__dict__)
-        self._kept: dict[bytes, ClipTokens] = {}
-        self._keep = keep
-
-    def encode(self, images: torch.Tensor, *_: Any, token_blocks: int = 0, **__: Any) -> ClipTokens:
-        """Tokens of the first blocks, from a pass that kept those of all."""
-        key = images.numpy().tobytes()
-        if key not in self._kept:
-            if len(self._kept) == self._keep:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = super().encode(images, token_blocks=len(self.blocks))
-        found = self._kept[key]
-        assert found.block_tokens is not None
-        return dataclasses.replace(found, block_tokens=found.block_tokens[:token_blocks])
-
-
-class SharedGradcam:
-    """GradCAM of a batch, made once for all rows: it depends on CLIP and the labels alone."""
-
-    def __init__(self) -> None:
-        self._tokens, self._maps = torch.empty(0), torch.empty(0)
-
-    def of(self, maker: CamExtractor) -> CamExtractor:
-        """The same maker, which asks here first."""
-        make = maker.gradcam
-
-        def gradcam(tokens: ClipTokens, labels: Sequence[tuple[int, ...]]) -> torch.Tensor:
-            if tokens.tokens_cls is not self._tokens:
-                self._tokens, self._maps = tokens.tokens_cls, make(tokens, labels)
-            return self._maps
-
-        maker.gradcam = gradcam  # type: ignore[method-assign]
-        return maker
-
-
 @dataclasses.dataclass
 class Row:
     """One training."""
 
     inputs: TrainInputs
+    options: TrainOptions
     trainer: SegmentationTrainer
     seconds: float = 0.0
 
-    def step(self, crops: list[Crop], encoded: Encoded) -> None:
-        """Train on crops that the frozen encoders have seen."""
+    def step(self, crops: list[Crop], evidence: Evidence) -> None:
+        """Train on crops that the frozen encoders have seen, with the row's own alignment heads."""
         started = time.monotonic()
-        assert encoded.clip is not None
-        assert encoded.clip.block_tokens is not None
-        clip = dataclasses.replace(encoded.clip, block_tokens=encoded.clip.block_tokens[: self.inputs.token_blocks])
-        self.trainer.step([part_of(crops, dataclasses.replace(encoded, clip=clip), self.inputs.labels)])
+        learn(self.trainer, crops, evidence.replacing(alignment=self.inputs.encoders.alignment), self.inputs.labels)
+        self.trainer.step()
         self.seconds += time.monotonic() - started
 
 
@@ -148,13 +107,10 @@ def main() -> None:
     changes = {"iterations": arguments.iterations, "learning_rate": arguments.learning_rate}
     with ExitStack() as stack:
         rows = {name: _row(name, base, heads, changes, stack) for name in arguments.rows}
-        shared = SharedGradcam()
-        for row in rows.values():
-            if row.inputs.labels is not None:
-                shared.of(row.inputs.labels.maker)
         train(rows, arguments.iterations)
     for name, row in rows.items():
-        write_segmenter(arguments.work / _folder(name) / "model.safetensors", _segmenter(row), row.inputs.weights)
+        weights = row.inputs.encoders.clip.weights
+        write_segmenter(arguments.work / _folder(name) / "model.safetensors", _segmenter(row), weights)
     score(rows, load_dataset(dataset.model_copy(update={"split": arguments.val})), arguments.work)
 
 
@@ -167,38 +123,44 @@ def _row(name: str, base: Workspace, heads: dict[int, Path], changes: dict[str, 
     if options.filter_from > 0:  # half-way, as in the papers' 30,000 steps
         options = options.model_copy(update={"filter_from": options.iterations // 2})
     sections = TrainSections(options, AlignOptions(), CamsOptions(**values["cams"]), RefineOptions(**values["refine"]))
-    inputs = TrainInputs(base, sections.checked(base), resolve_device(base.run.device), Processes(), stack)
-    return Row(inputs, SegmentationTrainer(inputs.decoder(), options, inputs.device, dtype=inputs.encoder.dtype))
+    inputs = train_inputs(base, sections.checked(base), resolve_device(base.run.device), Processes(), stack)
+    encoder = inputs.encoders.clip
+    decoder = new_decoder(options, encoder, len(base.dataset.classes.names))
+    return Row(inputs, options, SegmentationTrainer(decoder, options, encoder.device, dtype=encoder.dtype))
 
 
 def train(rows: dict[str, Row], iterations: int) -> None:
     """All rows, step by step."""
-    widest = max(rows.values(), key=lambda row: (row.inputs.pair.dino is not None, row.inputs.labels is not None))
-    pair = widest.inputs.pair
-    everything = EncoderPair(pair.clip, pair.dino, RefineOptions(), len(pair.clip.blocks), each_block=6)
-    source = dataclasses.replace(
-        widest.inputs.source, options=widest.inputs.source.options.model_copy(update={"supervision": "masks", "seed": 0})
-    ) if any(row.inputs.labels is None for row in rows.values()) else widest.inputs.source  # fmt: skip
+    encoders = [row.inputs.encoders for row in rows.values()]
+    widest = max(rows.values(), key=lambda row: (row.inputs.encoders.dino is not None, row.inputs.labels is not None))
+    needs, clip = frozenset[Need]().union(*(one.needs for one in encoders)), widest.inputs.encoders.clip
+    depth = Blocks(RefineOptions().clip_blocks, RefineOptions().dino_blocks, clip_each=6, clip_tokens=len(clip.blocks))
+    text = next((one.text for one in encoders if one.text is not None), None)
+    shared = Encoders(needs - {"alignment"}, clip, widest.inputs.encoders.dino, text, None, depth)
+    source = dataclasses.replace(widest.inputs.source, encoders=shared)
+    if any(row.inputs.labels is None for row in rows.values()):
+        options = source.options.model_copy(update={"supervision": "masks", "seed": 0})
+        source = dataclasses.replace(source, options=options)
     progress, encoding = ConsoleProgress(), 0.0
     progress.start("train", iterations, unit="steps")
     for step, crops, _ in source.steps(0, Processes()):
         if step == iterations:
             break
         started = time.monotonic()
-        encoded = everything.encode([crop.photo for crop in crops], clip_tokens=True)
+        evidence = shared.encode([crop.photo for crop in crops])
         encoding += time.monotonic() - started
         for row in rows.values():
-            row.step(crops, encoded)
+            row.step(crops, evidence)
         progress.advance()
     progress.finish()
-    print(f"{iterations} steps: frozen encoders {encoding:.0f} s, shared; {peak_memory(widest.inputs.device)}")
+    print(f"{iterations} steps: frozen encoders {encoding:.0f} s, shared; {peak_memory(clip.device)}")
     for name, row in rows.items():
         print(f"{name}: labels, decoder and its gradient {row.seconds:.0f} s", flush=True)
 
 
 def score(rows: dict[str, Row], dataset: Dataset, work: Path) -> None:
     """Label maps of every row at every setting, and their table."""
-    encoder = Remembering(next(iter(rows.values())).inputs.encoder, keep=4)
+    encoder = next(iter(rows.values())).inputs.encoders.clip
     settings = {name: PredictOptions(**options) for name, options in SCORES.items()}
     predictors = {(r, s): Predictor(encoder, _segmenter(row), settings[s]) for r, row in rows.items() for s in settings}
     names = dataset.classes.label_map_names
@@ -253,9 +215,8 @@ def _print(rows: list[str], settings: list[str], found: dict[tuple[str, str], Me
 
 
 def _segmenter(row: Row) -> Segmenter:
-    inputs, options = row.inputs, row.inputs.sections.train
-    names = inputs.workspace.dataset.classes.names
-    return Segmenter(row.trainer.decoder.eval(), inputs.token_blocks, names, options.supervision, row.trainer.iteration)
+    decoder, names = row.trainer.decoder.eval(), row.inputs.source.dataset.classes.names
+    return Segmenter(decoder, decoder.sizes["blocks"], names, row.options.supervision, row.trainer.iteration)
 
 
 def _folder(name: str) -> str:

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from rich.markup import escape
 
 from pipelines.config import SECTIONS, Values, choices_of, flag_of, read_recipe, recipes
+from pipelines.errors import UsageError
 from ssr_cli.console import reports_errors
 from ssr_cli.invocation import DEFAULT_RECIPE, Invocation
 
@@ -48,10 +49,11 @@ def command_with(*sections: str) -> Callable[[Callable[..., None]], Callable[...
         def wrapper(**arguments: Any) -> None:
             with reports_errors(debug=arguments["debug"]):
                 flags: Values = {section: {} for section in sections}
-                for section, key, _ in _fields(sections):
+                for section, key, field in _fields(sections):
                     value = arguments[_name(section, key)]
                     if value is not None and value != []:
-                        flags[section][key] = value
+                        is_table = get_origin(field.annotation) is dict
+                        flags[section][key] = _table(value, flag_of(section, key)) if is_table else value
                 config, work, recipe, force = (arguments[name] for name in ("config", "work", "recipe", "force"))
                 invocation = Invocation(sections, flags, config, work, recipe, bool(force))
                 function(invocation, **{name: arguments[name] for name in names})
@@ -83,6 +85,8 @@ def _parameter(section: str, key: str, field: FieldInfo) -> inspect.Parameter:
         kind: Any = typer.Argument(help=escape(field.description or ""), **named)
     else:
         names = [f"{flag}/--no-{flag[2:]}"] if annotation is bool else [flag]
+        if get_origin(field.annotation) is dict:
+            named = {"metavar": "NAME=WEIGHT"}
         text = escape(f"{field.description} {_shown_default(section, key, field)}".rstrip())
         kind = typer.Option(*names, help=text, show_default=False, rich_help_panel=panel, **named)
     return inspect.Parameter(
@@ -91,7 +95,9 @@ def _parameter(section: str, key: str, field: FieldInfo) -> inspect.Parameter:
 
 
 def _plain(annotation: Any) -> Any:
-    """``X | None`` -> X, ``tuple[float, ...]`` -> ``list[float]`` (a flag given several times)."""
+    """``X | None`` -> X, ``tuple[float, ...]`` -> ``list[float]``, a table -> ``list[str]`` (flags given several times)."""
+    if get_origin(annotation) is dict:
+        return list[str]
     arguments = [a for a in get_args(annotation) if a is not type(None)]
     if get_origin(annotation) is tuple:
         item: Any = get_args(arguments[0])[0] if get_origin(arguments[0]) is Annotated else arguments[0]
@@ -99,6 +105,19 @@ def _plain(annotation: Any) -> Any:
     if len(arguments) == 1 and type(None) in get_args(annotation):
         return arguments[0]
     return annotation
+
+
+def _table(entries: list[str], flag: str) -> dict[str, str]:
+    """``NAME=WEIGHT`` of each time that a flag is given -> name: weight.
+
+    Raises:
+        UsageError: One without a name, or without the sign between.
+    """
+    parts = [entry.partition("=") for entry in entries]
+    for entry, (name, sign, _) in zip(entries, parts, strict=True):
+        if not name or not sign:
+            raise UsageError(f"{flag}: expected NAME=WEIGHT, found {entry!r:.80}", flag)
+    return {name: weight for name, _, weight in parts}
 
 
 def _shown_default(section: str, key: str, field: FieldInfo) -> str:

@@ -33,7 +33,7 @@ def reference() -> str:
                 f"`{key}`",
                 f"`{flag_of(section, key)}`",
                 ", ".join(choices_of(section, key)) or _type(field.annotation),
-                _value(field.default),
+                _value(field.get_default(call_default_factory=True)),
                 *recipe_values,
             ]
             parts.append(f"| {' | '.join(cells)} | {field.description} |")
@@ -42,6 +42,8 @@ def reference() -> str:
 
 def _type(annotation: Any) -> str:
     arguments = [a for a in get_args(annotation) if a is not type(None)]
+    if get_origin(annotation) is dict:
+        return "table"
     if get_origin(annotation) is tuple:
         item = get_args(arguments[0])[0] if get_origin(arguments[0]) is Annotated else arguments[0]
         return f"list of {item.__name__}"
@@ -52,7 +54,7 @@ def _type(annotation: Any) -> str:
 
 
 def _value(value: Any) -> str:
-    if value in (None, ""):
+    if value in (None, "", {}):
         return ""
     if isinstance(value, bool):
         return "on" if value else "off"

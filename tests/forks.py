@@ -93,13 +93,13 @@ class Events:
         self._before(ArrayWriter, "add", lambda writer, image_id, *_: ("array", writer.path.stem, image_id))
         self._before(target, "make_mask", lambda job, *_: ("mask", job.image_id))
         if (retrain := sys.modules.get("pipelines.stages.retrain.stage")) is not None:
-            stepped = retrain._Retraining.stepped
+            stepped = retrain.Outputs.stepped
 
             def after(training: Any, iteration: int, *rest: Any) -> None:
                 stepped(training, iteration, *rest)
                 self.at("step", "step", iteration)
 
-            retrain._Retraining.stepped = after
+            retrain.Outputs.stepped = after
 
     def _moving(self, function: Any) -> Any:
         def call(path: Any, *rest: Any, **options: Any) -> Any:
@@ -141,7 +141,7 @@ def slow_down(seconds: float) -> None:
     slow: list[tuple[Any, str]] = [(evaluate, "confusion_counts")]
     slow += [(ArrayWriter, "add"), (AlignmentTrainer, "_step"), (SegmentationTrainer, "step")]
     if (retrain := sys.modules.get("pipelines.stages.retrain.stage")) is not None:
-        slow.append((retrain._Retraining, "stepped"))
+        slow.append((retrain.Outputs, "stepped"))
     for kind, name in slow:
         setattr(kind, name, paused(getattr(kind, name)))
 

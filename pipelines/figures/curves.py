@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,20 @@ from matplotlib.figure import Figure
 
 from pipelines.evaluation.figures import save_figure
 
-LOSSES = {"segmentation": "cross-entropy", "auxiliary": "auxiliary head", "affinity": "affinity loss"}
-"""Key of a line -> what it is called."""
 
-
-def curves_figure(lines: Sequence[dict[str, Any]], path: Path) -> None:
+def curves_figure(lines: Sequence[dict[str, Any]], path: Path, labels: Mapping[str, str]) -> None:
     """Losses, and validation scores beside them where there are any.
 
     Args:
         lines: Of `pipelines.training.curves.Curves`.
         path: The PNG.
+        labels: Losses to draw: key of a line -> what it is called. One that is 0 throughout is left out.
     """
-    steps = [line for line in lines if "segmentation" in line]
+    steps = [line for line in lines if not labels.keys().isdisjoint(line)]
     scores = [line for line in lines if "val_miou" in line]
     figure = Figure(figsize=(10 if scores else 6, 3.5), layout="constrained")
     left, *right = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
-    for key, label in LOSSES.items():
+    for key, label in labels.items():
         if any(line.get(key) for line in steps):
             left.plot([line["iteration"] for line in steps], [line.get(key) for line in steps], label=label)
     left.set(xlabel="step", ylabel="loss", ylim=(0, None))

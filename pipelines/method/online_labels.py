@@ -22,7 +22,7 @@ from pipelines.ops.par import pixel_adaptive_refinement
 from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.options.train import TrainOptions
 from pipelines.training.alignment_loss import Batch
-from pipelines.training.segmentation import Targets
+from pipelines.training.losses import Targets
 
 
 @dataclass(frozen=True)

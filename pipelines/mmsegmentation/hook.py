@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Protocol
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from pipelines.errors import SsrError
 from pipelines.execution.interruption import refuse_interrupted
 from pipelines.mmsegmentation.checkpoint import restore_random
 from pipelines.options.retrain import RetrainOptions
 from pipelines.training.curves import Curves
-
-LOG_EVERY = 10
-"""Steps that one line of the curves stands for."""
 
 
 class Watcher(Protocol):
@@ -80,14 +75,9 @@ class TrainingHook(Hook):  # type: ignore[misc]
     ) -> None:
         """Count the step, note its losses, save now and then."""
         iteration = runner.iter + 1
-        losses = _losses(outputs or {})
-        if not math.isfinite(losses["segmentation"] + losses["auxiliary"]):
-            raise SsrError(
-                f"the loss of step {iteration} is not a number", "a lower --learning-rate, and --force to start over"
-            )
         last = iteration == self.options.iterations
         due = last or iteration % self.options.save_every == 0
-        mean = self.curves.add(losses | _learning_rates(runner), iteration, end=due or iteration % LOG_EVERY == 0)
+        mean = self.curves.add(_losses(outputs or {}) | _learning_rates(runner), iteration, end=due)
         self.watcher.stepped(iteration, mean)
         stop = self.watcher.stops()
         if due or stop:

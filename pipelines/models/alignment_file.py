@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipelines.datasets.classes import ClassList
-from pipelines.encoders.class_embeddings import TextEmbeddings
+from pipelines.encoders.class_embeddings import TextEmbeddings, TextSources
 from pipelines.encoders.weights import Weights
 from pipelines.errors import UsageError
 from pipelines.models.alignment import AlignmentHeads
@@ -43,7 +43,7 @@ class Alignment:
     image_prototypes: Tensor
 
 
-def identity(weights: Weights, classes: ClassList, text: TextEmbeddings) -> dict[str, Any]:
+def identity(weights: Weights, classes: ClassList, text: TextSources | TextEmbeddings) -> dict[str, Any]:
     """What a checkpoint must be used with: the CLIP, the classes and the embeddings that it was trained on."""
     return {"clip": weights.provenance(), "classes": list(classes.names), "text": text.provenance()}
 

@@ -7,30 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def mean_of_halves(sums: Tensor, counts: Tensor) -> Tensor:
-    """Mean of two means; an empty half is 0.
+def mean_of_means(sums: Tensor, counts: Tensor) -> Tensor:
+    """Mean of the means ``sums / counts``; one of nothing is 0.
 
     Args:
-        sums: ``(2,)`` of each half.
-        counts: ``(2,)`` what they are divided by: of this batch, or of those of all processes.
+        sums: ``(n,)``.
+        counts: ``(n,)`` what they are divided by: of this batch, or of those of all processes.
 
     Returns:
         Scalar.
     """
-    return (sums / counts.clamp_min(1)).sum() / 2
+    return (sums / counts.clamp_min(1)).sum() / len(sums)
 
 
 def cross_entropy_halves(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
-    """Sums and pixel counts of `balanced_cross_entropy`, background first: each ``(2,)``."""
-    entropy = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")  # (B, H, W)
-    background = labels == 0
-    foreground = ~background & (labels != ignore_index)
-    halves = torch.stack([background, foreground])  # (2, B, H, W)
-    return (entropy * halves).sum(dim=(1, 2, 3)), halves.sum(dim=(1, 2, 3)).to(entropy.dtype)
-
-
-def balanced_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
-    """Half the mean cross-entropy over background pixels plus half the mean over foreground pixels.
+    """Cross-entropy of pixels, background and foreground apart: a rare foreground weighs as much as all the background.
 
     Args:
         logits: ``(B, C + 1, H, W)``, channel 0 = background.
@@ -38,13 +29,17 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = 2
         ignore_index: Label of pixels that do not count.
 
     Returns:
-        Scalar. The means go over the whole batch; a half without pixels is 0.
+        Sums and pixel counts, background first: each ``(2,)``. `mean_of_means` makes the loss of them.
     """
-    return mean_of_halves(*cross_entropy_halves(logits, labels, ignore_index))
+    entropy = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")  # (B, H, W)
+    background = labels == 0
+    foreground = ~background & (labels != ignore_index)
+    halves = torch.stack([background, foreground])  # (2, B, H, W)
+    return (entropy * halves).sum(dim=(1, 2, 3)), halves.sum(dim=(1, 2, 3)).to(entropy.dtype)
 
 
-def affinity_loss(affinity: Tensor, labels: Tensor, radius: int = 8, ignore_index: int = 255) -> Tensor:
-    """Tokens of one class should be alike, tokens of two should not: ``(mean_pos (1 - A) + mean_neg A) / 2``.
+def affinity_halves(affinity: Tensor, labels: Tensor, radius: int = 8, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
+    """Errors of pairs of tokens: those of one class should be alike (1 - A), those of two should not (A).
 
     Args:
         affinity: ``(B, N, N)`` in [0, 1], N = h * w in row-major order.
@@ -53,15 +48,9 @@ def affinity_loss(affinity: Tensor, labels: Tensor, radius: int = 8, ignore_inde
         ignore_index: Label of tokens whose pairs are left out.
 
     Returns:
-        Scalar. Pairs are counted over the whole batch in both orders, a token with itself too (it is of one class), and
-        1 is added to either count as in the authors' code; so no pairs give 0.
+        Sums and pair counts, pairs of one class first: each ``(2,)``. Pairs are counted over the whole batch in both orders,
+        a token with itself too (it is of one class).
     """
-    sums, counts = affinity_halves(affinity, labels, radius, ignore_index)
-    return mean_of_halves(sums, counts + 1)
-
-
-def affinity_halves(affinity: Tensor, labels: Tensor, radius: int = 8, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
-    """Sums and pair counts of `affinity_loss`, pairs of one class first: each ``(2,)``."""
     height, width = labels.shape[1:]
     rows, columns = (torch.arange(size, device=labels.device) for size in (height, width))
     position = torch.cartesian_prod(rows, columns)  # (N, 2)

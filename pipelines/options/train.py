@@ -58,6 +58,10 @@ class TrainOptions(Options):
         int, Field(ge=1, description="steps between two updates of the prototypes with train_heads (SSR: 5000)")
     ] = 5000
     affinity_loss: Annotated[float, Field(ge=0, description="weight of the decoder's affinity loss (WeCLIP: 0.1)")] = 0.0
+    losses: Annotated[
+        dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]],
+        option("weights of further losses, NAME=WEIGHT; a plugin adds names", flag="--loss"),
+    ] = Field(default_factory=dict)
     affinity_radius: Annotated[int, Field(ge=1, description="patches within which pairs count there (WeCLIP: 8)")] = 8
     filter_from: Annotated[
         int,

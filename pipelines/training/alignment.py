@@ -47,6 +47,11 @@ class Quality:
     between: float | None
 
 
+def step_count(options: AlignOptions, photos: int) -> int:
+    """Steps of a whole training."""
+    return options.iterations or max(1, round(options.epochs * steps_an_epoch(photos, options.batch)))
+
+
 class AlignmentTrainer:
     """Heads, optimiser and prototypes at one moment of the training.
 
@@ -86,9 +91,8 @@ class AlignmentTrainer:
         self.heads = heads
         trained = [parameter for parameter in heads.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=options.weight_decay)
-        epoch = steps_an_epoch(len(data), options.batch)
-        self.iterations = options.iterations or max(1, round(options.epochs * epoch))
-        self.refresh_every = options.refresh or epoch
+        self.iterations = step_count(options, len(data))
+        self.refresh_every = options.refresh or steps_an_epoch(len(data), options.batch)
         self.iteration = 0
         self.prototypes = Prototypes(torch.empty(0))
         self._image_clusters: list[Tensor] | None = None

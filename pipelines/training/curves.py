@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from pipelines.errors import SsrError
 from pipelines.stores.files import atomic_path
 
 Line = dict[str, Any]
+
+LOG_EVERY = 10
+"""Steps that one line stands for."""
 
 
 class Curves:
@@ -50,9 +54,21 @@ class Curves:
                     self.lines.append(line)
 
     def add(self, values: Line, iteration: int, end: bool) -> Line | None:
-        """Note one step; at the ``end`` of a stretch, its means become a line, which is returned."""
+        """Note one step; every `LOG_EVERY` steps and at the ``end`` of a stretch, the means become a line, which is returned.
+
+        Args:
+            values: Losses and learning rates of the step.
+            iteration: Steps done.
+            end: The state is saved at this step: no step waits for its line beyond it.
+
+        Raises:
+            SsrError: One of the values is not a number.
+        """
+        if not all(math.isfinite(value) for value in values.values()):
+            hint = "a lower --learning-rate, and --force to start over"
+            raise SsrError(f"the loss of step {iteration} is not a number", hint)
         self.waiting.append(values)
-        if not end:
+        if not end and iteration % LOG_EVERY:
             return None
         mean = {key: sum(line[key] for line in self.waiting) / len(self.waiting) for key in values}
         self.waiting = []

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from pipelines.errors import SsrError
 
@@ -39,12 +40,16 @@ class Processes:
         return self.rank == 0
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Mean over the processes, in place."""
-        if self.count > 1:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    dist.all_reduce(parameter.grad)
-                    parameter.grad /= self.count
+        """Mean over the processes, in place; one message for all parameters, whose gradients are of one dtype.
+
+        DistributedDataParallel would need every process to run the wrapped module's forward pass in each micro-batch, and a
+        process whose photos are all bad has nothing to run it on.
+        """
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.count > 1 and gradients:
+            flat = parameters_to_vector(gradients)
+            dist.all_reduce(flat)
+            vector_to_parameters(flat / self.count, gradients)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the processes, in place; no gradient passes."""

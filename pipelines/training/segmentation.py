@@ -2,77 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sized
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.models.decoder import SegmentationDecoder
 from pipelines.ops.attention_filter import decoder_affinity
-from pipelines.ops.label_map import IGNORE_INDEX
-from pipelines.ops.segmentation_loss import affinity_halves, cross_entropy_halves, mean_of_halves
 from pipelines.options.train import TrainOptions
-from pipelines.training.alignment_loss import Batch
+from pipelines.training.losses import CropPixels, DecoderState, Targets, TrainingState, active_losses, column_names, total_loss
 from pipelines.training.online_alignment import OnlineAlignment
 from pipelines.training.optimiser_state import optimiser_tensors, restore_optimiser
 from pipelines.training.processes import Processes
 
+StepLosses = dict[str, float]
+"""Losses of one step before their weights, by the names of `pipelines.training.losses.LOSSES`, and ``learning_rate``.
 
-@dataclass(frozen=True)
-class Targets:
-    """What the crops of a part are trained towards.
-
-    Attributes:
-        labels: ``(B, S, S)`` int64, 255 ignored.
-        samples: For L_proto: patch features, CAMs and classes; None where no heads are trained.
-    """
-
-    labels: Tensor
-    samples: Batch | None = None
-
-
-MakeTargets = Callable[[Tensor | None], Targets]
-"""The decoder's affinity ``(B, N, N)``, or None before it filters attention -> targets."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some of a step's crops.
-
-    Attributes:
-        tokens: CLIP's tokens ``(L, B, N, D)``.
-        grid: ``(h, w)`` with ``h * w == N``.
-        slots: Place of each crop in the batch of all processes.
-        targets: Makes their label maps.
-    """
-
-    tokens: Tensor
-    grid: tuple[int, int]
-    slots: tuple[int, ...]
-    targets: MakeTargets
-
-
-@dataclass(frozen=True)
-class StepLosses:
-    """Losses of one step in this process, means over its parts.
-
-    Attributes:
-        segmentation: Cross-entropy, background and foreground half each.
-        affinity: Affinity loss before its weight; 0 if it has none.
-        prototype: L_proto; 0 if no heads are trained.
-        learning_rate: Of the decoder in this step.
-    """
-
-    segmentation: float
-    affinity: float
-    prototype: float
-    learning_rate: float
+Each is the mean over this process's micro-batches; one of the package's own losses that is off is 0.
+"""
 
 
 class SegmentationTrainer:
     """Decoder and optimiser at one moment of the training.
+
+    A step is: for each micro-batch `forward`, then `backward` with the targets, or `skip` if it has no crops; then `step`.
 
     Args:
         decoder: What is trained, on ``device``.
@@ -81,6 +34,10 @@ class SegmentationTrainer:
         alignment: Heads that are trained beside it: ``L = L_proto + gamma L_seg`` (SSR).
         processes: This process among its peers; each brings its share of every batch.
         dtype: Of the forward pass; bf16 by autocast, parameters stay fp32.
+        micro_batches: How many make a step, in each process alike.
+
+    Raises:
+        UsageError: ``options.losses`` names a loss that cannot be.
     """
 
     def __init__(
@@ -91,9 +48,12 @@ class SegmentationTrainer:
         alignment: OnlineAlignment | None = None,
         processes: Processes = Processes(),  # noqa: B008 - frozen
         dtype: torch.dtype = torch.float32,
+        micro_batches: int = 1,
     ) -> None:
         self.decoder, self.options, self.device, self.processes, self.dtype = decoder, options, device, processes, dtype
-        self.alignment = alignment
+        self.alignment, self.micro_batches = alignment, micro_batches
+        self.losses, self._columns = active_losses(options), column_names(options)
+        self._needs = frozenset[str]().union(*(loss.needs for loss, _ in self.losses.values()))
         groups = [{"params": list(decoder.parameters()), "lr": options.learning_rate}]
         if alignment is not None:
             trained = [parameter for parameter in alignment.heads.parameters() if parameter.requires_grad]
@@ -102,6 +62,7 @@ class SegmentationTrainer:
         self.optimiser = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
         self._rates = [float(group["lr"]) for group in self.optimiser.param_groups]
         self.iteration = 0
+        self._values: list[Tensor] = []  # of each micro-batch of the step so far, (losses,)
 
     @property
     def filters(self) -> bool:
@@ -115,66 +76,85 @@ class SegmentationTrainer:
         warmup = min(1.0, (step + 1) / options.warmup) if options.warmup else 1.0
         return float(warmup * (1 - step / options.iterations) ** options.poly)
 
-    def step(self, parts: Iterable[Part | None], count: int | None = None) -> StepLosses:
-        """Take one step.
+    def forward(self, tokens: Tensor, grid: tuple[int, int], slots: Sequence[int]) -> DecoderState:
+        """Run the decoder over a micro-batch.
 
         Args:
-            parts: Of this process; None for one whose photos could not be used. All processes bring equally many. An iterator
-                makes each when the one before is done with: memory for one.
-            count: How many; None: those of a sequence.
+            tokens: CLIP's tokens ``(L, B, N, D)`` of at least as many blocks as the decoder reads; it takes the first.
+            grid: ``(h, w)`` with ``h * w == N``.
+            slots: Place of each crop in the batch of all processes; it seeds the crop's dropout.
+        """
+        self.decoder.train()
+        tokens = tokens[: self.decoder.sizes["blocks"]].to(torch.float32)  # (L, B, N, D)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            logits, features = self.decoder(tokens, grid, self._dropped(slots))
+        affinity = decoder_affinity(features) if self.filters or "decoder_affinity" in self._needs else None  # (B, N, N)
+        detached = affinity.detach() if affinity is not None and self.filters else None
+        return DecoderState(logits, features, grid, affinity, detached)
+
+    def backward(self, decoder: DecoderState, targets: Targets, crops: Sequence[CropPixels] = ()) -> None:
+        """Add a micro-batch's gradient. Counts go over all processes, so that two of them equal one with twice the crops.
+
+        Args:
+            decoder: Of `forward`.
+            targets: Label maps, and samples if heads are trained.
+            crops: For losses that look at pixels or superpixels.
+        """
+        self._begin_step()
+        state = TrainingState(decoder, targets, crops, self.options, self.alignment)
+        sums, counts = {}, {}
+        for name, (loss, _) in self.losses.items():
+            sums[name], counts[name] = loss.sums_and_counts(state)  # (size,), (size,)
+        of_all = torch.split(self.processes.sum(torch.cat(list(counts.values()))), [len(count) for count in counts.values()])
+        values = {
+            name: loss.mean(sums[name], count) * self.processes.count  # the gradient is a mean over processes
+            for (name, (loss, _)), count in zip(self.losses.items(), of_all, strict=True)
+        }
+        total = total_loss(self.losses, values, self.options.gamma)
+        (total / self.micro_batches).backward()  # type: ignore[no-untyped-call]
+        self._values.append(torch.stack([value.detach() for value in values.values()]))
+
+    def skip(self) -> None:
+        """Count a micro-batch without crops; this process still takes part in what all of them add up."""
+        self._begin_step()
+        self.processes.sum(torch.zeros(sum(loss.size for loss, _ in self.losses.values()), device=self.device))
+        self._values.append(torch.zeros(len(self.losses), device=self.device))
+
+    def _begin_step(self) -> None:
+        """Before a step's first micro-batch, set all gradients to zero: those that get none count as zero in the mean."""
+        if not self._values:
+            for parameter in self._trained:
+                parameter.grad = torch.zeros_like(parameter)
+
+    @property
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+
+    def step(self) -> StepLosses:
+        """Move the weights by the gradients of the step's micro-batches.
 
         Returns:
-            The losses, before the step.
+            The losses before the step.
+
+        Raises:
+            ValueError: There were more or fewer micro-batches than announced.
         """
+        if len(self._values) != self.micro_batches:
+            raise ValueError(f"expected {self.micro_batches} micro-batches a step, found {len(self._values)}")
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * self.schedule
-        trained = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
-        for parameter in trained:  # a process without crops still takes part in the mean
-            parameter.grad = torch.zeros_like(parameter)
-        share = len(parts) if isinstance(parts, Sized) else count
-        if share is None:
-            raise TypeError("parts made one by one need their count")
-        losses = [self._backward(part, share) for part in parts]
-        self.processes.average_gradients(trained)
+        self.processes.average_gradients(self._trained)
         self.optimiser.step()
-        learning_rate = self.optimiser.param_groups[0]["lr"]
         self.iteration += 1
         if self.alignment is not None:
             self.alignment.finish_step(self.iteration)
-        segmentation, affinity, prototype = torch.stack(losses).mean(dim=0).tolist()
-        return StepLosses(segmentation, affinity, prototype, learning_rate)
+        means = torch.stack(self._values).cpu().mean(dim=0).tolist()
+        self._values = []
+        values = dict(zip(self.losses, means, strict=True))
+        learning_rate = float(self.optimiser.param_groups[0]["lr"])
+        return {name: values.get(name, 0.0) for name in self._columns} | {"learning_rate": learning_rate}
 
-    def _backward(self, part: Part | None, parts: int) -> Tensor:
-        """Add a part's gradient; counts go over all processes, so that two of them equal one with twice the crops."""
-        if part is None:
-            self.processes.sum(torch.zeros(4, device=self.device))
-            return torch.zeros(3)
-        weight = self.options.affinity_loss
-        self.decoder.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            logits, features = self.decoder(part.tokens.to(torch.float32), part.grid, self._dropped(part.slots))
-        affinity = decoder_affinity(features) if weight or self.filters else None  # (B, N, N)
-        targets = part.targets(affinity.detach() if affinity is not None and self.filters else None)
-        labels = targets.labels  # (B, S, S)
-        scores = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
-        sums, counts = cross_entropy_halves(scores, labels)  # (2,), (2,)
-        pair_sums, pair_counts = torch.zeros_like(sums), torch.zeros_like(counts)
-        if weight and affinity is not None:
-            small = F.interpolate(labels.unsqueeze(1).float(), size=part.grid, mode="nearest")[:, 0].long()  # (B, h, w)
-            pair_sums, pair_counts = affinity_halves(affinity, small, self.options.affinity_radius, IGNORE_INDEX)
-        total = self.processes.sum(torch.cat([counts, pair_counts]))  # (4,)
-        segmentation = mean_of_halves(sums, total[:2])
-        pairs = mean_of_halves(pair_sums, total[2:] + 1)
-        loss = (segmentation + weight * pairs) * self.processes.count
-        prototype = torch.zeros((), device=self.device)
-        if self.alignment is not None and targets.samples is not None:
-            prototype = self.alignment.loss(targets.samples)
-            loss = prototype + self.options.gamma * loss
-        (loss / parts).backward()  # type: ignore[no-untyped-call]
-        shared = torch.stack([segmentation, pairs]) * self.processes.count
-        return torch.cat([shared, prototype.view(1)]).detach().cpu()
-
-    def _dropped(self, slots: tuple[int, ...]) -> Tensor | None:
+    def _dropped(self, slots: Sequence[int]) -> Tensor | None:
         """Dropout factors of whole channels ``(B, E)``, the same for equal seed, step and slot in however many processes."""
         share = self.options.dropout
         if not share:

@@ -29,7 +29,7 @@ def command(invocation: Invocation) -> None:
     def run(workspace: Workspace, progress: Progress) -> Counts:
         counts = retrain.run(workspace, options, progress)
         if options.write_only and os.environ.get("RANK", "0") == "0":
-            out.print(f"config in [bold]{escape(str(workspace.work / retrain.FOLDER / 'config.py'))}[/]")
+            out.print(f"config in [bold]{escape(str(workspace.work / retrain.STAGE / 'config.py'))}[/]")
         return counts
 
     run_stage(

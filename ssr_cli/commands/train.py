@@ -14,7 +14,7 @@ from ssr_cli.run_command import run_stage
 def command(invocation: Invocation) -> None:
     """Train a segmentation decoder on the frozen CLIP from pseudo-masks made on line, into WORK/model.safetensors."""
     from pipelines.stages.train import stage as train
-    from pipelines.stages.train.inputs import TrainSections
+    from pipelines.stages.train.settings import TrainSections
 
     sections = TrainSections(
         invocation.options("train", TrainOptions),

@@ -11,9 +11,12 @@ from PIL import Image
 from pipelines.figures import curves
 from pipelines.figures.curves import curves_figure
 
+LABELS = {"segmentation": "cross-entropy", "affinity": "affinity loss", "prototype": "L_proto"}
 
-def step(iteration: int, affinity: float = 0.0) -> dict[str, float]:
-    return {"iteration": iteration, "segmentation": 1 / iteration, "affinity": affinity, "prototype": 0, "learning_rate": 0.1}
+
+def step(iteration: int, affinity: float = 0.0, prototype: float = 0.0) -> dict[str, float]:
+    losses = {"segmentation": 1 / iteration, "affinity": affinity, "prototype": prototype}
+    return {"iteration": iteration, **losses, "learning_rate": 0.1}
 
 
 def score(iteration: int) -> dict[str, float]:
@@ -26,6 +29,7 @@ CASES = {
     "a score alone": ([score(4)], [[], [("", 1)]]),
     "losses": ([step(10), step(20)], [[("cross-entropy", 2)]]),
     "affinity from its first value on": ([step(10), step(20, 0.3)], [[("cross-entropy", 2), ("affinity loss", 2)]]),
+    "heads": ([step(10, 0, 7.0)], [[("cross-entropy", 1), ("L_proto", 1)]]),
     "both": ([step(10), score(10), step(20), score(20), step(30)], [[("cross-entropy", 3)], [("", 2)]]),
 }
 
@@ -38,7 +42,7 @@ def test_what_is_drawn(tmp_path, monkeypatch, case):
     monkeypatch.setattr(curves, "save_figure", lambda figure, path: (drawn.append(figure), save(figure, path))[1])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        curves_figure(lines, tmp_path / "curves.png")
+        curves_figure(lines, tmp_path / "curves.png", LABELS)
     (figure,) = drawn
     assert [
         [("" if line.get_label().startswith("_") else line.get_label(), len(line.get_xdata())) for line in axis.lines]

@@ -21,7 +21,8 @@ from pipelines.options.train import TrainOptions
 from pipelines.stages import cams, superpixels
 from pipelines.stages.align import stage as align
 from pipelines.stages.refine import stage as refine
-from pipelines.stages.train.inputs import TrainInputs, TrainSections
+from pipelines.stages.train.inputs import TrainInputs, train_inputs
+from pipelines.stages.train.settings import TrainSections
 from pipelines.stores.array_store import iter_records
 from pipelines.training.processes import Processes
 
@@ -174,7 +175,8 @@ def test_labels_follow_the_heads_while_they_change(prepared, root, workspace_in,
     crops, encoded = crops_of(inputs, "three")
     before = labels.refined(crops, encoded)
     with torch.no_grad():
-        inputs.heads.heads.tsa.layers[3].weight += 0.5 * torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+        weight = inputs.encoders.alignment.heads.tsa.layers[3].weight
+        weight += 0.5 * torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
     moved = (labels.refined(crops, encoded) - before).abs().max() > 0.02
     assert bool(moved) == train_heads
 
@@ -184,13 +186,11 @@ def test_nothing_but_ground_truth_where_masks_supervise(tiny_voc, workspace_in, 
     workspace = workspace_in(tmp_path / "w")
     options = TrainOptions(supervision="masks", crop=96, batch=6, min_scale=1, max_scale=1, flip=False, hidden=8)
     sections = TrainSections(options, AlignOptions(), *options_of("ssr")).checked(workspace)
-    inputs = TrainInputs(workspace, sections, CPU, Processes(), ExitStack())
+    inputs = train_inputs(workspace, sections, CPU, Processes(), ExitStack())
     assert (inputs.labels, inputs.text, inputs.encoders.dino) == (None, None, None)
     crops, _ = crops_of(inputs)
-    (part,) = inputs.parts(crops)
-    found = part.targets(None)
-    assert found.samples is None
-    for crop, own in zip(crops, found.labels, strict=True):
+    for crop in crops:
+        own = crop.target
         image_id = crop.photo.sample.image_id
         with Image.open(tiny_voc.root / f"SegmentationClass/{image_id}.png") as mask:
             target = np.asarray(mask)[:96, :96]

@@ -226,7 +226,7 @@ def test_filter_by_the_decoders_affinity(padded, recipe, difference):
     found, unfiltered = labels.refined(crops, encoded, affinity), labels.refined(crops, encoded)
     assert (found - unfiltered).abs().max() > 0.05
     for index, crop in enumerate(crops):
-        blocks = torch.cat([inputs.encoder.encode(crop.photo.inputs[0][None], (block,)).attention for block in (1, 2, 3)])
+        blocks = torch.cat([inputs.encoders.clip.encode(crop.photo.inputs[0][None], (block,)).attention for block in (1, 2, 3)])
         attention = filtered_by_hand(blocks, affinity[index], labels.valid_tokens(crops)[index], difference)
         expected = refined_by_hand(inputs, labels, crop, attention)
         torch.testing.assert_close(found[index, : len(expected)], expected, rtol=1e-3, atol=1e-4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.ops.segmentation_loss import affinity_loss, balanced_cross_entropy
+from pipelines.ops.segmentation_loss import affinity_halves, cross_entropy_halves, mean_of_means
 
 LABELS = {
     "mixed": [[[0, 2, 255, 1], [0, 0, 1, 255]], [[1, 1, 0, 0], [255, 2, 2, 0]]],
@@ -18,6 +18,15 @@ LABELS = {
     "no class": [[[255] * 4] * 2],
 }
 PARTIAL = [name for name in LABELS if name != "no class"]
+
+
+def balanced_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+    return mean_of_means(*cross_entropy_halves(logits, labels, ignore_index))
+
+
+def affinity_loss(affinity: Tensor, labels: Tensor, radius: int = 8, ignore_index: int = 255) -> Tensor:
+    sums, counts = affinity_halves(affinity, labels, radius, ignore_index)
+    return mean_of_means(sums, counts + 1)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

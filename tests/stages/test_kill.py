@@ -82,8 +82,8 @@ class Command:
     set: dict[str, Any] = field(default_factory=dict)
 
 
-TRAIN = {"pipelines.stages.train.stage.LOG_EVERY": 1, "pipelines.stages.train.stage.curves_figure": None}
-RETRAIN = {"pipelines.mmsegmentation.hook.LOG_EVERY": 1, "pipelines.stages.retrain.stage.curves_figure": None}
+TRAIN = {"pipelines.training.curves.LOG_EVERY": 1, "pipelines.workdir.validated_curves.curves_figure": None}
+RETRAIN = {"pipelines.training.curves.LOG_EVERY": 1, "pipelines.workdir.validated_curves.curves_figure": None}
 COMMANDS = {
     "cams": Command("cams --recipe clip-es", ("cams.h5",), ("cams",), store="cams.h5"),
     "refine": Command(

@@ -160,7 +160,7 @@ def test_resume_is_exact(place, tmp_path, monkeypatch):
         if iteration == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(retrain._Retraining, "stepped", stop)
+    monkeypatch.setattr(retrain.Outputs, "stepped", stop)
     with pytest.raises(KeyboardInterrupt):
         retrain.run(half, options())
     monkeypatch.undo()

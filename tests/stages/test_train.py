@@ -22,7 +22,7 @@ from pipelines.options.stages import EvalOptions, SuperpixelsOptions
 from pipelines.options.train import PredictOptions
 from pipelines.stages import evaluate, predict, superpixels
 from pipelines.stages.train import stage as train
-from pipelines.training.segmentation import SegmentationTrainer
+from pipelines.training.segmentation import SegmentationTrainer, StepLosses
 from pipelines.workdir.workspace import Workspace
 
 SETS = ("ssr", "joint", "weclip", "masks")
@@ -72,9 +72,9 @@ def steps(monkeypatch) -> list[int]:
     taken: list[int] = []
     step = SegmentationTrainer.step
 
-    def counted(trainer: SegmentationTrainer, *parts: Any) -> Any:
+    def counted(trainer: SegmentationTrainer) -> StepLosses:
         taken.append(trainer.iteration)
-        return step(trainer, *parts)
+        return step(trainer)
 
     monkeypatch.setattr(SegmentationTrainer, "step", counted)
     return taken
@@ -270,11 +270,11 @@ def test_stopped_training_goes_on_to_the_same_bytes(new, trained, monkeypatch, n
     """Whether it was saved at the step where it stopped or before."""
     step, left = SegmentationTrainer.step, set(stops)
 
-    def stopping(trainer: SegmentationTrainer, *parts: Any) -> Any:
+    def stopping(trainer: SegmentationTrainer) -> StepLosses:
         if trainer.iteration in left:
             left.remove(trainer.iteration)
             raise KeyboardInterrupt
-        return step(trainer, *parts)
+        return step(trainer)
 
     monkeypatch.setattr(SegmentationTrainer, "step", stopping)
     workspace = new()
@@ -290,7 +290,7 @@ def test_stopped_training_goes_on_to_the_same_bytes(new, trained, monkeypatch, n
 
 
 def test_curves_are_cut_back_to_where_the_training_stands(new, monkeypatch, run_train):
-    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    monkeypatch.setattr("pipelines.training.curves.LOG_EVERY", 1)
     undisturbed, workspace = new("undisturbed"), new()
     run_train(undisturbed, val_split="val", validate_every=2)
     expected = lines(undisturbed.work)
@@ -299,10 +299,10 @@ def test_curves_are_cut_back_to_where_the_training_stands(new, monkeypatch, run_
     ]  # fmt: skip
     step = SegmentationTrainer.step
 
-    def stopping(trainer: SegmentationTrainer, *parts: Any) -> Any:
+    def stopping(trainer: SegmentationTrainer) -> StepLosses:
         if trainer.iteration == 5:
             raise KeyboardInterrupt
-        return step(trainer, *parts)
+        return step(trainer)
 
     monkeypatch.setattr(SegmentationTrainer, "step", stopping)
     with pytest.raises(KeyboardInterrupt):
@@ -343,11 +343,11 @@ def test_two_trainings_in_one_folder(new, monkeypatch, run_train):
     """A second one would take the first one's temporary files for leftovers."""
     step, workspace = SegmentationTrainer.step, new()
 
-    def meanwhile(trainer: SegmentationTrainer, *parts: Any) -> Any:
+    def meanwhile(trainer: SegmentationTrainer) -> StepLosses:
         monkeypatch.setattr(SegmentationTrainer, "step", step)
         with pytest.raises(SsrError, match=r"another process is training in .*--work"):
             run_train(workspace)
-        return step(trainer, *parts)
+        return step(trainer)
 
     monkeypatch.setattr(SegmentationTrainer, "step", meanwhile)
     assert run_train(workspace).done == 6
@@ -356,9 +356,9 @@ def test_two_trainings_in_one_folder(new, monkeypatch, run_train):
 def test_a_loss_that_is_no_number_stops_before_it_is_saved(new, monkeypatch, run_train, steps):
     step, workspace = SegmentationTrainer.step, new()
 
-    def spoilt(trainer: SegmentationTrainer, *parts: Any) -> Any:
-        losses = step(trainer, *parts)
-        return replace(losses, affinity=float("nan")) if trainer.iteration == 4 else losses
+    def spoilt(trainer: SegmentationTrainer) -> StepLosses:
+        losses = step(trainer)
+        return losses | {"affinity": float("nan")} if trainer.iteration == 4 else losses
 
     monkeypatch.setattr(SegmentationTrainer, "step", spoilt)
     with pytest.raises(SsrError, match=r"the loss of step 4 is not a number .*--learning-rate"):

@@ -99,7 +99,7 @@ def window_of(inputs: TrainInputs, crop: Crop, step: int) -> tuple[Image.Image, 
 def test_all_of_a_crop_is_of_one_window(inputs_of, workspace):
     """Pixels, superpixels, their colours, what is photo; padding is a superpixel of its own."""
     inputs = inputs_of()
-    mean = inputs.encoder.mean
+    mean = inputs.encoders.clip.mean
     with ArrayReader(workspace.superpixels) as reader:
         superpixels = {image_id: reader.read(image_id)[0] for image_id in reader.ids()}
     padded = 0
@@ -110,13 +110,13 @@ def test_all_of_a_crop_is_of_one_window(inputs_of, workspace):
             picture = crop_photo(image, window, 64, (red, green, blue))
             assert np.array_equal(crop.image.permute(1, 2, 0).numpy(), np.asarray(picture))
             assert crop.photo.grid == (4, 4)
-            assert torch.equal(crop.photo.clip_input, encoder_input(picture, (4, 4), 16, mean, inputs.encoder.std))
+            assert torch.equal(crop.photo.inputs[0], encoder_input(picture, (4, 4), 16, mean, inputs.encoders.clip.std))
             own = superpixels[crop.photo.sample.image_id].astype(np.int64)
             valid = crop_map(np.ones_like(own), window, 64, 0) == 1
             assert np.array_equal(crop.valid.numpy(), valid)
             ids = np.unique(np.where(valid, crop_map(own, window, 64, 0), 10_000), return_inverse=True)[1].reshape(64, 64)
-            assert torch.equal(crop.photo.superpixels.membership, token_membership(ids, (4, 4)))
-            np.testing.assert_allclose(crop.photo.superpixels.colours, mean_lab(np.asarray(picture), ids))
+            assert torch.equal(crop.photo.superpixels[0], token_membership(ids, (4, 4)))
+            np.testing.assert_allclose(crop.photo.superpixel_colours, mean_lab(np.asarray(picture), ids))
             assert crop.target is None
             padded += not valid.all()
     assert padded > 3
@@ -127,7 +127,7 @@ def test_padding_is_nought_for_clip(inputs_of):
     inputs = inputs_of(min_scale=0.5, max_scale=0.5, flip=False)
     (crops,) = taken(inputs, 1)
     for crop in crops:
-        outside = crop.photo.clip_input[:, ~crop.valid]
+        outside = crop.photo.inputs[0][:, ~crop.valid]
         assert outside.numel()
         assert outside.abs().max() < 0.01
 

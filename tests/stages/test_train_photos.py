@@ -8,6 +8,7 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ from pipelines.options.stages import EvalOptions
 from pipelines.options.train import PredictOptions
 from pipelines.stages import evaluate, predict
 from pipelines.stages.train import stage as train
-from pipelines.stages.train.inputs import TrainInputs
+from pipelines.stages.train.inputs import train_inputs
+from pipelines.stages.train.settings import train_settings
 from pipelines.training.processes import Processes
 from pipelines.workdir.workspace import Workspace
 
@@ -186,7 +188,7 @@ def test_validation_is_that_of_a_slow_twin(new, models, tiny_voc, run_train):
         found = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].argmax(0)
         with Image.open(tiny_voc.root / f"SegmentationClass/{image_id}.png") as mask:
             total += confusion_counts(found.numpy().astype(np.uint8), np.asarray(mask), 21)
-    names = workspace.dataset.classes.label_map_names
+    names = ["background", *workspace.dataset.classes.names]
     assert score == pytest.approx(metrics_from_counts(total, names).miou, abs=2e-3)  # logits in half precision
 
 
@@ -250,17 +252,11 @@ def test_options_that_do_not_fit_are_one_line(new, name, changed, said, run_trai
     assert sorted(path.name for path in workspace.work.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"clip_blocks": 0, "dino_weight": 0.0, "superpixel_mask": "gate"}, "no attention left"),
-        ({"superpixel_mask": "clusters"}, "did you mean 'cluster'"),
-    ],
-)
-def test_refinement_without_what_it_needs_is_refused_as_by_refine(new, changed, said, run_train, train_sections):
+def test_refinement_without_attention_is_refused_as_by_refine(new, train_sections):
     given = train_sections("ssr")
+    changed = {"clip_blocks": 0, "dino_weight": 0.0, "superpixel_mask": "gate"}
     spoilt = replace(given, refine=given.refine.model_copy(update=changed))
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match="no attention left"):
         train.run(new(), spoilt)
     masks = replace(train_sections("masks", iterations=1), refine=spoilt.refine)
     assert train.run(new(), masks).done == 1  # nobody refines there
@@ -274,8 +270,8 @@ def test_without_superpixels_the_command_is_named(workspace_in, tmp_path, run_tr
 
 def test_more_processes_than_crops(workspace_in, tmp_path, train_sections):
     workspace = workspace_in(tmp_path / "w")
-    with ExitStack() as stack, pytest.raises(UsageError, match=r"3 processes share 2 crops a step .*--batch"):
-        TrainInputs(workspace, train_sections("weclip").checked(workspace), torch.device("cpu"), Processes(0, 3), stack)
+    with pytest.raises(UsageError, match=r"3 processes share 2 crops a step .*--batch"):
+        train_settings(workspace, train_sections("weclip").checked(workspace), Processes(0, 3))
 
 
 @pytest.mark.parametrize(
@@ -283,24 +279,24 @@ def test_more_processes_than_crops(workspace_in, tmp_path, train_sections):
     [(4, 1, 1, [4]), (4, 2, 1, [2, 2]), (4, 3, 1, [2, 2]), (5, 2, 1, [3, 2]), (2, 8, 1, [1, 1]), (5, 2, 2, [2, 1])],
     ids=str,
 )
-def test_crops_of_a_step_are_taken_in_parts(
+def test_crops_of_a_step_are_taken_in_micro_batches(
     monkeypatch, workspace_in, tmp_path, batch, accumulate, processes, sizes, train_sections
 ):
-    """No part is empty from the start: it would count as one."""
-    options = train_sections("weclip", batch=batch, accumulate=accumulate)
+    """None is empty from the start: it would count as one."""
+    sections = train_sections("weclip", batch=batch, accumulate=accumulate)
+    learnt: list[list[int]] = []
+    monkeypatch.setattr(train, "learn", lambda _, crops, evidence, labels: learnt.append([crop.slot for crop in crops]))
+    skipped: list[None] = []
     with ExitStack() as stack:
-        workspace = workspace_in(tmp_path / "w")
-        own = Processes(0, processes)
-        inputs = TrainInputs(workspace, options.checked(workspace), torch.device("cpu"), own, stack)
+        workspace, own = workspace_in(tmp_path / "w"), Processes(0, processes)
+        inputs = train_inputs(workspace, sections.checked(workspace), torch.device("cpu"), own, stack)
         _, crops, _ = next(inputs.source.steps(0, own))
-        assert len(sizes) == inputs.pieces
-        parts = list(inputs.parts(crops))
-        assert [part and part.tokens.shape[1] for part in parts] == sizes
-        assert [slot for part in parts if part for slot in part.slots] == list(range(0, batch, processes))
-        without = list(inputs.parts(crops[:1]))  # the others were bad
-        assert [part and part.tokens.shape[1] for part in without] == [1] + [None] * (len(sizes) - 1)
-        encoded: list[int] = []
-        encode = inputs.encoders.encode
-        monkeypatch.setattr(inputs.encoders, "encode", lambda photos: encoded.append(len(photos)) or encode(photos))
-        next(inputs.parts(crops))
-        assert encoded == sizes[:1], "one part in memory at a time"
+    count, size = inputs.source.micro_batches(own)
+    trainer = SimpleNamespace(micro_batches=count, skip=lambda: skipped.append(None), step=dict)
+    train.take_step(trainer, crops, size, inputs.encoders, inputs.labels)
+    assert [len(slots) for slots in learnt] == sizes
+    assert [slot for slots in learnt for slot in slots] == list(range(0, batch, processes))
+    assert skipped == []
+    learnt.clear()
+    train.take_step(trainer, crops[:1], size, inputs.encoders, inputs.labels)  # the others were bad
+    assert (learnt, len(skipped)) == ([[0]], len(sizes) - 1)

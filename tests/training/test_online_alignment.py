@@ -15,8 +15,9 @@ from pipelines.models.decoder import SegmentationDecoder
 from pipelines.options.align import AlignOptions
 from pipelines.options.train import TrainOptions
 from pipelines.training.alignment_loss import Batch, Prototypes, alignment_loss
+from pipelines.training.losses import Targets
 from pipelines.training.online_alignment import OnlineAlignment
-from pipelines.training.segmentation import Part, SegmentationTrainer, Targets
+from pipelines.training.segmentation import SegmentationTrainer, StepLosses
 
 EMBED, CLASSES, WORDS, PATCHES = 5, 4, 2, 6
 CPU = torch.device("cpu")
@@ -147,26 +148,29 @@ def joint(gamma: float) -> tuple[SegmentationTrainer, OnlineAlignment]:
     online = make()
     torch.manual_seed(1)
     decoder = SegmentationDecoder(2, 6, 3, hidden=8, layers=1, heads=2)
-    options = TrainOptions(hidden=8, dropout=0.2, warmup=0, iterations=9, gamma=gamma, affinity_loss=0.1, learning_rate=1e-3)
+    options = TrainOptions(
+        hidden=8, dropout=0.2, warmup=0, iterations=9, gamma=gamma, affinity_loss=0.1, learning_rate=1e-3, train_heads=True
+    )
     return SegmentationTrainer(decoder, options, CPU, online), online
 
 
-def part(step: int, with_samples: bool = True) -> Part:
+def take(trainer: SegmentationTrainer, step: int, with_samples: bool = True) -> StepLosses:
     draw = torch.Generator().manual_seed(step)
     tokens, labels = torch.randn(2, 2, 6, 6, generator=draw), torch.randint(0, 4, (2, 8, 12), generator=draw)
     samples = batch(step, [[0, 1], [2, -1]]) if with_samples else None
-    return Part(tokens, (2, 3), (0, 1), lambda _: Targets(labels, samples))
+    trainer.backward(trainer.forward(tokens, (2, 3), (0, 1)), Targets(labels, samples))
+    return trainer.step()
 
 
 def test_neither_loss_reaches_the_others_parameters():
     trainer, online = joint(0.1)
     alone = copy.deepcopy(online)
-    alone.loss(part(0).targets(None).samples).backward()
-    found = trainer.step([part(0)])
+    alone.loss(batch(0, [[0, 1], [2, -1]])).backward()
+    found = take(trainer, 0)
     for ours, theirs in zip(online.heads.parameters(), alone.heads.parameters(), strict=True):
         if theirs.grad is not None:
             torch.testing.assert_close(ours.grad, theirs.grad)  # from L_proto alone
-    assert found.prototype > 0
+    assert found["prototype"] > 0
     assert any(p.grad.abs().max() > 0 for p in online.heads.parameters() if p.grad is not None)
 
 
@@ -174,7 +178,7 @@ def test_gamma_scales_the_decoders_gradient_and_nothing_else():
     gradients, weights = [], []
     for gamma in (0.1, 1.0):
         trainer, online = joint(gamma)
-        losses = trainer.step([part(0)])
+        losses = take(trainer, 0)
         decoder = torch.cat([p.grad.flatten() for p in trainer.decoder.parameters() if p.grad is not None])
         heads = torch.cat([p.grad.flatten() for p in online.heads.parameters() if p.grad is not None])
         gradients.append((decoder, heads))
@@ -193,7 +197,7 @@ def test_heads_move_only_with_samples():
     for group in trainer.optimiser.param_groups:
         group["weight_decay"] = 0.0
     before = {name: tensor.clone() for name, tensor in online.heads.state_dict().items()}
-    assert trainer.step([part(0, with_samples=False)]).prototype == 0
+    assert take(trainer, 0, with_samples=False)["prototype"] == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in online.heads.state_dict().items())
-    trainer.step([part(1)])
+    take(trainer, 1)
     assert not torch.equal(online.heads.isa.layers[0].weight, before["isa.layers.0.weight"])

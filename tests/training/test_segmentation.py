@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from pipelines.options.align import AlignOptions
 from pipelines.options.train import TrainOptions
 from pipelines.stores.checkpoint import read_checkpoint, write_checkpoint
 from pipelines.training.alignment_loss import Batch
+from pipelines.training.losses import Targets
 from pipelines.training.online_alignment import OnlineAlignment
-from pipelines.training.segmentation import Part, SegmentationTrainer, Targets
+from pipelines.training.segmentation import SegmentationTrainer, StepLosses
 
 BLOCKS, WIDTH, CLASSES, GRID, SIDE, EMBED = 2, 6, 3, (3, 4), 16, 5
 CPU = torch.device("cpu")
@@ -51,19 +53,36 @@ def samples(step: int, slots: tuple[int, ...]) -> Batch:
     return Batch(features[list(slots)], cams[list(slots)], classes, torch.zeros_like(classes))
 
 
-def part(step: int, slots: tuple[int, ...], heads: bool = False, seen: list[Tensor | None] | None = None) -> Part:
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a trainer is given for some of a step's crops."""
+
+    tokens: Tensor
+    grid: tuple[int, int]
+    slots: tuple[int, ...]
+    targets: Targets
+
+
+def micro_batch(step: int, slots: tuple[int, ...], heads: bool = False) -> MicroBatch:
     tokens, labels = zip(*(crop(step, slot) for slot in slots), strict=True)
+    targets = Targets(torch.stack(labels), samples(step, slots) if heads else None)
+    return MicroBatch(torch.stack(tokens, dim=1), GRID, slots, targets)
 
-    def targets(affinity: Tensor | None) -> Targets:
-        if seen is not None:
-            seen.append(affinity)
-        return Targets(torch.stack(labels), samples(step, slots) if heads else None)
 
-    return Part(torch.stack(tokens, dim=1), GRID, slots, targets)
+def take(trainer: SegmentationTrainer, *micro_batches: MicroBatch | None) -> StepLosses:
+    """One step; None is a micro-batch without crops."""
+    trainer.micro_batches = len(micro_batches)
+    for given in micro_batches:
+        if given is None:
+            trainer.skip()
+        else:
+            trainer.backward(trainer.forward(given.tokens, given.grid, given.slots), given.targets)
+    return trainer.step()
 
 
 def make(heads: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0, **options: Any) -> SegmentationTrainer:
     settings = {"iterations": 8, "warmup": 2, "hidden": 8, "dropout": 0.0, "learning_rate": 1e-2, "seed": seed, **options}
+    settings["train_heads"] = heads
     torch.manual_seed(seed)
     decoder = Listening(BLOCKS, WIDTH, CLASSES, hidden=8, layers=1, heads=2)
     alignment = None
@@ -99,10 +118,10 @@ def kept(trainer: SegmentationTrainer) -> dict[str, Tensor]:
 def test_learning_rates(options, factors):
     trainer = make(heads=True, iterations=5, learning_rate=0.5, heads_learning_rate=1e-3, **options)
     for step, factor in enumerate(factors):
-        found = trainer.step([part(step, (0,), heads=True)])
-        assert found.learning_rate == pytest.approx(0.5 * factor)
+        found = take(trainer, micro_batch(step, (0,), heads=True))
+        assert found["learning_rate"] == pytest.approx(0.5 * factor)
         assert [group["lr"] for group in trainer.optimiser.param_groups] == pytest.approx([0.5 * factor, 1e-3 * factor])
-        assert found.learning_rate > 0
+        assert found["learning_rate"] > 0
     assert trainer.iteration == 5
 
 
@@ -110,7 +129,7 @@ def test_at_a_learning_rate_that_falls_every_step_still_moves_the_weights():
     trainer = make(iterations=3)
     before = kept(trainer)
     for step in range(3):
-        trainer.step([part(step, (0, 1))])
+        take(trainer, micro_batch(step, (0, 1)))
         assert not torch.equal(before["decoder.classifier.weight"], trainer.state()["decoder.classifier.weight"])
         before = kept(trainer)
 
@@ -118,9 +137,9 @@ def test_at_a_learning_rate_that_falls_every_step_still_moves_the_weights():
 # loss
 
 
-def naive_losses(decoder: SegmentationDecoder, crops: Part, radius: int) -> tuple[Tensor, Tensor]:
+def naive_losses(decoder: SegmentationDecoder, crops: MicroBatch, radius: int) -> tuple[Tensor, Tensor]:
     """Cross-entropy and affinity loss, pixel by pixel and pair by pair."""
-    labels = crops.targets(None).labels
+    labels = crops.targets.labels
     logits, features = decoder(crops.tokens, crops.grid)
     upsampled = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
     halves: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -150,12 +169,12 @@ def naive_losses(decoder: SegmentationDecoder, crops: Part, radius: int) -> tupl
 def test_a_step_is_adamw_on_the_naive_loss(weight):
     trainer = make(affinity_loss=weight, affinity_radius=1, weight_decay=0.05)
     twin = copy.deepcopy(trainer.decoder)
-    crops = part(0, (0, 1, 2))
+    crops = micro_batch(0, (0, 1, 2))
     entropy, affinity = naive_losses(twin, crops, radius=1)
-    found = trainer.step([crops])
-    assert found.segmentation == pytest.approx(entropy.item(), rel=1e-5)
-    assert found.affinity == pytest.approx(affinity.item() if weight else 0, rel=1e-5)
-    assert found.prototype == 0
+    found = take(trainer, crops)
+    assert found["segmentation"] == pytest.approx(entropy.item(), rel=1e-5)
+    assert found["affinity"] == pytest.approx(affinity.item() if weight else 0, rel=1e-5)
+    assert found["prototype"] == 0
     optimiser = torch.optim.AdamW(twin.parameters(), lr=1e-2 / 2, weight_decay=0.05)
     (entropy + weight * affinity).backward()
     for (name, ours), theirs in zip(trainer.decoder.named_parameters(), twin.parameters(), strict=True):
@@ -166,22 +185,22 @@ def test_a_step_is_adamw_on_the_naive_loss(weight):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_parts_of_one_step_count_equally():
+def test_micro_batches_of_one_step_count_equally():
     """Two of equal size are their mean; gradients of the step before are gone."""
     trainers = [make(affinity_loss=0.1) for _ in range(4)]
-    a, b = part(0, (0, 1)), part(0, (2, 3))
-    losses = [trainer.step(parts) for trainer, parts in zip(trainers, [[a], [b], [a, b], [a, a]], strict=True)]
+    a, b = micro_batch(0, (0, 1)), micro_batch(0, (2, 3))
+    losses = [take(trainer, *given) for trainer, given in zip(trainers, [[a], [b], [a, b], [a, a]], strict=True)]
     first, second, both, twice = (gradients(trainer) for trainer in trainers)
-    assert losses[2].segmentation == pytest.approx((losses[0].segmentation + losses[1].segmentation) / 2)
-    assert losses[2].affinity == pytest.approx((losses[0].affinity + losses[1].affinity) / 2)
+    assert losses[2]["segmentation"] == pytest.approx((losses[0]["segmentation"] + losses[1]["segmentation"]) / 2)
+    assert losses[2]["affinity"] == pytest.approx((losses[0]["affinity"] + losses[1]["affinity"]) / 2)
     for name, gradient in both.items():
         torch.testing.assert_close(gradient, (first[name] + second[name]) / 2, rtol=1e-4, atol=1e-7)
         torch.testing.assert_close(twice[name], first[name], rtol=1e-4, atol=1e-7)
     assert any(not torch.allclose(first[name], second[name], rtol=0.1) for name in first)
     again = make(affinity_loss=0.1)
     again.decoder.load_state_dict(trainers[0].decoder.state_dict())
-    again.step([b])
-    trainers[0].step([b])
+    take(again, b)
+    take(trainers[0], b)
     for name, gradient in gradients(again).items():
         torch.testing.assert_close(gradient, gradients(trainers[0])[name])
 
@@ -192,10 +211,9 @@ def test_steps_without_anything_to_learn_are_finite(labels, affinity_loss):
     trainer = make(affinity_loss=affinity_loss)
     before = kept(trainer)
     value = 255 if labels == "all 255" else 0
-    tokens = part(0, (0,)).tokens
-    empty = Part(tokens, GRID, (0,), lambda _: Targets(torch.full((1, SIDE, SIDE), value)))
-    found = trainer.step([None if labels == "no crop" else empty])
-    assert (found.segmentation > 0) == (labels == "background alone")
+    empty = replace(micro_batch(0, (0,)), targets=Targets(torch.full((1, SIDE, SIDE), value)))
+    found = take(trainer, None if labels == "no crop" else empty)
+    assert (found["segmentation"] > 0) == (labels == "background alone")
     state = kept(trainer)
     assert all(bool(tensor.isfinite().all()) for tensor in state.values())
     if labels != "background alone":  # weight decay alone
@@ -205,12 +223,13 @@ def test_steps_without_anything_to_learn_are_finite(labels, affinity_loss):
 def test_half_precision_of_the_forward_pass_alone():
     exact, half = make(affinity_loss=0.1), make(affinity_loss=0.1, dtype=torch.bfloat16)
     for step in range(3):
-        found, expected = half.step([part(step, (0, 1))]), exact.step([part(step, (0, 1))])
-        assert found.segmentation == pytest.approx(expected.segmentation, rel=0.03)
-        assert found.segmentation != expected.segmentation
-        assert found.affinity == pytest.approx(expected.affinity, rel=0.03)
+        found, expected = take(half, micro_batch(step, (0, 1))), take(exact, micro_batch(step, (0, 1)))
+        assert found["segmentation"] == pytest.approx(expected["segmentation"], rel=0.03)
+        assert found["segmentation"] != expected["segmentation"]
+        assert found["affinity"] == pytest.approx(expected["affinity"], rel=0.03)
     assert {parameter.dtype for parameter in half.decoder.parameters()} == {torch.float32}
-    half.step([Part(part(3, (0,)).tokens.bfloat16(), GRID, (0,), part(3, (0,)).targets)])
+    given = micro_batch(3, (0,))
+    take(half, replace(given, tokens=given.tokens.bfloat16()))
 
 
 # dropout
@@ -221,7 +240,7 @@ def factors(slots: tuple[int, ...], steps: int = 1, **options: Any) -> list[Tens
     trainer = make(**{"dropout": 0.4, **options})
     torch.manual_seed(len(slots))  # the global generator has no say
     for step in range(steps):
-        trainer.step([part(step, slots)])
+        take(trainer, micro_batch(step, slots))
     found = trainer.decoder.channels
     assert all(channels is not None for channels in found)
     return [channels for channels in found if channels is not None]
@@ -250,7 +269,7 @@ def test_dropout_keeps_the_mean():
 
 def test_no_dropout_draws_nothing():
     trainer = make(dropout=0.0)
-    trainer.step([part(0, (0,))])
+    take(trainer, micro_batch(0, (0,)))
     assert trainer.decoder.channels == [None]
 
 
@@ -261,21 +280,20 @@ def test_no_dropout_draws_nothing():
 @pytest.mark.parametrize("affinity_loss", [0.0, 0.1])
 def test_filter_is_on_from_its_step_on(filter_from, filtered, affinity_loss):
     trainer = make(filter_from=filter_from, affinity_loss=affinity_loss, iterations=4)
-    seen: list[Tensor | None] = []
     for step in range(4):
-        crops = part(step, (0, 1), seen=seen)
+        given = micro_batch(step, (0, 1))
         assert trainer.filters == (step in filtered)
-        with torch.no_grad():
-            features = trainer.decoder(crops.tokens, GRID)[1].flatten(2)  # (B, E, N)
-        trainer.step([crops])
-        affinity = seen[-1]
+        state = trainer.forward(given.tokens, given.grid, given.slots)
+        features = state.features.detach().flatten(2)  # (B, E, N)
+        trainer.backward(state, given.targets)
+        trainer.step()
+        assert (state.affinity is not None) == (step in filtered or affinity_loss > 0)
         if step in filtered:
-            assert affinity is not None
-            assert not affinity.requires_grad
-            torch.testing.assert_close(affinity, (features.transpose(1, 2) @ features).sigmoid())
+            assert state.filter_affinity is not None
+            assert not state.filter_affinity.requires_grad
+            torch.testing.assert_close(state.filter_affinity, (features.transpose(1, 2) @ features).sigmoid())
         else:
-            assert affinity is None
-    assert len(seen) == 4
+            assert state.filter_affinity is None
 
 
 # state
@@ -295,7 +313,10 @@ def test_a_resumed_training_is_the_undisturbed_one(tmp_path, name, stop):
 
     def steps(trainer: SegmentationTrainer, end: int) -> list[float]:
         slots = ((0, 1), (2,))
-        return [trainer.step([part(step, own, heads) for own in slots]).segmentation for step in range(trainer.iteration, end)]
+        return [
+            take(trainer, *(micro_batch(step, own, heads) for own in slots))["segmentation"]
+            for step in range(trainer.iteration, end)
+        ]
 
     whole = make(**options)
     losses = steps(whole, 8)
@@ -322,7 +343,7 @@ def test_equal_seeds_give_equal_weights(name):
     for seed in (0, 0, 1):
         trainer = make(**OPTIONS[name], seed=seed)
         for step in range(3):
-            trainer.step([part(step, (0, 1), bool(OPTIONS[name].get("heads")))])
+            take(trainer, micro_batch(step, (0, 1), bool(OPTIONS[name].get("heads"))))
         found.append(kept(trainer))
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
     assert not torch.equal(found[0]["decoder.fusion.weight"], found[2]["decoder.fusion.weight"])
@@ -347,11 +368,11 @@ def overfit(**options: Any) -> list[float]:
     labels[:, 8:32, 8:24], labels[:, 24:48, 32:48], labels[:, :4, :4] = 1, 3, 255
     tokens = torch.randn(BLOCKS, 1, 36, WIDTH, generator=torch.Generator().manual_seed(3))
     trainer = make(iterations=300, warmup=20, learning_rate=5e-3, **options)
-    crops = Part(tokens, grid, (0,), lambda _: Targets(labels))
+    crops = MicroBatch(tokens, grid, (0,), Targets(labels))
     scores = []
     for taken in (0, 300):
         for _ in range(taken):
-            trainer.step([crops])
+            take(trainer, crops)
         with torch.no_grad():
             logits = trainer.decoder(tokens, grid)[0]
         found = F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False).argmax(dim=1)

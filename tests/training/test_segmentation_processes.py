@@ -24,9 +24,10 @@ from pipelines.models.decoder import SegmentationDecoder
 from pipelines.options.align import AlignOptions
 from pipelines.options.train import TrainOptions
 from pipelines.training.alignment_loss import Batch
+from pipelines.training.losses import Targets
 from pipelines.training.online_alignment import OnlineAlignment
 from pipelines.training.processes import Processes, joined_processes
-from pipelines.training.segmentation import Part, SegmentationTrainer, Targets
+from pipelines.training.segmentation import SegmentationTrainer
 
 CLASSES, GRID, EMBED, STEPS = 3, (3, 4), 5, 6
 
@@ -39,22 +40,24 @@ def crop(step, slot):
     return torch.randn(2, 12, 6, generator=draw), labels
 
 
-def part(step, slots, heads):
+def learn(trainer, step, slots, heads):
     if not slots:
-        return None
+        trainer.skip()
+        return
     tokens, labels = zip(*(crop(step, slot) for slot in slots))
     draw = torch.Generator().manual_seed(step)
     features, cams = torch.randn(9, 12, EMBED, generator=draw), torch.rand(9, 1, 12, generator=draw)
     classes = torch.tensor([[(step + slot) % CLASSES] for slot in slots])
     samples = Batch(features[list(slots)], cams[list(slots)], classes, torch.zeros_like(classes))
-    return Part(torch.stack(tokens, 1), GRID, slots, lambda _: Targets(torch.stack(labels), samples if heads else None))
+    state = trainer.forward(torch.stack(tokens, 1), GRID, slots)
+    trainer.backward(state, Targets(torch.stack(labels), samples if heads else None))
 
 
-def parts(step, rank, count, run):
+def take_step(trainer, step, rank, count, run):
     slots = [slot for slot in range(run["batch"]) if slot % count == rank and [step, slot] not in run["bad"]]
-    if run["accumulate"] == 1:
-        return [part(step, tuple(slots), run["heads"])]
-    return [part(step, tuple(s for s in slots if s // 2 % 2 == piece), run["heads"]) for piece in (0, 1)]
+    for number in range(trainer.micro_batches):
+        learn(trainer, step, tuple(s for s in slots if s // 2 % trainer.micro_batches == number), run["heads"])
+    trainer.step()
 
 
 def trainer_of(run, processes):
@@ -64,15 +67,17 @@ def trainer_of(run, processes):
     words, prototypes = F.normalize(torch.randn(CLASSES + 2, EMBED), dim=1), F.normalize(torch.randn(CLASSES, EMBED), dim=1)
     alignment = OnlineAlignment(heads, prototypes, words, AlignOptions(), 4, processes) if run["heads"] else None
     options = TrainOptions(
-        hidden=8, dropout=0.3, affinity_loss=0.1, affinity_radius=1, iterations=STEPS, warmup=2, learning_rate=1e-3
+        hidden=8, dropout=0.3, affinity_loss=0.1, affinity_radius=1, iterations=STEPS, warmup=2, learning_rate=1e-3,
+        train_heads=run["heads"],
     )
-    return SegmentationTrainer(decoder, options, torch.device("cpu"), alignment, processes)
+    cpu = torch.device("cpu")
+    return SegmentationTrainer(decoder, options, cpu, alignment, processes, micro_batches=run["accumulate"])
 
 
 def trained(run, processes, stop=None):
     trainer = trainer_of(run, processes)
     while trainer.iteration < STEPS:
-        trainer.step(parts(trainer.iteration, processes.rank, processes.count, run))
+        take_step(trainer, trainer.iteration, processes.rank, processes.count, run)
         if trainer.iteration == stop:  # the first one writes, all go on from that
             tensors = {name: tensor.detach().clone() for name, tensor in trainer.state().items()}
             if processes.first:

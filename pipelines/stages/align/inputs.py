@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,29 +84,35 @@ class AlignInputs:
             settings["refine"] = refinement_settings(self.workspace, self.refine, self.sources)
         return settings
 
-    def collect(self, models: FrozenModels, progress: Progress) -> Counts:
+    def collect(self, load: Callable[[], FrozenModels], progress: Progress) -> Counts:
         """Encode every photo that is not there yet.
+
+        Args:
+            load: Loads the encoders, once; not called if every photo is there.
+            progress: Told about each photo.
 
         Raises:
             UsageError: Made with other options before, and ``workspace.force`` is off.
             SsrError: No superpixels although they are asked for.
             TooManyFailures: More bad images than allowed; what was computed is kept.
         """
-        workspace, device = self.workspace, models.clip.device
+        workspace = self.workspace
         # patches of the same settings are kept, unless they are what --force is to mend
         again = workspace.force and self._damaged()
         with (
             workspace.output(
-                STAGE, self.tokens_path, self.settings(), progress, others=(self.cams_path,), again=again
+                STAGE, self.tokens_path, self.settings(), progress, others=(self.cams_path,), again=again, prepare=load
             ) as output,
             superpixel_reader(workspace, "superpixels" in self.needs) as superpixels,
         ):
             todo = output.todo(output.holds_labels, self._with_class(), "align: patches")
             if todo:
                 blocks = Blocks(clip_attention=self.refine.clip_blocks, dino_attention=self.refine.dino_blocks)
-                encoders = models.encoders(self.needs, blocks)
+                encoders = load().encoders(self.needs, blocks)
                 photos = output.photos(partial(load_photo, encoders, superpixels), todo)
-                for batch in batches_by(photos, lambda photo: photo.grid, resolve_batch_size(workspace.run, device)):
+                for batch in batches_by(
+                    photos, lambda photo: photo.grid, resolve_batch_size(workspace.run, encoders.clip.device)
+                ):
                     for photo, patches, maps in self._made(encoders.encode(batch), batch):
                         attributes = {"labels": list(photo.sample.labels)}
                         output.writer_of(self.tokens_path).add(photo.sample.image_id, patches, attributes)
@@ -137,8 +143,8 @@ class AlignInputs:
             drawn = torch.from_numpy(drawn_patches(photo.sample.image_id, cam.shape[1], self.options.tokens)).to(cam.device)
             yield photo, _half(features[index, drawn]), _half(cam[:, drawn])
 
-    def data(self) -> AlignmentData:
-        """Everything that was collected, patches in a memory map that has no name and ends with the process.
+    def collected(self) -> list[Sample]:
+        """The photos whose patches and CAMs are there, made with the labels of today.
 
         Raises:
             SsrError: No photo has a class, or none could be used.
@@ -151,8 +157,13 @@ class AlignInputs:
             raise none
         with ArrayReader(self.tokens_path) as tokens, ArrayReader(self.cams_path) as cams:
             samples = [sample for sample in with_class if holds_labels(sample, tokens, cams)]
-            if not samples:
-                raise none
+        if not samples:
+            raise none
+        return samples
+
+    def data(self, samples: Sequence[Sample]) -> AlignmentData:
+        """What was collected of photos, patches in a memory map that has no name and ends with the process."""
+        with ArrayReader(self.tokens_path) as tokens, ArrayReader(self.cams_path) as cams:
             shape = (len(samples), self.options.tokens, tokens.read(samples[0].image_id)[0].shape[1])
             with tempfile.TemporaryFile(dir=self.tokens_path.parent) as file:
                 patches = np.memmap(file, np.float16, "w+", shape=shape)
@@ -167,7 +178,7 @@ class AlignInputs:
 
 def needs_of(options: AlignOptions, cams: CamsOptions, refine: RefineOptions) -> Needs:
     """What patches and CAMs are made from with these options."""
-    patches: Needs = frozenset({"tokens_cls"})
+    patches: Needs = frozenset({"tokens_cls", "text"})
     needs = cam_needs(cams) | patches
     return needs | refine_needs(refine) if options.cam == "refined" else needs
 

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from pipelines.encoders.class_embeddings import TextEmbeddings
+from pipelines.datasets.base import Sample
 from pipelines.errors import SsrError, UsageError
-from pipelines.execution.devices import peak_memory, resolve_device, resolve_dtype
-from pipelines.execution.interruption import interrupted, refuse_interrupted
+from pipelines.execution.devices import resolve_device, resolve_dtype
+from pipelines.execution.interruption import refuse_interrupted
 from pipelines.execution.progress import Progress, Silent
 from pipelines.method.loading import FrozenModels
 from pipelines.models.alignment_file import Alignment, identity, write_alignment
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.stages.align.inputs import AlignInputs, needs_of
-from pipelines.stores.checkpoint import read_checkpoint, write_checkpoint
-from pipelines.stores.files import read_json, remove_leftovers, write_json
+from pipelines.stores.files import read_json, write_json
 from pipelines.stores.manifest import digest
-from pipelines.training.alignment import AlignmentTrainer, Quality
+from pipelines.training.alignment import AlignmentTrainer, Quality, step_count
 from pipelines.training.processes import Processes, joined_processes
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.settings import model_sources
+from pipelines.workdir.training_run import TrainingRun
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "align"
+METRICS = "metrics.json"
+FILES = ("state.safetensors", METRICS)
 SAVE_EVERY = 500
 """Steps between two saves of the state; refreshes save it too."""
 
@@ -59,119 +62,121 @@ def run(
     progress = progress or Silent()
     plain = cams.model_copy(update={"ckpt": None, "scales": (1.0,), "flip": False})
     inputs = AlignInputs(workspace, options, plain, refine, model_sources(workspace, needs_of(options, plain, refine)))
+    text = inputs.sources.text
+    if text is None or len(text.classes.names) + len(text.background_names) < 2:
+        raise UsageError("one class and no background words: nothing to tell apart", "--classes, --background-bank")
     with joined_processes(resolve_device(workspace.run.device)) as (processes, device):
-        models = FrozenModels(inputs.sources, device, resolve_dtype(workspace.run.precision, device))
-        text = models.embeddings
-        if text is None or len(text.all) < 2:
-            raise UsageError("one class and no background words: nothing to tell apart", "--classes, --background-bank")
+
+        @cache
+        def load() -> FrozenModels:
+            return FrozenModels(inputs.sources, device, resolve_dtype(workspace.run.precision, device))
+
         counts = Counts()
         if processes.first:
-            counts = inputs.collect(models, progress)
+            counts = inputs.collect(load, progress)
         processes.wait()
-        del models  # the heads need its memory more
-        training = _Training(inputs, text, device, processes, progress if processes.first else Silent())
-        training.run()
+        with TrainingRun(workspace, STAGE, workspace.checkpoint, processes, progress, FILES) as training:
+            samples = inputs.collected()
+
+            @cache
+            def make_trainer() -> AlignmentTrainer:
+                embeddings = load().embeddings
+                load.cache_clear()  # the heads need CLIP's memory more
+                assert embeddings is not None  # noqa: S101 - there is text
+                classes = len(embeddings.classes)
+                return AlignmentTrainer(inputs.data(samples), embeddings.all, classes, options, device, processes)
+
+            training.open(_settings(inputs, samples, processes), options.resume, make_trainer)
+            _train(training, inputs, len(samples), device, make_trainer)
         processes.wait()
     return counts
 
 
-class _Training:
-    """One run of the training: manifest, state, metrics and checkpoint around an `AlignmentTrainer`."""
+def _settings(inputs: AlignInputs, samples: Sequence[Sample], processes: Processes) -> dict[str, Any]:
+    """Whatever changes the heads."""
+    return {
+        **inputs.options.model_dump(mode="json", exclude={"resume"}),
+        "inputs": digest(inputs.settings()),
+        "photos": digest([[sample.image_id, list(sample.labels)] for sample in samples]),
+        "processes": processes.count,
+    }
 
-    def __init__(
-        self, inputs: AlignInputs, text: TextEmbeddings, device: torch.device, processes: Processes, progress: Progress
-    ) -> None:
-        self.inputs, self.workspace, self.options = inputs, inputs.workspace, inputs.options
-        self.text, self.processes, self.progress = text, processes, progress
-        self.checkpoint = self.workspace.checkpoint
-        self.state = self.workspace.work / "align" / "state.safetensors"
-        self.metrics = self.workspace.work / "align" / "metrics.json"
-        self.data = inputs.data()
-        self.trainer = AlignmentTrainer(self.data, text.all, len(text.classes), self.options, device, processes)
+
+def _train(
+    training: TrainingRun,
+    inputs: AlignInputs,
+    photos: int,
+    device: torch.device,
+    make_trainer: Callable[[], AlignmentTrainer],
+) -> None:
+    """Train from where the last run stood; measure at each refresh of the prototypes. If nothing is left, load nothing."""
+    options, metrics, steps = inputs.options, _Metrics(training), step_count(inputs.options, photos)
+    training.processes.wait()
+    saved = None
+    if options.resume == "auto" and metrics.path.is_file():  # without the metrics so far, train from the start
+        saved = training.saved_state()
+    if saved is not None:
+        metrics.read()
+    iteration = int(saved[0]["iteration"]) if saved else 0
+    training.begin(iteration, steps)
+    counts = {"iterations": steps, "photos": photos}
+    if iteration == steps and training.model.is_file():
+        training.end(device, lambda: None, counts)
+        return
+    trainer = make_trainer()
+    if saved is not None:
+        trainer.restore(saved[0])
+    else:
+        trainer.refresh()
+        metrics.measure(trainer)
+    for _ in trainer.steps():
+        training.stepped()
+        refreshed = trainer.iteration % trainer.refresh_every == 0 or trainer.iteration == steps
+        if refreshed:
+            metrics.measure(trainer)
+        if refreshed or trainer.iteration % SAVE_EVERY == 0:
+            training.save_state(trainer.state())
+        if training.stops():
+            training.save_state(trainer.state())
+            refuse_interrupted()
+    training.end(device, lambda: _write_alignment(inputs, trainer), counts, again=training.counts.done > 0)
+
+
+class _Metrics:
+    """``metrics.json``: how well the heads tell classes apart, at each refresh."""
+
+    def __init__(self, training: TrainingRun) -> None:
+        self.training = training
+        self.path = training.folder / METRICS
         self.qualities: list[dict[str, float]] = []
 
-    def run(self) -> None:
-        """Train from where the last run stood."""
-        settings = {
-            **self.options.model_dump(mode="json", exclude={"resume"}),
-            "inputs": digest(self.inputs.settings()),
-            "photos": digest(
-                [[image_id, list(own)] for image_id, own in zip(self.data.image_ids, self.data.labels, strict=True)]
-            ),
-            "processes": self.processes.count,
-        }
-        if self.processes.first:
-            remove_leftovers(self.state.parent)
-            remove_leftovers(self.workspace.work, self.checkpoint.stem)
-            manifest = self.workspace.settle(self.checkpoint, STAGE, settings, self._clear)
-        self.processes.wait()
-        trainer, options, owner = self.trainer, self.options, digest(settings)
-        tensors = self._saved(owner) if options.resume == "auto" else None
-        if tensors is not None:
-            trainer.restore(tensors)
-            self.qualities = self._history()
-        self.progress.start("align", trainer.iterations, trainer.iteration, "steps")
-        if trainer.iteration == 0:
-            trainer.refresh()
-            self._measure()
-        started, before = time.monotonic(), trainer.iteration
-        for _ in trainer.steps():
-            self.progress.advance()
-            if trainer.iteration % trainer.refresh_every == 0 or trainer.iteration == trainer.iterations:
-                self._measure()
-                self._save(owner)
-            elif trainer.iteration % SAVE_EVERY == 0:
-                self._save(owner)
-            if self.processes.any(interrupted()):  # at one step, all of them
-                self._save(owner)
-                refuse_interrupted()
-        self.progress.finish()
-        if not self.processes.first:
-            return
-        if trainer.iteration > before:
-            seconds = 1000 * (time.monotonic() - started) / (trainer.iteration - before)
-            self.progress.status(f"{seconds:.0f} s per 1,000 steps, {peak_memory(self.trainer.device)}")
-        if trainer.iteration > before or not self.checkpoint.is_file():
-            self._write_checkpoint()
-        manifest.counts, manifest.complete = {"iterations": trainer.iteration, "photos": len(self.data)}, True
-        manifest.write(self.checkpoint.with_suffix(".json"))
+    def read(self) -> None:
+        """Go on with those of the training that is resumed."""
+        qualities = read_json(self.path)
+        if not isinstance(qualities, list) or not all(
+            isinstance(quality, dict) and isinstance(quality.get("iteration"), int) for quality in qualities
+        ):
+            raise SsrError(f"{self.path} is damaged", "remove the file and run its stage again")
+        self.qualities = qualities
 
-    def _clear(self) -> None:
-        for path in (self.checkpoint, self.state, self.metrics):
-            path.unlink(missing_ok=True)
+    def measure(self, trainer: AlignmentTrainer) -> None:
+        """Measure the heads as they are; all processes do, the first one writes."""
+        quality = trainer.quality()
+        if self.training.processes.first:
+            earlier = [one for one in self.qualities if one["iteration"] < quality.iteration]
+            self.qualities = [*earlier, asdict(quality)]
+            write_json(self.path, self.qualities)
+            self.training.progress.status(describe(quality))
 
-    def _saved(self, owner: str) -> dict[str, Tensor] | None:
-        if not self.state.is_file() or not self.metrics.is_file():  # a history that is gone is made by training anew
-            return None
-        tensors, note = read_checkpoint(self.state, "--resume never")
-        return tensors if note.get("owner") == owner else None
 
-    def _history(self) -> list[dict[str, float]]:
-        found: list[dict[str, float]] = read_json(self.metrics)
-        sound = isinstance(found, list) and all(isinstance(q, dict) and isinstance(q.get("iteration"), int) for q in found)
-        if not sound:
-            raise SsrError(f"{self.metrics} is damaged", "remove the file and run its stage again")
-        return found
-
-    def _save(self, owner: str) -> None:
-        if self.processes.first:
-            write_checkpoint(self.state, self.trainer.state(), {"owner": owner})
-
-    def _measure(self) -> None:
-        quality = self.trainer.quality()
-        if self.processes.first:
-            self.qualities = [q for q in self.qualities if q["iteration"] < quality.iteration] + [asdict(quality)]
-            write_json(self.metrics, self.qualities)
-            self.progress.status(describe(quality))
-
-    def _write_checkpoint(self) -> None:
-        trainer = self.trainer
-        photos = torch.bincount(self.data.classes, minlength=len(self.text.classes))
-        precision = trainer.average_precision()
-        heads = trainer.heads.cpu().eval()
-        alignment = Alignment(heads, self.options.features, photos, precision, trainer.prototypes.image.cpu())
-        belongs_to = identity(self.inputs.sources.clip, self.workspace.dataset.classes, self.text)
-        write_alignment(self.checkpoint, alignment, belongs_to)
+def _write_alignment(inputs: AlignInputs, trainer: AlignmentTrainer) -> None:
+    photos = torch.bincount(trainer.data.classes, minlength=trainer.class_count)
+    precision = trainer.average_precision()
+    heads = trainer.heads.cpu().eval()
+    alignment = Alignment(heads, inputs.options.features, photos, precision, trainer.prototypes.image.cpu())
+    workspace, sources = inputs.workspace, inputs.sources
+    assert sources.text is not None  # noqa: S101 - there is text
+    write_alignment(workspace.checkpoint, alignment, identity(sources.clip, workspace.dataset.classes, sources.text))
 
 
 def describe(quality: Quality) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,9 @@ from pipelines.datasets.classes import palette
 from pipelines.encoders.model_config import TimmModel, dino_architecture
 from pipelines.encoders.weights import file_sha256
 from pipelines.errors import UsageError
-from pipelines.execution.devices import peak_memory, resolve_device
-from pipelines.execution.interruption import interrupted
+from pipelines.execution.devices import resolve_device
 from pipelines.execution.pool import resolve_workers
-from pipelines.execution.progress import Progress, Silent
-from pipelines.figures.curves import curves_figure
+from pipelines.execution.progress import Progress
 from pipelines.mmsegmentation.backbone import MIT
 from pipelines.mmsegmentation.config import config, config_text
 from pipelines.mmsegmentation.imports import import_mmsegmentation, mmsegmentation_versions
@@ -27,19 +24,20 @@ from pipelines.mmsegmentation.retrained import Design, write_retrained
 from pipelines.models.segmenter import UPPER_BOUND
 from pipelines.options.retrain import NETWORKS, RetrainOptions
 from pipelines.stages.retrain.data import LabelMaps, check_pseudo, checked, ground_truth, pseudo_masks, split_files
-from pipelines.stores.files import atomic_path, remove_leftovers
-from pipelines.stores.manifest import Manifest, digest
-from pipelines.stores.one_writer import one_writer
-from pipelines.training.curves import Curves
-from pipelines.training.processes import Processes
+from pipelines.stores.files import atomic_path
 from pipelines.workdir.counts import Counts
+from pipelines.workdir.training_run import TrainingRun
+from pipelines.workdir.validated_curves import ValidatedCurves
 from pipelines.workdir.workspace import Workspace
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
 
 STAGE = "retrain"
-FOLDER = "retrain"
+CONFIG = "config.py"
+FILES = ("state.pth", "best.safetensors", "curves.jsonl", "curves.png")
+LABELS = {"segmentation": "cross-entropy", "auxiliary": "auxiliary head"}
+"""Losses in the picture of the curves."""
 AUTO_BACKBONE = {"deeplabv3plus": "resnet50", "segformer": "mit_b0", "upernet": "dino"}
 NOT_SETTINGS = {"schedule", "val_split", "validate_every", "save_every", "resume", "launcher", "write_only"} | {
     "masks",
@@ -71,210 +69,170 @@ def run(workspace: Workspace, options: RetrainOptions, progress: Progress | None
     with launched(options.launcher, resolve_device(workspace.run.device)) as (processes, device):
         if options.batch % processes.count or options.batch == processes.count:
             raise UsageError(f"{processes.count} processes cannot share {options.batch} crops, two or more each", "--batch")
-        return _Retraining(workspace, options, processes, device, progress if progress and processes.first else Silent()).run()
+        design, weights = _design(workspace, options)
+        with TrainingRun(workspace, STAGE, workspace.retrained, processes, progress, FILES) as training:
+            training.lock()
+            if processes.first:
+                _prepare(training, options, design, weights)
+            processes.wait()  # the first one writes list and config
+            if not options.write_only:
+                _train(training, options, design, device)
+        return training.counts
 
 
-class _Retraining:
-    """One run: data, config, state, curves and model around mmengine's Runner."""
+def _prepare(training: TrainingRun, options: RetrainOptions, design: Design, weights: str) -> None:
+    """Check the label maps, compare the settings, write list and config; the first process alone does."""
+    workspace, progress = training.workspace, training.progress
+    dataset = workspace.dataset
+    failures = workspace.failures(STAGE, progress)
+    if options.supervision == "masks":
+        progress.note(UPPER_BOUND)
+        pairs = ground_truth(dataset, "--supervision pseudo")
+    else:
+        pairs = pseudo_masks(dataset, options.masks or workspace.masks, options.masks is not None)
+        check_pseudo(dataset, options.masks or workspace.masks)
+        if len(pairs) < len(dataset.samples):
+            progress.note(f"{len(pairs)} of {len(dataset.samples)} photos have a pseudo-mask; the others are left out")
+    maps = checked(pairs, dataset.classes.names, failures, progress)
+    training.counts.failed = failures.count
+    unseen = [name for name, count in zip(dataset.classes.names, maps.counts[1:], strict=True) if not count]
+    if unseen:
+        progress.note(f"no label map has a pixel of {', '.join(unseen)}: the network cannot learn what it never sees")
+    settings = {
+        **options.model_dump(mode="json", exclude=NOT_SETTINGS),
+        "iterations": options.iterations,
+        "network": design.note(),
+        "backbone_weights": weights,
+        "classes": list(dataset.classes.names),
+        "label_maps": _content(maps),
+        "processes": training.processes.count,
+    }
+    if not options.write_only:
+        training.open(settings, options.resume)
+    elif workspace.differs(workspace.retrained, settings):
+        hint = "give another --work, or retrain without --write-only and with --force"
+        raise UsageError(f"{workspace.retrained} was trained with other options: its config would be lost", hint)
+    _write_config(training, options, design, maps)
 
-    def __init__(
-        self, workspace: Workspace, options: RetrainOptions, processes: Processes, device: torch.device, progress: Progress
-    ) -> None:
-        self.workspace, self.options, self.processes, self.device, self.progress = (
-            workspace,
-            options,
-            processes,
-            device,
-            progress,
-        )
-        self.folder = workspace.work / FOLDER
-        self.state, self.config_file = self.folder / "state.pth", self.folder / "config.py"
-        self.design, self.weights = _design(workspace, options)
-        self.note = self.design.note()
-        self.curves = Curves(self.folder / "curves.jsonl")
-        self.settings: dict[str, Any] = {}
-        self.counts = Counts()
-        self._manifest: Manifest | None = None
 
-    def run(self) -> Counts:
-        """Write the config, then train."""
-        if not self.processes.first:
-            self.processes.wait()  # the first one writes list and config
-            if not self.options.write_only:
-                self._train()
-            return self.counts
-        with one_writer(self.folder, "training"):
-            remove_leftovers(self.workspace.work, self.workspace.retrained.stem)
-            self._prepare()
-            self.processes.wait()
-            if not self.options.write_only:
-                self._train()
-        return self.counts
+def _write_config(training: TrainingRun, options: RetrainOptions, design: Design, maps: LabelMaps) -> None:
+    workspace, file = training.workspace, training.folder / CONFIG
+    dataset = workspace.dataset
+    train = split_files("train", maps.samples, maps.paths, training.folder)
+    val = None
+    if options.val_split is not None:
+        split = load_dataset(workspace.dataset_options.model_copy(update={"split": options.val_split}))
+        pairs = ground_truth(split, "train without --val-split")
+        scored = checked(pairs, dataset.classes.names, None, training.progress)
+        val = split_files("val", scored.samples, scored.paths, training.folder)
+    classes = ["background", *dataset.classes.names]
+    labels = "ground-truth masks: an upper bound" if options.supervision == "masks" else "pseudo-masks"
+    sections = config(
+        design.config(_weights_argument(workspace, options), maps.class_weights() if options.class_balanced else None),
+        options,
+        design.crop,
+        classes,
+        palette()[: len(classes)].tolist(),
+        train,
+        val,
+        options.batch // training.processes.count,
+        min(4, resolve_workers(workspace.run.workers)),
+    )
+    stands_on, photos = mmsegmentation_versions()["mmsegmentation"], len(maps.samples)
+    title = (
+        f"mmsegmentation {stands_on}: {options.model} on {labels} of {photos} photos, written by `ssr retrain`.\n"
+        f"Runs in a stock mmsegmentation too: python tools/train.py {file.resolve()}"
+    )
+    with atomic_path(file) as temporary:
+        temporary.write_text(config_text(sections, title), encoding="utf-8")
 
-    def _prepare(self) -> None:
-        workspace, options, progress = self.workspace, self.options, self.progress
-        dataset = workspace.dataset
-        failures = workspace.failures(STAGE, progress)
-        if options.supervision == "masks":
-            progress.note(UPPER_BOUND)
-            pairs = ground_truth(dataset, "--supervision pseudo")
-        else:
-            pairs = pseudo_masks(dataset, options.masks or workspace.masks, options.masks is not None)
-            check_pseudo(dataset, options.masks or workspace.masks)
-            if len(pairs) < len(dataset.samples):
-                progress.note(f"{len(pairs)} of {len(dataset.samples)} photos have a pseudo-mask; the others are left out")
-        maps = checked(pairs, dataset.classes.names, failures, progress)
-        self.counts.failed = failures.count
-        unseen = [name for name, count in zip(dataset.classes.names, maps.counts[1:], strict=True) if not count]
-        if unseen:
-            progress.note(f"no label map has a pixel of {', '.join(unseen)}: the network cannot learn what it never sees")
-        self.settings = {
-            **options.model_dump(mode="json", exclude=NOT_SETTINGS),
-            "iterations": options.iterations,
-            "network": self.note,
-            "backbone_weights": self.weights,
-            "classes": list(dataset.classes.names),
-            "label_maps": _content(maps),
-            "processes": self.processes.count,
-        }
-        if options.write_only and workspace.differs(workspace.retrained, self.settings):
-            hint = "give another --work, or retrain without --write-only and with --force"
-            raise UsageError(f"{workspace.retrained} was trained with other options: its config would be lost", hint)
-        if not options.write_only:
-            self._manifest = workspace.settle(workspace.retrained, STAGE, self.settings, self._clear)
-            if options.resume == "never":
-                self._clear()
-        self._write_config(maps)
 
-    def _write_config(self, maps: LabelMaps) -> None:
-        options, dataset = self.options, self.workspace.dataset
-        train = split_files("train", maps.samples, maps.paths, self.folder)
-        val = None
-        if options.val_split is not None:
-            split = load_dataset(self.workspace.dataset_options.model_copy(update={"split": options.val_split}))
-            found = checked(ground_truth(split, "train without --val-split"), dataset.classes.names, None, self.progress)
-            val = split_files("val", found.samples, found.paths, self.folder)
-        classes = ["background", *dataset.classes.names]
-        labels = "ground-truth masks: an upper bound" if options.supervision == "masks" else "pseudo-masks"
-        sections = config(
-            self.design.config(
-                _weights_argument(self.workspace, options), maps.class_weights() if options.class_balanced else None
-            ),
-            options,
-            self.design.crop,
-            classes,
-            palette()[: len(classes)].tolist(),
-            train,
-            val,
-            options.batch // self.processes.count,
-            min(4, resolve_workers(self.workspace.run.workers)),
-        )
-        stands_on, photos = mmsegmentation_versions()["mmsegmentation"], len(maps.samples)
-        title = (
-            f"mmsegmentation {stands_on}: {options.model} on {labels} of {photos} photos, written by `ssr retrain`.\n"
-            f"Runs in a stock mmsegmentation too: python tools/train.py {self.config_file.resolve()}"
-        )
-        with atomic_path(self.config_file) as temporary:
-            temporary.write_text(config_text(sections, title), encoding="utf-8")
+def _train(training: TrainingRun, options: RetrainOptions, design: Design, device: torch.device) -> None:
+    import_mmsegmentation()
+    from pipelines.mmsegmentation.checkpoint import read_meta
+    from pipelines.mmsegmentation.hook import TrainingHook
+    from pipelines.mmsegmentation.training import run as train
 
-    def _train(self) -> None:
-        import_mmsegmentation()
-        from pipelines.mmsegmentation.checkpoint import read_meta
-        from pipelines.mmsegmentation.hook import TrainingHook
-        from pipelines.mmsegmentation.training import run as train
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    outputs = Outputs(training, options, design)
+    meta = read_meta(outputs.state) if options.resume == "auto" else None
+    # the first process alone has made the settings: it decides for all whether the state is of the same ones
+    owned = meta is not None and (not training.processes.first or meta.get("owner") == training.owner)
+    before = int(meta["iter"]) if training.processes.gather([owned])[0] and meta is not None else 0
+    outputs.curves.open(before, meta.get("waiting", []) if meta is not None and before else [])
+    training.begin(before, options.iterations)
+    runner = train(
+        training.folder / CONFIG,
+        training.folder / "mmengine",
+        TrainingHook(outputs.curves, outputs, options),
+        outputs.state if before else None,
+        "pytorch" if training.processes.count > 1 else "none",
+        device,
+        to_train=before < options.iterations,
+        to_validate=lambda: options.val_split is not None and not outputs.is_validated(),
+    )
 
-        options = self.options
-        if self.device.index is not None:
-            torch.cuda.set_device(self.device)
-        meta = read_meta(self.state) if options.resume == "auto" else None
-        before = self._before(meta)
-        self.curves.open(before, meta.get("waiting", []) if meta is not None and before else [])
-        self.counts.skipped = before
-        self.progress.start("retrain", options.iterations, before, "steps")
-        started = time.monotonic()
-        runner = train(
-            self.config_file,
-            self.folder / "mmengine",
-            TrainingHook(self.curves, self, options),
-            self.state if before else None,
-            "pytorch" if self.processes.count > 1 else "none",
-            self.device,
-            to_train=before < options.iterations,
-            to_validate=lambda: options.val_split is not None and not self._is_validated(),
-        )
-        self.progress.finish()
-        if not self.processes.first or self._manifest is None:
-            return
-        if self.counts.done:
-            seconds = 1000 * (time.monotonic() - started) / self.counts.done
-            self.progress.status(f"{seconds:.0f} s per 1,000 steps, {peak_memory(self.device)}")
-        if runner is not None and not self.workspace.retrained.is_file():
-            self._write_model(self.workspace.retrained, runner, options.iterations)
-        self._manifest.counts, self._manifest.complete = {"iterations": options.iterations, **self.counts.as_dict()}, True
-        self._manifest.write(self.workspace.retrained.with_suffix(".json"))
+    def write_model() -> None:
+        if runner is not None:
+            outputs.write_model(training.model, runner, options.iterations)
 
-    def _before(self, meta: dict[str, Any] | None) -> int:
-        """Steps of a state that was trained with the present options; the first process knows these."""
-        own = meta is not None and (not self.processes.first or meta.get("owner") == digest(self.settings))
-        return int(meta["iter"]) if self.processes.gather([own])[0] and meta is not None else 0
+    training.end(device, write_model, {"iterations": options.iterations, **training.counts.as_dict()})
+
+
+class Outputs:
+    """What mmengine's training leaves behind, step by step; see `pipelines.mmsegmentation.hook.Watcher`.
+
+    Args:
+        training: Folder, counts, progress.
+        options: Network, labels, schedule.
+        design: Of the network.
+    """
+
+    def __init__(self, training: TrainingRun, options: RetrainOptions, design: Design) -> None:
+        self.training, self.options, self.design = training, options, design
+        self.state = training.folder / "state.pth"
+        self.curves = ValidatedCurves(training.folder, LABELS)
 
     def stops(self) -> bool:
-        """Whether one of the processes was asked to; see `pipelines.mmsegmentation.hook.Watcher`."""
-        return self.processes.any(interrupted())
+        """Whether one of the processes was asked to stop."""
+        return self.training.stops()
 
     def stepped(self, iteration: int, mean: dict[str, Any] | None) -> None:
         """Count a step."""
-        self.counts.done += 1
-        self.progress.advance()
+        self.training.stepped()
         if mean is not None and (iteration % 100 == 0 or iteration == self.options.iterations):
-            self.progress.status(f"loss {mean['segmentation']:.3f}, learning rate {mean['learning_rate']:.2e}")
+            status = f"loss {mean['segmentation']:.3f}, learning rate {mean['learning_rate']:.2e}"
+            self.training.progress.status(status)
 
     def save(self, runner: Runner, iteration: int) -> None:
-        """Curves and model, then the state: a training killed in between takes its steps again and writes the others again."""
+        """Curves and model, then the state."""
         from pipelines.mmsegmentation.checkpoint import write_state
 
-        if self._manifest is None:
-            return
-        self._write_curves()
-        self._write_model(self.workspace.retrained, runner, iteration)
-        write_state(self.state, runner, iteration, digest(self.settings), self.curves.waiting)
-        self._manifest.counts = {"iterations": iteration}
-        self._manifest.write(self.workspace.retrained.with_suffix(".json"))
+        def write_outputs() -> None:
+            self.curves.save()
+            self.write_model(self.training.model, runner, iteration)
+
+        owner, waiting = self.training.owner, self.curves.waiting
+        self.training.save(iteration, write_outputs, lambda: write_state(self.state, runner, iteration, owner, waiting))
 
     def validated(self, runner: Runner, iteration: int, miou: float) -> None:
         """Note a score; the best network so far is kept."""
-        if self._manifest is None:
-            return
-        split = str(self.options.val_split)
-        key = (iteration, split)  # a resumed training scores again what it may have scored
-        self.curves.lines = [line for line in self.curves.lines if (line["iteration"], line.get("val_split")) != key]
-        before = [float(line["val_miou"]) for line in self.curves.lines if line.get("val_split") == split]
-        best = miou > max(before, default=-1.0)
-        if best:
-            self._write_model(self.folder / "best.safetensors", runner, iteration)
-        self.curves.write({"iteration": iteration, "val_miou": miou, "val_split": split})
-        self._write_curves()
-        self.progress.status(f"mIoU {100 * miou:.2f} on {split} (mmsegmentation, one scale){', best so far' * best}")
+        if self.training.processes.first:
+            best, how, progress = self.training.folder / "best.safetensors", "mmsegmentation, one scale", self.training.progress
+            split = str(self.options.val_split)
+            self.curves.score(iteration, split, miou, how, lambda: self.write_model(best, runner, iteration), progress)
 
-    def _is_validated(self) -> bool:
-        """Whether the last step's network was scored; all processes see the same curves."""
-        wanted = (self.options.iterations, self.options.val_split)
-        scored = any((line["iteration"], line.get("val_split")) == wanted for line in self.curves.lines)
-        return bool(self.processes.gather([scored])[0])
+    def is_validated(self) -> bool:
+        """Whether the last step's network was scored; the first process's curves decide for all."""
+        scored = self.curves.is_scored(self.options.iterations, self.options.val_split)
+        return self.training.processes.gather([scored])[0]
 
-    def _write_curves(self) -> None:
-        self.curves.flush()
-        curves_figure(self.curves.lines, self.folder / "curves.png")
-
-    def _write_model(self, path: Path, runner: Runner, iteration: int) -> None:
+    def write_model(self, path: Path, runner: Runner, iteration: int) -> None:
+        """The network as it is."""
         from pipelines.mmsegmentation.checkpoint import module_of
 
-        write_retrained(path, module_of(runner), self.design, self.options.supervision, iteration, self.note)
-
-    def _clear(self) -> None:
-        names = ("state.pth", "best.safetensors", "curves.jsonl", "curves.png")
-        for path in (self.workspace.retrained, *(self.folder / name for name in names)):
-            path.unlink(missing_ok=True)
+        write_retrained(path, module_of(runner), self.design, self.options.supervision, iteration, self.design.note())
 
 
 def _check(workspace: Workspace, options: RetrainOptions) -> None:

@@ -68,6 +68,15 @@ class CropSource:
         """Crops a step; all photos, if there are fewer."""
         return min(self.options.batch, len(self.dataset.samples))
 
+    def micro_batches(self, processes: Processes) -> tuple[int, int]:
+        """How many micro-batches a step has in each process, ``accumulate`` at most, and the crops of one.
+
+        None is empty from the start, because each counts as one in the mean.
+        """
+        share = -(-self.batch // processes.count)
+        size = -(-share // self.options.accumulate)
+        return -(-share // size), size
+
     def _slots(self, begin: int, processes: Processes) -> Iterator[Slot]:
         order = photo_order(len(self.dataset.samples), self.options.batch, self.options.seed)
         for step, photos in enumerate(islice(order, begin, None), start=begin):

@@ -1,83 +1,67 @@
-"""What `ssr train` trains with: frozen encoders, crops, on-line labels, heads; built from options, described for manifests."""
+"""What `ssr train` takes its steps with: frozen encoders, crops, what labels these, and heads that are trained beside."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipelines.encoders.class_embeddings import TextEmbeddings
+from pipelines.encoders.clip import ClipEncoder
 from pipelines.errors import UsageError
-from pipelines.execution.devices import precision_name, resolve_dtype
-from pipelines.method.composition import cam_needs, refine_needs
-from pipelines.method.encoders import Blocks
-from pipelines.method.evidence import Evidence, Needs
-from pipelines.method.loading import FrozenModels, Sources
+from pipelines.execution.devices import resolve_dtype
+from pipelines.method.aligned import AlignedText
+from pipelines.method.encoders import Blocks, Encoders
+from pipelines.method.loading import FrozenModels
 from pipelines.method.online_labels import OnlineLabels
-from pipelines.method.photo import Crop
 from pipelines.models.alignment_file import Alignment
 from pipelines.models.decoder import SegmentationDecoder
-from pipelines.options.align import AlignOptions
-from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.options.train import TrainOptions
 from pipelines.stages.train.crops import CropSource
-from pipelines.stores.array_store import ArrayReader
+from pipelines.stages.train.settings import TrainSections, training_needs
 from pipelines.training.online_alignment import OnlineAlignment
 from pipelines.training.processes import Processes
-from pipelines.training.segmentation import MakeTargets, Part, Targets
-from pipelines.workdir.settings import cam_settings, model_sources, refinement_settings
-from pipelines.workdir.workspace import Workspace
-
-NOT_SETTINGS = {"ckpt", "resume", "val_split", "validate_every", "save_every"}
-"""Options that change nothing in the model; ``ckpt`` is recorded by its checksum."""
+from pipelines.workdir.settings import model_sources
+from pipelines.workdir.workspace import Workspace, superpixel_reader
 
 
 @dataclass(frozen=True)
-class TrainSections:
-    """The options that a training is made of.
+class TrainedHeads:
+    """Alignment heads that are trained beside the decoder.
 
     Attributes:
-        train: Crops, decoder, losses, schedule.
-        align: L_proto, if heads are trained.
-        cams: How on-line CAMs are read out; ``ckpt`` is that of ``train``, one scale, no mirror image.
-        refine: How they are refined; no CRF.
+        alignment: As they were read.
+        online: Their training.
     """
 
-    train: TrainOptions
-    align: AlignOptions
-    cams: CamsOptions
-    refine: RefineOptions
-
-    def checked(self, workspace: Workspace) -> TrainSections:
-        """These options as a training takes them.
-
-        Raises:
-            UsageError: Options that do not go together.
-        """
-        train = self.train
-        if train.hidden % train.decoder_heads:
-            found = f"{train.decoder_heads} attention heads cannot share {train.hidden} channels"
-            raise UsageError(found, "--decoder-heads, --hidden")
-        if train.min_scale > train.max_scale:
-            found = f"scales from {train.min_scale} to {train.max_scale}: nothing between"
-            raise UsageError(found, "--min-scale, --max-scale")
-        if train.train_heads and (train.ckpt is None or train.supervision == "masks"):
-            raise UsageError("there are no alignment heads to train", "--ckpt, --supervision pseudo")
-        if train.supervision == "pseudo":
-            refine_needs(self.refine)  # refuses options that leave no attention
-        plain = {"ckpt": workspace.heads(train.ckpt), "scales": (1.0,), "flip": False}
-        return TrainSections(
-            train, self.align, self.cams.model_copy(update=plain), self.refine.model_copy(update={"crf": False})
-        )
+    alignment: Alignment
+    online: OnlineAlignment
 
 
+@dataclass(frozen=True)
 class TrainInputs:
-    """Everything around the decoder.
+    """What the steps of a training are taken with.
+
+    Attributes:
+        encoders: The frozen CLIP and, if labels need it, DINO.
+        source: The crops.
+        text: Class and background embeddings; None with ``supervision`` masks.
+        labels: Makes label maps of crops on line; None: crops bring their ground truth.
+        heads: Alignment heads that go on learning, or None.
+    """
+
+    encoders: Encoders
+    source: CropSource
+    text: TextEmbeddings | None = None
+    labels: OnlineLabels | None = None
+    heads: TrainedHeads | None = None
+
+
+def train_inputs(
+    workspace: Workspace, sections: TrainSections, device: torch.device, processes: Processes, stack: ExitStack
+) -> TrainInputs:
+    """Load what the decoder and its labels need; ``supervision`` masks need no text, no CAMs and no DINO.
 
     Args:
         workspace: Photos and superpixels.
@@ -86,129 +70,56 @@ class TrainInputs:
         processes: This process among its peers.
         stack: Closes the superpixel store.
 
-    Attributes:
-        encoder: The frozen CLIP.
-        encoders: CLIP and, if labels need it, DINO.
-        text: Class and background embeddings; None with ``supervision`` masks.
-        labels: Makes label maps on line; None with ``supervision`` masks.
-        heads: As they were read, or None.
-        alignment: Trains them on, or None.
-        source: The crops.
-        pieces: Parts of a step, ``accumulate`` at most.
-        settings: Whatever changes the model.
-
     Raises:
-        UsageError: Options that do not fit CLIP, the photos or the processes.
-        SsrError: No superpixels although they are asked for.
+        UsageError: Options that do not fit CLIP, or alignment heads that do not fit CLIP or the classes.
     """
-
-    def __init__(
-        self, workspace: Workspace, sections: TrainSections, device: torch.device, processes: Processes, stack: ExitStack
-    ) -> None:
-        self.workspace, self.sections, self.device = workspace, sections, device
-        options = sections.train
-        needs = training_needs(sections)
-        sources = model_sources(workspace, needs, sections.cams.ckpt)
-        self.weights = sources.clip
-        models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
-        self.encoder = models.clip
-        self._check_encoder()
-        blocks = Blocks(
-            clip_attention=sections.refine.clip_blocks,
-            dino_attention=sections.refine.dino_blocks,
-            clip_each=options.filter_blocks if options.filter_from >= 0 else 0,
-            clip_tokens=self.token_blocks,
-        )
-        self.encoders = models.encoders(needs, blocks, sections.cams)
-        self.heads: Alignment | None = None
-        self.alignment: OnlineAlignment | None = None
-        self.labels: OnlineLabels | None = None
-        self.text: TextEmbeddings | None = None
-        superpixels = None
-        self.settings: dict[str, Any] = {
-            **options.model_dump(mode="json", exclude=NOT_SETTINGS),
-            "clip": self.weights.provenance(),
-            "classes": list(workspace.dataset.classes.names),
-            "photos": workspace.dataset.digest(),
-            "processes": processes.count,
-            "precision": precision_name(workspace.run),
-        }
-        if options.supervision == "pseudo":
-            self.text, self.heads = models.embeddings, models.alignment
-            self._label_by_cams(sources, processes)
-        if "superpixels" in needs:
-            superpixels = stack.enter_context(ArrayReader(workspace.superpixels))
-        self.source = CropSource(workspace.dataset, options, self.encoders, superpixels)
-        if self.source.batch < processes.count:
-            found = f"{processes.count} processes share {self.source.batch} crops a step"
-            raise UsageError(found, "--batch, or fewer processes")
-        share = -(-self.source.batch // processes.count)  # crops of a process
-        self._piece = -(-share // options.accumulate)  # crops of a part
-        self.pieces = -(-share // self._piece)
-
-    @property
-    def token_blocks(self) -> int:
-        """CLIP blocks that the decoder reads."""
-        return self.sections.train.clip_layers or len(self.encoder.blocks)
-
-    def decoder(self) -> SegmentationDecoder:
-        """A new decoder; equal seeds give equal ones."""
-        options = self.sections.train
-        torch.manual_seed(options.seed)
-        classes, width = len(self.workspace.dataset.classes.names), self.encoder.width
-        decoder = SegmentationDecoder(
-            self.token_blocks, width, classes, options.hidden, options.decoder_layers, options.decoder_heads
-        )
-        return decoder.to(self.device)
-
-    def parts(self, crops: Sequence[Crop]) -> Iterator[Part | None]:
-        """Encode a process's crops of one step, one of `pieces` after the other; None where bad photos left none."""
-        for piece in range(self.pieces):
-            own = crops[piece * self._piece : (piece + 1) * self._piece]
-            yield self._part(own) if own else None
-
-    def _part(self, crops: Sequence[Crop]) -> Part:
-        return part_of(crops, self.encoders.encode([crop.photo for crop in crops]), self.labels)
-
-    def _check_encoder(self) -> None:
-        options, patch, depth = self.sections.train, self.encoder.patch_size, len(self.encoder.blocks)
-        if options.crop % patch:
-            raise UsageError(f"a crop of {options.crop} pixels is no multiple of CLIP's patch of {patch}", "--crop")
-        if options.clip_layers > depth:
-            raise UsageError(f"this CLIP has {depth} blocks, found {options.clip_layers}", "--clip-layers")
-
-    def _label_by_cams(self, sources: Sources, processes: Processes) -> None:
-        workspace, sections = self.workspace, self.sections
-        self.labels = OnlineLabels(sections.cams, sections.refine, sections.train)
-        self.settings["cams"] = cam_settings(workspace, sections.cams, sources)
-        self.settings["refine"] = refinement_settings(workspace, sections.refine, sources)
-        self.settings["refine"] |= sections.refine.model_dump(include={"background_power", "min_confidence"})
-        text, aligned = self.text, self.encoders.alignment
-        if sections.train.train_heads and self.heads is not None and aligned is not None and text is not None:
-            prototypes = self.heads.image_prototypes
-            of_clusters = sections.align.prototypes == "kmeans" or len(prototypes) != len(text.classes)
-            if of_clusters:  # k-means prototypes have no class: start from the names
-                prototypes = aligned.text.all[: len(text.classes)].clone()
-            refresh = sections.train.prototype_refresh
-            self.alignment = OnlineAlignment(self.heads.heads, prototypes, text.all, sections.align, refresh, processes)
-            self.settings["align"] = sections.align.model_dump(mode="json")
+    options, needs = sections.train, training_needs(sections)
+    sources = model_sources(workspace, needs, sections.cams.ckpt)
+    models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
+    _check_encoder(options, models.clip)
+    blocks = Blocks(
+        clip_attention=sections.refine.clip_blocks,
+        dino_attention=sections.refine.dino_blocks,
+        clip_each=options.filter_blocks if "clip_block_attention" in needs else 0,
+        clip_tokens=_read_blocks(options, models.clip),
+    )
+    encoders = models.encoders(needs, blocks, sections.cams)
+    superpixels = stack.enter_context(superpixel_reader(workspace, "superpixels" in needs))
+    source = CropSource(workspace.dataset, options, encoders, superpixels)
+    if options.supervision == "masks":
+        return TrainInputs(encoders, source)
+    text, heads = models.embeddings, None
+    if options.train_heads and text is not None and models.alignment is not None and encoders.alignment is not None:
+        heads = _trained_heads(sections, models.alignment, encoders.alignment, text, processes)
+    return TrainInputs(encoders, source, text, OnlineLabels(sections.cams, sections.refine, options), heads)
 
 
-def training_needs(sections: TrainSections) -> Needs:
-    """What the decoder and its labels read."""
-    decoder: Needs = frozenset({"tokens_cls", "clip_block_tokens"})
-    if sections.train.supervision == "masks":
-        return decoder
-    filtered: Needs = frozenset({"clip_block_attention"}) if sections.train.filter_from >= 0 else frozenset()
-    return decoder | filtered | cam_needs(sections.cams) | refine_needs(sections.refine)
+def new_decoder(options: TrainOptions, encoder: ClipEncoder, classes: int) -> SegmentationDecoder:
+    """An untrained decoder on the encoder's device; equal seeds give equal ones."""
+    torch.manual_seed(options.seed)
+    blocks = _read_blocks(options, encoder)
+    decoder = SegmentationDecoder(blocks, encoder.width, classes, options.hidden, options.decoder_layers, options.decoder_heads)
+    return decoder.to(encoder.device)
 
 
-def part_of(crops: Sequence[Crop], evidence: Evidence, labels: OnlineLabels | None) -> Part:
-    """What a trainer needs of encoded crops; without ``labels`` it learns from their ground truth."""
-    device = evidence.tokens_cls.device
-    make: MakeTargets = partial(_ground_truth, crops, device) if labels is None else partial(labels, crops, evidence)
-    return Part(evidence.clip_block_tokens, evidence.grid, tuple(crop.slot for crop in crops), make)
+def _read_blocks(options: TrainOptions, encoder: ClipEncoder) -> int:
+    """CLIP blocks that the decoder reads."""
+    return options.clip_layers or len(encoder.blocks)
 
 
-def _ground_truth(crops: Sequence[Crop], device: torch.device, _: Tensor | None) -> Targets:
-    return Targets(torch.stack([crop.target for crop in crops if crop.target is not None]).to(device))
+def _trained_heads(
+    sections: TrainSections, alignment: Alignment, aligned: AlignedText, text: TextEmbeddings, processes: Processes
+) -> TrainedHeads:
+    prototypes = alignment.image_prototypes
+    if sections.align.prototypes == "kmeans" or len(prototypes) != len(text.classes):
+        prototypes = aligned.text.all[: len(text.classes)].clone()  # k-means prototypes have no class: start from the names
+    refresh = sections.train.prototype_refresh
+    return TrainedHeads(alignment, OnlineAlignment(alignment.heads, prototypes, text.all, sections.align, refresh, processes))
+
+
+def _check_encoder(options: TrainOptions, encoder: ClipEncoder) -> None:
+    patch, depth = encoder.patch_size, len(encoder.blocks)
+    if options.crop % patch:
+        raise UsageError(f"a crop of {options.crop} pixels is no multiple of CLIP's patch of {patch}", "--crop")
+    if options.clip_layers > depth:
+        raise UsageError(f"this CLIP has {depth} blocks, found {options.clip_layers}", "--clip-layers")

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-import math
-import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from torch import Tensor
+import torch
 
 from pipelines.datasets import load_dataset
-from pipelines.errors import ImageError, SsrError, TooManyFailures
-from pipelines.execution.devices import peak_memory, resolve_device
-from pipelines.execution.failures import Failures
-from pipelines.execution.interruption import interrupted, refuse_interrupted
-from pipelines.execution.progress import Progress, Silent
-from pipelines.figures.curves import curves_figure
+from pipelines.errors import ImageError, TooManyFailures
+from pipelines.execution.devices import resolve_device
+from pipelines.execution.interruption import refuse_interrupted
+from pipelines.execution.progress import Progress
+from pipelines.method.encoders import Encoders
+from pipelines.method.evidence import Evidence
+from pipelines.method.online_labels import OnlineLabels
+from pipelines.method.photo import Crop
 from pipelines.models.alignment_file import identity, write_alignment
 from pipelines.models.segmenter import UPPER_BOUND, Segmenter, write_segmenter
-from pipelines.stages.train.inputs import TrainInputs, TrainSections
+from pipelines.options.train import TrainOptions
+from pipelines.stages.train.inputs import TrainInputs, new_decoder, train_inputs
+from pipelines.stages.train.settings import TrainSections, train_settings
 from pipelines.stages.train.validation import Validation
-from pipelines.stores.checkpoint import read_checkpoint, write_checkpoint
-from pipelines.stores.files import remove_leftovers
-from pipelines.stores.manifest import Manifest, digest
-from pipelines.stores.one_writer import one_writer
-from pipelines.training.curves import Curves, Line
-from pipelines.training.processes import Processes, joined_processes
+from pipelines.training.losses import Targets, column_names
+from pipelines.training.processes import joined_processes
 from pipelines.training.segmentation import SegmentationTrainer, StepLosses
 from pipelines.workdir.counts import Counts
+from pipelines.workdir.training_run import TrainingRun
+from pipelines.workdir.validated_curves import ValidatedCurves
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "train"
-LOG_EVERY = 10
-"""Steps that one line of the curves stands for."""
+FILES = ("state.safetensors", "best.safetensors", "cmpa.safetensors", "curves.jsonl", "curves.png")
+LOG_STEPS = 100
+"""Steps between two lines of the log."""
+
+Load = Callable[[], tuple[TrainInputs, Validation | None]]
+"""Loads the models once, however often it is called; a validation is the first process's alone."""
 
 
 def run(workspace: Workspace, sections: TrainSections, progress: Progress | None = None) -> Counts:
@@ -55,160 +61,178 @@ def run(workspace: Workspace, sections: TrainSections, progress: Progress | None
     """
     sections = sections.checked(workspace)
     with joined_processes(resolve_device(workspace.run.device)) as (processes, device), ExitStack() as stack:
-        inputs = TrainInputs(workspace, sections, device, processes, stack)
-        return _Training(inputs, processes, progress or Silent()).run()
+
+        @cache
+        def load() -> tuple[TrainInputs, Validation | None]:
+            inputs = train_inputs(workspace, sections, device, processes, stack)
+            if sections.train.val_split is None or not processes.first:
+                return inputs, None
+            val = load_dataset(workspace.dataset_options.model_copy(update={"split": sections.train.val_split}))
+            return inputs, Validation(val, inputs.encoders.clip)
+
+        with TrainingRun(workspace, STAGE, workspace.model, processes, progress, FILES) as training:
+            training.open(train_settings(workspace, sections, processes), sections.train.resume, load)
+            _train(training, sections.train, device, load)
+        return training.counts
 
 
-class _Training:
-    """One run of the training: manifest, state, curves, validation and model around a `SegmentationTrainer`."""
+def learn(trainer: SegmentationTrainer, crops: Sequence[Crop], evidence: Evidence, labels: OnlineLabels | None) -> None:
+    """Forward pass, labels and gradient of one micro-batch.
 
-    def __init__(self, inputs: TrainInputs, processes: Processes, progress: Progress) -> None:
-        self.inputs, self.workspace, self.options, self.processes = inputs, inputs.workspace, inputs.sections.train, processes
-        self.progress = progress if processes.first else Silent()
-        self.folder = self.workspace.work / "train"
-        self.trainer = SegmentationTrainer(
-            inputs.decoder(), self.options, inputs.device, inputs.alignment, processes, inputs.encoder.dtype
-        )
-        self.validation: Validation | None = None
-        if self.options.val_split is not None and processes.first:
-            val = load_dataset(self.workspace.dataset_options.model_copy(update={"split": self.options.val_split}))
-            self.validation = Validation(val, inputs.encoder)
-        self.curves = Curves(self.folder / "curves.jsonl")
-        self._unusable: set[str] = set()
+    Args:
+        trainer: What learns.
+        crops: The micro-batch.
+        evidence: The same behind the frozen encoders.
+        labels: Makes label maps of them; None: they bring their ground truth.
+    """
+    state = trainer.forward(evidence.clip_block_tokens, evidence.grid, [crop.slot for crop in crops])
+    if labels is None:
+        targets = Targets(torch.stack([crop.target for crop in crops if crop.target is not None]).to(trainer.device))
+    else:
+        targets = labels(crops, evidence, state.filter_affinity)
+    trainer.backward(state, targets, crops)
 
-    def run(self) -> Counts:
-        """Train from where the last run stood."""
-        if not self.processes.first:
-            return self._train(None)
-        with one_writer(self.folder, "training"):
-            remove_leftovers(self.workspace.work, self.workspace.model.stem)
-            manifest = self.workspace.settle(self.workspace.model, STAGE, self.inputs.settings, self._clear)
-            if self.options.resume == "never":
-                self._clear()
-            return self._train(manifest)
 
-    def _train(self, manifest: Manifest | None) -> Counts:
-        trainer, options = self.trainer, self.options
-        failures = self.workspace.failures(STAGE, self.progress) if manifest is not None else None
-        self.processes.wait()
-        waiting: list[Line] = []
-        if options.resume == "auto" and (saved := self._saved()) is not None:
-            state, waiting = saved
-            trainer.restore(state)
-        self.curves.open(trainer.iteration, waiting)
-        if options.supervision == "masks":
-            self.progress.note(UPPER_BOUND)
-        counts, before, started = Counts(skipped=trainer.iteration), trainer.iteration, time.monotonic()
-        self.progress.start("train", options.iterations, before, "steps")
-        steps = self.inputs.source.steps(before, self.processes)
-        for _, crops, unusable in islice(steps, options.iterations - before):
-            losses = trainer.step(self.inputs.parts(crops), self.inputs.pieces)
-            counts.done += 1
-            self._note_unusable(unusable, failures)
-            last = trainer.iteration == options.iterations
-            stop = self.processes.any(interrupted())  # at one step, all of them
-            due = last or trainer.iteration % options.save_every == 0
-            self.progress.advance()
-            self._log(losses, end=due)
-            if options.validate_every and trainer.iteration % options.validate_every == 0 and not last:
-                self._validate()
-            if due or stop:
-                self._save(manifest)
-            if stop and not last:
-                refuse_interrupted()
-        self._validate()
-        self.progress.finish()
-        self.processes.wait()
-        counts.failed = len(self._unusable)
-        if manifest is not None:
-            if counts.done:
-                seconds = 1000 * (time.monotonic() - started) / counts.done
-                self.progress.status(f"{seconds:.0f} s per 1,000 steps, {peak_memory(trainer.device)}")
-            if not self.workspace.model.is_file():
-                self._write_model(self.workspace.model)
-            manifest.counts, manifest.complete = {"iterations": trainer.iteration, **counts.as_dict()}, True
-            manifest.write(self.workspace.model.with_suffix(".json"))
-        return counts
+def take_step(
+    trainer: SegmentationTrainer, crops: Sequence[Crop], size: int, encoders: Encoders, labels: OnlineLabels | None
+) -> StepLosses:
+    """Take one step, micro-batch by micro-batch: memory for one.
 
-    def _note_unusable(self, photos: list[tuple[str, ImageError]], failures: Failures | None) -> None:
-        """Count bad photos once, those of all processes: all stop alike if they are too many."""
-        fresh = [(image_id, e.message, e.hint) for image_id, e in photos if image_id not in self._unusable]  # one an epoch
-        for image_id, message, hint in self.processes.gather(fresh):
-            if image_id not in self._unusable:
-                self._unusable.add(image_id)
-                if failures is not None:
-                    failures.add(image_id, ImageError(message, hint))
-                elif 0 <= self.workspace.run.max_failures < len(self._unusable):
-                    raise TooManyFailures(f"stopped at bad image {len(self._unusable)}: {image_id}: {message}")
+    Args:
+        trainer: What learns.
+        crops: This process's crops of the step; bad photos have left theirs out.
+        size: Crops of a micro-batch.
+        encoders: The frozen ones.
+        labels: See `learn`.
+    """
+    for number in range(trainer.micro_batches):
+        micro_batch = crops[number * size : (number + 1) * size]
+        if micro_batch:
+            learn(trainer, micro_batch, encoders.encode([crop.photo for crop in micro_batch]), labels)
+        else:
+            trainer.skip()
+    return trainer.step()
 
-    def _log(self, losses: StepLosses, *, end: bool) -> None:
-        done = self.trainer.iteration
-        if not math.isfinite(losses.segmentation + losses.affinity + losses.prototype):
-            raise SsrError(f"the loss of step {done} is not a number", "a lower --learning-rate, and --force to start over")
-        mean = self.curves.add(asdict(losses), done, end=end or done % LOG_EVERY == 0)
-        if mean is not None and (done % (10 * LOG_EVERY) == 0 or done == self.options.iterations):
-            affinity = f", affinity {mean['affinity']:.3f}" if self.options.affinity_loss else ""
-            prototype = f", L_proto {mean['prototype']:.3f}" if self.options.train_heads else ""
-            rate = f", learning rate {mean['learning_rate']:.2e}"
-            self.progress.status(f"loss {mean['segmentation']:.3f}{affinity}{prototype}{rate}")
 
-    def _validate(self) -> None:
+def _train(training: TrainingRun, options: TrainOptions, device: torch.device, load: Load) -> None:
+    """Go on from where the last run stood: step, log, validate, save. Without anything left to do, no model is loaded."""
+    processes, labels = training.processes, column_names(options)
+    processes.wait()
+    saved = training.saved_state() if options.resume == "auto" else None
+    iteration = int(saved[0]["iteration"]) if saved else 0
+    curves = ValidatedCurves(training.folder, labels)
+    curves.open(iteration, saved[1].get("waiting", []) if saved else [])
+    if options.supervision == "masks":
+        training.progress.note(UPPER_BOUND)
+    training.begin(iteration, options.iterations)
+    unscored = options.val_split is not None and not curves.is_scored(iteration, options.val_split)
+    if iteration == options.iterations and training.model.is_file() and not (unscored and processes.first):
+        processes.wait()
+        training.end(device, lambda: None, {"iterations": iteration, **training.counts.as_dict()})
+        return
+    inputs, validation = load()
+    count, size = inputs.source.micro_batches(processes)
+    encoder, online = inputs.encoders.clip, inputs.heads.online if inputs.heads else None
+    decoder = new_decoder(options, encoder, len(training.workspace.dataset.classes.names))
+    trainer = SegmentationTrainer(decoder, options, device, online, processes, encoder.dtype, count)
+    if saved is not None:
+        trainer.restore(saved[0])
+    outputs, unusable = _Outputs(training, options, inputs, trainer, curves), _Unusable(training)
+    steps = inputs.source.steps(iteration, processes)
+    for _, crops, bad in islice(steps, options.iterations - iteration):
+        losses = take_step(trainer, crops, size, inputs.encoders, inputs.labels)
+        unusable.note(bad)
+        last = trainer.iteration == options.iterations
+        stop = training.stops()
+        due = last or trainer.iteration % options.save_every == 0
+        training.stepped()
+        outputs.log(losses, end=due)
+        if options.validate_every and trainer.iteration % options.validate_every == 0 and not last:
+            outputs.validate(validation)
+        if due or stop:
+            training.save(trainer.iteration, outputs.write, outputs.write_state)
+        if stop and not last:
+            refuse_interrupted()
+    outputs.validate(validation)
+    processes.wait()
+    training.counts.failed = len(unusable.image_ids)
+    counts = {"iterations": trainer.iteration, **training.counts.as_dict()}
+    training.end(device, lambda: outputs.write_model(training.model), counts)
+
+
+class _Outputs:
+    """What a training writes: curves, model, heads, state."""
+
+    def __init__(
+        self,
+        training: TrainingRun,
+        options: TrainOptions,
+        inputs: TrainInputs,
+        trainer: SegmentationTrainer,
+        curves: ValidatedCurves,
+    ) -> None:
+        self.training, self.options, self.inputs, self.trainer, self.curves = training, options, inputs, trainer, curves
+
+    def log(self, losses: StepLosses, *, end: bool) -> None:
+        """Note a step's losses, and say their means now and then."""
+        iteration = self.trainer.iteration
+        mean = self.curves.add(losses, iteration, end=end)
+        if mean is not None and (iteration % LOG_STEPS == 0 or iteration == self.options.iterations):
+            values = [f"{self.curves.labels[name]} {mean[name]:.3f}" for name in self.trainer.losses]
+            self.training.progress.status(f"{', '.join(values)}, learning rate {mean['learning_rate']:.2e}")
+
+    def validate(self, validation: Validation | None) -> None:
         """Score the decoder as it is, unless this was done; after a bad photo the training can be gone on with."""
-        split, iteration = self.options.val_split, self.trainer.iteration
-        before = [line for line in self.curves.lines if line.get("val_split") == split]
-        if self.validation is None or any(line["iteration"] == iteration for line in before):
-            return
-        miou = self.validation.miou(self._segmenter())
-        best = miou > max((float(line["val_miou"]) for line in before), default=-1.0)
-        if best:  # before its score is known: a training killed in between scores it again
-            self._write_model(self.folder / "best.safetensors")
-        self.curves.write({"iteration": iteration, "val_miou": miou, "val_split": str(split)})
-        self._write_curves()
-        self.progress.status(f"mIoU {100 * miou:.2f} on {split} (one scale, no CRF){', best so far' * best}")
+        split, iteration = str(self.options.val_split), self.trainer.iteration
+        if validation is not None and not self.curves.is_scored(iteration, split):
+            best = self.training.folder / "best.safetensors"
+            miou = validation.miou(self._segmenter())
+            how, progress = "one scale, no CRF", self.training.progress
+            self.curves.score(iteration, split, miou, how, lambda: self.write_model(best), progress)
 
-    def _save(self, manifest: Manifest | None) -> None:
-        if manifest is None:
-            return
-        self._write_curves()
-        self._write_model(self.workspace.model)
-        self._write_heads()
-        # last: a training killed before it takes its steps again and writes the others again
-        note = {"owner": digest(self.inputs.settings), "waiting": self.curves.waiting}
-        write_checkpoint(self.folder / "state.safetensors", self.trainer.state(), note)
-        manifest.counts = {"iterations": self.trainer.iteration}
-        manifest.write(self.workspace.model.with_suffix(".json"))
+    def write(self) -> None:
+        """Curves, model, and heads that were trained on; those that `ssr align` wrote stay as they are."""
+        self.curves.save()
+        self.write_model(self.training.model)
+        heads, text = self.inputs.heads, self.inputs.text
+        if heads is not None and text is not None:
+            trained = replace(heads.alignment, image_prototypes=heads.online.prototypes.cpu())
+            belongs_to = identity(self.inputs.encoders.clip.weights, self.training.workspace.dataset.classes, text)
+            write_alignment(self.training.folder / "cmpa.safetensors", trained, belongs_to)
 
-    def _write_curves(self) -> None:
-        curves_figure(self.curves.lines, self.folder / "curves.png")
-        self.curves.flush()  # last: a validation that stands there is not drawn again
+    def write_state(self) -> None:
+        """The state, with the steps whose means are not in the curves yet."""
+        self.training.save_state(self.trainer.state(), waiting=self.curves.waiting)
+
+    def write_model(self, path: Path) -> None:
+        """The decoder as it is."""
+        write_segmenter(path, self._segmenter(), self.inputs.encoders.clip.weights)
 
     def _segmenter(self) -> Segmenter:
-        names, supervision = self.workspace.dataset.classes.names, self.options.supervision
-        decoder = self.trainer.decoder.eval()
-        return Segmenter(decoder, self.inputs.token_blocks, names, supervision, self.trainer.iteration)
+        decoder, names = self.trainer.decoder.eval(), self.training.workspace.dataset.classes.names
+        return Segmenter(decoder, decoder.sizes["blocks"], names, self.options.supervision, self.trainer.iteration)
 
-    def _write_model(self, path: Path) -> None:
-        write_segmenter(path, self._segmenter(), self.inputs.weights)
 
-    def _write_heads(self) -> None:
-        """Heads that were trained on; those that `ssr align` wrote stay as they are."""
-        heads, online, text = self.inputs.heads, self.inputs.alignment, self.inputs.text
-        if heads is not None and online is not None and text is not None:
-            trained = replace(heads, image_prototypes=online.prototypes.cpu())
-            belongs_to = identity(self.inputs.weights, self.workspace.dataset.classes, text)
-            write_alignment(self.folder / "cmpa.safetensors", trained, belongs_to)
+class _Unusable:
+    """Bad photos of all processes, each counted once, though it comes up again every epoch."""
 
-    def _saved(self) -> tuple[dict[str, Tensor], list[Line]] | None:
-        """The state, and the steps whose means are not in the curves yet."""
-        path = self.folder / "state.safetensors"
-        if not path.is_file():
-            return None
-        tensors, note = read_checkpoint(path, "--resume never")
-        if note.get("owner") != digest(self.inputs.settings):
-            return None
-        return tensors, note.get("waiting", [])
+    def __init__(self, training: TrainingRun) -> None:
+        self.processes, self.allowed = training.processes, training.workspace.run.max_failures
+        self.image_ids: set[str] = set()
+        self._failures = training.failures
 
-    def _clear(self) -> None:
-        names = ("state.safetensors", "best.safetensors", "cmpa.safetensors", "curves.jsonl", "curves.png")
-        for path in (self.workspace.model, *(self.folder / name for name in names)):
-            path.unlink(missing_ok=True)
+    def note(self, photos: Sequence[tuple[str, ImageError]]) -> None:
+        """Count the bad photos of a step.
+
+        Raises:
+            TooManyFailures: In all processes alike.
+        """
+        fresh = [(image_id, e.message, e.hint) for image_id, e in photos if image_id not in self.image_ids]
+        for image_id, message, hint in self.processes.gather(fresh):
+            if image_id in self.image_ids:
+                continue
+            self.image_ids.add(image_id)
+            if self._failures is not None:
+                self._failures.add(image_id, ImageError(message, hint))
+            elif 0 <= self.allowed < len(self.image_ids):
+                raise TooManyFailures(f"stopped at bad image {len(self.image_ids)}: {image_id}: {message}")

@@ -1,0 +1,203 @@
+"""The losses of `ssr train` in a table: what each needs, what it weighs, and how it adds up over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipelines.errors import UsageError
+from pipelines.ops.label_map import IGNORE_INDEX
+from pipelines.ops.segmentation_loss import affinity_halves, cross_entropy_halves, mean_of_means
+from pipelines.options.train import TrainOptions
+from pipelines.plugins import table_entry
+from pipelines.training.alignment_loss import Batch
+from pipelines.training.online_alignment import OnlineAlignment
+
+
+@dataclass(frozen=True)
+class DecoderState:
+    """A micro-batch behind the decoder.
+
+    Attributes:
+        logits: ``(B, C + 1, h, w)``, background first; bf16 under autocast.
+        features: Fused features ``(B, E, h, w)``.
+        grid: Token grid ``(h, w)``.
+        affinity: The decoder's affinity ``(B, N, N)`` in (0, 1); None if no loss and no filter needs it.
+        filter_affinity: The same, detached, in steps in which it filters CLIP's attention (WeCLIP's RFM); None in others.
+    """
+
+    logits: Tensor
+    features: Tensor
+    grid: tuple[int, int]
+    affinity: Tensor | None
+    filter_affinity: Tensor | None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a micro-batch is trained towards.
+
+    Attributes:
+        labels: ``(B, S, S)`` int64: 0 background, ``i + 1`` for class i, 255 ignored.
+        samples: Patch features, CAMs and classes for losses that train the alignment heads; None without such heads.
+    """
+
+    labels: Tensor
+    samples: Batch | None = None
+
+
+class CropPixels(Protocol):
+    """What a loss may read of a crop, beside its labels; see `pipelines.method.photo.Crop`."""
+
+    @property
+    def image(self) -> Tensor:
+        """``(3, S, S)`` fp32 RGB in [0, 255], on the CPU."""
+
+    @property
+    def valid(self) -> Tensor:
+        """``(S, S)`` bool: photo, not padding."""
+
+    @property
+    def photo(self) -> Any:
+        """The crop resized for the encoders: image id, labels, superpixels on the token grid if an option asks for them."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that a loss may look at: one micro-batch of one process.
+
+    Attributes:
+        decoder: What came out of the decoder, with gradient.
+        targets: What it is trained towards.
+        crops: The crops themselves, in the order of the batch.
+        options: Of the training.
+        alignment: The heads that are trained beside the decoder, or None.
+    """
+
+    decoder: DecoderState
+    targets: Targets
+    crops: Sequence[CropPixels]
+    options: TrainOptions
+    alignment: OnlineAlignment | None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """An entry of `LOSSES`.
+
+    Attributes:
+        label: Its name in the log and in the picture of the curves.
+        sums_and_counts: State of a micro-batch -> sums ``(size,)`` with gradient, and what they are divided by ``(size,)``.
+            Counts are summed over all processes before the division, so that two processes equal one with twice the crops.
+        size: Number of sums.
+        mean: Sums of this process and counts of all -> the loss, a scalar.
+        weight: Options -> weight, 0 = off; None: the weight that ``--loss NAME=WEIGHT`` gives, off without.
+        needs: ``decoder_affinity`` and ``samples``: fields of the state that must not be None.
+        trains: What its gradient moves. With heads, the total is the losses of the heads + gamma times those of the decoder.
+    """
+
+    label: str
+    sums_and_counts: Callable[[TrainingState], tuple[Tensor, Tensor]]
+    size: int = 1
+    mean: Callable[[Tensor, Tensor], Tensor] = mean_of_means
+    weight: Callable[[TrainOptions], float] | None = None
+    needs: frozenset[str] = frozenset()
+    trains: Literal["decoder", "heads"] = "decoder"
+
+
+def _segmentation(state: TrainingState) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of all pixels of the crops, one sum over background and one over foreground."""
+    labels = state.targets.labels  # (B, S, S)
+    logits = state.decoder.logits.float()  # (B, C + 1, h, w)
+    scores = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)  # (B, C + 1, S, S)
+    return cross_entropy_halves(scores, labels, IGNORE_INDEX)
+
+
+def _affinity(state: TrainingState) -> tuple[Tensor, Tensor]:
+    """Tokens of one class should be alike, tokens of two should not (WeCLIP)."""
+    decoder = state.decoder
+    assert decoder.affinity is not None  # noqa: S101 - the entry needs it
+    labels = state.targets.labels.unsqueeze(1).float()  # (B, 1, S, S)
+    small = F.interpolate(labels, size=decoder.grid, mode="nearest")[:, 0].long()  # (B, h, w)
+    return affinity_halves(decoder.affinity, small, state.options.affinity_radius, IGNORE_INDEX)
+
+
+def _prototype(state: TrainingState) -> tuple[Tensor, Tensor]:
+    """L_proto, a mean over this process's samples; processes count equally."""
+    samples = state.targets.samples
+    if state.alignment is None or samples is None:
+        nothing = state.decoder.logits.new_zeros(1, dtype=torch.float32)
+        return nothing, nothing
+    loss = state.alignment.loss(samples).view(1)
+    return loss, torch.ones_like(loss)
+
+
+LOSSES: dict[str, Loss] = {
+    "segmentation": Loss("cross-entropy", _segmentation, size=2, weight=lambda _: 1.0),
+    "affinity": Loss(
+        "affinity loss",
+        _affinity,
+        size=2,
+        mean=lambda sums, counts: mean_of_means(sums, counts + 1),  # + 1 as in the authors' code
+        weight=lambda options: options.affinity_loss,
+        needs=frozenset({"decoder_affinity"}),
+    ),
+    "prototype": Loss(
+        "L_proto",
+        _prototype,
+        weight=lambda options: float(options.train_heads),
+        needs=frozenset({"samples"}),
+        trains="heads",
+    ),
+}
+"""Name -> loss. A plugin adds an entry; ``--loss NAME=WEIGHT`` switches it on."""
+
+NEEDS = frozenset({"decoder_affinity", "samples"})
+"""What an entry of `LOSSES` may need."""
+
+
+def active_losses(options: TrainOptions) -> dict[str, tuple[Loss, float]]:
+    """The losses of a training and their weights, by name.
+
+    Raises:
+        UsageError: ``--loss`` names none of the table, one whose weight other options set, or one that needs what is not there.
+    """
+    for name in options.losses:
+        entry = table_entry(LOSSES, name, "loss", "--loss")
+        if entry.weight is not None:
+            raise UsageError(f"the weight of {name!r} is set by other options", "--loss is for further losses")
+        if not entry.needs <= NEEDS:
+            raise UsageError(f"loss {name!r} needs {', '.join(sorted(entry.needs - NEEDS))}, which no training has", "--loss")
+        if "samples" in entry.needs and not options.train_heads:
+            raise UsageError(f"loss {name!r} learns from samples of alignment heads that are trained", "--train-heads")
+    weights = {
+        name: options.losses.get(name, 0.0) if loss.weight is None else loss.weight(options) for name, loss in LOSSES.items()
+    }
+    return {name: (LOSSES[name], weight) for name, weight in weights.items() if weight}
+
+
+def total_loss(losses: Mapping[str, tuple[Loss, float]], values: Mapping[str, Tensor], gamma: float) -> Tensor:
+    """Sum of weighted losses; with losses of alignment heads, ``L = L_heads + gamma L_decoder`` (SSR).
+
+    Args:
+        losses: Active losses and weights.
+        values: Value of each, a scalar.
+        gamma: Weight of all losses of the decoder beside those of heads.
+    """
+    terms = {
+        part: [weight * values[name] for name, (loss, weight) in losses.items() if loss.trains == part]
+        for part in ("decoder", "heads")
+    }
+    decoder = torch.stack(terms["decoder"]).sum()
+    return torch.stack(terms["heads"]).sum() + gamma * decoder if terms["heads"] else decoder
+
+
+def column_names(options: TrainOptions) -> dict[str, str]:
+    """Losses that a line of the curves holds -> their labels: those of the package, 0 where off, and those switched on."""
+    active = active_losses(options)
+    return {name: loss.label for name, loss in LOSSES.items() if loss.weight is not None or name in active}

@@ -1,0 +1,188 @@
+"""One training in a work directory: opened, resumed, saved, stopped and ended alike, whatever it trains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from pipelines.execution.devices import peak_memory
+from pipelines.execution.failures import Failures
+from pipelines.execution.interruption import interrupted
+from pipelines.execution.progress import Progress, Silent
+from pipelines.stores.checkpoint import read_checkpoint, write_checkpoint
+from pipelines.stores.files import remove_leftovers
+from pipelines.stores.manifest import digest
+from pipelines.stores.one_writer import one_writer
+from pipelines.training.processes import Processes
+from pipelines.workdir.counts import Counts
+from pipelines.workdir.output import Output
+from pipelines.workdir.workspace import Workspace
+
+
+class TrainingRun:
+    """Files, clock and counts of one training; the first process alone writes. Used by ``with``: no other training may come in.
+
+    Args:
+        workspace: Whose work directory.
+        stage: Stage name; the folder ``WORK/STAGE`` holds what lies beside the model.
+        model: What is trained; its manifest lies beside it.
+        processes: This process among its peers.
+        progress: Told about each step.
+        files: Files of the folder that belong to one training and go when it starts over.
+
+    Attributes:
+        folder: ``WORK/STAGE``.
+        state: File that `save_state` writes.
+        progress: That of the first process; silent in the others.
+        counts: Steps done and skipped, photos failed.
+        settings: Whatever changes the model, once the run is open.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        stage: str,
+        model: Path,
+        processes: Processes,
+        progress: Progress | None,
+        files: Sequence[str],
+    ) -> None:
+        self.workspace, self.stage, self.model, self.processes = workspace, stage, model, processes
+        self.folder = workspace.work / stage
+        self.state = self.folder / "state.safetensors"
+        self.progress = progress if progress and processes.first else Silent()
+        self.counts = Counts()
+        self.settings: dict[str, Any] = {}
+        self._files = [self.folder / name for name in files]
+        self._output: Output | None = None
+        self._locked = False
+        self._stack = ExitStack()
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def lock(self) -> None:
+        """Let no other training into the folder, and remove temporary files of one that was killed; `open` does this, too.
+
+        Raises:
+            SsrError: Another one is there.
+        """
+        if self.processes.first and not self._locked:
+            self._stack.enter_context(one_writer(self.folder, "training"))
+            self._locked = True
+            remove_leftovers(self.workspace.work, self.model.stem)
+
+    def open(self, settings: dict[str, Any], resume: str, load: Callable[[], object] | None = None) -> None:
+        """Compare the settings with those that made what is there, and start over where that is asked for.
+
+        Args:
+            settings: Whatever changes the model.
+            resume: ``never`` starts over although the settings are the same.
+            load: Loads what the steps are taken with, once. It is called before anything is written or removed, and not at all
+                where the first process finds the training finished.
+
+        Raises:
+            UsageError: The settings changed and ``workspace.force`` is off.
+            SsrError: Another training is there.
+        """
+        self.settings = settings
+
+        def prepare() -> None:  # what cannot be loaded leaves no trace, not even a lock file
+            if load is not None:
+                load()
+            self.lock()
+
+        if not self.processes.first:
+            prepare()
+            return
+        output = self.workspace.output(self.stage, self.model, settings, self.progress, others=self._files, prepare=prepare)
+        self._output = self._stack.enter_context(output)
+        self.lock()
+        if resume == "never":
+            prepare()
+            output.clear()
+
+    @property
+    def owner(self) -> str:
+        """Digest of the settings, noted in a state: one of other settings is not gone on from."""
+        return digest(self.settings)
+
+    @property
+    def failures(self) -> Failures | None:
+        """The log of bad photos; None in all processes but the first."""
+        return self._output.failures if self._output is not None else None
+
+    def saved_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and note of the state that `save_state` wrote with these settings, or None.
+
+        Raises:
+            UsageError: The file is damaged.
+        """
+        if not self.state.is_file():
+            return None
+        tensors, note = read_checkpoint(self.state, "--resume never")
+        return (tensors, note) if note.get("owner") == self.owner else None
+
+    def save_state(self, tensors: dict[str, Tensor], **note: Any) -> None:
+        """Write a state to go on from; only the first process does."""
+        if self.processes.first:
+            write_checkpoint(self.state, tensors, {"owner": self.owner, **note})
+
+    def save(self, iteration: int, write_outputs: Callable[[], None], write_state: Callable[[], None]) -> None:
+        """Write outputs, then the state, then the manifest; only the first process does.
+
+        A training killed before the state is written takes its steps since the last save again, and writes the outputs again.
+        """
+        if self._output is not None:
+            write_outputs()
+            write_state()
+            self._output.record({"iterations": iteration})
+
+    def begin(self, iteration: int, iterations: int) -> None:
+        """Start clock and progress at the step that the training stands at; if steps are left, it is not complete."""
+        if self._output is not None and iteration < iterations:
+            self._output.begin()
+        self.counts.skipped = iteration
+        self.progress.start(self.stage, iterations, iteration, "steps")
+        self._started = time.monotonic()
+
+    def stepped(self) -> None:
+        """Count a step."""
+        self.counts.done += 1
+        self.progress.advance()
+
+    def stops(self) -> bool:
+        """Whether one of the processes was asked to stop; all get the same answer at the same step."""
+        return self.processes.any(interrupted())
+
+    def end(self, device: torch.device, write_model: Callable[[], None], counts: dict[str, int], again: bool = False) -> None:
+        """Say how fast it was, write the model if it is not there, and call the training complete.
+
+        Args:
+            device: Whose peak memory is told.
+            write_model: Writes `model`.
+            counts: For the manifest; that of a finished training to which nothing was done stays as it is.
+            again: Write the model although it is there.
+        """
+        self.progress.finish()
+        if self._output is None:
+            return
+        if self.counts.done:
+            seconds = 1000 * (time.monotonic() - self._started) / self.counts.done
+            self.progress.status(f"{seconds:.0f} s per 1,000 steps, {peak_memory(device)}")
+        missing = not self.model.is_file()
+        if again or missing:
+            write_model()
+        if self.counts.done or missing or not self._output.finished:
+            self._output.complete(counts)
