@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from pipelines.method.affinity import AFFINITIES, Affinity
 from pipelines.method.aligned import ALIGNED_READOUTS
@@ -60,13 +61,14 @@ def refined_cams(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Te
         maps = maps.masked_fill(padding, 0)
     mask = column_mask(evidence, maps, options)
     affinity = _affinity(options).call(evidence, options)  # (B, N, N)
-    masks = evidence.by_image(mask.to(maps.dtype)) if mask is not None else [None] * len(evidence.labels)
-    spread = torch.cat(
-        [
-            propagate(affinity[index], cam, kept, options.power, options.mask_every_step)
-            for index, (cam, kept) in enumerate(zip(evidence.by_image(maps), masks, strict=True))
-        ]
-    )  # (T, N)
+    spread = propagate(
+        affinity,
+        _padded(evidence, maps),
+        mask if mask is None else _padded(evidence, mask.to(maps.dtype)),
+        options.power,
+        options.mask_every_step,
+    )  # (B, K, N)
+    spread = torch.cat([cams[:count] for cams, count in zip(spread, evidence.counts, strict=True)])  # (T, N)
     if padding is None:
         return min_max(spread)
     lowest = spread.masked_fill(padding, float("inf")).amin(dim=-1, keepdim=True)  # (T, 1): padding is not the minimum
@@ -112,6 +114,11 @@ def refine_values(options: RefineOptions) -> dict[str, Any]:
 
 def _values(options: CamsOptions | RefineOptions, names: Iterable[str]) -> dict[str, Any]:
     return options.model_dump(mode="json", include=set(names))
+
+
+def _padded(evidence: Evidence, maps: Tensor) -> Tensor:
+    """``(T, N)`` -> ``(B, K, N)``, zero in the empty slots of images with fewer classes."""
+    return pad_sequence(list(evidence.by_image(maps)), batch_first=True)
 
 
 def _valid_of_maps(evidence: Evidence) -> Tensor:
