@@ -113,7 +113,7 @@ def count(
         powers = (*powers, *(p for p in ORACLE_POWERS if p != background_power))
     names = workspace.dataset.classes.label_map_names
     totals = {power: np.zeros((len(names), len(names) + 1), dtype=np.int64) for power in powers}
-    failures = workspace.failures(f"{STAGE} {what}", progress)
+    tally = workspace.tally(f"{STAGE} {what}", progress)
     with ExitStack() as stack:
         predict = _predictor(workspace, what, powers, stack)
 
@@ -128,15 +128,13 @@ def count(
         workers = resolve_workers(workspace.run.workers)
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         progress.start(f"eval {what}", len(samples))
-        scored = 0
         for sample, counts in map_bounded(pool, score, until_interrupted(samples), ahead=4 * workers):
             if isinstance(counts, ImageError):
-                failures.add(sample.image_id, counts)
+                tally.made(sample.image_id, counts)
             else:
-                scored += 1
+                tally.made(sample.image_id)
                 for power, matrix in counts.items():
                     totals[power] += matrix
-            progress.advance()
         progress.finish()
     refuse_if_interrupted("run the same command again")  # half a score is none
     manifest = _manifest_of(workspace, what)
@@ -146,8 +144,8 @@ def count(
         split=split if options.images is None else f"{split}, ids of {options.images.name}",
         names=names,
         totals=totals,
-        images=scored,
-        failed=failures.count,
+        images=tally.counts.done,
+        failed=tally.counts.failed,
         options_digest=manifest.options_digest if manifest else "unknown",
         crf=_crf(what, manifest),
         supervised=manifest is not None and manifest.settings.get("supervision") == "masks",
@@ -156,8 +154,8 @@ def count(
     )
     if workspace.shard is not None:
         write_counted(workspace.shard.place(workspace.work / REPORTS) / f"{counted.what}.json", counted)
-    elif scored == 0:
-        raise SsrError(f"none of {len(samples)} images could be scored", f"see {failures.path}")
+    elif tally.counts.done == 0:
+        raise SsrError(f"none of {len(samples)} images could be scored", f"see {tally.failures.path}")
     return counted
 
 

@@ -103,7 +103,7 @@ def draw(workspace: Workspace, options: ShowOptions, progress: Progress) -> Draw
         TooManyFailures: More bad photos than allowed.
     """
     samples = _selected(workspace.dataset.samples, options)
-    failures = workspace.failures(STAGE, progress)
+    tally = workspace.tally(STAGE, progress)
     names = workspace.dataset.classes.label_map_names
     rows: list[PageRow] = []
     pictures: list[Image.Image] = []
@@ -114,15 +114,15 @@ def draw(workspace: Workspace, options: ShowOptions, progress: Progress) -> Draw
             try:
                 picture = drawer.draw(sample)
             except ImageError as error:
-                failures.add(sample.image_id, error)
+                tally.made(sample.image_id, error)
             else:
+                tally.made(sample.image_id)
                 pictures.append(picture)
                 labels = tuple(names[index + 1] for index in sample.labels)
                 rows.append(PageRow(sample.image_id, labels, _jpeg(picture)))
-            progress.advance()
         progress.finish()
     if not pictures:
-        raise SsrError("no photo could be drawn", f"see {failures.path}")
+        raise SsrError("no photo could be drawn", f"see {tally.failures.path}")
     colours: dict[str, RGB] = {name: tuple(palette()[index].tolist()) for index, name in enumerate(names) if index}
     facts = {
         "dataset": workspace.dataset.kind,
@@ -131,7 +131,7 @@ def draw(workspace: Workspace, options: ShowOptions, progress: Progress) -> Draw
         "recipe": workspace.recipe or "",
         "ground truth": "shown" if options.gt else "not opened",
     }
-    return Drawn(rows, pictures, colours, facts, failures.count)
+    return Drawn(rows, pictures, colours, facts, tally.counts.failed)
 
 
 class _Drawer:

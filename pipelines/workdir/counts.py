@@ -1,8 +1,12 @@
-"""What a stage's run came to."""
+"""The images of a stage's run: how many were made, skipped and left out."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+
+from pipelines.errors import ImageError
+from pipelines.execution.failures import Failures
+from pipelines.execution.progress import Progress
 
 
 @dataclass
@@ -22,3 +26,39 @@ class Counts:
     def as_dict(self) -> dict[str, int]:
         """For the manifest."""
         return asdict(self)
+
+
+class ImageTally:
+    """Counts the images of a run as they are finished.
+
+    Args:
+        failures: Log of bad images.
+        progress: Told about each image.
+
+    Attributes:
+        counts: Images so far.
+        failures: The log.
+    """
+
+    def __init__(self, failures: Failures, progress: Progress) -> None:
+        self.counts = Counts()
+        self.failures = failures
+        self._progress = progress
+
+    def skipped(self) -> None:
+        """Count an image that is there already."""
+        self.counts.skipped += 1
+        self._progress.skip()
+
+    def made(self, image_id: str, error: ImageError | None = None) -> None:
+        """Count an image that is finished, or a bad one.
+
+        Raises:
+            TooManyFailures: It was one bad image too many.
+        """
+        self._progress.advance()
+        if error is None:
+            self.counts.done += 1
+        else:
+            self.counts.failed += 1
+            self.failures.add(image_id, error)

@@ -24,7 +24,7 @@ from pipelines.stores.array_reader import files_of
 from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
 from pipelines.stores.files import remove_leftovers
 from pipelines.stores.mask_store import remove_masks
-from pipelines.workdir.counts import Counts
+from pipelines.workdir.counts import Counts, ImageTally
 from pipelines.workdir.memory import MEMORY, remember
 from pipelines.workdir.record import Record
 
@@ -71,7 +71,6 @@ class Output:
         log: Name of the run in the failure log.
 
     Attributes:
-        counts: Images so far.
         finished: It is complete, was made from the same settings and images, and is not started over.
     """
 
@@ -86,7 +85,6 @@ class Output:
         log: str | None = None,
         place: str | None = None,
     ) -> None:
-        self.counts = Counts()
         self.finished = False
         self.progress = progress
         self._workspace, self._parts, self._prepare, self._again = workspace, parts, prepare, again
@@ -227,7 +225,7 @@ class Output:
             title: Shown with the progress; by default the stage's name.
         """
         samples = self._workspace.samples if samples is None else samples
-        _ = self.failures  # lines of earlier runs are dropped
+        _ = self.tally  # an image that failed last time is not listed twice
         self._started = True
         self.progress.start(title or self._parts[0].stage, len(samples))
         return Todo(self._unfinished(made or self.holds, samples))
@@ -252,8 +250,7 @@ class Output:
 
     def skipped(self) -> None:
         """Count an image that is there already."""
-        self.counts.skipped += 1
-        self.progress.skip()
+        self.tally.skipped()
 
     def made(self, image_id: str, error: ImageError | None = None) -> None:
         """Count an image that is finished, or a bad one.
@@ -261,17 +258,22 @@ class Output:
         Raises:
             TooManyFailures: It was one bad image too many.
         """
-        self.progress.advance()
-        if error is None:
-            self.counts.done += 1
-        else:
-            self.counts.failed += 1
-            self.failures.add(image_id, error)
+        self.tally.made(image_id, error)
+
+    @property
+    def counts(self) -> Counts:
+        """Images so far."""
+        return self.tally.counts
 
     @cached_property
+    def tally(self) -> ImageTally:
+        """Counts images; lines that earlier runs left in the failure log are dropped when it is first asked for."""
+        return self._workspace.tally(self._log, self.progress)
+
+    @property
     def failures(self) -> Failures:
         """The failure log of this run."""
-        return self._workspace.failures(self._log, self.progress)
+        return self.tally.failures
 
     def record(self, numbers: Mapping[str, int]) -> None:
         """Write how far a training has come; without images, these numbers take the place of `counts`."""

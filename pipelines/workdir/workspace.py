@@ -24,7 +24,7 @@ from pipelines.stores.array_store import PATIENCE, ArrayReader
 from pipelines.stores.files import remove_leftovers
 from pipelines.stores.manifest import Manifest, differences, shard_manifests
 from pipelines.stores.shard import Shard, own_place
-from pipelines.workdir.counts import Counts
+from pipelines.workdir.counts import Counts, ImageTally
 from pipelines.workdir.memory import MEMORY, remember
 from pipelines.workdir.output import Output, Part
 
@@ -133,6 +133,10 @@ class Workspace:
         path = own_place(self.work / FAILURES, self.shard)
         path.parent.mkdir(parents=True, exist_ok=True)
         return Failures(path, stage, self.run.max_failures, progress)
+
+    def tally(self, stage: str, progress: Progress) -> ImageTally:
+        """Counts the images of a run that makes no `output`."""
+        return ImageTally(self.failures(stage, progress), progress)
 
     def manifest(self, stage: str, settings: dict[str, Any], place: str | None = None) -> Manifest:
         """A fresh manifest of a stage over this dataset; ``place`` tells where the photos lie."""

@@ -68,7 +68,7 @@ def open_target(workspace: Workspace, target: Target, sources: Sources, progress
         ) as output,
         LabelMapWorkers(make_mask, target.options, resolve_workers(workspace.run.workers), output.made) as makers,
     ):
-        _ = output.failures  # lines of earlier runs are dropped
+        _ = output.tally  # an image that failed last time is not listed twice
         yield TargetJob(target, output, makers)
 
 
