@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.config import SECTIONS, build_options, read_config
 from pipelines.errors import UsageError
+from pipelines.plugins import table_entry
 
 NOT_TOML = {
     "deep list": "a = " + "[" * 100_000,
@@ -52,7 +53,7 @@ VALUES = {
     "not a number": ("refine", "dino_weight", "nan", "--dino-weight"),
     "truth for a number": ("superpixels", "segments", "true", "--segments"),
     "fraction for a whole": ("superpixels", "segments", "1.5", "--segments"),
-    "1 MB of text": ("cams", "readout", f"'{'a' * 1_000_000}'", "--readout"),
+    "1 MB of text": ("align", "resume", f"'{'a' * 1_000_000}'", "--resume"),
     "10,000 scales of nonsense": ("cams", "scales", str(["x"] * 10_000), "--scale"),
     "number for a path": ("dataset", "root", "3", "--root"),
 }
@@ -94,6 +95,11 @@ def test_wrong_values_name_the_flag(tmp_path, one_line, name):
     (tmp_path / "c.toml").write_text(f"[{section}]\n{key} = {value}\n")
     values, _ = read_config(tmp_path / "c.toml")
     assert flag in one_line(build_options, section, values[section])
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "a" * 1_000_000, "a\nb", "\x1b[2J", ""])
+def test_unknown_parts_name_the_flag(one_line, name):
+    assert "--readout: no read-out" in one_line(table_entry, {"dense": 1}, name, "read-out", "--readout")
 
 
 @pytest.mark.parametrize("value", ["true", "-1", '"x"', "[]", "{}", "1e400"])
