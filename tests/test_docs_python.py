@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import doctest
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +50,24 @@ def test_python_blocks_run_as_written(page: str, drawn: Path, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     exec(compile(python_of(page), page, "exec"), {"__name__": page})
     assert (tmp_path / "mask.png").is_file()
+
+
+def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cell by cell, without Jupyter; it is committed without outputs."""
+    import matplotlib.pyplot as plt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    plt.switch_backend("agg")
+    cells = json.loads((ROOT / "docs/notebooks/first-masks.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict[str, Any] = {}
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+    assert [axes.get_title() for axes in plt.gcf().axes] == ["image", "CAM of apple", "refined CAM", "pseudo-mask"]
+    assert len(plt.get_fignums()) == 2
+    plt.close("all")
 
 
 @pytest.mark.parametrize("module", [pipelines.api.labeler, pipelines.api.model], ids=lambda module: module.__name__)
