@@ -9,7 +9,6 @@ from itertools import islice
 
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from pipelines.errors import UsageError
@@ -191,6 +190,8 @@ class AlignmentTrainer:
         Returns:
             ``(C,)`` fp32 in [0, 1]; 0 for a class without photos.
         """
+        from sklearn.metrics import average_precision_score  # here: it takes a second to import
+
         self.heads.eval()
         words, temperature = self.words(), self.heads.temperature
         best = max(1, round(BEST_PATCHES * self.data.tokens.shape[1]))

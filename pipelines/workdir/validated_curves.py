@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipelines.execution.progress import Progress
-from pipelines.figures.curves import curves_figure
 from pipelines.training.curves import Curves
 
 
@@ -49,5 +48,7 @@ class ValidatedCurves(Curves):
 
     def save(self) -> None:
         """Write picture and file; the file last, because a validation that it holds is not drawn again."""
+        from pipelines.figures.curves import curves_figure  # here: a finished training draws nothing
+
         curves_figure(self.lines, self.path.with_suffix(".png"), self.labels)
         self.flush()

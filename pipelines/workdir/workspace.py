@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from pipelines.datasets import load_dataset
 from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.share import Share
-from pipelines.errors import UsageError
 from pipelines.execution.failures import Failures
-from pipelines.execution.interruption import interrupted, refuse_if_interrupted
 from pipelines.execution.progress import Progress
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
-from pipelines.stores.array_reader import files_of
-from pipelines.stores.array_store import PATIENCE, ArrayReader
-from pipelines.stores.files import remove_leftovers
-from pipelines.stores.manifest import Manifest, differences, shard_manifests
+from pipelines.stores.array_store import ArrayReader
+from pipelines.stores.manifest import Manifest
 from pipelines.stores.shard import Shard, own_place
-from pipelines.workdir.counts import Counts, ImageTally
-from pipelines.workdir.memory import MEMORY, remember
+from pipelines.workdir.counts import ImageTally
 from pipelines.workdir.output import Output, Part
+from pipelines.workdir.record import Record
 
 HEADS_FILE = "cmpa.safetensors"
 """Alignment heads in a work directory."""
@@ -175,127 +169,13 @@ class Workspace:
         """
         return Output(self, [Part(stage, path, settings, tuple(others)), *then], progress, **details)
 
-    def differs(self, output: Path, settings: dict[str, Any]) -> bool:
-        """Whether an output was made with other settings; False if there is none."""
-        old = self._settled(output)
-        return old is not None and old.settings != settings
-
-    def refuse_changes(self, output: Path, settings: dict[str, Any]) -> None:
-        """Refuse settings that `settle` would refuse; nothing is written.
-
-        Raises:
-            UsageError: The settings changed and ``force`` is off.
-        """
-        old = self._settled(output)
-        self._refuse(output, differences(old.settings, settings) if old is not None else [])
-
-    def _settled(self, output: Path) -> Manifest | None:
-        """The manifest that counts for this run: the shard's own, or that of the whole."""
-        whole = output.with_suffix(".json")
-        return Manifest.read(own_place(whole, self.shard)) or Manifest.read(whole)
-
-    def settle(
-        self,
-        output: Path,
-        stage: str,
-        settings: dict[str, Any],
-        clear: Callable[[], None],
-        again: bool = True,
-        place: str | None = None,
-    ) -> Manifest:
-        """Compare a stage's settings with those that made its output.
-
-        A shard has a manifest of its own; that of the whole, which the first shard writes, holds the settings of all.
-
-        Args:
-            output: The store or folder; its manifest lies beside it, with the suffix ``.json``.
-            stage: Stage name.
-            settings: Whatever changes the output.
-            clear: Removes the output, or this shard's part of it; called with ``force``, before the new manifest is
-                written, so that a kill in between cannot pair old output with new settings.
-            again: With ``force``, clear although the settings are the same.
-            place: What tells where the photos lie, written down with the dataset.
-
-        Returns:
-            The new manifest, already written.
-
-        Raises:
-            UsageError: The settings changed and ``force`` is off; the message says which.
-        """
-        whole = output.with_suffix(".json")
-        new = self.manifest(stage, settings)
-        if place is not None:
-            new.dataset["place"] = place
-        self._refuse_unknown(output)
-        if self.shard is None:
-            remove_leftovers(whole.parent, whole.name)
-            if self.remembers:
-                remove_leftovers(self.work, MEMORY)
-            changed = _changed(Manifest.read(whole), new)
-            for manifest in shard_manifests(output).values():
-                changed = changed or _changed(manifest, new)
-            self._start_over(output, changed, clear, again)
-            new.write(whole)
-            for shard in shard_manifests(output):  # their images become those of the whole
-                shard.place(whole).unlink()
-            return new
-        with self._settling(output):
-            own, path = self.shard.place(output), self.shard.place(whole)
-            changed = _changed(Manifest.read(path), new) or _changed(Manifest.read(whole), new)
-            if changed and self.force and output.suffix == ".h5" and files_of(output):
-                raise UsageError(
-                    f"{output} was made with other options ({changed[0]}) and is not of one shard alone",
-                    f"remove it and {whole.name}, or give another --work",
-                )
-            self._start_over(own, changed, clear, again)
-            new.write(path)
-            old = Manifest.read(whole)
-            if old is None or changed or old.dataset != new.dataset:
-                new.write(whole)
-        return new
-
-    def _refuse_unknown(self, output: Path) -> None:
-        """A store without a manifest must not become one of other options."""
-        if not self.force and output.suffix == ".h5" and files_of(output) and not output.with_suffix(".json").exists():
-            raise UsageError(f"{output} has no manifest: what made it is not known", "--force starts it over")
-
-    def _start_over(self, output: Path, changed: list[str], clear: Callable[[], None], again: bool) -> None:
-        self._refuse(output, changed)
-        if self.remembers:  # not before: the next command must not inherit what was refused
-            remember(self)
-        if self.force and (again or changed):
-            clear()
-
-    def _refuse(self, output: Path, changed: list[str]) -> None:
-        if changed and not self.force:
-            shown = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
-            raise UsageError(
-                f"{output} was made with other options ({shown})", "--force starts it over, or give another --work"
-            )
-
-    def _settling(self, output: Path) -> FileLock:
-        """The lock under which shards write the manifest of the whole."""
-        return FileLock(output.with_name(f".{output.stem}.json.lock"), timeout=PATIENCE)
-
-    def record(self, output: Path, manifest: Manifest, counts: Counts) -> None:
-        """Write what a run came to; it is complete unless it was asked to stop."""
-        manifest.counts, manifest.complete = counts.as_dict(), not interrupted()
-        manifest.write(own_place(output.with_suffix(".json"), self.shard))
-
-    def finish(self, output: Path, manifest: Manifest, counts: Counts) -> None:
-        """Like `record`, as the last thing of a run.
-
-        Raises:
-            Interrupted: The run was asked to stop before its end.
-        """
-        self.record(output, manifest, counts)
-        refuse_if_interrupted()
+    def differs(self, output: Path, settings: Mapping[str, Any]) -> bool:
+        """Whether an output was made with other settings; False if there is none. Nothing is written."""
+        record = Record(output, self.manifest("", dict(settings)), self.shard)
+        record.compare()
+        return bool(record.changed)
 
 
 def superpixel_reader(workspace: Workspace, used: bool) -> AbstractContextManager[ArrayReader | None]:
     """The store of superpixels, to be opened by ``with``; None unless some option uses them."""
     return ArrayReader(workspace.superpixels) if used else nullcontext()
-
-
-def _changed(old: Manifest | None, new: Manifest) -> list[str]:
-    return [] if old is None else differences(old.settings, new.settings)
