@@ -26,12 +26,13 @@ from pipelines.method.affinity import AFFINITIES
 from pipelines.method.column_masks import COLUMN_MASKS
 from pipelines.method.readouts import READOUTS
 from pipelines.stores.array_store import ArrayReader
+from pipelines.training.losses import LOSSES
 from tests.fixtures.commands import Ssr
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
-TABLES = (READOUTS, AFFINITIES, COLUMN_MASKS, KINDS, TOWERS)
-CAMS, REFINE, DATASET = ["A read-out"], ["An affinity", "A column mask", "A backbone"], ["A dataset kind"]
+TABLES = (READOUTS, AFFINITIES, COLUMN_MASKS, LOSSES, KINDS, TOWERS)
+CAMS, REFINE, TRAIN, DATASET = ["A read-out"], ["An affinity", "A column mask", "A backbone"], ["A loss"], ["A dataset kind"]
 
 
 @pytest.fixture
@@ -88,6 +89,20 @@ def test_refinement(part, work: Path, finished: dict[str, Path], ssr: Ssr, tmp_p
     assert len(list((work / "masks").glob("*.png"))) == 6
 
 
+@pytest.mark.parametrize("part", TRAIN, indirect=True)
+def test_loss(part, work: Path, ssr: Ssr) -> None:
+    small = ("--iterations", 3, "--batch", 2, "--crop", 64, "--hidden", 16, "--decoder-heads", 2, "--par-iterations", 0)
+    models = []
+    for loss in (part[1:], []):
+        ran = ssr("train", *loss, *small, "--work", work, "--force")
+        (line,) = [json.loads(line) for line in (work / "train/curves.jsonl").read_text().splitlines()]
+        assert (line.get("entropy", 0) > 0, ", entropy " in ran.err) == (bool(loss), bool(loss))
+        assert json.loads((work / "model.json").read_text())["settings"].get("losses") == ({"entropy": 0.1} if loss else None)
+        models.append((work / "model.safetensors").read_bytes())
+    assert models[0] != models[1]
+    assert "no loss 'entrpy'" in ssr("train", "--loss", "entrpy=1", *small, "--work", work, code=2).err
+
+
 @pytest.mark.parametrize("part", DATASET, indirect=True)
 def test_dataset_kind(part, ssr_process: Ssr, tmp_path: Path) -> None:
     """In processes of their own, with workers."""
@@ -104,4 +119,4 @@ def test_dataset_kind(part, ssr_process: Ssr, tmp_path: Path) -> None:
 
 def test_every_example_of_the_page_is_run() -> None:
     examples = [text.split("\n")[0] for text in PAGE.split("\n## ") if "\nSSR_PLUGINS=" in text]
-    assert sorted(examples) == sorted([*CAMS, *REFINE, *DATASET])
+    assert sorted(examples) == sorted([*CAMS, *REFINE, *TRAIN, *DATASET])

@@ -38,11 +38,6 @@ class Segmenter:
     supervision: str
     iteration: int
 
-    @property
-    def fully_supervised(self) -> bool:
-        """Whether ground-truth masks trained it; every output of it says so."""
-        return self.supervision == "masks"
-
 
 def write_segmenter(path: Path, segmenter: Segmenter, clip: Weights) -> None:
     """Write the trained parts; ``clip`` is the frozen CLIP under them."""

@@ -15,6 +15,25 @@ DONE = {
     "superpixels": ((), ("--segments", "50"), "superpixels.json"),
     "cams": ((), ("--flip",), "cams.json"),
     "refine": ((), ("--background-power", "3"), "masks.json"),
+    "align": (("--iterations", "2", "--tokens", "8", "--hidden", "8", "--batch", "2"), ("--seed", "1"), "cmpa.json"),
+    "train": (
+        (
+            "--iterations",
+            "2",
+            "--batch",
+            "2",
+            "--crop",
+            "64",
+            "--hidden",
+            "16",
+            "--decoder-heads",
+            "2",
+            "--par-iterations",
+            "0",
+        ),
+        ("--seed", "1"),
+        "model.json",
+    ),
     "predict": (("--output", "{work}/maps"), ("--no-flip",), "maps.json"),
 }
 """Flags of a stage, flags that it refuses once it is done, and its manifest."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config import flag_of
 from pipelines.options.train import TrainOptions
 
 SMALL = (
@@ -119,6 +120,9 @@ def test_recipe_config_and_flags_in_their_order(ssr, tiny_voc, models, tmp_path)
         ((*WECLIP, "--ckpt", "auto"), 2, "cmpa.safetensors (--ckpt)"),
         ((*WECLIP, "--clip-layers", 9), 2, "this CLIP has 4 blocks, found 9 (--clip-layers)"),
         ((*WECLIP, "--val-split", "none"), 2, "none"),
+        ((*WECLIP, "--loss", "affinity"), 2, "--loss: expected NAME=WEIGHT, found 'affinity'"),
+        ((*WECLIP, "--loss", "affinity=1"), 2, "the weight of 'affinity' is set by other options"),
+        ((*WECLIP, "--loss", "mine=-1"), 2, "--loss"),
     ],
     ids=lambda value: str(value) if isinstance(value, int) else None,
 )
@@ -176,7 +180,7 @@ def test_interrupted_it_says_how_to_go_on(ssr, tiny_voc, tmp_path, monkeypatch):
 def test_help_lists_the_options(ssr, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "160")  # long flags are cut on a narrow console
     out = ssr("train", "--help").out
-    flag = "--" + name.replace("_", "-")
+    flag = flag_of("train", name)
     assert f"{flag} " in out
     if isinstance(TrainOptions.model_fields[name].default, bool):
         assert f"--no-{flag[2:]}" in out
