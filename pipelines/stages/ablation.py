@@ -1,4 +1,4 @@
-"""`ssr ablation`: the same CAMs refined with one part more at a time, so that each part shows what it brings.
+"""`ssr ablation`: the same CAMs refined with one component more at a time.
 
 One pass of the encoders serves all rows. Making them opens no ground truth; `score` is called by `ssr eval ablation` alone.
 """
@@ -52,21 +52,21 @@ class Row:
 
 
 def rows(options: RefineOptions) -> list[Row]:
-    """Start from affinity alone and switch on, one after another, what the options have; a CRF ends every ablation.
+    """Rows of the ablation: affinity alone, then one component of the options more in each row, a CRF last.
 
     Args:
         options: The whole recipe.
 
     Returns:
-        Rows in order; a part that the options do not have makes none. Without pydensecrf2, and with the CRF off in the
-        options, there is no CRF row.
+        Rows in order; components that the options do not have are left out. Without pydensecrf2, and with the CRF off in
+        the options, there is no CRF row.
     """
     off: dict[str, Any] = {"box_mask": False, "superpixel_mask": "none", "crf": False, "min_confidence": 0.0}
-    found: list[Row] = []
+    result: list[Row] = []
     current = options.model_copy(update=off)
     if "clip_attention" in attention_needs(options):
         current = current.model_copy(update={"dino_weight": 0.0})
-        found.append(Row("clip", "+ CLIP affinity", current))
+        result.append(Row("clip", "+ CLIP affinity", current))
     steps: list[tuple[str, str, dict[str, Any]]] = []
     if "dino_attention" in attention_needs(options):
         steps.append(("dino", "+ DINO affinity", {"dino_weight": options.dino_weight}))
@@ -78,8 +78,8 @@ def rows(options: RefineOptions) -> list[Row]:
         steps.append(("crf", "+ CRF", {"crf": True, "min_confidence": options.min_confidence}))
     for name, title, update in steps:
         current = current.model_copy(update=update)
-        found.append(Row(name, title, current))
-    return found
+        result.append(Row(name, title, current))
+    return result
 
 
 def run(workspace: Workspace, options: RefineOptions, progress: Progress | None = None) -> Counts:
@@ -88,7 +88,7 @@ def run(workspace: Workspace, options: RefineOptions, progress: Progress | None 
     Args:
         workspace: Where images, CAMs and superpixels come from.
         options: The whole recipe.
-        progress: Told about each mask.
+        progress: Receives one step per mask.
 
     Returns:
         Masks of all rows together: done, skipped and failed.
@@ -97,32 +97,31 @@ def run(workspace: Workspace, options: RefineOptions, progress: Progress | None 
         UsageError: Made with other options before, and ``workspace.force`` is off.
         SsrError: No CAMs, or no superpixels although a row needs them.
     """
-    wanted = rows(options)
+    ablation_rows = rows(options)
     plain = _make_plain_cams(workspace, progress)
     counts = refine.run_targets(
-        workspace, [refine.Target(row.options, _folder(workspace.work, row.name)) for row in wanted], progress
+        workspace, [refine.Target(row.options, _folder(workspace.work, row.name)) for row in ablation_rows], progress
     )
-    listed = [{"name": row.name, "title": row.title} for row in wanted]
+    listed = [{"name": row.name, "title": row.title} for row in ablation_rows]
     listed = [{"name": PLAIN, "title": INITIAL}, *listed] if plain else listed
     write_json(workspace.work / LIST, listed)
-    for folder in (workspace.work / "ablation").iterdir():  # rows of a recipe that was in force before
+    for folder in (workspace.work / "ablation").iterdir():  # remove rows of an earlier recipe
         if folder.is_dir() and folder.name not in {entry["name"] for entry in listed}:
             shutil.rmtree(folder)
     return Counts(sum(c.done for c in counts), sum(c.skipped for c in counts), sum(c.failed for c in counts))
 
 
 def _make_plain_cams(workspace: Workspace, progress: Progress | None) -> bool:
-    """If the CAMs went through alignment heads: the same without them. Returns whether they did."""
+    """Make plain-CLIP CAMs if those of the work directory went through alignment heads; True if so."""
     manifest = Manifest.read(workspace.cams.with_suffix(".json"))
     if manifest is None or manifest.settings.get("ckpt") is None:
         return False
     made_with = {key: value for key, value in manifest.settings.items() if key in CamsOptions.model_fields}
-    place = _plain_place(workspace)
-    cams.run(place, CamsOptions.model_validate(made_with | {"ckpt": None}), progress)
+    cams.run(_plain_workspace(workspace), CamsOptions.model_validate(made_with | {"ckpt": None}), progress)
     return True
 
 
-def _plain_place(workspace: Workspace) -> Workspace:
+def _plain_workspace(workspace: Workspace) -> Workspace:
     work = workspace.work
     return dataclasses.replace(workspace, work=_folder(work, PLAIN), superpixels_work=work, remembers=False)
 
@@ -136,7 +135,7 @@ def score(
         workspace: A work directory with `run` done.
         options: What to score with; ``oracle`` does not apply.
         background_power: Exponent p of the background score for the initial CAM.
-        progress: Told about each image.
+        progress: Receives one step per image.
 
     Returns:
         Title and report of each row, first to last.
@@ -146,51 +145,51 @@ def score(
     """
     plain = options.model_copy(update={"oracle": False})
     names = _listed(workspace.work)
-    found = [(_title_of_cams(names), evaluate.run(workspace, "cams", plain, background_power, progress)[0].report)]
+    scores = [(_title_of_cams(names), evaluate.run(workspace, "cams", plain, background_power, progress)[0].report)]
     for name, title in names:
         if name == PLAIN:
-            report = evaluate.run(_plain_place(workspace), "cams", plain, background_power, progress)[0].report
-            found.insert(0, (title, report))
+            report = evaluate.run(_plain_workspace(workspace), "cams", plain, background_power, progress)[0].report
+            scores.insert(0, (title, report))
             continue
-        place = dataclasses.replace(workspace, work=_folder(workspace.work, name))
-        found.append((title, evaluate.run(place, "masks", plain, background_power, progress)[0].report))
+        row_workspace = dataclasses.replace(workspace, work=_folder(workspace.work, name))
+        scores.append((title, evaluate.run(row_workspace, "masks", plain, background_power, progress)[0].report))
     for folder in MODELS:
         predicted = Manifest.read(workspace.work / folder / f"{workspace.dataset.split}.json")
         if predicted is not None and predicted.complete and predicted.dataset.get("digest") == workspace.dataset.digest():
             report = evaluate.run(workspace, folder, plain, background_power, progress)[0].report
-            found.append((_title_of_model(folder, report), report))
-    return found + _of_other_splits(workspace.work, found[0][1])
+            scores.append((_title_of_model(folder, report), report))
+    return scores + _of_other_splits(workspace.work, scores[0][1])
 
 
 def scored(work: Path) -> list[tuple[str, Report]]:
-    """The ablation as scored before; empty if it was not, or not as a whole."""
+    """Stored scores of the ablation; empty unless all rows have been scored."""
     if not (work / LIST).is_file():
         return []
     listed = _listed(work)
-    places = [(INITIAL, _folder(work, PLAIN) / "eval" / "cams")] if _title_of_cams(listed) == ALIGNED else []
-    places.append((_title_of_cams(listed), work / "eval" / "cams"))
-    places += [(title, _folder(work, name) / "eval" / "masks") for name, title in listed if name != PLAIN]
-    reports = [(title, folder / "report.json") for title, folder in places]
+    folders = [(INITIAL, _folder(work, PLAIN) / "eval" / "cams")] if _title_of_cams(listed) == ALIGNED else []
+    folders.append((_title_of_cams(listed), work / "eval" / "cams"))
+    folders += [(title, _folder(work, name) / "eval" / "masks") for name, title in listed if name != PLAIN]
+    reports = [(title, folder / "report.json") for title, folder in folders]
     if not all(path.is_file() for _, path in reports):
         return []
-    found = [(title, read_report(path)) for title, path in reports]
+    scores = [(title, read_report(path)) for title, path in reports]
     for folder in MODELS:
-        own = work / "eval" / f"{folder}-{found[0][1].split}" / "report.json"
-        if own.is_file():
-            report = read_report(own)
-            found.append((_title_of_model(folder, report), report))
-    return found + _of_other_splits(work, found[0][1])
+        path = work / "eval" / f"{folder}-{scores[0][1].split}" / "report.json"
+        if path.is_file():
+            report = read_report(path)
+            scores.append((_title_of_model(folder, report), report))
+    return scores + _of_other_splits(work, scores[0][1])
 
 
 def _of_other_splits(work: Path, first: Report) -> list[tuple[str, Report]]:
-    """Predictions for photos that took no part, as `ssr eval` scored them."""
-    found: list[tuple[str, Report]] = []
+    """Stored scores of predictions for other splits."""
+    scores: list[tuple[str, Report]] = []
     for folder in MODELS:
         splits = sorted(path.name for path in (work / folder).glob("*") if path.is_dir())
         paths = [work / "eval" / f"{folder}-{split}" / "report.json" for split in splits]
         reports = [read_report(path) for path in paths if path.is_file()]
-        found += [(f"{_title_of_model(folder, r)}, split {r.split}", r) for r in reports if r.split != first.split]
-    return found
+        scores += [(f"{_title_of_model(folder, r)}, split {r.split}", r) for r in reports if r.split != first.split]
+    return scores
 
 
 def _title_of_model(folder: str, report: Report) -> str:
@@ -198,7 +197,7 @@ def _title_of_model(folder: str, report: Report) -> str:
 
 
 def _title_of_cams(listed: list[tuple[str, str]]) -> str:
-    """What the work directory's own CAMs are in the ablation."""
+    """Title of the row of the work directory's CAMs."""
     return ALIGNED if any(name == PLAIN for name, _ in listed) else INITIAL
 
 

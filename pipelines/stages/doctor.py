@@ -74,14 +74,14 @@ def _environment(workspace: Workspace, refine: RefineOptions) -> Iterator[Findin
     yield Finding("ok", "environment", ", ".join(f"{name} {version}" for name, version in package_versions().items()))
 
     def device() -> str:
-        found = resolve_device(workspace.run.device)
-        name = torch.cuda.get_device_name(found) if found.type == "cuda" else f"{torch.get_num_threads()} threads"
+        device = resolve_device(workspace.run.device)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
         workers = resolve_workers(workspace.run.workers)
-        return f"device {found} ({name}), {precision_name(workspace.run)}, {workers} worker processes"
+        return f"device {device} ({name}), {precision_name(workspace.run)}, {workers} worker processes"
 
     yield from _attempt("environment", device)
     if importlib.util.find_spec("pydensecrf") is not None:
-        yield Finding("ok", "environment", "pydensecrf2 is there: --crf works")
+        yield Finding("ok", "environment", "pydensecrf2 is installed: --crf works")
     else:
         level: Literal["warning", "error"] = "error" if refine.crf else "warning"
         yield Finding(level, "environment", "no pydensecrf2: --crf will not work (pip install 'ssr[crf]'; Python 3.11 or 3.12)")

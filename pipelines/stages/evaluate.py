@@ -121,7 +121,7 @@ def count(
             target = read_mask(targets(sample.image_id))
             predictions = predict(sample, target.shape)
             try:
-                return {power: confusion_counts(found, target, len(names)) for power, found in predictions.items()}
+                return {power: confusion_counts(label_map, target, len(names)) for power, label_map in predictions.items()}
             except ValueError as error:
                 raise ImageError(str(error)) from error
 
@@ -207,24 +207,24 @@ def _finish(work: Path, counted: Counted, power: float | None, *, oracle: bool) 
 
 def _name_of(workspace: Workspace, what: str) -> str:
     """Name of the report's folder; a foreign folder must not take the name of the work directory's own output."""
-    own = ("cams", "refined", "masks")
+    outputs = ("cams", "refined", "masks")
     folder = Path(what).resolve()
-    if what in own or folder == workspace.masks.resolve():
-        return what if what in own else "masks"
+    if what in outputs or folder == workspace.masks.resolve():
+        return what if what in outputs else "masks"
     if folder.parent in {(workspace.work / name).resolve() for name in PREDICTED}:
         return f"{folder.parent.name}-{folder.name}"
-    return f"{folder.parent.name}-{folder.name}" if folder.name in own else folder.name
+    return f"{folder.parent.name}-{folder.name}" if folder.name in outputs else folder.name
 
 
 def _selected(workspace: Workspace, options: EvalOptions) -> Collection[Sample]:
     if options.images is None:
         return workspace.samples
-    wanted = set(read_split(options.images))
-    unknown = set(wanted)
+    ids = set(read_split(options.images))
+    unknown = set(ids)
     selected: list[Sample] = []
     for sample in workspace.dataset.samples:
         unknown.discard(sample.image_id)
-        if sample.image_id in wanted and (workspace.shard is None or workspace.shard.holds(sample.image_id)):
+        if sample.image_id in ids and (workspace.shard is None or workspace.shard.holds(sample.image_id)):
             selected.append(sample)
     if unknown:
         raise UsageError(f"{options.images}: {min(unknown)} is not in split {workspace.dataset.split}", "--images, --split")
@@ -241,9 +241,9 @@ def _ground_truth(dataset: Dataset, options: EvalOptions) -> Callable[[str], Pat
         raise UsageError(f"this dataset has no ground truth at {dataset.mask_folder or dataset.root}", "--mask-folder FOLDER")
 
     def path(image_id: str) -> Path:
-        found = dataset.mask_path(image_id)
-        assert found is not None  # noqa: S101 - mask_folder was checked
-        return found
+        mask = dataset.mask_path(image_id)
+        assert mask is not None  # noqa: S101 - mask_folder was checked
+        return mask
 
     return path
 
@@ -266,12 +266,12 @@ def _predictor(workspace: Workspace, what: str, powers: Sequence[float | None], 
         path = folder / f"{sample.image_id}.png"
         if not path.is_file():
             raise ImageError(f"nothing to score at {path}", "run `ssr refine`" if what == "masks" else None)
-        found = read_mask(path)
-        if found.shape != size:
+        mask = read_mask(path)
+        if mask.shape != size:
             raise ImageError(
-                f"the mask is {found.shape[0]} x {found.shape[1]}, ground truth {size[0]} x {size[1]} (rows x columns)"
+                f"the mask is {mask.shape[0]} x {mask.shape[1]}, ground truth {size[0]} x {size[1]} (rows x columns)"
             )
-        return {None: found}
+        return {None: mask}
 
     return predict
 
@@ -294,9 +294,9 @@ def _cam_predictor(reader: ArrayReader, what: str, powers: Sequence[float]) -> P
 
 
 def _manifest_of(workspace: Workspace, what: str) -> Manifest | None:
-    known = {"cams": workspace.cams, "refined": workspace.refined, "masks": workspace.masks}
-    if what in known:
-        return read_manifest(known[what])
+    outputs = {"cams": workspace.cams, "refined": workspace.refined, "masks": workspace.masks}
+    if what in outputs:
+        return read_manifest(outputs[what])
     try:
         return Manifest.read(Path(what).resolve().with_suffix(".json"))
     except SsrError:  # the .json beside a foreign folder need not be one of our manifests

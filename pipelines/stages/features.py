@@ -129,21 +129,21 @@ def run(workspace: Workspace, align: AlignOptions, show: ShowOptions, progress: 
         ("before: plain CLIP", pooled.before, text.classes, plain),
         ("after: through the alignment heads", pooled.after, words, alignment.image_prototypes),
     ):
-        found = _separation(features, pooled.classes, len(classes.names), align.seed)
-        rows = (prototypes.norm(dim=1) > 0.5).nonzero()[:, 0]  # a class without photos has a zero row
+        separation = _separation(features, pooled.classes, len(classes.names), align.seed)
+        rows = (prototypes.norm(dim=1) > 0.5).nonzero()[:, 0]  # the row of a class without images is zero
         parts = [features[drawn], own_words[present], prototypes[rows]]
         dots, stars, crosses = _lay_out(parts, projection, align.seed)
         owners = rows if align.prototypes == "class" else torch.full_like(rows, -1)
         sides.append(
             FeaturePanel(
                 title,
-                _described(found),
+                _described(separation),
                 Marks(dots, pooled.classes[drawn].numpy()),
                 Marks(stars, present.numpy()),
                 Marks(crosses, owners.numpy()),
             )
         )
-        separations.append(found)
+        separations.append(separation)
     folder = workspace.work / "show"
     made = FeatureMap(
         folder / "features.png", folder / "features.json", projection,
@@ -176,8 +176,8 @@ def _as_trained(options: AlignOptions, checkpoint: Path, inputs: str) -> AlignOp
         return options
     if manifest.settings.get("inputs", inputs) != inputs:
         raise SsrError(f"{checkpoint} was trained on other patches than {checkpoint.parent / 'align'} holds", "run `ssr align`")
-    known = {key: manifest.settings[key] for key in ("cam_power", "seed", "prototypes") if key in manifest.settings}
-    return AlignOptions.model_validate({**options.model_dump(), **known})
+    trained = {key: manifest.settings[key] for key in ("cam_power", "seed", "prototypes") if key in manifest.settings}
+    return AlignOptions.model_validate({**options.model_dump(), **trained})
 
 
 @torch.no_grad()
@@ -244,11 +244,10 @@ def _lay_out(parts: Sequence[Tensor], projection: Projection, seed: int) -> list
     return np.split(laid, np.cumsum([len(part) for part in parts])[:-1])
 
 
-def _described(found: Separation) -> str:
-    between = "-" if found.between is None else f"{found.between:.3f}"
-    return (
-        f"cluster purity {100 * found.purity:.1f} %   ·   cosine distance within classes {found.within:.3f}, between {between}"
-    )
+def _described(separation: Separation) -> str:
+    between = "-" if separation.between is None else f"{separation.between:.3f}"
+    distances = f"cosine distance within classes {separation.within:.3f}, between {between}"
+    return f"cluster purity {100 * separation.purity:.1f} %   ·   {distances}"
 
 
 def _caption(made: FeatureMap) -> str:

@@ -28,8 +28,8 @@ class Merged:
     Attributes:
         output: The store or folder; for scores the report.
         shards: How many shards took part.
-        missing: Shards that have not begun, or not reached their end.
-        images: Images that they did or found there, or scored.
+        missing: Shards that have not begun or not finished.
+        images: Images that they processed, skipped or scored.
         evaluations: Reports, if scores were added up.
     """
 
@@ -58,7 +58,7 @@ def run(work: Path, folders: Sequence[Path] = ()) -> list[Merged]:
         work / "retrained",
         *(f.parent for f in folders),
     ]
-    merged = [found for place in dict.fromkeys(places) for found in merge_outputs(_outputs(place))]
+    merged = [output for place in dict.fromkeys(places) for output in merge_outputs(_outputs(place))]
     merge_failures(work)
     return merged + merge_scores(work)
 
@@ -89,10 +89,10 @@ def merge_failures(work: Path) -> None:
     logs = [folder / FAILURES for _, folder in shard_folders(work) if (folder / FAILURES).is_file()]
     if not logs:
         return
-    found = [entry for log in logs for entry in failure_lines(log)]
-    stages = {stage for stage, _ in found}
+    entries = [entry for log in logs for entry in failure_lines(log)]
+    stages = {stage for stage, _ in entries}
     others = [line for stage, line in failure_lines(work / FAILURES) if stage not in stages]
-    write_failure_lines(work / FAILURES, others + sorted(line for _, line in found))
+    write_failure_lines(work / FAILURES, others + sorted(line for _, line in entries))
     for log in logs:
         log.unlink()
     _tidy(work)
@@ -110,17 +110,17 @@ def merge_scores(work: Path) -> list[Merged]:
     from pipelines.stages import evaluate  # imported here, because it imports matplotlib (0.5 s)
 
     merged: list[Merged] = []
-    found: dict[str, dict[Shard, Path]] = {}
+    counts_by_name: dict[str, dict[Shard, Path]] = {}
     for shard, folder in shard_folders(work):
         for path in sorted((folder / REPORTS).glob("*.json")):
-            found.setdefault(path.stem, {})[shard] = path
-    for name, paths in sorted(found.items()):
+            counts_by_name.setdefault(path.stem, {})[shard] = path
+    for name, paths in sorted(counts_by_name.items()):
         complete = [shard.count for shard in paths if not _missing(set(paths), [shard])]
-        count = complete[0] if complete else next(iter(paths)).count  # others are of a run that was broken off
+        count = complete[0] if complete else next(iter(paths)).count  # other counts come from an interrupted run
         counted_shards = [shard for shard in paths if shard.count == count]
         missing = _missing(set(paths), counted_shards)
         report = work / REPORTS / name
-        if missing:  # a score of a part of the list would pass for one of the whole
+        if missing:  # no report: it would look like a score of the whole list
             merged.append(Merged(report, len(counted_shards), missing, 0))
             continue
         counted: Counted = add_counted([read_counted(paths[shard]) for shard in counted_shards])

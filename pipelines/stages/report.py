@@ -21,7 +21,7 @@ def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = 
     """Write ``WORK/report.html``: the ablation, every evaluation, panels of photos.
 
     Args:
-        workspace: The photos and every output that is there.
+        workspace: Images and all existing outputs.
         options: Which photos, and whether ground truth is shown beside them (opens it).
         progress: Told about each photo.
 

@@ -85,8 +85,8 @@ def run(work: Path, options: SampleOptions, force: bool = False, progress: Progr
 
 
 def _settle(path: Path, settings: dict[str, int], force: bool) -> None:
-    before = read_json(path) if path.is_file() else settings
-    changed = differences(before, settings)
+    previous = read_json(path) if path.is_file() else settings
+    changed = differences(previous, settings)
     if changed and not force:
         raise UsageError(f"{path.parent} is another drawn set ({'; '.join(changed)})", "--force draws it again, or --work")
     write_json(path, settings)

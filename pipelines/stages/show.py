@@ -70,7 +70,7 @@ def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = 
     """Draw what a work directory holds.
 
     Args:
-        workspace: The photos and every output that is there.
+        workspace: Images and all existing outputs.
         options: Which photos, and whether ground truth is opened.
         progress: Told about each photo.
 
@@ -176,25 +176,25 @@ class _Drawer:
         return reader.read(sample.image_id)[0] if reader is not None and sample.image_id in reader else None
 
     def _masks(self, sample: Sample) -> list[tuple[Path, str]]:
-        found = [(self._workspace.masks / f"{sample.image_id}.png", "pseudo-mask")]
+        label_maps = [(self._workspace.masks / f"{sample.image_id}.png", "pseudo-mask")]
         if self._options.gt:
             truth = self._workspace.dataset.mask_path(sample.image_id)
             if truth is None:
                 raise UsageError("this dataset has no ground truth", "leave out --gt")
-            found.append((truth, "ground truth"))
-        return [(path, title) for path, title in found if path.is_file()]
+            label_maps.append((truth, "ground truth"))
+        return [(path, title) for path, title in label_maps if path.is_file()]
 
 
 def _selected(samples: Sequence[Sample], options: ShowOptions) -> list[Sample]:
     if options.ids:
         by_id = {sample.image_id: sample for sample in samples}
-        wanted = [image_id.strip() for image_id in options.ids.split(",") if image_id.strip()]
-        unknown = [image_id for image_id in wanted if image_id not in by_id]
-        if not wanted:
+        ids = [image_id.strip() for image_id in options.ids.split(",") if image_id.strip()]
+        unknown = [image_id for image_id in ids if image_id not in by_id]
+        if not ids:
             raise UsageError("--ids names no image", "--ids ID,ID")
         if unknown:
             raise UsageError(f"{unknown[0]} is not in the split", "--ids")
-        return [by_id[image_id] for image_id in wanted]
+        return [by_id[image_id] for image_id in ids]
     count = min(options.count, len(samples))
     return [samples[index * len(samples) // count] for index in range(count)]
 

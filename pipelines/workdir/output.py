@@ -136,7 +136,7 @@ class Output:
                 if workspace.shard is not None:
                     locks.enter_context(record.lock())
             self._compare()  # another shard may have written in between
-            if workspace.remembers:  # not before: the next command must not inherit what was refused
+            if workspace.remembers:  # save the settings only after they were accepted
                 if workspace.shard is None:
                     remove_leftovers(workspace.work, MEMORY)
                 remember(workspace)

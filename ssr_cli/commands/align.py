@@ -11,7 +11,7 @@ from ssr_cli.run_command import run_stage
 
 @command_with("align", "dataset", "clip", "dino", "run")
 def command(invocation: Invocation) -> None:
-    """Train CMPA's heads on image-level labels into WORK/cmpa.safetensors."""
+    """Train CMPA's alignment heads on image-level labels, into WORK/cmpa.safetensors."""
     from pipelines.stages.align import stage as align
 
     options = invocation.options("align", AlignOptions)

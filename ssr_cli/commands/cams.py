@@ -10,7 +10,7 @@ from ssr_cli.run_command import run_per_image_stage
 
 @command_with("cams", "dataset", "clip", "run", "scale")
 def command(invocation: Invocation) -> None:
-    """Compute class activation maps of every photo's own classes into WORK/cams.h5."""
+    """Compute class activation maps of each image's classes, into WORK/cams.h5."""
     from pipelines.stages import cams
 
     options = invocation.options("cams", CamsOptions)

@@ -19,10 +19,10 @@ MARKS = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "error": "[
 def command(
     invocation: Invocation,
     gt: Annotated[
-        bool, typer.Option("--gt", help="also compare the sizes of ground-truth masks (reads their headers)")
+        bool, typer.Option("--gt", help="also compare the sizes of ground-truth masks with the images (reads their headers)")
     ] = False,
 ) -> None:
-    """Check environment, weights, text and dataset before hours are spent."""
+    """Check the environment, the weights, the words and the dataset before a long run."""
     from pipelines.stages import doctor
 
     errors = 0

@@ -23,21 +23,21 @@ def command(
     target: Annotated[Path, typer.Argument(help="label file to write: .csv, .json or .jsonl")],
     kind: Annotated[
         Literal["xml", "coco", "masks", "csv", "npy"],
-        typer.Option("--from", help="what SOURCE is; csv means any label file, masks opens ground truth"),
+        typer.Option("--from", help="format of SOURCE; csv = any label file; masks opens ground truth"),
     ],
     class_list: Annotated[
         str, typer.Option("--classes", help="voc12, coco14, or a class list (.toml or .yaml); default: the config's, or voc12")
     ] = "",
-    images: Annotated[Path | None, typer.Option(help="only the ids of this .txt, in its order (one a line)")] = None,
+    images: Annotated[Path | None, typer.Option(help="only the ids in this .txt (one per line), in its order")] = None,
 ) -> None:
-    """Turn XML, COCO JSON, masks, a label file or a one-hot .npy into a label file."""
+    """Convert XML, COCO JSON, masks, a label file or a one-hot .npy to a label file."""
     from pipelines.datasets.labels import convert_labels, write_label_file
     from pipelines.datasets.splits import read_split
 
     classes = _class_list(invocation, class_list)
     if kind == "masks":
         err.print(
-            "[yellow]--from masks reads ground-truth masks: results are then not weakly supervised by labels of your own[/]"
+            "[yellow]--from masks reads ground-truth masks: the results are then not supervised by image-level labels alone[/]"
         )
     labels = convert_labels(kind, source, classes, read_split(images) if images else None)
     write_label_file(target, labels, classes)

@@ -18,16 +18,16 @@ from ssr_cli.parameters import command_with
 def command(
     invocation: Invocation,
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="other folders that shards have written to, such as --output of `ssr predict`")
+        list[Path] | None, typer.Argument(help="further folders with outputs of shards, such as --output of `ssr predict`")
     ] = None,
 ) -> None:
-    """Make one output of what shards have written, the same to the byte as one process would have made."""
+    """Merge the outputs of all shards into one, the same bytes as those of a single process."""
     from pipelines.stages import merge
     from pipelines.stages.status import status
 
     work = invocation.work
-    found = merge.run(work, folders or ())
-    for merged in found:
+    outputs = merge.run(work, folders or ())
+    for merged in outputs:
         name = escape(str(merged.output))
         shards = f"{merged.shards} shard{'s' if merged.shards != 1 else ''}"
         if merged.missing:
@@ -38,8 +38,8 @@ def command(
             out.print(f"[bold]{name}[/]: {merged.images:,} images of {shards}")
         for evaluation in merged.evaluations:
             print_evaluation(evaluation)
-    if not found:
+    if not outputs:
         out.print(f"no shards in {escape(str(work))}: nothing to merge")
     next_step(status(work).next_command)
-    if any(merged.missing for merged in found):
+    if any(merged.missing for merged in outputs):
         raise typer.Exit(EXIT_PARTLY)

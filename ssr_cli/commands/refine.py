@@ -10,7 +10,7 @@ from ssr_cli.run_command import run_per_image_stage
 
 @command_with("refine", "dataset", "clip", "dino", "run", "scale")
 def command(invocation: Invocation) -> None:
-    """Refine CAMs along CLIP + DINO attention into WORK/refined.h5 and pseudo-masks in WORK/masks."""
+    """Refine CAMs along CLIP + DINO attention, into WORK/refined.h5 and pseudo-masks in WORK/masks."""
     from pipelines.stages import refine
 
     options = invocation.options("refine", RefineOptions)

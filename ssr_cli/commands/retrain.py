@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @command_with("retrain", "dataset", "dino", "run")
 def command(invocation: Invocation) -> None:
-    """Train a standard segmentation network on mmsegmentation from the pseudo-masks, into WORK/retrained.safetensors."""
+    """Train a standard segmentation network on the pseudo-masks with mmsegmentation, into WORK/retrained.safetensors."""
     from pipelines.stages.retrain import stage as retrain
 
     options = invocation.options("retrain", RetrainOptions)

@@ -15,12 +15,12 @@ DEFAULT_WORK = Path("runs/sample")
 
 @command_with("sample")
 def command(invocation: Invocation) -> None:
-    """Draw a small dataset with masks into WORK (default: runs/sample), and a config that runs every stage on it."""
+    """Draw a small synthetic dataset with masks into WORK (default: runs/sample), with a config that runs every stage on it."""
     from pipelines.stages import sample
 
     work = invocation.work_flag or DEFAULT_WORK
     invocation = replace(invocation, work_flag=work)
     with ConsoleProgress() as progress:
         sample.run(work, invocation.options("sample", SampleOptions), invocation.force, progress)
-    out.print(f"pictures, labels and masks in [bold]{work / 'dataset'}[/], config [bold]{work / sample.CONFIG}[/]")
+    out.print(f"images, labels and masks in [bold]{work / 'dataset'}[/], config [bold]{work / sample.CONFIG}[/]")
     next_step(f"ssr superpixels --config {work / sample.CONFIG}")

@@ -30,7 +30,7 @@ def command(
         str,
         typer.Argument(
             metavar=f"[{'|'.join(WHAT)}]",
-            help="panels of photos, or a map of image features before and after `ssr align`",
+            help="panels of images, or a map of image features before and after `ssr align`",
             show_default=True,
             autocompletion=lambda: WHAT,
         ),
@@ -71,7 +71,7 @@ def _features(invocation: Invocation) -> None:
     options = invocation.options("align", AlignOptions), invocation.options("show", ShowOptions)
     with ConsoleProgress() as progress:
         made = features.run(invocation.workspace, *options, progress)
-    table = Table(title=f"features · {made.samples:,} samples (photo, class) of {made.photos:,} photos", title_justify="left")
+    table = Table(title=f"features · {made.samples:,} samples (image, class) of {made.photos:,} images", title_justify="left")
     table.add_column("alignment")
     for column in ("cluster purity", "distance within classes", "between"):
         table.add_column(column, justify="right")
@@ -80,9 +80,9 @@ def _features(invocation: Invocation) -> None:
     out.print(table)
     out.print(f"map [bold]{escape(str(made.picture))}[/], numbers [bold]{escape(str(made.numbers))}[/]")
     if made.left_out:
-        err.print(f"[yellow]{made.left_out} photos left out: `ssr align` has not seen them, or saw other labels[/]")
+        err.print(f"[yellow]{made.left_out} images left out: not in the training of `ssr align`, or with other labels there[/]")
 
 
-def _cells(found: Separation) -> tuple[str, str, str]:
-    between = "-" if found.between is None else f"{found.between:.3f}"
-    return f"{100 * found.purity:.1f} %", f"{found.within:.3f}", between
+def _cells(separation: Separation) -> tuple[str, str, str]:
+    between = "-" if separation.between is None else f"{separation.between:.3f}"
+    return f"{100 * separation.purity:.1f} %", f"{separation.within:.3f}", between

@@ -10,7 +10,7 @@ from ssr_cli.run_command import run_per_image_stage
 
 @command_with("superpixels", "dataset", "run", "scale")
 def command(invocation: Invocation) -> None:
-    """Compute SLIC superpixels of every photo into WORK/superpixels.h5."""
+    """Compute SLIC superpixels of every image, into WORK/superpixels.h5."""
     from pipelines.stages import superpixels
 
     options = invocation.options("superpixels", SuperpixelsOptions)

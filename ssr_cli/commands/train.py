@@ -12,7 +12,7 @@ from ssr_cli.run_command import run_stage
 
 @command_with("train", "dataset", "clip", "dino", "run")
 def command(invocation: Invocation) -> None:
-    """Train a segmentation decoder on the frozen CLIP from pseudo-masks made on line, into WORK/model.safetensors."""
+    """Train a segmentation decoder on the frozen CLIP with pseudo-masks made online, into WORK/model.safetensors."""
     from pipelines.stages.train import stage as train
     from pipelines.stages.train.settings import TrainSections
 

@@ -50,7 +50,7 @@ def test_photos_left_out_are_told(ssr, aligned, tmp_path):
     rows = {"a_cat": "dog", "b_trio": "bird;dog;person", "c_bird": "bird", "e_pair": "cat;dog", "f_car": "car"}
     labels.write_text("image,labels\n" + "".join(f"{image_id},{names}\n" for image_id, names in rows.items()) + "d_empty,\n")
     ran = ssr("show", "features", "--work", work, "--labels", labels, "--projection", "pca")
-    assert "1 photos left out" in ran.err
+    assert "1 images left out" in ran.err
 
 
 @pytest.mark.parametrize(
