@@ -253,6 +253,6 @@ def _described(separation: Separation) -> str:
 def _caption(made: FeatureMap) -> str:
     drawn = "" if made.drawn == made.samples else f", {made.drawn:,} of them drawn"
     return (
-        f"{made.samples:,} samples (photo, class) of {made.photos:,} photos{drawn}  ·  {_CALLED[made.projection]}, each panel "
+        f"{made.samples:,} samples (image, class) of {made.photos:,} images{drawn}  ·  {_CALLED[made.projection]}, each panel "
         "laid out by itself  ·  numbers: in the features' own space"
     )

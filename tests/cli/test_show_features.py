@@ -32,7 +32,7 @@ def test_map_and_numbers(ssr, aligned, tmp_path, projection):
         assert picture.width > 1000
     numbers = json.loads((work / "show/features.json").read_text())
     assert (numbers["projection"], numbers["samples"]) == (projection, 8)
-    assert "8 samples (photo, class) of 5 photos" in ran.out
+    assert "8 samples (image, class) of 5 images" in ran.out
     for side in ("before", "after"):
         (line,) = [line for line in ran.out.splitlines() if f" {side} " in line]
         for shown in (
