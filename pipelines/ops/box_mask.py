@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from skimage.measure import label, regionprops
 from torch import Tensor
 
 
@@ -20,6 +19,8 @@ def box_mask(cam: Tensor, grid: tuple[int, int], threshold: float) -> Tensor:
         ``(K, N)`` bool. An all-zero map gives an empty mask. The last row and column are never inside a box, because
         CLIP-ES clips its exclusive end to ``size - 1``.
     """
+    from skimage.measure import label, regionprops  # here: it takes longer than a finished stage
+
     height, width = grid
     levels = (cam.detach().cpu().numpy() * 255).astype(np.uint8).reshape(-1, height, width)  # (K, h, w)
     mask = np.zeros(levels.shape, dtype=bool)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage.color import rgb2lab
 from torch import Tensor
 
 
@@ -45,6 +44,8 @@ def mean_lab(image: NDArray[np.uint8], superpixels: NDArray[np.integer]) -> NDAr
     Returns:
         ``(S, 3)``: L in [0, 100], a and b about [-100, 100].
     """
+    from skimage.color import rgb2lab  # here: it takes longer than a finished stage
+
     ids = superpixels.astype(np.int64).ravel()
     channels = rgb2lab(image).reshape(-1, 3).T  # (3, H * W)
     area = np.bincount(ids)  # (S,)
