@@ -1,10 +1,12 @@
 """Pixel-adaptive refinement: maps follow the photo's colours (PAR of AFA, Ru et al., CVPR 2022).
 
+```text
 #     #     #        Each pixel takes the weighted mean of eight neighbours at every dilation (here 1 and 3),
    # # #             again and again; neighbours of its own colour weigh most.
 #  # o #  #
    # # #
 #     #     #
+```
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """Column masks: which source patches may spread their activation (SGC, and its control without superpixels).
 
+```text
         source patches  ->          A patch whose superpixel shows no activation of the class is no source:
       +---------------------+       its column is zero, so nothing leaks from it, but it may still receive.
 r  |  | . # # . . . . # # . |
 e  |  | . # # . . . . # # . |       # kept columns, . zeroed columns
 c  v  | . # # . . . . # # . |
       +---------------------+
+```
 """
 
 from __future__ import annotations
