@@ -66,7 +66,7 @@ class TrainingHook(Hook):  # type: ignore[misc]
             every = self.options.validate_every
             if (
                 runner.val_loop is not None and every and runner.iter % every == 0
-            ):  # it comes behind the save, and draws a number
+            ):  # validation runs after the save and consumes RNG state
                 runner.val_loop.run()
                 runner.model.train()
 

@@ -57,12 +57,16 @@ class TrainOptions(Options):
     prototype_refresh: Annotated[
         int, Field(ge=1, description="steps between two updates of the prototypes with train_heads (SSR: 5000)")
     ] = 5000
-    affinity_loss: Annotated[float, Field(ge=0, description="weight of the decoder's affinity loss (WeCLIP: 0.1)")] = 0.0
+    affinity_loss: Annotated[
+        float, Field(ge=0, description="weight of the affinity loss of the decoder; 0 = off (WeCLIP: 0.1)")
+    ] = 0.0
     losses: Annotated[
         dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]],
-        option("weights of further losses, NAME=WEIGHT; a plugin adds names", flag="--loss"),
+        option("weight of a further loss, NAME=WEIGHT; plugins add names", flag="--loss"),
     ] = Field(default_factory=dict)
-    affinity_radius: Annotated[int, Field(ge=1, description="patches within which pairs count there (WeCLIP: 8)")] = 8
+    affinity_radius: Annotated[
+        int, Field(ge=1, description="distance up to which pairs of patches enter the affinity loss, patches (WeCLIP: 8)")
+    ] = 8
     filter_from: Annotated[
         int,
         Field(ge=-1, description="step from which the decoder's affinity selects attention blocks; -1 = never (RFM: 15000)"),

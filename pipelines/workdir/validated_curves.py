@@ -33,7 +33,7 @@ class ValidatedCurves(Curves):
             split: It was scored on.
             miou: In [0, 1].
             how: It was scored, for the log.
-            write_best: Writes the model; called before the score is written, so that a training killed in between scores again.
+            write_best: Writes the model; called before the score is written, so that a kill in between re-validates.
             told: Gets a line.
         """
         key = (iteration, split)  # a resumed training may score again what it has scored
@@ -47,7 +47,7 @@ class ValidatedCurves(Curves):
         told.status(f"mIoU {100 * miou:.2f} on {split} ({how}){', best so far' * best}")
 
     def save(self) -> None:
-        """Write picture and file; the file last, because a validation that it holds is not drawn again."""
+        """Write picture and file; the file last, because a recorded validation is not redone on resume."""
         from pipelines.figures.curves import curves_figure  # here: a finished training draws nothing
 
         curves_figure(self.lines, self.path.with_suffix(".png"), self.labels)

@@ -149,7 +149,7 @@ def test_more_samples_than_are_drawn(workspace_at, monkeypatch):
     assert (made.samples, made.drawn, made.after) == (8, 5, whole.after)
     before, after, *_, caption = seen[0]
     assert len(before.samples.points) == len(after.samples.points) == 5
-    assert "8 samples (photo, class) of 5 photos, 5 of them drawn" in caption
+    assert "8 samples (image, class) of 5 images, 5 of them drawn" in caption
 
 
 def test_prototypes_lie_where_they_should(workspace_at, monkeypatch):

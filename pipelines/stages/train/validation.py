@@ -46,7 +46,7 @@ class Validation:
             SsrError: A photo or mask cannot be used.
         """
         predictor = Predictor(self.encoder, segmenter, OPTIONS)
-        names = ["background", *self.dataset.classes.names]
+        names = self.dataset.classes.label_map_names
         total = np.zeros((len(names), len(names) + 1), dtype=np.int64)
 
         def load(sample: Sample) -> tuple[Photo, NDArray[np.uint8]]:
