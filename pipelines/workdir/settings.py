@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.encoders.class_embeddings import text_sources
 from pipelines.encoders.weights import file_sha256, resolve_clip, resolve_dino
-from pipelines.errors import SsrError
+from pipelines.errors import SsrError, UsageError
 from pipelines.execution.devices import precision_name
 from pipelines.method.composition import cam_needs, cam_values, refine_needs, refine_values
 from pipelines.method.evidence import CLIP_NEEDS, DINO_NEEDS, Needs
@@ -43,8 +43,10 @@ def model_sources(workspace: Workspace, needs: Needs, alignment: Path | None = N
         alignment: Alignment heads, or None.
 
     Raises:
-        UsageError: Weights or a bank that cannot be used.
+        UsageError: Weights, a bank or alignment heads that cannot be used.
     """
+    if alignment is not None and not alignment.is_file():
+        raise UsageError(f"no checkpoint at {alignment}", "--ckpt")
     clip = resolve_clip(workspace.clip.model, workspace.clip.pretrained)
     dino = resolve_dino(workspace.dino.model, workspace.dino.pretrained) if needs & DINO_NEEDS else None
     text = text_sources(clip, workspace.dataset.classes, workspace.clip) if needs & {"text", "alignment"} else None
