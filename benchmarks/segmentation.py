@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pipelines.config import read_config, read_recipe
 from pipelines.datasets import load_dataset
 from pipelines.datasets.base import Dataset
+from pipelines.datasets.image import load_image
 from pipelines.evaluation.confusion import confusion_counts
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.metrics import Metrics, metrics_from_counts
@@ -76,7 +77,9 @@ class Row:
     def step(self, crops: list[Crop], evidence: Evidence) -> None:
         """Train on crops that the frozen encoders have seen, with the row's own alignment heads."""
         started = time.monotonic()
-        learn(self.trainer, crops, evidence.replacing(alignment=self.inputs.encoders.alignment), self.inputs.labels)
+        if (alignment := self.inputs.encoders.alignment) is not None:
+            evidence = evidence.replacing(alignment=alignment)
+        learn(self.trainer, crops, evidence, self.inputs.labels)
         self.trainer.step()
         self.seconds += time.monotonic() - started
 
@@ -177,7 +180,9 @@ def score(rows: dict[str, Row], dataset: Dataset, work: Path) -> None:
             for (r, s), predictor in predictors.items():
                 passes = (r, settings[s].scales, settings[s].flip)
                 if passes not in logits:
-                    logits[passes] = predictor.logits([predictor.load(sample)])[0].half().cpu().numpy()
+                    logits[passes] = (
+                        predictor.logits([predictor.photo(sample, load_image(sample.image_path))])[0].half().cpu().numpy()
+                    )
                 target = work / _folder(r) / _folder(s) / f"{sample.image_id}.png"
                 size = read_mask(gt).shape if gt else (0, 0)
                 job = MaskJob(sample.image_id, sample.image_path, logits[passes], (), (size[0], size[1]), target)
