@@ -74,7 +74,7 @@ def _rebuilt(tensors: dict[str, Tensor], note: dict[str, Any]) -> Segmenter:
     sizes, classes, supervision = note["sizes"], note["classes"], note["supervision"]
     if sorted(sizes) != sorted(_SIZES) or not all(isinstance(size, int) and 0 < size <= 4096 for size in sizes.values()):
         raise ValueError
-    if len(classes) != sizes["classes"] or not all(isinstance(name, str) for name in classes):
+    if not isinstance(classes, list) or len(classes) != sizes["classes"] or not all(isinstance(name, str) for name in classes):
         raise ValueError
     sound = all(tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
     if supervision not in {"pseudo", "masks"} or not sound:

@@ -66,15 +66,8 @@ def test_cams(name: str, tiny_voc: TinyDataset, ssr: Ssr, tmp_path: Path) -> Non
         for bank, names in (("voc", VOC12.names), ("background", ("ground", "sky"))):
             rows = torch.nn.functional.normalize(torch.randn(len(names), embed_dim(name)), dim=1)
             write_bank(tmp_path / f"{bank}.safetensors", TextBank(rows, tuple(names), name, "random", "{}"))
-    words: tuple[object, ...] = (
-        "--clip-model",
-        config,
-        "--clip-pretrained",
-        weights,
-        "--text-bank",
-        tmp_path / "voc.safetensors",
-    )
-    words += ("--background-bank", tmp_path / "background.safetensors", "--root", tiny_voc.root, "--device", "cpu")
+    banks = ("--text-bank", tmp_path / "voc.safetensors", "--background-bank", tmp_path / "background.safetensors")
+    words = ("--clip-model", config, "--clip-pretrained", weights, *banks, "--root", tiny_voc.root, "--device", "cpu")
     ssr("cams", "voc", *words, "--work", tmp_path / "work", "--readout", "mix", "--superpixel-share", 0)
     cams = maps(tmp_path / "work/cams.h5")
     assert set(cams) == set(tiny_voc.ids)

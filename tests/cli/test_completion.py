@@ -12,7 +12,7 @@ import pytest
 import shellingham
 
 from ssr_cli.app import COMMANDS
-from ssr_cli.completion import SHELLS, prepare
+from ssr_cli.completion import SHELLS
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "open_clip", "timm", "numpy", "h5py")
@@ -113,22 +113,6 @@ def test_a_real_bash(program, tmp_path):
         "5: colour",
         "4: ",
     ]
-
-
-@pytest.mark.parametrize(
-    ("words", "cursor", "kept", "now"),
-    [
-        ("ssr\ncams\n--a\n=\nb", "4", "ssr\ncams\n--a\nb", "3"),
-        ("ssr\ncams\n--a\n=", "3", "ssr\ncams\n--a\n=", "3"),
-        ("ssr\ncams\n--a\nb", "3", "ssr\ncams\n--a\nb", "3"),
-        ("ssr\n=\nb", "x", "ssr\n=\nb", "x"),
-        ("ssr\n=", "9", "ssr\n=", "9"),
-    ],
-)
-def test_the_equals_sign_of_bash(words, cursor, kept, now):
-    environment = {"COMP_WORDS": words, "COMP_CWORD": cursor}
-    prepare(environment)
-    assert (environment["COMP_WORDS"], environment["COMP_CWORD"]) == (kept, now)
 
 
 @pytest.mark.parametrize("shell", SHELLS[:3])

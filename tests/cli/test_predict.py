@@ -86,50 +86,6 @@ def test_photos_go_below_the_work_directory(work, tiny_voc, ssr, monkeypatch, tm
     assert (work / "work.json").read_bytes() == memory
 
 
-def not_a_model(path: Path, models, write_model) -> None:
-    shutil.copy(models.visual, path)
-
-
-def damaged(path: Path, models, write_model) -> None:
-    path.write_bytes(write_model(path).read_bytes()[:-400])
-
-
-def other_clip(path: Path, models, write_model) -> None:
-    write_model(path, clip=models.full)
-
-
-def other_classes(path: Path, models, write_model) -> None:
-    write_model(path, names=("cat", "dog"))
-
-
-def absent(path: Path, models, write_model) -> None:
-    path.unlink()
-
-
-def other_model(path: Path, models, write_model) -> None:
-    write_model(path, seed=1)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (not_a_model, "--model"),
-        (damaged, "--model"),
-        (other_clip, "--clip-model, --clip-pretrained"),
-        (other_classes, "--model, or --classes"),
-        (absent, "run `ssr train` first"),
-        (other_model, "--force"),
-    ],
-)
-def test_bad_models_are_one_line(work, ssr, models, write_model, spoil, said):
-    ssr("predict", "--work", work)
-    spoil(work / "model.safetensors", models, write_model)
-    ran = ssr("predict", "--work", work, code=2)
-    assert ran.err.startswith("error: ")
-    assert ran.err.count("\n") == 1
-    assert said in ran.err
-
-
 def test_force_and_every_flag(work, ssr):
     ssr("predict", "--work", work)
     flags = ("--scales", 1, "--no-flip", "--long-side", 32, "--probabilities", "--batch-size", 2)

@@ -63,12 +63,9 @@ def test_the_console_is_ours(way):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("--model", "resnet"), 2, "no network 'resnet'"),
         (("--schedule", "0"), 2, "schedule"),
         (("--schedule", "20x"), 2, "schedule"),
         (("--batch", 1), 2, "--batch"),
-        (("--masks", "nowhere"), 1, "expected pseudo-masks of split train in nowhere, found none"),
-        (("--backbone-weights", "gone.safetensors"), 2, "no weights at"),
         (("--learning-rate", 1), 2, "made with other options"),
     ],
 )

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import flag_of
-from pipelines.options.train import TrainOptions
-
 SMALL = (
     "--iterations", 4, "--batch", 2, "--crop", 64, "--hidden", 16, "--decoder-layers", 1, "--decoder-heads", 2,
     "--par-iterations", 1, "--par-dilations", 1, "--par-dilations", 3, "--save-every", 2,
@@ -38,14 +35,6 @@ def way(finished, tiny_voc, ssr, tmp_path_factory):
 @pytest.fixture
 def work(way, tmp_path) -> Path:
     return Path(shutil.copytree(way[0], tmp_path / "work"))
-
-
-def error_line(err: str) -> str:
-    """The one line of an error; nothing else may look like one."""
-    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
-    assert "Traceback" not in err
-    assert "unexpected" not in err
-    return line
 
 
 def test_every_output_is_there(way, tiny_voc):
@@ -78,18 +67,6 @@ def test_second_run_does_nothing(way):
     assert "mIoU" not in said["again"].err
 
 
-@pytest.mark.parametrize("flags", [("--iterations", 5), ("--seed", 1), ("--no-flip",), ("--par-dilations", 2)], ids=str)
-def test_changed_option_is_refused_until_forced(work, ssr, tiny_voc, flags):
-    made = ("train", "--config", tiny_voc.config, "--work", work, *SMALL, "--ckpt", "auto", *flags)
-    before = (work / "model.safetensors").read_bytes()
-    line = error_line(ssr(*made, code=2).err)
-    assert f"{flags[0].removeprefix('--no-').removeprefix('--').replace('-', '_')}: " in line
-    assert "--force" in line
-    assert (work / "model.safetensors").read_bytes() == before
-    ssr(*made, "--force")
-    assert (work / "model.safetensors").read_bytes() != before
-
-
 def test_recipe_config_and_flags_in_their_order(ssr, tiny_voc, models, tmp_path):
     config = tiny_voc.write_config(
         tmp_path / "my.toml", models,
@@ -108,57 +85,6 @@ def test_recipe_config_and_flags_in_their_order(ssr, tiny_voc, models, tmp_path)
     assert (work / "model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("flags", "code", "said"),
-    [
-        ((), 1, "`ssr superpixels`"),
-        ((*WECLIP, "--crop", 72), 2, "72 pixels is no multiple of CLIP's patch of 16 (--crop)"),
-        ((*WECLIP, "--decoder-heads", 3), 2, "3 attention heads cannot share 16 channels (--decoder-heads, --hidden)"),
-        ((*WECLIP, "--train-heads"), 2, "there are no alignment heads to train (--ckpt, --supervision pseudo)"),
-        ((*WECLIP, "--min-scale", 2.5), 2, "scales from 2.5 to 2.0: nothing between (--min-scale, --max-scale)"),
-        ((*WECLIP, "--ckpt", "none.safetensors"), 2, "no checkpoint at none.safetensors (--ckpt)"),
-        ((*WECLIP, "--ckpt", "auto"), 2, "cmpa.safetensors (--ckpt)"),
-        ((*WECLIP, "--clip-layers", 9), 2, "this CLIP has 4 blocks, found 9 (--clip-layers)"),
-        ((*WECLIP, "--val-split", "none"), 2, "none"),
-        ((*WECLIP, "--loss", "affinity"), 2, "--loss: expected NAME=WEIGHT, found 'affinity'"),
-        ((*WECLIP, "--loss", "affinity=1"), 2, "the weight of 'affinity' is set by other options"),
-        ((*WECLIP, "--loss", "mine=-1"), 2, "--loss"),
-    ],
-    ids=lambda value: str(value) if isinstance(value, int) else None,
-)
-def test_what_cannot_be_is_one_line(ssr, tiny_voc, tmp_path, monkeypatch, flags, code, said):
-    monkeypatch.chdir(tmp_path)
-    line = error_line(ssr("train", "--config", tiny_voc.config, "--work", "w", *SMALL, *flags, code=code).err)
-    assert said in line
-    assert not list(Path("w").rglob("*.safetensors"))
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ("--iterations", 0), ("--batch", 0), ("--crop", 16), ("--max-scale", 5), ("--min-scale", 0), ("--dropout", 1),
-        ("--hidden", 4), ("--learning-rate", 0), ("--seed", -1), ("--filter-from", -2), ("--par-dilations", 0),
-        ("--supervision", "boxes"), ("--filter-difference", "none"), ("--par-scale", 2), ("--gamma", "x"),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_values_out_of_range_name_their_flag(ssr, tiny_voc, tmp_path, flags):
-    ran = ssr("train", "--config", tiny_voc.config, "--work", tmp_path / "w", *flags, code=2)
-    assert flags[0] in ran.err
-    assert "Traceback" not in ran.err
-
-
-def test_bad_images_are_left_out_with_code_3(ssr, tiny_voc, tmp_path):
-    root = Path(shutil.copytree(tiny_voc.root, tmp_path / "voc"))
-    (root / "JPEGImages/c_bird.jpg").write_text("no photo")
-    made = ("train", "--config", tiny_voc.config, "--root", root, "--work", tmp_path / "new", *SMALL, *WECLIP)
-    assert "stopped at bad image 1 of this run: c_bird" in error_line(ssr(*made, code=1).err)
-    ran = ssr(*made, "--max-failures", 1, code=3)
-    assert "1 bad images left out" in ran.err
-    assert f"next: ssr predict --work {tmp_path / 'new'}\n" in ran.out
-    assert len((tmp_path / "new/failures.jsonl").read_text().splitlines()) == 1
-
-
 def test_interrupted_it_says_how_to_go_on(ssr, tiny_voc, tmp_path, monkeypatch):
     from pipelines.training.segmentation import SegmentationTrainer
 
@@ -174,16 +100,6 @@ def test_interrupted_it_says_how_to_go_on(ssr, tiny_voc, tmp_path, monkeypatch):
     assert "run the same command to go on" in ssr(*made, code=130).err
     monkeypatch.setattr(SegmentationTrainer, "step", step)
     assert "train: 4 steps, 2 already done" in ssr(*made).err
-
-
-@pytest.mark.parametrize("name", TrainOptions.model_fields)
-def test_help_lists_the_options(ssr, monkeypatch, name):
-    monkeypatch.setenv("COLUMNS", "160")  # long flags are cut on a narrow console
-    out = ssr("train", "--help").out
-    flag = flag_of("train", name)
-    assert f"{flag} " in out
-    if isinstance(TrainOptions.model_fields[name].default, bool):
-        assert f"--no-{flag[2:]}" in out
 
 
 @pytest.mark.parametrize("supervision", ["pseudo", "masks"])

@@ -27,20 +27,10 @@ def test_shipped_lists_have_their_sizes() -> None:
     assert len(VOC12.label_map_names) == 21
 
 
-@pytest.mark.parametrize(
-    ("official", "ours"),
-    [
-        ("airplane", "aeroplane"),
-        ("motorcycle", "motorbike"),
-        ("couch", "sofa"),
-        ("potted plant", "pottedplant"),
-        ("dining table", "diningtable"),
-        ("tv", "tvmonitor"),
-        ("person", "person"),
-    ],
-)
-def test_coco_knows_official_names(official: str, ours: str) -> None:
-    assert COCO14.index(official) == COCO14.names.index(ours)
+def test_coco_knows_official_names() -> None:
+    ours = {"airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "potted plant": "pottedplant"}
+    ours |= {"dining table": "diningtable", "tv": "tvmonitor", "person": "person"}
+    assert {official: COCO14.names[COCO14.index(official)] for official in ours} == ours
 
 
 @pytest.mark.parametrize(("wrong", "near"), [("aeroplan", "aeroplane"), ("Person", "person"), ("tv monitor", "tvmonitor")])

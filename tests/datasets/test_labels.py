@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.datasets import labels as labels_module
 from pipelines.datasets.classes import VOC12, palette
 from pipelines.datasets.labels import LabelSource, convert_labels, labels_from_masks
 from pipelines.errors import ImageError, SsrError, UsageError
@@ -109,10 +108,6 @@ def test_mask_ids_are_checked_and_jpeg_is_no_mask(tmp_path: Path) -> None:
     Image.new("L", (2, 2)).save(tmp_path / "a.png", "JPEG")
     with pytest.raises(ImageError, match=r"a\.png: expected PNG, found a file that starts with"):
         labels_from_masks(tmp_path, VOC12, ["a"])
-
-
-def test_labels_module_has_the_whole_family() -> None:
-    assert {"read_label_file", "write_label_file", "read_onehot_npy", "labels_from_masks"} <= set(labels_module.__all__)
 
 
 def test_real_masks_agree_with_the_label_file(shared_data: Path) -> None:

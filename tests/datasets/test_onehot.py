@@ -33,10 +33,12 @@ def with_header(path: Path, pickled: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8, np.int64, bool])
-def test_reads_what_numpy_saves(tmp_path: Path, dtype: type) -> None:
-    path = save(tmp_path / "l.npy", {"b": row(14, 0, dtype=dtype), "a": row(dtype=dtype)})
-    assert list(read_onehot_npy(path, VOC12).items()) == [("b", (0, 14)), ("a", ())]
+@pytest.mark.parametrize("protocol", [3, 4])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ">f8", np.uint8, np.int64, bool])
+def test_reads_what_numpy_saves(tmp_path: Path, dtype: type, protocol: int) -> None:
+    content = np.array({"b": row(14, 0, dtype=dtype), np.str_("é図"): row(dtype=dtype)[::-1]}, dtype=object)
+    path = with_header(tmp_path / "l.npy", pickle.dumps(content, protocol))
+    assert list(read_onehot_npy(path, VOC12).items()) == [("b", (0, 14)), ("é図", ())]
 
 
 @pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
@@ -102,7 +104,7 @@ def test_anything_but_arrays_is_refused(tmp_path: Path, pickled: bytes) -> None:
     ("content", "message"),
     [
         ({"a": row(columns=80)}, r"entry 'a': expected 20 columns, found shape \(80,\)"),
-        ({"a": row() + 0.5}, "entry 'a': expected zeros and ones"),
+        *(({"a": row() + value}, "entry 'a': expected zeros and ones") for value in (np.nan, np.inf, -1, 2, 0.5, 0.999)),
         ({"a": [1, 0]}, "entry 'a': expected an array of numbers, found list"),
         ({"a": np.array(["x"])}, "entry 'a': expected an array of numbers"),
         ({20070032: row()}, "expected image ids as keys, found 20070032"),

@@ -7,31 +7,15 @@ import pytest
 from pipelines.datasets.splits import check_image_id, read_split, split_file
 from pipelines.errors import UsageError
 
-UNSAFE = [
-    "..",
-    ".",
-    "",
-    "../etc/passwd",
-    "/etc/passwd",
-    "a/b",
-    "a\\b",
-    "C:\\x",
-    ".hidden",
-    "a\x00b",
-    "a\x1b[2J",
-    "a\u202eb",
-    " a",
-    "a" * 201,
-]
-
 
 @pytest.mark.parametrize("image_id", ["2007_000032", "my photo", "a.b", "a..b", "été-図", "a" * 200])
 def test_safe_ids_pass(image_id: str) -> None:
     assert check_image_id(image_id, "here") == image_id
 
 
-@pytest.mark.parametrize("image_id", [*UNSAFE, "a\nb", "図" * 67])
+@pytest.mark.parametrize("image_id", ["", " a", ".", "a" * 201, "a\nb"])
 def test_unsafe_ids_are_refused_in_one_line(image_id: str) -> None:
+    """More of them in tests/hostile/test_ids.py."""
     with pytest.raises(UsageError, match=r"^here: image id ") as caught:
         check_image_id(image_id, "here")
     assert str(caught.value).isprintable()
@@ -41,14 +25,6 @@ def test_split_takes_bom_crlf_comments_and_blanks(tmp_path: Path) -> None:
     path = tmp_path / "s.txt"
     path.write_bytes("\ufeffb\r\n\r\n# note\r\n  a  \r\nc d".encode())
     assert read_split(path) == ("b", "a", "c d")
-
-
-@pytest.mark.parametrize("image_id", [one for one in UNSAFE if one == one.strip() != ""])
-def test_split_refuses_unsafe_ids_with_their_line(tmp_path: Path, image_id: str) -> None:
-    path = tmp_path / "s.txt"
-    path.write_bytes(f"good\n{image_id}\n".encode())
-    with pytest.raises(UsageError, match=r"s\.txt:2: image id"):
-        read_split(path)
 
 
 @pytest.mark.parametrize(

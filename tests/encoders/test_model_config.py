@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
@@ -80,41 +81,26 @@ def test_provenance_knows_the_description_too(clip_files: tuple[str, str], tmp_p
     assert before["config"] != after["config"]
 
 
-BAD_CLIP = {
-    "not there": (None, "no model config at"),
-    "not JSON": ("{", "is not JSON"),
-    "a list": ([], "is not an open_clip model config"),
-    "timm's": (DINO, "is not an open_clip model config: expected embed_dim, text_cfg, vision_cfg"),
+BAD: dict[str, tuple[Callable[[str], object], object, str]] = {
+    "no CLIP": (clip_name, None, "no model config at"),
+    "CLIP: not JSON": (clip_name, "{", "is not JSON"),
+    "CLIP: a list": (clip_name, [], "is not an open_clip model config"),
+    "CLIP: timm's": (clip_name, DINO, "is not an open_clip model config: expected embed_dim, text_cfg, vision_cfg"),
+    "no DINO": (dino_architecture, None, "no model config at"),
+    "DINO: nesting": (dino_architecture, "[" * 100_000, "is not JSON"),
+    "DINO: open_clip's": (dino_architecture, CLIP, "is not a timm config.json: expected architecture"),
+    "DINO: unknown": (dino_architecture, {"architecture": "vit_none"}, "timm has no model 'vit_none'"),
+    "DINO: odd": (dino_architecture, {"architecture": 3}, "is not a timm config.json"),
 }
 
 
-@pytest.mark.parametrize("name", BAD_CLIP)
-def test_bad_clip_file_is_one_line(name: str, tmp_path: Path) -> None:
-    content, message = BAD_CLIP[name]
-    path = tmp_path / "x.json"
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_one_line(name: str, tmp_path: Path) -> None:
+    read, content, message = BAD[name]
     if content is not None:
-        write(path, content)
+        write(tmp_path / "x.json", content)
     with pytest.raises(UsageError, match=message):
-        clip_name(str(path))
-
-
-BAD_DINO = {
-    "not there": (None, "no model config at"),
-    "nesting": ("[" * 100_000, "is not JSON"),
-    "open_clip's": (CLIP, "is not a timm config.json: expected architecture"),
-    "unknown": ({"architecture": "vit_none"}, "timm has no model 'vit_none'"),
-    "odd": ({"architecture": 3}, "is not a timm config.json"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_DINO)
-def test_bad_dino_file_is_one_line(name: str, tmp_path: Path) -> None:
-    content, message = BAD_DINO[name]
-    path = tmp_path / "x.json"
-    if content is not None:
-        write(path, content)
-    with pytest.raises(UsageError, match=message):
-        dino_architecture(str(path))
+        read(str(tmp_path / "x.json"))
 
 
 def test_numbers_that_no_model_has_are_one_line(

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import pickle
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import open_clip
 import pytest
@@ -166,14 +163,6 @@ def test_half_a_text_tower(tmp_path: Path, clip_state: State, name: str) -> None
         assert name in str(error)  # noqa: PT017
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers(tmp_path: Path, clip_state: State, value: float) -> None:
-    broken = clip_state["visual.proj"].clone()
-    broken[3, 4] = value
-    with pytest.raises(SsrError, match="holds NaN or infinite weights"):
-        _build(_save(tmp_path / "w.safetensors", {**clip_state, "visual.proj": broken}))
-
-
 @pytest.mark.parametrize("keep", [0, 4, 0.01, 0.5, 0.999])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_truncated_file(tmp_path: Path, clip_state: State, suffix: str, keep: float) -> None:
@@ -205,37 +194,6 @@ def test_file_without_weights(tmp_path: Path, tiny_folder: Path, content: object
         _build(tmp_path / "w.pt")
 
 
-class _Malicious:
-    def __init__(self, target: Path) -> None:
-        self.target = str(target)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (self.target,)
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".safetensors"])
-@pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("kind", ["clip", "dino"])
-def test_a_malicious_pickle_does_not_run(tmp_path: Path, tiny_folder: Path, suffix: str, legacy: bool, kind: str) -> None:
-    path, touched = tmp_path / f"w{suffix}", tmp_path / "touched"
-    content = {"visual.proj": torch.zeros(2), "x": _Malicious(touched)}
-    if legacy:
-        path.write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, path)
-    with pytest.raises(SsrError, match="safetensors") as caught:
-        _build(path) if kind == "clip" else build_dino(resolve_dino("test_vit", str(path)))
-    assert not touched.exists()
-    assert "\n" not in str(caught.value)
-    with path.open("rb") as file:  # the trap is live
-        if legacy:
-            pickle.load(file)
-        else:
-            torch.load(file, weights_only=False)
-    assert touched.exists()
-
-
 # --- DINO files
 
 
@@ -248,32 +206,11 @@ def test_dino_file_with_a_classifier_of_its_own(tmp_path: Path, dino_file: Path,
     assert all(torch.equal(tensor, state[name]) for name, tensor in own.items())
 
 
-@pytest.mark.parametrize("name", ["norm.bias", "cls_token", "blocks.0.attn.qkv.weight"])
-def test_dino_file_with_a_wrong_shape(tmp_path: Path, dino_file: Path, name: str) -> None:
-    path = _save(tmp_path / "w.safetensors", {**load_file(dino_file), name: torch.zeros(3)})
-    with pytest.raises(UsageError, match=r"w\.safetensors does not fit test_vit") as caught:
-        build_dino(resolve_dino("test_vit", str(path)))
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize("name", ["norm.bias", "cls_token", "blocks.0.attn.qkv.weight", ""])
 def test_dino_file_that_lacks_tensors(tmp_path: Path, dino_file: Path, name: str) -> None:
     state = load_file(dino_file)
     state = {n: t for n, t in state.items() if n != name} if name else {f"teacher.{n}": t for n, t in state.items()}
     with pytest.raises(SsrError, match=name or "teacher|lacks|does not fit"):
-        build_dino(resolve_dino("test_vit", str(_save(tmp_path / "w.safetensors", state))))
-
-
-def test_truncated_dino_file(tmp_path: Path, dino_file: Path) -> None:
-    (tmp_path / "w.safetensors").write_bytes(dino_file.read_bytes()[:-10])
-    with pytest.raises(SsrError, match="cannot read weights"):
-        build_dino(resolve_dino("test_vit", str(tmp_path / "w.safetensors")))
-
-
-def test_dino_weights_that_are_no_numbers(tmp_path: Path, dino_file: Path) -> None:
-    state = load_file(dino_file)
-    state["norm.bias"][0] = float("nan")
-    with pytest.raises(SsrError, match="NaN"):
         build_dino(resolve_dino("test_vit", str(_save(tmp_path / "w.safetensors", state))))
 
 

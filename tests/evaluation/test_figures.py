@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 
-from pipelines.evaluation.figures import compare_figure, confusion_figure, iou_figure, save_figure
+from pipelines.evaluation.figures import compare_figure, confusion_figure, iou_figure
 from pipelines.evaluation.metrics import metrics_from_counts
 from pipelines.evaluation.report import Report
 
@@ -90,14 +88,6 @@ def test_every_figure_says_oracle(oracle: bool) -> None:
     report = report_of(counts, oracle)
     for figure in (confusion_figure(counts, report), iou_figure(report), compare_figure(report, report)):
         assert ("ORACLE" in texts(figure)) == oracle
-
-
-def test_saves_a_png(tmp_path: Path) -> None:
-    save_figure(iou_figure(report_of(random_counts(4))), tmp_path / "iou.png")
-    with Image.open(tmp_path / "iou.png") as image:
-        assert image.format == "PNG"
-        assert image.width > 800
-    assert [file.name for file in tmp_path.iterdir()] == ["iou.png"]
 
 
 def test_does_not_load_pyplot() -> None:

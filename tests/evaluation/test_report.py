@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.errors import SsrError
 from pipelines.evaluation.metrics import Metrics, metrics_from_counts
-from pipelines.evaluation.report import Report, read_report, rules, write_confusion, write_csv, write_report
+from pipelines.evaluation.report import Report, read_report, rules, write_csv, write_report
 
 COUNTS = np.array([[6, 2, 0, 2], [1, 3, 0, 0], [0, 0, 0, 0]])
 NAMES = ["background", "Katze, groß", "cow"]
@@ -97,30 +97,9 @@ def test_reading_checks_values(tmp_path: Path, report: Report, change: dict[str,
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '"report"'])
-def test_reading_refuses_other_files(tmp_path: Path, content: str) -> None:
-    (tmp_path / "report.json").write_text(content)
-    with pytest.raises(SsrError, match=r"expected a report in .*report\.json"):
-        read_report(tmp_path / "report.json")
-
-
 def test_reading_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SsrError, match=r"cannot read .*report\.json"):
         read_report(tmp_path / "report.json")
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "report.json"
-    write_report(report, path)
-
-    def full(self: Path, data: bytes) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(SsrError, match="No space left"):
-        write_report(replace(report, images=9), path)
-    assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
-    assert read_report(path) == report
 
 
 def test_csv(tmp_path: Path, metrics: Metrics) -> None:
@@ -130,8 +109,3 @@ def test_csv(tmp_path: Path, metrics: Metrics) -> None:
     assert [row["class"] for row in rows] == NAMES
     assert rows[1] == {"class": NAMES[1], "iou": "0.500000", "precision": "0.600000", "recall": "0.750000", "pixels": "4"}
     assert rows[2] == {"class": "cow", "iou": "", "precision": "", "recall": "", "pixels": "0"}
-
-
-def test_confusion_file(tmp_path: Path) -> None:
-    write_confusion(COUNTS, tmp_path / "confusion.npy")
-    np.testing.assert_array_equal(np.load(tmp_path / "confusion.npy", allow_pickle=False), COUNTS)

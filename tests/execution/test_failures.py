@@ -8,14 +8,7 @@ import pytest
 from pipelines.errors import ImageError, TooManyFailures
 from pipelines.execution.failures import Failures
 from pipelines.execution.progress import Silent
-
-
-class _Notes(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
+from tests.fixtures.heard import Heard
 
 
 def _lines(path: Path) -> list[dict[str, object]]:
@@ -48,7 +41,7 @@ def test_no_failure_no_file(tmp_path: Path) -> None:
 
 
 def test_lines_and_notes(tmp_path: Path) -> None:
-    notes = _Notes()
+    notes = Heard()
     failures = Failures(tmp_path / "f.jsonl", "cams", -1, notes)
     failures.add("été", ImageError('a "quoted"\nline', "mend"))
     failures.add("b", ImageError("x"))

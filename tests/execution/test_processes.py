@@ -18,30 +18,7 @@ from pipelines.execution import interruption
 from pipelines.execution.interruption import Interrupted
 from pipelines.execution.processes import run_processes
 from pipelines.execution.progress import JoinedProgress, Silent
-
-
-class Heard(Silent):
-    def __init__(self) -> None:
-        self.started: list[tuple[str, int, int, str]] = []
-        self.advanced = self.skipped = 0
-        self.notes: list[str] = []
-        self.finished = 0
-
-    def start(self, title: str, total: int, done: int = 0, unit: str = "images") -> None:
-        self.started.append((title, total, done, unit))
-
-    def advance(self, count: int = 1) -> None:
-        self.advanced += count
-
-    def skip(self, count: int = 1) -> None:
-        self.skipped += count
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    def finish(self) -> None:
-        self.finished += 1
-
+from tests.fixtures.heard import Heard
 
 WORK = """
 import os, signal, time

@@ -30,6 +30,7 @@ NOT_TOML = {
 }
 WRONG_KEYS = {
     "unknown section": ("[cam]\n", "did you mean 'cams'"),
+    "section like no other": ("[zzz]\n", "unknown section [zzz]; expected one of dataset, clip"),
     "unknown key": ("[cams]\nscale = [1]\n", "did you mean 'scales'"),
     "section of two lines": ('["a\\nb"]\n', "unknown section"),
     "section with an escape sequence": ('["\\u001b[2J"]\n', "unknown section"),
@@ -56,6 +57,10 @@ VALUES = {
     "1 MB of text": ("align", "resume", f"'{'a' * 1_000_000}'", "--resume"),
     "10,000 scales of nonsense": ("cams", "scales", str(["x"] * 10_000), "--scale"),
     "number for a path": ("dataset", "root", "3", "--root"),
+    "number for a name": ("clip", "model", "3", "--clip-model"),
+    "number for a kind": ("dataset", "kind", "3", "DATASET"),
+    "no scales": ("cams", "scales", "[]", "--scales"),
+    "scale of nothing": ("cams", "scales", "[0.0]", "--scales"),
 }
 
 
@@ -87,6 +92,27 @@ def test_other_encodings(tmp_path, one_line, encoding):
 def test_odd_files_that_are_read(tmp_path, text):
     (tmp_path / "c.toml").write_bytes(text.encode())
     assert read_config(tmp_path / "c.toml") == ({"cams": {"flip": True}}, {})
+
+
+OUT_OF_RANGE = {
+    "refine": {"power": 0, "dino_weight": 1.5, "min_confidence": -0.1},
+    "cams": {"dense_scale": 0, "scales": [-1.0]},
+    "superpixels": {"segments": 0},
+    "run": {"max_failures": -2},
+    "show": {"height": 5},
+    "align": {"loss": "none", "tokens": 0, "temperature": 0, "batch": 0, "seed": -1, "epochs": "x"},
+    "train": {
+        "iterations": 0, "batch": 0, "crop": 16, "max_scale": 5, "min_scale": 0, "dropout": 1, "hidden": 4, "learning_rate": 0,
+        "seed": -1, "filter_from": -2, "par_dilations": [0], "supervision": "boxes", "filter_difference": "none",
+        "par_scale": 2, "gamma": "x",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "key"), [(section, key) for section, values in OUT_OF_RANGE.items() for key in values])
+def test_values_out_of_range_name_the_flag(one_line, section, key):
+    said = one_line(build_options, section, {key: OUT_OF_RANGE[section][key]})
+    assert said.startswith(f"--{key.replace('_', '-')}: ")
 
 
 @pytest.mark.parametrize("name", VALUES)

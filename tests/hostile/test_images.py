@@ -17,6 +17,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipelines.errors import ImageError
+
 Pixels = NDArray[np.uint8]
 RNG = np.random.default_rng(7)
 NOISE: Pixels = np.kron(RNG.integers(0, 256, (8, 10, 3)), np.ones((5, 5, 1))).astype(np.uint8)  # (40, 50, 3)
@@ -98,6 +100,7 @@ GOOD: dict[str, tuple[bytes, Pixels]] = {
     "rgba": (encoded(TRANSPARENT), NOISE),
     "la": (encoded(Image.merge("LA", (Image.fromarray(GREY), Image.fromarray(GREY)))), rgb(GREY)),
     "grey": (encoded(Image.fromarray(GREY)), rgb(GREY)),
+    "palette with alpha": (encoded(PALETTE.convert("PA"), "TIFF"), np.asarray(PALETTE.convert("RGB"))),
     "one bit": (encoded(photo("1")), rgb(np.asarray(photo("1")).astype(np.uint8) * 255)),
     "progressive": (encoded(photo(), "JPEG", progressive=True), decoded(encoded(photo(), "JPEG", progressive=True))),
     "camera preview (MPO)": (encoded(photo(), "MPO", **frames()), decoded(encoded(photo(), "MPO", **frames()))),
@@ -152,6 +155,10 @@ BAD: dict[str, tuple[bytes | Callable[[Path], object], str]] = {
     "broken link": (lambda path: path.symlink_to(path.with_name("nowhere.jpg")), "No such file"),
     "missing": (lambda path: None, "No such file"),
 }
+REFUSED_BY_HEADER = (
+    "zero byte", "html", "svg", "postscript", "gif", "animated gif", "animated webp", "animated png", "tiff of two pages",
+    "bomb", "folder", "pipe", "device", "loop of links", "broken link", "missing",
+)  # fmt: skip
 CLEAN = ("first", "between", "last")
 NAMES = (CLEAN[0], *BAD, CLEAN[1], *GOOD, CLEAN[2])
 
@@ -182,6 +189,9 @@ def runs(tiny_voc, ssr, tmp_path_factory) -> dict[str, tuple[Path, dict[str, Any
         said = {}
         for stage in ("superpixels", "cams"):  # CLIP-ES's CAMs need no superpixels: they open every photo themselves
             said[stage] = ssr(stage, *made, "--recipe", "clip-es", "--max-failures", -1, code=code)
+        if which == "with":
+            for crf in ("--no-crf", "--crf"):
+                said[crf] = ssr("refine", *made, "--recipe", "clip-es", "--max-failures", -1, crf, "--force", code=code)
         found[which] = (work, said)
     return found
 
@@ -227,6 +237,16 @@ def test_bad_photos_alone_fail_and_nothing_stands_in_for_them(runs, stage):
     }  # fmt: skip
 
 
+def test_masks_are_made_of_the_other_photos_alone(runs):
+    work, said = runs["with"]
+    assert failures(work, "refine").keys() == BAD.keys()
+    assert {path.stem for path in (work / "masks").glob("*.png")} == {*GOOD, *CLEAN}
+    for path in (work / "masks").glob("*.png"):
+        with Image.open(path) as mask, Image.open(work.parent / f"voc/JPEGImages/{path.stem}.jpg") as image:
+            assert mask.size == image.size
+    assert all(f"{len(BAD)} bad images left out" in ran.err for ran in said.values())
+
+
 @pytest.mark.parametrize("stage", ["superpixels", "cams"])
 def test_the_photos_beside_them_are_the_same_to_the_byte(runs, stage):
     with_bad, without = (records(runs[which][0], stage) for which in ("with", "without"))
@@ -234,6 +254,18 @@ def test_the_photos_beside_them_are_the_same_to_the_byte(runs, stage):
     for name, (array, attributes) in without.items():
         assert with_bad[name][0].tobytes() == array.tobytes(), name
         assert with_bad[name][1] == attributes, name
+
+
+@pytest.mark.parametrize("name", GOOD | dict.fromkeys(REFUSED_BY_HEADER))
+def test_the_header_alone_gives_the_size_or_the_same_line(runs, name):
+    from pipelines.datasets.image import image_size
+
+    path = runs["with"][0].parent / "voc/JPEGImages" / f"{name}.jpg"
+    if name in GOOD:
+        assert image_size(path) == GOOD[name][1].shape[:2]
+    else:
+        with pytest.raises(ImageError, match=BAD[name][1]):
+            image_size(path)
 
 
 @pytest.mark.parametrize("name", GOOD)

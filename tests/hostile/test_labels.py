@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipelines.datasets.classes import COCO14, VOC12, load_class_list
@@ -23,24 +22,19 @@ DEEP = "[" * 100_000
 BAD_LABELS = {
     # name: (suffix, bytes)
     "utf-16": (".csv", "image,labels\na,cat\n".encode("utf-16")),
-    "latin-1": (".csv", "image,labels\né,cat\n".encode("latin-1")),
     "null bytes": (".csv", b"image,labels\na\0,cat\n"),
     "only null bytes": (".csv", bytes(50)),
     "one header of 10 MB": (".csv", b"image" * (MEGABYTES // 5)),
     "a zip": (".csv", b"PK\x03\x04" + bytes(range(256))),
-    "other separator": (".csv", b"image\tlabels\na\tcat\n"),
     "headless": (".csv", b"a,cat\nb,dog\n"),
     "doubled column": (".csv", b"image,image,labels\na,b,cat\n"),
-    "doubled image": (".csv", b"image,labels\na,cat\na.png,dog\n"),
     "background as class": (".csv", b"image,labels\na,background\n"),
     "class of another case": (".csv", b"image,labels\na,Cat\n"),
     "quote without end": (".csv", b'image,labels\n"a,cat\n' + b"b,dog\n" * 50_000),
     "one field of 10 MB": (".csv", b"image,labels\n" + b"a" * MEGABYTES + b",cat\n"),
     "one class of 10 MB": (".csv", b'image,labels\na,"' + b"cat;" * 30_000 + b'dgo"\n'),
-    "deep": (".json", DEEP.encode()),
     "deep value": (".json", b'{"a": ' + DEEP.encode()),
     "deep objects": (".json", b'{"a":' * 100_000),
-    "doubled key": (".json", b'{"a": ["cat"], "a": []}'),
     "doubled key with suffix": (".json", b'{"a": ["cat"], "a.jpg": []}'),
     "lone surrogate": (".json", rb'{"\ud800": ["cat"]}'),
     "NaN": (".json", b'{"a": NaN}'),
@@ -49,7 +43,6 @@ BAD_LABELS = {
     "two objects": (".json", b'{"a": ["cat"]}{"b": []}'),
     "deep line": (".jsonl", DEEP.encode() + b"\n"),
     "doubled key in a line": (".jsonl", b'{"image": "a", "labels": ["cat"], "labels": []}\n'),
-    "json as lines": (".jsonl", b'{\n"a": ["cat"]\n}\n'),
     "more keys": (".jsonl", b'{"image": "a", "labels": ["cat"], "score": 1}\n'),
 }
 LONG_LABELS = {
@@ -111,9 +104,7 @@ def test_pipe_or_device_is_not_opened(tmp_path, one_line, read, kind):
 
 BAD_SPLITS = {
     "utf-16": "a\nb\n".encode("utf-16"),
-    "doubled id": b"a\nb\na\n",
     "one line of 10 MB": b"a" * MEGABYTES,
-    "only comments": b"# a\n#b\n",
     "null": b"a\0b\n",
     "id and flag, as in VOC's Main": b"2007_000032  1\n2007_000033 -1\n2007_000032  1\n",
     "vertical tab": b"a\x0bb\n",
@@ -143,7 +134,6 @@ BAD_CLASSES = {
     "billion laughs": (".yaml", LAUGHS + YAML),
     "billion merges": (".yaml", MERGES + YAML),
     "alias of itself": (".yaml", "classes: &c [*c]\n"),
-    "python object": (".yaml", "classes: !!python/object/apply:os.system ['touch /tmp/x']\n"),
     "doubled key": (".yaml", "template: 'a {}'\ntemplate: 'b {}'\n" + YAML),
     "doubled key within": (".yaml", "classes: [{name: mug, name: cup}]\n"),
     "integer of words": (".yaml", "classes: [{name: !!int mug}]\n"),
@@ -157,14 +147,10 @@ BAD_CLASSES = {
     "deep toml": (".toml", "classes = " + "[" * 100_000),
     "long number": (".toml", "classes = " + "9" * 5_000),
     "doubled toml key": (".toml", "template = 'a {}'\ntemplate = 'b {}'\n[[classes]]\nname = 'mug'\n"),
-    "doubled class": (".toml", "[[classes]]\nname = 'mug'\n[[classes]]\nname = 'mug'\n"),
     "alias of another class": (".toml", "[[classes]]\nname = 'mug'\naliases = ['cup']\n[[classes]]\nname = 'cup'\n"),
-    "background": (".toml", "[[classes]]\nname = 'background'\n"),
     "bidi name": (".toml", "[[classes]]\nname = 'a\u202eb'\n"),
     "name of two lines": (".toml", '[[classes]]\nname = "a\\nb"\n'),
-    "template that reaches in": (".toml", "template = '{0.__class__} {}'\n[[classes]]\nname = 'mug'\n"),
     "template of ten megabytes": (".toml", "template = '" + "{" * MEGABYTES + "'\n[[classes]]\nname = 'mug'\n"),
-    "255 classes": (".toml", "".join(f"[[classes]]\nname = 'c{number}'\n" for number in range(255))),
     "100,000 aliases": (".toml", f"[[classes]]\nname = 'c'\naliases = {['c'] * 100_000}\n"),
 }  # fmt: skip
 
@@ -184,6 +170,7 @@ def coco(**changes: object) -> str:
 
 BAD_COCO = {
     "doubled key": coco()[:-1] + ', "annotations": []}',
+    "long number": '{"images": ' + "9" * 5000 + "}",
     "doubled key of an image": coco().replace('"id": 1, "file_name"', '"id": 1, "id": 2, "file_name"'),
     "images as an object": coco(images={"1": "a.jpg"}),
     "image as a number": coco(images=[1]),
@@ -193,10 +180,7 @@ BAD_COCO = {
     "id of two lines": coco(images=[{"id": "a\nb", "file_name": "../a.jpg"}]),
     "annotation of nothing": coco(annotations=[{"image_id": "x" * MEGABYTES, "category_id": 1}]),
     "annotation as text": coco(annotations="x"),
-    "category without name": coco(categories=[{"id": 1}]),
     "category of 10 MB": coco(categories=[{"id": 1, "name": "x" * MEGABYTES}]),
-    "deep": '{"images": ' + DEEP,
-    "long number": '{"images": ' + "9" * 5000 + "}",
     "captions": json.dumps({"images": [], "annotations": [{"caption": "a cat"}]}),
     "null": "null",
 }
@@ -207,11 +191,3 @@ def test_bad_coco_is_one_line(tmp_path, one_line, name):
     path = tmp_path / "instances.json"
     path.write_text(BAD_COCO[name])
     assert str(path) in one_line(read_instances, path, COCO14)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -1, 2, 0.999], ids=str)
-def test_one_hot_rows_of_other_values(tmp_path, one_line, value):
-    row = np.zeros(20)
-    row[3] = value
-    np.save(tmp_path / "n.npy", np.array({"a": row}, dtype=object), allow_pickle=True)
-    assert "zeros and ones" in one_line(read_onehot_npy, tmp_path / "n.npy", VOC12)

@@ -11,10 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-
-from pipelines.datasets.classes import VOC12
-from pipelines.datasets.onehot import read_onehot_npy
 
 RECONSTRUCT = np._core.multiarray._reconstruct
 FLAGLESS = (3, "|", None, None, None, -1, -1, 0)  # an object type that says it holds no objects
@@ -125,13 +121,3 @@ def test_none_of_them_crashes_fills_the_memory_or_hangs(tmp_path):
     assert done.returncode == 0, (done.returncode, done.stdout[-200:], done.stderr[-300:])
     said = [line.rsplit(" ", 1)[0] for line in done.stdout.splitlines()]
     assert dict(zip(cases, said, strict=True)) == dict.fromkeys(cases, "one line")
-
-
-@pytest.mark.parametrize("protocol", [3, 4])
-@pytest.mark.parametrize("kind", ["<f4", ">f8", "|u1", "<i8", "|b1"])
-def test_what_numpy_writes_is_read_as_before(tmp_path, kind, protocol):
-    row = np.zeros(20, kind)
-    row[[3, 7]] = 1
-    content = np.array({"a": row, np.str_("é図"): row[::-1]}, dtype=object)
-    path = write(tmp_path / "l.npy", pickle.dumps(content, protocol))
-    assert read_onehot_npy(path, VOC12) == {"a": (3, 7), "é図": (12, 16)}

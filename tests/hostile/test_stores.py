@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 
+from pipelines.errors import SsrError
 from pipelines.stores.array_store import ArrayReader, ArrayWriter
 
 TERA = 1 << 40
@@ -37,13 +39,17 @@ def foreign(name: str, file: h5py.File, outside: Path) -> None:
             file["x"] = h5py.ExternalLink(str(outside), "secret")
         case "soft link":
             file["x"] = h5py.SoftLink("/good")
+        case "dangling link":
+            file["x"] = h5py.SoftLink("/nowhere")
         case "soft link to itself":
             file["x"] = h5py.SoftLink("/x")
         case "external storage":
-            file.create_dataset("x", (4,), "u1", external=[(str(outside), 0, 4)])
+            file.create_dataset(
+                "x", SECRET.shape, "u1", external=[(str(outside), h5py.File(outside)["secret"].id.get_offset(), SECRET.size)]
+            )
         case "virtual":
-            layout = h5py.VirtualLayout((4,), "u1")
-            layout[:] = h5py.VirtualSource(str(outside), "secret", (4,))
+            layout = h5py.VirtualLayout(SECRET.shape, "u1")
+            layout[:] = h5py.VirtualSource(str(outside), "secret", SECRET.shape)
             file.create_virtual_dataset("x", layout)
         case "group":
             file.create_group("x/y")
@@ -68,22 +74,43 @@ def foreign(name: str, file: h5py.File, outside: Path) -> None:
 
 
 FOREIGN = [
-    "link to another file", "soft link", "soft link to itself", "external storage", "virtual", "group", "named type", "text",
-    "lists", "references", "compound", "opaque", "no dataspace", "2^40 elements without data", "2^31 columns",
+    "link to another file", "external storage", "virtual", "dangling link", "text", "references", "lists", "soft link",
+    "soft link to itself", "group", "named type", "compound", "opaque", "no dataspace", "2^40 elements without data",
+    "2^31 columns",
 ]  # fmt: skip
+
+
+SECRET = np.frombuffer(b"\x07top secret\x07", "u1")
+
+
+def with_foreign(folder: Path, name: str) -> Path:
+    """A store of one good image and one that is no plain array."""
+    with h5py.File(folder / "outside.h5", "w") as file:
+        file["secret"] = SECRET
+    with h5py.File(folder / "s.h5", "w") as file:
+        file["good"] = np.arange(3)
+        foreign(name, file, folder / "outside.h5")
+    return folder / "s.h5"
 
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_what_is_no_plain_array_is_not_read(tmp_path, one_line, name):
-    with h5py.File(tmp_path / "outside.h5", "w") as file:
-        file["secret"] = np.arange(4, dtype="u1")
-    with h5py.File(tmp_path / "s.h5", "w") as file:
-        file["good"] = np.arange(3)
-        foreign(name, file, tmp_path / "outside.h5")
-    with ArrayReader(tmp_path / "s.h5") as reader:
+    with ArrayReader(with_foreign(tmp_path, name)) as reader:
         assert reader.read("good")[0].tolist() == [0, 1, 2]
         for read in (reader.read, reader.attributes):
-            assert "x in " in one_line(read, "x")
+            said = "s.h5 is damaged" if name == "no dataspace" else "s.h5 is not a plain array and was not read"
+            assert said in one_line(read, "x")
+
+
+@pytest.mark.parametrize("name", FOREIGN[:6])
+def test_what_is_no_plain_array_does_not_become_one_by_a_merge(tmp_path, one_line, name):
+    path = with_foreign(tmp_path, name)
+    with contextlib.suppress(SsrError), ArrayWriter(path) as writer:  # refusing the whole store is as good
+        writer.add("another", np.zeros(3))
+    assert SECRET.tobytes() not in path.read_bytes()
+    with ArrayReader(path) as reader:
+        if "x" in reader:
+            one_line(reader.read, "x")
 
 
 ATTRIBUTES = {

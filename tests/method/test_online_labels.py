@@ -10,10 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.config import read_recipe
 from pipelines.method.aligned import head_features
-from pipelines.method.evidence import Evidence
-from pipelines.method.photo import Crop
 from pipelines.ops.label_map import resize_maps, with_background
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
@@ -21,10 +18,11 @@ from pipelines.options.train import TrainOptions
 from pipelines.stages import cams, superpixels
 from pipelines.stages.align import stage as align
 from pipelines.stages.refine import stage as refine
-from pipelines.stages.train.inputs import TrainInputs, train_inputs
+from pipelines.stages.train.inputs import train_inputs
 from pipelines.stages.train.settings import TrainSections
 from pipelines.stores.array_store import iter_records
 from pipelines.training.processes import Processes
+from tests.fixtures.crops import crops_of, options_of
 
 CPU = torch.device("cpu")
 WHOLE = {  # as large as a crop
@@ -33,7 +31,6 @@ WHOLE = {  # as large as a crop
     "three": ((80, 80), ("dog", "person", "bird")),
     "two": ((80, 80), ("cat", "dog")),
 }
-RECIPES = {name: read_recipe(name) for name in ("ssr", "clip-es", "weclip")}
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +48,6 @@ def prepared(root, workspace_in, tmp_path_factory) -> Path:
     options = AlignOptions(cam="initial", hidden=8, tokens=16, batch=2, iterations=12, refresh=3, learning_rate=1e-2)
     align.run(workspace, options, CamsOptions(), RefineOptions())
     return workspace.work
-
-
-def options_of(recipe: str, **refine_options: object) -> tuple[CamsOptions, RefineOptions]:
-    sections = RECIPES[recipe]
-    return CamsOptions(**sections["cams"]), RefineOptions(**{**sections["refine"], **refine_options})
-
-
-def crops_of(inputs: TrainInputs, *ids: str) -> tuple[list[Crop], Evidence]:
-    """Crops of the first step, in the order of the ids, and the same behind the encoders."""
-    _, crops, bad = next(inputs.source.steps(0, Processes()))
-    assert bad == []
-    found = {crop.photo.sample.image_id: crop for crop in crops}
-    chosen = [found[name] for name in ids or sorted(found)]
-    return chosen, inputs.encoders.encode([crop.photo for crop in chosen])
 
 
 # whole photos

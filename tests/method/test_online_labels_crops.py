@@ -10,35 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.config import read_recipe
 from pipelines.method.affinity import AFFINITIES
 from pipelines.method.composition import column_mask, initial_cams
-from pipelines.method.evidence import Evidence
 from pipelines.method.online_labels import OnlineLabels
 from pipelines.method.photo import Crop
 from pipelines.ops.label_map import label_map, resize_maps, with_background
 from pipelines.ops.par import pixel_adaptive_refinement
-from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.stages.train.inputs import TrainInputs
-from pipelines.training.processes import Processes
-
-RECIPES = {name: read_recipe(name) for name in ("ssr", "clip-es", "weclip")}
-RECIPES["no mask"] = {**RECIPES["clip-es"], "refine": {**RECIPES["clip-es"]["refine"], "box_mask": False}}
-
-
-def options_of(recipe: str, **refine_options: object) -> tuple[CamsOptions, RefineOptions]:
-    sections = RECIPES[recipe]
-    return CamsOptions(**sections["cams"]), RefineOptions(**{**sections["refine"], **refine_options})
-
-
-def crops_of(inputs: TrainInputs, *ids: str) -> tuple[list[Crop], Evidence]:
-    """Crops of the first step, in the order of the ids, and the same behind the encoders."""
-    _, crops, bad = next(inputs.source.steps(0, Processes()))
-    assert bad == []
-    found = {crop.photo.sample.image_id: crop for crop in crops}
-    chosen = [found[name] for name in ids or sorted(found)]
-    return chosen, inputs.encoders.encode([crop.photo for crop in chosen])
-
+from tests.fixtures.crops import crops_of, options_of
 
 # padding and batches
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
@@ -17,6 +15,7 @@ from pipelines.errors import SsrError, UsageError
 from pipelines.mmsegmentation.backbone import IMAGENET_MEAN, Backbone, mit_backbone, timm_backbone
 from pipelines.mmsegmentation.network import network
 from pipelines.mmsegmentation.retrained import build
+from tests.fixtures.traps import Trap
 
 pytest.importorskip("mmengine")
 
@@ -109,18 +108,8 @@ def test_local_weights_of_mit_arrive(tmp_path: Path) -> None:
     assert all(torch.equal(one, state[name]) for name, one in backbone.state_dict().items())
 
 
-class Payload:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.folder),)
-
-
 def test_code_in_weights_of_mit_does_not_run(tmp_path: Path) -> None:
-    torch.save({"state_dict": {"layer": Payload(tmp_path / "ran")}}, tmp_path / "mit.pth")
+    torch.save({"state_dict": {"layer": Trap(tmp_path / "ran")}}, tmp_path / "mit.pth")
     with pytest.raises(UsageError, match="does not hold weights of mit_b0"):
         mit_backbone("mit_b0", str(tmp_path / "mit.pth"))
     assert not (tmp_path / "ran").exists()

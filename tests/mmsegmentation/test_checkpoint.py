@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from pipelines.errors import SsrError
 from pipelines.mmsegmentation.checkpoint import read_meta, restore_random, write_state
+from tests.fixtures.traps import Trap
 
 
 class Wrapped(nn.Module):
@@ -84,22 +84,12 @@ def test_no_state(tmp_path: Path) -> None:
     assert read_meta(tmp_path / "state.pth") is None
 
 
-class Payload:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.folder),)
-
-
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 @pytest.mark.parametrize("zipped", [False, True])
 def test_foreign_code_does_not_run(tmp_path: Path, zipped: bool, protocol: int) -> None:
     path = tmp_path / "state.pth"
-    content = {"meta": {"iter": 3, "owner": Payload(tmp_path / "ran")}}
+    content = {"meta": {"iter": 3, "owner": Trap(tmp_path / "ran")}}
     if zipped:
         torch.save(content, path, pickle_protocol=protocol or 1)
     else:
@@ -146,12 +136,3 @@ def test_a_truncated_state_is_one_line(state: Path, left: float) -> None:
     state.write_bytes(whole[: int(left * len(whole)) if isinstance(left, float) else left])
     with pytest.raises(SsrError, match="no state of a retraining, or damaged"):
         read_meta(state)
-
-
-@pytest.mark.parametrize("left", [3, 12, 33])
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_a_truncated_pickle_is_one_line(tmp_path: Path, left: int) -> None:
-    path = tmp_path / "state.pth"
-    path.write_bytes(pickle.dumps({"meta": {"iter": 3.5}}, protocol=2)[:left])
-    with pytest.raises(SsrError, match="no state of a retraining, or damaged"):
-        read_meta(path)

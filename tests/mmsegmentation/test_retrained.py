@@ -30,8 +30,8 @@ from pipelines.mmsegmentation.retrained import (
     read_retrained,
     write_retrained,
 )
-from pipelines.options.retrain import NETWORKS
 from pipelines.options.train import PredictOptions
+from tests.fixtures.model_files import Change, damages, rewritten
 
 pytest.importorskip("mmengine")
 
@@ -74,7 +74,7 @@ def logits(model: nn.Module, folder: Path, **options: Any) -> torch.Tensor:
     predictor = RetrainedPredictor(
         Retrained(model, NAMES, 64, "pseudo", 17), PredictOptions(**options), torch.device("cpu"), torch.float32
     )
-    return predictor.logits([predictor.load(Sample("photo", folder / "photo.png", ()))])
+    return predictor.logits([predictor.photo(Sample("photo", folder / "photo.png", ()), Image.fromarray(pixels))])
 
 
 @pytest.mark.parametrize(
@@ -120,38 +120,25 @@ def test_the_file_holds_no_path(model, tmp_path):
     assert json.loads(note)["network"]["backbone"]["name"] == VIT.name
 
 
-def rewritten(
-    path: Path, note: Callable[[dict[str, Any]], object] | None, tensors: Callable[..., object] | None = None
-) -> None:
-    """Change a file's note or tensors in place."""
-    with safe_open(path, framework="pt") as file:
-        found, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    content = json.loads(metadata["note"])
-    del content["sha256"]  # of what it held before
-    if note is not None:
-        note(content)
-    if tensors is not None:
-        tensors(found)
-    save_file(found, path, metadata={"note": json.dumps(content)})
-
-
-def backbone(name: object) -> Callable[[dict[str, Any]], object]:
+def backbone(name: object) -> Change:
     return lambda note: note["network"]["backbone"].update(name=name)
 
 
-def arguments(**changed: object) -> Callable[[dict[str, Any]], object]:
+def arguments(**changed: object) -> Change:
     return lambda note: note["network"]["backbone"]["arguments"].update(changed)
 
 
-def normalisation(**changed: object) -> Callable[[dict[str, Any]], object]:
+def normalisation(**changed: object) -> Change:
     return lambda note: note["network"]["backbone"]["normalisation"].update(changed)
 
 
-def network(**changed: object) -> Callable[[dict[str, Any]], object]:
+def network(**changed: object) -> Change:
     return lambda note: note["network"].update(changed)
 
 
-NOTES: dict[str, Callable[[dict[str, Any]], object]] = {
+WEIGHT = "decode_head.conv_seg.weight"
+NOTES, TENSORS = damages(WEIGHT)
+NOTES |= {
     "no network": lambda note: note.pop("network"),
     "network lacks its backbone": lambda note: note["network"].pop("backbone"),
     "another network": network(model="upernet"),
@@ -188,31 +175,11 @@ NOTES: dict[str, Callable[[dict[str, Any]], object]] = {
     "normalisation is no number": normalisation(mean=[float("nan")] * 3),
     "normalisation of no channel": normalisation(mean=[], std=[]),
     "normalisation by nothing": normalisation(std=[0.0, 0.0, 0.0]),
-    "fewer classes": lambda note: note.update(classes=note["classes"][:2]),
     "too many classes": lambda note: note.update(classes=[str(index) for index in range(5000)]),
-    "classes are a number": lambda note: note.update(classes=3),
-    "classes are numbers": lambda note: note.update(classes=[1, 2, 3]),
-    "classes are a word": lambda note: note.update(classes="abc"),
-    "no classes": lambda note: note.pop("classes"),
-    "unknown supervision": lambda note: note.update(supervision="boxes"),
-    "supervision is a list": lambda note: note.update(supervision=["masks"]),
-    "no iteration": lambda note: note.pop("iteration"),
-    "iteration is a word": lambda note: note.update(iteration="many"),
-    "iteration is endless": lambda note: note.update(iteration=float("inf")),
 }
-WEIGHT = "decode_head.conv_seg.weight"
 
 
-def poisoned(value: float) -> Callable[[dict[str, torch.Tensor]], object]:
-    return lambda tensors: tensors[WEIGHT].view(-1)[5].fill_(value)
-
-
-TENSORS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
-    "nan": poisoned(float("nan")),
-    "infinity": poisoned(float("inf")),
-    "one less": lambda tensors: tensors.pop(WEIGHT),
-    "one more": lambda tensors: tensors.update(extra=torch.zeros(2)),
-    "another shape": lambda tensors: tensors.update({WEIGHT: torch.zeros(4, 8, 1, 1)}),
+TENSORS |= {
     "none": lambda tensors: tensors.clear(),
 }
 
@@ -376,13 +343,6 @@ def test_a_file_without_a_network_is_one_line(tmp_path, content, said):
     assert str(path) in str(caught.value)
     assert caught.value.hint == "--model"
     assert str(caught.value).isprintable()
-
-
-@pytest.mark.parametrize("name", ["deeplab", "own.py"])
-def test_no_such_file(tmp_path, name):
-    with pytest.raises(UsageError) as caught:
-        network_of_file(tmp_path / name, 4, 64)
-    assert caught.value.message == f"expected {', '.join(NETWORKS)} or a config FILE.py, found {str(tmp_path / name)!r}"
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,17 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from pipelines.datasets.classes import VOC12
 from pipelines.encoders.weights import Weights, resolve_clip
 from pipelines.errors import UsageError
 from pipelines.models.decoder import SegmentationDecoder
 from pipelines.models.segmenter import Segmenter, read_segmenter, write_segmenter
+from tests.fixtures.model_files import damages, rewritten
 
 NAMES = ("cat", "dog", "bird")
 
@@ -61,22 +60,8 @@ def test_the_file_holds_the_trained_parts_and_no_path(model, models, weights):
     assert model.stat().st_size < 150_000
 
 
-def rewritten(
-    path: Path, note: Callable[[dict[str, Any]], object] | None, tensors: Callable[..., object] | None = None
-) -> None:
-    """Change a model file's note or tensors in place."""
-    with safe_open(path, framework="pt") as file:
-        found, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    content = json.loads(metadata["note"])
-    del content["sha256"]  # of what it held before
-    if note is not None:
-        note(content)
-    if tensors is not None:
-        tensors(found)
-    save_file(found, path, metadata={"note": json.dumps(content)})
-
-
-NOTES: dict[str, Callable[[dict[str, Any]], object]] = {
+NOTES, TENSORS = damages("fusion.weight")
+NOTES |= {
     "no sizes": lambda note: note.pop("sizes"),
     "sizes are a list": lambda note: note.update(sizes=sorted(note["sizes"])),
     "sizes are a number": lambda note: note.update(sizes=3),
@@ -89,28 +74,10 @@ NOTES: dict[str, Callable[[dict[str, Any]], object]] = {
     "heads that do not divide": lambda note: note["sizes"].update(heads=3),
     "a huge size": lambda note: note["sizes"].update(hidden=10**12),
     "huge sizes within reason": lambda note: note["sizes"].update(hidden=4096, width=4096, blocks=64, layers=24),
-    "fewer classes": lambda note: note.update(classes=note["classes"][:2]),
-    "classes are a number": lambda note: note.update(classes=3),
-    "classes are numbers": lambda note: note.update(classes=[1, 2, 3]),
-    "no classes": lambda note: note.pop("classes"),
-    "unknown supervision": lambda note: note.update(supervision="boxes"),
-    "supervision is a list": lambda note: note.update(supervision=["masks"]),
-    "no iteration": lambda note: note.pop("iteration"),
-    "iteration is a word": lambda note: note.update(iteration="many"),
-    "iteration is endless": lambda note: note.update(iteration=float("inf")),
 }
 
 
-def poisoned(value: float) -> Callable[[dict[str, torch.Tensor]], object]:
-    return lambda tensors: tensors["fusion.weight"].view(-1)[5].fill_(value)
-
-
-TENSORS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
-    "nan": poisoned(float("nan")),
-    "infinity": poisoned(float("inf")),
-    "one less": lambda tensors: tensors.pop("classifier.bias"),
-    "one more": lambda tensors: tensors.update(extra=torch.zeros(2)),
-    "another shape": lambda tensors: tensors.update({"classifier.bias": torch.zeros(7)}),
+TENSORS |= {
     "half precision": lambda tensors: tensors.update({"classifier.bias": torch.zeros(4).half()}),
     "whole numbers": lambda tensors: tensors.update({"classifier.bias": torch.zeros(4, dtype=torch.int64)}),
 }
@@ -131,39 +98,19 @@ def test_rewriting_alone_does_no_harm(model, weights):
     assert read_segmenter(model, weights).iteration == 17
 
 
-def absent(path: Path, folder: Path) -> None:
-    path.unlink()
-
-
-def text(path: Path, folder: Path) -> None:
-    path.write_text("no model")
-
-
-def cut(path: Path, folder: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def of_clip(path: Path, folder: Path) -> None:
-    shutil.copy(folder / "visual.safetensors", path)
-
-
-def of_heads(path: Path, folder: Path) -> None:
-    rewritten(path, lambda note: note.update(format="ssr alignment heads 2"))
-
-
-def of_tomorrow(path: Path, folder: Path) -> None:
-    rewritten(path, lambda note: note.update(format="ssr segmentation decoder 2"))
+def of_format(name: str) -> Callable[[Path, Path], object]:
+    return lambda path, _: rewritten(path, lambda note: note.update(format=name))
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (absent, "no checkpoint at"),
-        (text, "not a readable .safetensors file"),
-        (cut, "not a readable .safetensors file"),
-        (of_clip, "was not written by ssr"),
-        (of_heads, "does not hold a segmentation model .*`ssr train`"),
-        (of_tomorrow, "does not hold a segmentation model"),
+        (lambda path, _: path.unlink(), "no checkpoint at"),
+        (lambda path, _: path.write_text("no model"), "not a readable .safetensors file"),
+        (lambda path, _: path.write_bytes(path.read_bytes()[:-1]), "not a readable .safetensors file"),
+        (lambda path, folder: shutil.copy(folder / "visual.safetensors", path), "was not written by ssr"),
+        (of_format("ssr alignment heads 2"), "does not hold a segmentation model .*`ssr train`"),
+        (of_format("ssr segmentation decoder 2"), "does not hold a segmentation model"),
     ],
 )
 def test_another_file_is_one_line(model, models, weights, make, said):

@@ -43,24 +43,6 @@ def test_same_as_loops(difference: Difference, padded: bool, seed: int) -> None:
         torch.testing.assert_close(actual[image], mean * affinity[image])
 
 
-def test_what_sets_the_two_differences_apart() -> None:
-    affinity = torch.full((1, 2, 2), 0.5)
-    near, far = torch.full((1, 2, 2), 0.45), torch.full((1, 2, 2), 1.0)
-    attention = torch.stack([near, far])
-    torch.testing.assert_close(filter_attention(attention, affinity, "absolute"), near * affinity)
-    torch.testing.assert_close(filter_attention(attention, affinity, "signed"), far * affinity)  # more is always better
-
-
-def test_padding_neither_votes_nor_vanishes() -> None:
-    attention = torch.zeros(2, 1, 3, 3)
-    attention[0, 0, :2, :2] = 0.4
-    attention[1, 0, 2] = 1.0  # attention of the padding itself
-    affinity = torch.full((1, 3, 3), 0.5)
-    valid = torch.tensor([[True, True, False]])
-    torch.testing.assert_close(filter_attention(attention, affinity, valid=valid), attention[0] * affinity)
-    torch.testing.assert_close(filter_attention(attention, affinity), attention[1] * affinity)
-
-
 @pytest.mark.parametrize("difference", ["signed", "absolute"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_equal_layers_are_all_kept(difference: Difference, dtype: torch.dtype) -> None:
@@ -75,13 +57,6 @@ def test_equal_layers_are_all_kept(difference: Difference, dtype: torch.dtype) -
 def test_half_precision_scores_as_finely_as_double() -> None:
     attention, affinity = draw(8, 4, 30, 30).bfloat16(), draw(4, 30, 30, seed=1)
     assert torch.equal(filter_attention(attention, affinity), filter_attention(attention.double(), affinity))
-
-
-def test_signed_cannot_choose_between_normalised_rows() -> None:
-    attention = draw(6, 2, 50, 50).float().mul(5).softmax(dim=-1)
-    affinity = draw(2, 50, 50, seed=1).float()
-    torch.testing.assert_close(filter_attention(attention, affinity), attention.mean(dim=0) * affinity)
-    assert not torch.allclose(filter_attention(attention, affinity, "absolute"), attention.mean(dim=0) * affinity)
 
 
 def test_decoder_affinity_same_as_loops() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,34 +43,6 @@ def test_same_as_flood_fill(height: int, width: int, count: int, seed: int, thre
     actual = box_mask(cam, (height, width), threshold)
     assert actual.dtype == torch.bool
     assert torch.equal(actual, _twin(cam, (height, width), threshold))
-
-
-def _mask(lit: list[tuple[int, int]], grid: tuple[int, int] = (5, 6)) -> list[str]:
-    cam = torch.zeros(grid)
-    for y, x in lit:
-        cam[y, x] = 1
-    found = box_mask(cam.view(1, -1), grid, 0.4).view(grid).numpy()
-    return ["".join(".#"[int(v)] for v in row) for row in found]
-
-
-@pytest.mark.parametrize(
-    ("lit", "expected"),
-    [
-        ([], ["......"] * 5),
-        ([(1, 1), (2, 2), (3, 1)], ["......", ".##...", ".##...", ".##...", "......"]),  # touching corners: one region
-        ([(0, 0), (2, 4)], ["#.....", "......", "....#.", "......", "......"]),
-        ([(3, 4), (4, 5)], ["......", "......", "......", "....#.", "......"]),  # last row and column are never inside
-        ([(4, 5)], ["......"] * 5),
-    ],
-)
-def test_boxes(lit: list[tuple[int, int]], expected: list[str]) -> None:
-    assert _mask(lit) == expected
-
-
-def test_threshold_is_a_share_of_each_maximum() -> None:
-    cam = torch.zeros(2, 2, 4)
-    cam[:, 0] = torch.tensor([[0.1, 0.3, 0.4, 0.0], [0.1, 0.3, 1.0, 0.0]])
-    assert box_mask(cam.flatten(1), (2, 4), 0.5)[:, :4].int().tolist() == [[0, 1, 1, 0], [0, 0, 1, 0]]
 
 
 def test_levels_are_whole_grey_values_and_the_limit_is_exclusive() -> None:

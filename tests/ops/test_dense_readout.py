@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.encoders.open_clip_vit import block_tail
-from pipelines.encoders.tower import Tail
 from pipelines.ops.dense_readout import smooth_over_superpixels, text_probabilities
+from tests.fixtures.towers import LastBlock
 
 WIDTH, EMBED = 12, 7
 
@@ -27,19 +23,6 @@ class Block(nn.Module):
         self.ln_1, self.ln_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.ls_1 = self.ls_2 = nn.Identity()
         self.mlp = nn.Linear(WIDTH, WIDTH)
-
-
-@dataclass(frozen=True)
-class LastBlock:
-    """A block and what stands behind it, and the tail that is made of them."""
-
-    block: Any
-    ln_post: nn.Module
-    projection: Tensor
-
-    @property
-    def tail(self) -> Tail:
-        return block_tail(self.block, self.ln_post, self.projection)
 
 
 def value_tokens(tokens_cls: Tensor, last: LastBlock) -> Tensor:
@@ -70,13 +53,6 @@ def test_value_tokens_are_attention_of_each_patch_to_itself(last_block):
     torch.testing.assert_close(found, expected[:, 1:], atol=1e-5, rtol=1e-5)
 
 
-def test_class_token_does_not_matter(last_block):
-    tokens_cls = torch.randn(1, 6, WIDTH)
-    changed = tokens_cls.clone()
-    changed[:, 0] = 9
-    assert torch.equal(value_tokens(tokens_cls, last_block), value_tokens(changed, last_block))
-
-
 def slow_smooth(tokens: Tensor, membership: Tensor, share: float) -> np.ndarray:
     x, m = tokens.numpy(), membership.numpy()
     means = [sum(m[s, n] * x[n] for n in range(len(x))) / m[s].sum() for s in range(len(m))]
@@ -94,13 +70,6 @@ def test_smoothing(share):
         assert torch.equal(found, tokens)
 
 
-def test_smoothing_within_hard_superpixels_is_their_mean():
-    tokens = torch.tensor([[1.0], [3.0], [10.0]])
-    membership = torch.tensor([[1.0, 1, 0], [0, 0, 1]])
-    assert smooth_over_superpixels(tokens, membership, 1.0).flatten().tolist() == [2, 2, 10]
-    assert smooth_over_superpixels(tokens, membership, 0.5).flatten().tolist() == [1.5, 2.5, 10]
-
-
 @pytest.mark.parametrize("scale", [1.0, 50.0])
 @pytest.mark.parametrize("targets", [0, 1, 3])
 def test_probabilities(last_block, scale, targets):
@@ -114,13 +83,3 @@ def test_probabilities(last_block, scale, targets):
         feature /= np.linalg.norm(feature)
         odds = np.exp([scale * float(feature @ row.double().numpy()) for row in text])
         np.testing.assert_allclose(found[:, n].numpy(), (odds / odds.sum())[:targets], atol=1e-4)
-
-
-def test_background_words_take_their_share(last_block):
-    values = torch.randn(8, WIDTH)
-    text = torch.nn.functional.normalize(torch.randn(5, EMBED), dim=1)
-    alone = _probabilities(values, last_block, text[:2], 2, 20.0)
-    against = _probabilities(values, last_block, text, 2, 20.0)
-    torch.testing.assert_close(alone.sum(0), torch.ones(8))
-    assert (against.sum(0) < 1).all()
-    assert (against <= alone + 1e-6).all()

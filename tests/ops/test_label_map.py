@@ -21,15 +21,6 @@ def test_resize_same_as_half_pixel_bilinear(h: int, w: int, more_rows: int, more
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("grid", "size"), [((5, 5), (80, 80)), ((3, 7), (33, 49)), ((5, 3), (67, 48))])
-def test_a_lit_token_stays_centred(grid: tuple[int, int], size: tuple[int, int]) -> None:
-    maps = np.zeros((1, *grid), np.float64)
-    maps[0, grid[0] // 2, grid[1] // 2] = 1
-    blob = resize_maps(maps, size)[0].astype(np.float64)
-    centre = [(blob.sum(axis=1 - axis) * np.arange(size[axis])).sum() / blob.sum() for axis in (0, 1)]
-    assert centre == pytest.approx([(size[0] - 1) / 2, (size[1] - 1) / 2], abs=1e-3)
-
-
 def test_resize_takes_half_precision_and_no_maps() -> None:
     assert resize_maps(np.ones((1, 2, 2), np.float16), (5, 6)).tolist() == np.ones((1, 5, 6)).tolist()
     assert resize_maps(np.ones((0, 2, 2), np.float32), (5, 6)).shape == (0, 5, 6)

@@ -54,13 +54,6 @@ def test_same_as_one_photo_at_a_time(name, coarse, power, confidence):
         assert len(found.unique()) > 1
 
 
-def test_ties_go_to_the_first():
-    scores = torch.tensor([0.5, 0.5, 0.5]).view(1, 3, 1, 1)
-    assert online_label_map(scores, torch.tensor([[6, 2]])).item() == 0
-    scores = torch.tensor([0.4, 0.5, 0.5]).view(1, 3, 1, 1)
-    assert online_label_map(scores, torch.tensor([[6, 2]])).item() == 7
-
-
 def test_an_empty_slot_never_wins_even_where_all_scores_are_zero():
     scores = torch.zeros(1, 3, 2, 2)
     scores[0, 2] = 5.0

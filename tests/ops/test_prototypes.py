@@ -67,26 +67,10 @@ def test_spread(classes, count):
     assert found == pytest.approx(slow_spread(features, classes, count), abs=1e-6, nan_ok=True)
 
 
-def test_spread_of_tight_classes_far_apart():
-    features = torch.eye(EMBED)[torch.tensor([0, 0, 1, 1])]
-    assert spread(features, torch.tensor([0, 0, 2, 2]), 3) == pytest.approx((0, 1))
-
-
-def test_kmeans_finds_groups_and_their_directions():
-    centres, index = torch.eye(EMBED)[:3], torch.arange(12) % 3
-    features = F.normalize(centres[index] + 0.05 * drawn(12), dim=1)
-    found = kmeans_prototypes(features, 3)
-    assert found.prototypes.shape == (3, EMBED)
-    assert found.prototypes.dtype == torch.float32
-    assert found.index.dtype == torch.int64
-    expected = slow_means(features, index.tolist(), 3)
-    for sample, cluster in enumerate(found.index.tolist()):
-        np.testing.assert_allclose(found.prototypes[cluster].numpy(), expected[sample % 3], atol=1e-5)
-
-
 def test_kmeans_every_sample_is_nearest_to_its_own_centre():
     features = drawn(40, seed=2)
     found = kmeans_prototypes(features, 4)
+    assert (found.prototypes.dtype, found.index.dtype) == (torch.float32, torch.int64)
     assert sorted(set(found.index.tolist())) == [0, 1, 2, 3]
     centres = [features[found.index == cluster].mean(dim=0) for cluster in range(4)]  # before they are scaled
     for row, cluster in zip(features, found.index.tolist(), strict=True):
@@ -130,22 +114,8 @@ def slow_purity(cluster: list[int], classes: list[int]) -> float:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), min_size=1, max_size=40))
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), max_size=40))
 def test_purity(pairs):
-    cluster, classes = (list(column) for column in zip(*pairs, strict=True))
-    assert purity(torch.tensor(cluster), torch.tensor(classes)) == pytest.approx(slow_purity(cluster, classes))
-
-
-@pytest.mark.parametrize(
-    ("cluster", "classes", "expected"),
-    [
-        ([], [], 1.0),
-        ([0, 0, 0], [1, 1, 1], 1.0),
-        ([0, 1, 2], [0, 0, 0], 1.0),
-        ([0, 0, 0, 0], [0, 1, 2, 3], 0.25),
-        ([4, 4, 0, 0], [7, 7, 7, 1], 0.75),
-    ],
-)
-def test_purity_table(cluster, classes, expected):
+    cluster, classes = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     as_tensor = [torch.tensor(values, dtype=torch.int64) for values in (cluster, classes)]
-    assert purity(*as_tensor) == expected
+    assert purity(*as_tensor) == pytest.approx(slow_purity(cluster, classes) if pairs else 1)

@@ -39,11 +39,6 @@ def test_photo_smaller_than_its_grid(shape: tuple[int, int]) -> None:
     np.testing.assert_allclose(token_membership(ids, (5, 4)).sum(0), 1, rtol=1e-6)
 
 
-def test_shares_on_a_wide_grid() -> None:
-    ids = np.array([[0, 0, 0, 1], [0, 0, 1, 1]], np.uint16)
-    assert token_membership(ids, (1, 2)).tolist() == [[1, 0.25], [0, 0.75]]
-
-
 def test_more_ids_than_sixteen_bits_of_joint_bins() -> None:
     ids = np.arange(300 * 4, dtype=np.uint16).reshape(30, 40)
     membership = token_membership(ids, (10, 10))  # 1200 superpixels x 100 tokens: more bins than uint16 counts

@@ -60,10 +60,3 @@ def test_every_scene_and_its_clutter_can_be_drawn(scene: str) -> None:
         canvas = Canvas(pixels.copy(), (0, -0.6, 0.8))
         painter(Brush(canvas, Frame((35, 25), 15)), np.random.default_rng(0))
         assert not np.array_equal(canvas.pixels, pixels)
-
-
-def test_classes_have_neighbours_that_share_their_colours_and_scenes() -> None:
-    scenes = [scene for _, scene, _ in OBJECTS.values()]
-    assert all(scenes.count(scene) == 2 for scene in SCENES)
-    assert set(OBJECTS["car"][2]) == set(OBJECTS["bus"][2])
-    assert set(OBJECTS["apple"][2]) <= set(OBJECTS["balloon"][2])

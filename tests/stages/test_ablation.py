@@ -101,13 +101,6 @@ def test_no_ablation_is_one_line(workspace) -> None:
     assert ablation.scored(workspace.work) == []
 
 
-@pytest.mark.parametrize("text", ["{}", '[{"name": 1}]', '["x"]', "no"])
-def test_a_damaged_list_is_one_line(workspace, text) -> None:
-    (workspace.work / ablation.LIST).write_text(text)
-    with pytest.raises(SsrError, match=r"ablation\.json"):
-        ablation.score(workspace, EvalOptions(pictures=False), 1.0)
-
-
 def test_report_shows_ablation_scores_and_pictures_and_opens_no_truth_unasked(workspace) -> None:
     ablation.run(workspace, SSR)
     page = report.run(workspace, ShowOptions(count=2)).read_text()

@@ -1,4 +1,4 @@
-"""The zoo of bad images: one clear line each, nothing put in their place, good ones done in any odd format."""
+"""Bad images among good ones: where a run stops, what may fail, and what is made good later."""
 
 from __future__ import annotations
 
@@ -7,77 +7,26 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-GOOD = ("cmyk", "deep", "grey", "rotated", "thin", "narrow", "dot", "wrong_name", "plain")
-BAD = ("truncated", "empty", "text", "missing", "folder", "bomb")
-PLAIN = dict.fromkeys((*BAD[:2], *GOOD, *BAD[2:]), ((40, 32), ("cat",)))
-
-
-def spoil(folder: Path) -> None:
-    """Turn drawn photos into the zoo."""
-    rng = np.random.default_rng(0)
-    path = {name: folder / f"{name}.jpg" for name in PLAIN}
-    path["truncated"].write_bytes(path["truncated"].read_bytes()[:400])
-    path["empty"].write_bytes(b"")
-    path["text"].write_text("this is no photo\n")
-    path["missing"].unlink()
-    path["folder"].unlink()
-    path["folder"].mkdir()
-    Image.new("1", (12000, 12000)).save(path["bomb"], format="PNG")
-    Image.open(path["cmyk"]).convert("CMYK").save(path["cmyk"])
-    Image.fromarray(rng.integers(0, 65535, (32, 40), dtype=np.uint16)).save(path["deep"], format="PNG")
-    Image.open(path["grey"]).convert("L").save(path["grey"])
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.open(path["rotated"]).save(path["rotated"], exif=exif)
-    for name, size in (("thin", (60, 1)), ("narrow", (1, 60)), ("dot", (1, 1))):
-        Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(path[name])
-    Image.open(path["wrong_name"]).save(path["wrong_name"], format="WEBP")
+BAD = ("text", "empty", "missing")
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory, make_voc: Callable[..., None]) -> Path:
     root = tmp_path_factory.mktemp("zoo") / "VOC2012"
-    make_voc(root, PLAIN, masks=False)
-    spoil(root / "JPEGImages")
+    make_voc(root, dict.fromkeys(("plain", "grey", "cmyk", *BAD), ((40, 32), ("cat",))), masks=False)
+    (root / "JPEGImages/text.jpg").write_text("this is no photo")
+    (root / "JPEGImages/empty.jpg").write_bytes(b"")
+    (root / "JPEGImages/missing.jpg").unlink()
+    for name, mode in (("grey", "L"), ("cmyk", "CMYK")):
+        Image.open(root / f"JPEGImages/{name}.jpg").convert(mode).save(root / f"JPEGImages/{name}.jpg")
     return root
-
-
-@pytest.fixture(scope="module")
-def tolerant(zoo, tiny_voc, ssr, tmp_path_factory):
-    """Work directory of a run that goes on past every bad image, and what each stage said."""
-    work = tmp_path_factory.mktemp("tolerant") / "work"
-    made = ("--config", tiny_voc.config, "--root", zoo, "--work", work, "--max-failures", -1)
-    said = {stage: ssr(stage, *made, code=3) for stage in ("superpixels", "cams", "refine")}
-    said["crf"] = ssr("refine", *made, "--crf", "--force", code=3)
-    return work, said
 
 
 def failures(work: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in (work / "failures.jsonl").read_text().splitlines()]
-
-
-def test_one_line_for_each_bad_image_and_stage(tolerant):
-    work, said = tolerant
-    found = sorted((entry["stage"], entry["image"]) for entry in failures(work))
-    assert found == sorted((stage, name) for stage in ("superpixels", "cams", "refine") for name in BAD)
-    for entry in failures(work):
-        assert entry["error"]
-        assert "\n" not in entry["error"]
-    for stage in ("superpixels", "cams", "refine"):
-        assert f"{len(BAD)} bad images left out" in said[stage].err
-        assert all(f"{name}: " in said[stage].err for name in BAD)
-
-
-def test_good_images_are_done_and_nothing_stands_in_for_bad_ones(tolerant, zoo):
-    work, _ = tolerant
-    assert {path.stem for path in (work / "masks").glob("*.png")} == set(GOOD)
-    for name in GOOD:
-        with Image.open(work / f"masks/{name}.png") as mask, Image.open(zoo / f"JPEGImages/{name}.jpg") as photo:
-            assert mask.size == photo.size
 
 
 @pytest.mark.parametrize("stage", ["superpixels", "cams"])
@@ -105,7 +54,7 @@ def test_max_failures_is_the_number_that_may_fail(zoo, tiny_voc, ssr, tmp_path, 
     ssr("cams", *made, "--max-failures", allowed, code=code)
 
 
-def test_mended_image_is_picked_up(zoo, tolerant, tiny_voc, ssr, tmp_path):
+def test_mended_image_is_picked_up(zoo, tiny_voc, ssr, tmp_path):
     root = Path(shutil.copytree(zoo, tmp_path / "VOC2012"))
     listed = tmp_path / "ids.txt"
     listed.write_text("plain\ntext\n")
@@ -119,11 +68,12 @@ def test_mended_image_is_picked_up(zoo, tolerant, tiny_voc, ssr, tmp_path):
     assert (tmp_path / "w/masks/text.png").read_bytes() == (tmp_path / "w/masks/plain.png").read_bytes()
 
 
-def test_show_and_doctor_name_the_bad_ones(tolerant, zoo, tiny_voc, ssr):
-    work, _ = tolerant
-    made = ("--config", tiny_voc.config, "--root", zoo, "--work", work)
+def test_show_and_doctor_name_the_bad_ones(zoo, tiny_voc, ssr, tmp_path):
+    made = ("--config", tiny_voc.config, "--root", zoo, "--work", tmp_path / "w")
+    for stage in ("superpixels", "cams", "refine"):
+        ssr(stage, *made, "--max-failures", -1, code=3)
     out = ssr("doctor", *made, code=1).out
-    assert all(name in out for name in BAD if name != "truncated")  # doctor reads headers only
+    assert all(name in out for name in BAD)
     ran = ssr("show", *made, "--max-failures", -1, code=3)
     assert all(f"{name}: " in ran.err for name in BAD)
-    assert f"{len(GOOD)} panels" in ran.out
+    assert "3 panels" in ran.out

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,21 +60,33 @@ def workspace_at(workspace_in, root, aligned, tmp_path):
     return make
 
 
+@pytest.fixture
+def seen(monkeypatch) -> list[tuple[Any, ...]]:
+    """What is handed to the picture."""
+    handed: list[tuple[Any, ...]] = []
+    drawn = features.feature_map
+    monkeypatch.setattr(features, "feature_map", lambda *args: handed.append(args) or drawn(*args))
+    return handed
+
+
+def projected(workspace, which: str, x):
+    """A head written out."""
+    tensors = load_file(workspace.work / "cmpa.safetensors")
+    head = {key[4:]: value for key, value in tensors.items() if key.startswith(f"{which}.")}
+    hidden = x @ head["layers.0.weight"].T + head["layers.0.bias"]
+    normal = (hidden - head["layers.1.running_mean"]) / np.sqrt(head["layers.1.running_var"] + 1e-5)
+    active = np.maximum(normal * head["layers.1.weight"] + head["layers.1.bias"], 0)
+    return x + active @ head["layers.3.weight"].T + head["layers.3.bias"]
+
+
 def by_hand(workspace, power: float) -> dict[str, dict[str, float]]:
     """Loops over patches, heads written out, distances pair by pair."""
-    head = {key[4:]: value for key, value in load_file(workspace.work / "cmpa.safetensors").items() if key.startswith("isa.")}
-
-    def project(x):
-        hidden = head["layers.0.weight"] @ x + head["layers.0.bias"]
-        normal = (hidden - head["layers.1.running_mean"]) / np.sqrt(head["layers.1.running_var"] + 1e-5)
-        active = np.maximum(normal * head["layers.1.weight"] + head["layers.1.bias"], 0)
-        return x + head["layers.3.weight"] @ active + head["layers.3.bias"]
 
     def unit(x):
         return x / np.linalg.norm(x)
 
     found = {}
-    for name, seen in (("before", lambda x: x), ("after", project)):
+    for name, seen in (("before", lambda x: x), ("after", lambda x: projected(workspace, "isa", x))):
         pooled, classes = [], []
         with ArrayReader(workspace.work / "align/tokens.h5") as tokens, ArrayReader(workspace.work / "align/cams.h5") as cams:
             for sample in workspace.dataset.samples:
@@ -139,24 +152,18 @@ def test_few_samples(workspace_at, ids, samples, projection):
         assert written["before"] == {"purity": 1.0, "within": pytest.approx(0, abs=1e-6), "between": None}
 
 
-def test_more_samples_than_are_drawn(workspace_at, monkeypatch):
+def test_more_samples_than_are_drawn(workspace_at, monkeypatch, seen):
     whole = features.run(workspace_at(), TRAINED, PCA)
     monkeypatch.setattr(features, "MOST_DOTS", 5)
-    seen = []
-    drawn = features.feature_map
-    monkeypatch.setattr(features, "feature_map", lambda *args: seen.append(args) or drawn(*args))
     made = features.run(workspace_at(), TRAINED, PCA)
     assert (made.samples, made.drawn, made.after) == (8, 5, whole.after)
-    before, after, *_, caption = seen[0]
+    before, after, *_, caption = seen[1]
     assert len(before.samples.points) == len(after.samples.points) == 5
     assert "8 samples (image, class) of 5 images, 5 of them drawn" in caption
 
 
-def test_prototypes_lie_where_they_should(workspace_at, monkeypatch):
+def test_prototypes_lie_where_they_should(workspace_at, seen):
     """In a PCA all is linear: the cross of a class of one sample is that sample, before and after."""
-    seen = []
-    drawn = features.feature_map
-    monkeypatch.setattr(features, "feature_map", lambda *args: seen.append(args) or drawn(*args))
     features.run(workspace_at(), TRAINED, PCA)
     for side in seen[0][:2]:
         assert side.text.classes.tolist() == side.image.classes.tolist() == sorted(set(side.samples.classes.tolist()))
@@ -175,12 +182,8 @@ def test_words_go_through_their_own_head(workspace_at, models, monkeypatch):
     (_, before, _), (_, after, _) = laid
     words = load_file(models.voc_bank)["embeddings"][[2, 6, 7, 11, 14]]
     np.testing.assert_allclose(before, words, atol=1e-6)
-    head = {key[4:]: value for key, value in load_file(workspace.work / "cmpa.safetensors").items() if key.startswith("tsa.")}
-    hidden = words @ head["layers.0.weight"].T + head["layers.0.bias"]
-    normal = (hidden - head["layers.1.running_mean"]) / np.sqrt(head["layers.1.running_var"] + 1e-5)
-    active = np.maximum(normal * head["layers.1.weight"] + head["layers.1.bias"], 0)
-    projected = words + active @ head["layers.3.weight"].T + head["layers.3.bias"]
-    np.testing.assert_allclose(after, projected / np.linalg.norm(projected, axis=1, keepdims=True), atol=1e-5)
+    expected = projected(workspace, "tsa", words)
+    np.testing.assert_allclose(after, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
     assert (after - before).abs().max() > 0.01
 
 
@@ -193,13 +196,10 @@ def test_the_training_says_how_features_are_pooled(workspace_at):
     assert abs(other.before.within - made.before.within) > 1e-4
 
 
-def test_kmeans_prototypes_belong_to_no_class(workspace_in, root, tmp_path, monkeypatch):
+def test_kmeans_prototypes_belong_to_no_class(workspace_in, root, tmp_path, seen):
     workspace = workspace_in(tmp_path / "work", root=root)
     options = TRAINED.model_copy(update={"prototypes": "kmeans", "epochs": 2.0})
     align.run(workspace, options, CamsOptions(), RefineOptions())
-    seen = []
-    drawn = features.feature_map
-    monkeypatch.setattr(features, "feature_map", lambda *args: seen.append(args) or drawn(*args))
     features.run(workspace, AlignOptions(), PCA)
     for side in seen[0][:2]:
         assert side.image.classes.tolist() == [-1] * 5

@@ -18,8 +18,7 @@ from pipelines.datasets.classes import palette
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.image import encoder_input, token_grid
 from pipelines.encoders.weights import build_clip, resolve_clip
-from pipelines.errors import SsrError, TooManyFailures, UsageError
-from pipelines.execution.progress import Silent
+from pipelines.errors import TooManyFailures, UsageError
 from pipelines.method import label_maps
 from pipelines.models.segmenter import read_segmenter
 from pipelines.ops.crf import CrfParameters, dense_crf
@@ -28,6 +27,7 @@ from pipelines.options.train import PredictOptions
 from pipelines.stages import predict
 from pipelines.stores.array_store import ArrayWriter, iter_records
 from pipelines.stores.mask_store import write_mask
+from tests.fixtures.heard import Heard
 
 PLAIN = PredictOptions(scales=(1.0,), flip=False)
 FULL = PredictOptions(scales=(1.0, 1.5), flip=True)
@@ -277,7 +277,7 @@ def test_crf_is_that_of_the_classes_found(work_with_model, twin, tiny_voc):
     assert changed
 
 
-def testwinners_are_the_argmax_of_all(work_with_model, tmp_path):
+def test_winners_are_the_argmax_of_all(work_with_model, tmp_path):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(21, 5, 7)).astype(np.float16)
     logits[3] = logits[1] = logits.max(0)  # a tie: the first wins
@@ -300,39 +300,17 @@ def test_bad_photo_among_good_ones(workspace_in, model, tiny_voc, tmp_path):
     assert (line["stage"], line["image"]) == ("predict", "b_trio")
 
 
-class Listening(Silent):
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.heard.append(message)
-
-
 @pytest.mark.parametrize("supervision", ["pseudo", "masks"])
 def test_model_trained_with_masks_says_so(work_with_model, write_model, supervision):
     write_model(work_with_model.model, supervision=supervision)
-    progress = Listening()
+    progress = Heard()
     predict.run(work_with_model, PLAIN, progress)
     said = ["the model was trained on ground-truth masks: an upper bound, not a weakly supervised result"]
-    assert progress.heard == (said if supervision == "masks" else [])
+    assert progress.notes == (said if supervision == "masks" else [])
     manifest = json.loads((work_with_model.predictions / "train.json").read_text())
     assert manifest["settings"]["supervision"] == supervision
     assert "clip" in manifest["settings"]
     assert str(work_with_model.work) not in json.dumps(manifest)  # no path
-
-
-def test_two_writers_of_one_folder(work_with_model, monkeypatch):
-    """A second run would take the first one's temporary files for leftovers."""
-    real = predict.LabelMapWorkers.drain
-
-    def meanwhile(makers) -> None:
-        with pytest.raises(SsrError, match="another process is writing"):
-            predict.run(work_with_model, PLAIN)
-        monkeypatch.setattr(predict.LabelMapWorkers, "drain", real)
-        real(makers)
-
-    monkeypatch.setattr(predict.LabelMapWorkers, "drain", meanwhile)
-    assert predict.run(work_with_model, PLAIN).done == 6
 
 
 def test_a_kill_between_mask_and_probabilities_is_made_good(work_with_model):

@@ -28,14 +28,6 @@ def other_clip(write_model, path, models):
     write_model(path, clip=models.full)
 
 
-def damaged(write_model, path, models):
-    path.write_bytes(write_model(path).read_bytes()[:-400])
-
-
-def heads(write_model, path, models):
-    shutil.copy(models.visual, path)
-
-
 def crafted(write_model, path, models):
     """Says that it is for this CLIP and reads more than that has."""
     weights = resolve_clip("tiny-quickgelu", str(models.visual))
@@ -54,8 +46,6 @@ def of_swapped_classes(write_model, path, models):
 
 BAD = {
     other_clip: "trained with another CLIP .*weights: ",
-    damaged: "not a readable .safetensors file",
-    heads: "was not written by ssr",
     crafted: "reads 5 blocks of width 48, CLIP has 4 of 48",
     of_two_classes: "trained for 2 classes, not for the dataset's 20: class 1 is cat there, aeroplane here",
     of_swapped_classes: "20: class 19 is tvmonitor there, train here",

@@ -20,23 +20,10 @@ from pipelines.errors import SsrError, TooManyFailures, UsageError
 from pipelines.execution.failures import Failures
 from pipelines.execution.progress import Silent
 from pipelines.stages.retrain.data import LabelMaps, checked, ground_truth, pseudo_masks, split_files
+from tests.fixtures.heard import Heard
 
 CLASSES = ("cat", "dog", "bird")
 SIZES = {"a": (12, 7), "b.c": (5, 9), "my photo": (8, 8), "d": (6, 4)}
-
-
-class Notes(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.count = 0
-
-    def note(self, message: str) -> None:
-        self.said.append(message)
-
-    def advance(self, count: int = 1) -> None:
-        self.count += count
 
 
 def write(path: Path, mask: NDArray[np.uint8]) -> None:
@@ -57,7 +44,7 @@ def pairs(tmp_path: Path) -> list[tuple[Sample, Path]]:
     return found
 
 
-def failures(folder: Path, progress: Notes, limit: int = -1) -> Failures:
+def failures(folder: Path, progress: Heard, limit: int = -1) -> Failures:
     return Failures(folder / "failures.jsonl", "retrain", limit, progress)
 
 
@@ -75,14 +62,14 @@ def counted(paths: list[Path]) -> tuple[list[int], float]:
 
 
 def test_counts_are_those_of_all_pixels(pairs, tmp_path) -> None:
-    progress = Notes()
+    progress = Heard()
     maps = checked(pairs, CLASSES, failures(tmp_path, progress), progress)
     counts, ignored = counted([path for _, path in pairs])
     assert maps.counts.tolist() == counts
     assert counts[3] == 0 < min(counts[:3])
     assert maps.ignored == pytest.approx(ignored, abs=1e-12)
     assert list(zip(maps.samples, maps.paths, strict=True)) == pairs  # in their order
-    assert (progress.count, progress.said) == (len(pairs), [])
+    assert (progress.advanced, progress.notes) == (len(pairs), [])
 
 
 @pytest.mark.parametrize(
@@ -98,81 +85,60 @@ def test_class_weights(counts: tuple[int, ...]) -> None:
     assert [type(weight) for weight in found] == [float] * len(counts)  # goes into a config file
 
 
-def wrong_size(sample: Sample, path: Path) -> None:
-    write(path, np.zeros((8, 9), np.uint8))
+def dotted(value: int) -> Callable[[Path, Path], None]:
+    """Gives the mask one pixel of a value."""
+
+    def spoil(photo: Path, mask: Path) -> None:
+        values = np.array(Image.open(mask))
+        values[-1, -1] = value
+        write(mask, values)
+
+    return spoil
 
 
-def turned(sample: Sample, path: Path) -> None:
-    write(path, np.array(Image.open(path)).T)
-
-
-def beyond(sample: Sample, path: Path) -> None:
-    mask = np.array(Image.open(path))
-    mask[-1, -1] = 4
-    write(path, mask)
-
-
-def far_beyond(sample: Sample, path: Path) -> None:
-    mask = np.array(Image.open(path))
-    mask[0, 0] = 254
-    write(path, mask)
-
-
-def truncated(sample: Sample, path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-30])
-
-
-def colours(sample: Sample, path: Path) -> None:
-    Image.open(path).convert("RGB").save(path)
-
-
-def no_photo(sample: Sample, path: Path) -> None:
-    sample.image_path.unlink()
-
-
-def cut_photo(sample: Sample, path: Path) -> None:
-    sample.image_path.write_bytes(sample.image_path.read_bytes()[:-100])
-
-
-def no_mask(sample: Sample, path: Path) -> None:
-    path.unlink()
-
-
-BAD: dict[Callable[[Sample, Path], None], str] = {
-    wrong_size: r"d\.png is 9 x 8, its photo 6 x 4 \(ssr refine --force",
-    turned: "d.png is 4 x 6, its photo 6 x 4",
-    beyond: r"d\.png has class number 4, expected 0 to 3 or 255 \(--classes, --masks\)",
-    far_beyond: "has class number 254, expected 0 to 3 or 255",
-    truncated: "d.png, found a file that cannot be read",
-    colours: "expected class indices in .*d.png, found colours of mode RGB",
-    no_photo: "d.jpg",
-    cut_photo: "d.jpg",
-    no_mask: "found no file .*d.png",
+BAD: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    # name: what spoils photo or mask, what is said
+    "wrong size": (
+        lambda _, mask: write(mask, np.zeros((8, 9), np.uint8)),
+        r"d\.png is 9 x 8, its photo 6 x 4 \(ssr refine --force",
+    ),
+    "turned": (lambda _, mask: write(mask, np.array(Image.open(mask)).T), "d.png is 4 x 6, its photo 6 x 4"),
+    "beyond": (dotted(4), r"d\.png has class number 4, expected 0 to 3 or 255 \(--classes, --masks\)"),
+    "far beyond": (dotted(254), "has class number 254, expected 0 to 3 or 255"),
+    "truncated": (lambda _, mask: mask.write_bytes(mask.read_bytes()[:-30]), "d.png, found a file that cannot be read"),
+    "colours": (
+        lambda _, mask: Image.open(mask).convert("RGB").save(mask),
+        "expected class indices in .*d.png, found colours of mode RGB",
+    ),
+    "no photo": (lambda photo, _: photo.unlink(), "d.jpg"),
+    "cut photo": (lambda photo, _: photo.write_bytes(photo.read_bytes()[:-100]), "d.jpg"),
+    "no mask": (lambda _, mask: mask.unlink(), "found no file .*d.png"),
 }
 
 
-@pytest.mark.parametrize("spoil", BAD)
-def test_a_bad_one_is_left_out_and_noted(pairs, tmp_path, spoil) -> None:
-    spoil(*pairs[3])
-    progress = Notes()
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_one_is_left_out_and_noted(pairs, tmp_path, name) -> None:
+    spoil, expected = BAD[name]
+    spoil(pairs[3][0].image_path, pairs[3][1])
+    progress = Heard()
     noted = failures(tmp_path, progress)
     maps = checked(pairs, CLASSES, noted, progress)
     assert list(zip(maps.samples, maps.paths, strict=True)) == pairs[:3]
     counts, ignored = counted([path for _, path in pairs[:3]])
     assert (maps.counts.tolist(), maps.ignored) == (counts, pytest.approx(ignored))
     assert [json.loads(line)["image"] for line in noted.path.read_text().splitlines()] == ["d"]
-    (said,) = progress.said
+    (said,) = progress.notes
     assert said.isprintable()
-    assert re.search(BAD[spoil], said)
-    message = BAD[spoil].partition(r" \(")[0]
+    assert re.search(expected, said)
+    message = expected.partition(r" \(")[0]
     with pytest.raises(SsrError, match=f"^d: .*{message}.*--val-split"):  # where there may be none
         checked(pairs, CLASSES, None, Silent())
 
 
 def test_more_bad_ones_than_allowed(pairs, tmp_path) -> None:
-    for pair in pairs[:2]:
-        truncated(*pair)
-    progress = Notes()
+    for _, mask in pairs[:2]:
+        mask.write_bytes(mask.read_bytes()[:-30])
+    progress = Heard()
     assert len(checked(pairs, CLASSES, failures(tmp_path, progress, limit=2), progress).samples) == 2
     with pytest.raises(TooManyFailures, match="--max-failures allows 1"):
         checked(pairs, CLASSES, failures(tmp_path, progress, limit=1), progress)
@@ -182,10 +148,10 @@ def test_more_bad_ones_than_allowed(pairs, tmp_path) -> None:
 def test_nothing_left(pairs, tmp_path, case) -> None:
     for sample, path in pairs:
         write(path, np.full(SIZES[sample.image_id][::-1], 255 if case == "all ignored" else 200, np.uint8))
-    progress = Notes()
+    progress = Heard()
     with pytest.raises(SsrError, match=r"none of \d+ label maps is sound and has a labelled pixel \(--masks FOLDER\)"):
         checked(pairs[: 0 if case == "none" else 4], CLASSES, failures(tmp_path, progress), progress)
-    assert len(progress.said) == (4 if case == "all bad" else 0)
+    assert len(progress.notes) == (4 if case == "all bad" else 0)
 
 
 def found_by_mmsegmentation(folder: Path, name: str, files) -> list[tuple[bytes, bytes]]:

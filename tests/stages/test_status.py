@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.errors import SsrError
 from pipelines.stages.status import WorkStatus, status
 from pipelines.stores.array_store import ArrayWriter
 from pipelines.stores.manifest import Manifest
@@ -107,13 +106,3 @@ def test_next_after_the_heads_are_cams_through_them(tmp_path):
 def test_next_after_a_training_that_was_broken_off_is_to_go_on(tmp_path):
     work = heads(superpixels(tmp_path), complete=False, checkpoint=False)
     assert status(work).next_command == f"ssr align --work {work}"
-
-
-@pytest.mark.parametrize("damage", ["[]", "{", '{"stage": "align", "settings": {}, "dataset": {"images": "x"}}',
-    '{"stage": "align", "settings": {}, "dataset": {}, "counts": [1]}', '{"stage": "align", "settings": {}, "dataset": []}',
-])  # fmt: skip
-def test_a_damaged_manifest_of_heads_is_one_line(tmp_path, damage):
-    (tmp_path / "cmpa.json").write_text(damage)
-    with pytest.raises(SsrError, match=r"cmpa\.json") as caught:
-        status(tmp_path)
-    assert "\n" not in str(caught.value)

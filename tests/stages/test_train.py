@@ -315,13 +315,6 @@ def test_curves_are_cut_back_to_where_the_training_stands(new, monkeypatch, run_
     assert contents(workspace.work) == contents(undisturbed.work)
 
 
-def test_damaged_curves_are_one_line(again, run_train):
-    workspace = again()
-    (workspace.work / "train/curves.jsonl").write_text("no curves\n")
-    with pytest.raises(SsrError, match=r"line 1: .*remove the file"):
-        run_train(workspace)
-
-
 def test_damaged_state_is_one_line(again, run_train):
     workspace = again()
     (workspace.work / "train/state.safetensors").write_bytes(b"no state")
@@ -337,20 +330,6 @@ def test_state_of_another_training_is_not_taken_over(again, trained, steps, run_
     steps.clear()
     run_train(replace(workspace, force=False), seed=1)
     assert steps == list(range(6))
-
-
-def test_two_trainings_in_one_folder(new, monkeypatch, run_train):
-    """A second one would take the first one's temporary files for leftovers."""
-    step, workspace = SegmentationTrainer.step, new()
-
-    def meanwhile(trainer: SegmentationTrainer) -> StepLosses:
-        monkeypatch.setattr(SegmentationTrainer, "step", step)
-        with pytest.raises(SsrError, match=r"another process is training in .*--work"):
-            run_train(workspace)
-        return step(trainer)
-
-    monkeypatch.setattr(SegmentationTrainer, "step", meanwhile)
-    assert run_train(workspace).done == 6
 
 
 def test_a_loss_that_is_no_number_stops_before_it_is_saved(new, monkeypatch, run_train, steps):

@@ -22,7 +22,6 @@ from pipelines.encoders.weights import resolve_clip
 from pipelines.errors import SsrError, TooManyFailures, UsageError
 from pipelines.evaluation.confusion import confusion_counts
 from pipelines.evaluation.metrics import metrics_from_counts
-from pipelines.execution.progress import Silent
 from pipelines.models.segmenter import read_segmenter
 from pipelines.options.stages import EvalOptions
 from pipelines.options.train import PredictOptions
@@ -32,6 +31,7 @@ from pipelines.stages.train.inputs import train_inputs
 from pipelines.stages.train.settings import train_settings
 from pipelines.training.processes import Processes
 from pipelines.workdir.workspace import Workspace
+from tests.fixtures.heard import Heard
 
 ONCE = {"scales": (1.0,), "flip": False, "long_side": 0}
 
@@ -129,21 +129,9 @@ def test_photos_without_classes_alone(new, tmp_path, run_train):
 # validation
 
 
-class Listening(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.statuses: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    def status(self, message: str) -> None:
-        self.statuses.append(message)
-
-
 @pytest.mark.parametrize("name", ["ssr", "masks"])
 def test_validation_scores_as_eval_scores_what_predict_makes(new, workspace_in, name, run_train, train_sections):
-    workspace, progress = new(), Listening()
+    workspace, progress = new(), Heard()
     train.run(workspace, train_sections(name, val_split="val", validate_every=2, learning_rate=3e-2), progress)
     scores = {line["iteration"]: line["val_miou"] for line in lines(workspace.work) if "val_miou" in line}
     assert list(scores) == [2, 4, 6]
@@ -221,13 +209,6 @@ def test_validation_that_cannot_be_is_one_line(new, tiny_voc, tmp_path, spoil, s
         run_train(new(root=root), val_split="nowhere")
 
 
-def test_upper_bound_is_called_so(new, train_sections):
-    for name in ("masks", "weclip"):
-        progress = Listening()
-        train.run(new(name), train_sections(name, iterations=1), progress)
-        assert progress.notes == ([train.UPPER_BOUND] if name == "masks" else [])
-
-
 # options that do not fit
 
 
@@ -241,6 +222,7 @@ def test_upper_bound_is_called_so(new, train_sections):
         ("weclip", {"crop": 72}, "72 pixels is no multiple of CLIP's patch of 16 .*--crop"),
         ("weclip", {"clip_layers": 5}, "this CLIP has 4 blocks, found 5 .*--clip-layers"),
         ("ssr", {"ckpt": Path("nowhere.safetensors")}, "no checkpoint at nowhere.safetensors .*--ckpt"),
+        ("ssr", {"ckpt": Path("auto")}, "cmpa.safetensors .*--ckpt"),
     ],
 )
 def test_options_that_do_not_fit_are_one_line(new, name, changed, said, run_train):

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from pipelines.errors import SsrError, UsageError
 from pipelines.stores.checkpoint import read_checkpoint, write_checkpoint
+from tests.fixtures.traps import Trap
 
 TENSORS = {
     "heads.weight": torch.randn(3, 4),
@@ -61,43 +62,13 @@ def test_a_note_that_cannot_be_written_leaves_the_old_file(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-class Trap:
-    """Touches a file if anybody unpickles it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def _missing(path: Path) -> None:
-    pass
-
-
-def _folder(path: Path) -> None:
-    path.mkdir()
-
-
-def _empty(path: Path) -> None:
-    path.touch()
-
-
-def _torch(path: Path) -> None:
-    torch.save({"heads.weight": torch.zeros(2), "trap": Trap(path.with_name("sprung"))}, path)
-
-
-def _pickle(path: Path) -> None:
-    path.write_bytes(pickle.dumps(Trap(path.with_name("sprung"))))
+def sprung(path: Path) -> Trap:
+    return Trap(path.with_name("sprung"))
 
 
 def _cut(path: Path) -> None:
     write_checkpoint(path, TENSORS, NOTE)
     path.write_bytes(path.read_bytes()[:-3])
-
-
-def _text(path: Path) -> None:
-    path.write_text("weights\n" * 9)
 
 
 def _noted(metadata: dict[str, str] | None):
@@ -110,13 +81,13 @@ def _noted(metadata: dict[str, str] | None):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        pytest.param(_missing, "no checkpoint at", id="missing"),
-        pytest.param(_folder, "no checkpoint at", id="folder"),
-        pytest.param(_empty, "not a readable .safetensors", id="empty"),
-        pytest.param(_torch, "not a readable .safetensors", id="torch.save"),
-        pytest.param(_pickle, "not a readable .safetensors", id="pickle"),
+        pytest.param(lambda path: None, "no checkpoint at", id="missing"),
+        pytest.param(Path.mkdir, "no checkpoint at", id="folder"),
+        pytest.param(Path.touch, "not a readable .safetensors", id="empty"),
+        pytest.param(lambda path: torch.save({"trap": sprung(path)}, path), "not a readable .safetensors", id="torch.save"),
+        pytest.param(lambda path: path.write_bytes(pickle.dumps(sprung(path))), "not a readable .safetensors", id="pickle"),
         pytest.param(_cut, "not a readable .safetensors", id="cut off"),
-        pytest.param(_text, "not a readable .safetensors", id="text"),
+        pytest.param(lambda path: path.write_text("weights\n" * 9), "not a readable .safetensors", id="text"),
         pytest.param(_noted({"note": "{"}), "not a readable .safetensors", id="broken note"),
         pytest.param(_noted(None), "not written by ssr", id="no metadata"),
         pytest.param(_noted({"format": "pt"}), "not written by ssr", id="no note"),

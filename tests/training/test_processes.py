@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import socket
 import subprocess
 import sys
 from itertools import islice
@@ -23,6 +21,7 @@ from pipelines.training.alignment import AlignmentTrainer
 from pipelines.training.alignment_data import AlignmentData, photo_order
 from pipelines.training.alignment_loss import alignment_loss
 from pipelines.training.processes import Processes, joined_processes
+from tests.fixtures.together import run_together, two_processes
 
 CPU = torch.device("cpu")
 CLASSES, EMBED, PATCHES = 3, 6, 5
@@ -109,12 +108,6 @@ def text() -> Tensor:
     return F.normalize(torch.randn(CLASSES + 2, EMBED, generator=torch.Generator().manual_seed(0)), dim=1)
 
 
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the final state and the photos of every step of each of two processes, for each of `RUNS`."""
@@ -122,13 +115,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = photos()
     given = {"tokens": torch.from_numpy(data.tokens), "text": text()}
     save_file(given | {f"cams.{i}": torch.from_numpy(cams) for i, cams in enumerate(data.cams)}, folder / "given.safetensors")
-    (folder / "together.py").write_text(TOGETHER)
-    torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "together.py", json.dumps({"labels": LABELS, "classes": CLASSES, "runs": RUNS})]
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | torchrun, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_together(folder, TOGETHER, {"labels": LABELS, "classes": CLASSES, "runs": RUNS})
     return folder
 
 
@@ -215,7 +202,7 @@ except SsrError as error:
 
 def test_a_process_that_is_left_alone_says_so():
     launch = [sys.executable, "-c", LEFT_ALONE]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+    environment = two_processes()
     first, second = (
         subprocess.Popen(launch, env=environment | {"RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for rank in ("0", "1")

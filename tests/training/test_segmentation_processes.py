@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from tests.fixtures.together import run_together
 
 TOGETHER = """\
 import json, multiprocessing, os, sys
@@ -132,16 +129,7 @@ RUNS = {
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the final state of each of two processes, and of one alone, for each of `RUNS`."""
     folder = tmp_path_factory.mktemp("together")
-    (folder / "together.py").write_text(TOGETHER)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "together.py", json.dumps(RUNS)],
-        cwd=folder, env=os.environ | torchrun, capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_together(folder, TOGETHER, RUNS)
     return folder
 
 
