@@ -115,6 +115,7 @@ def test_a_wrong_checkpoint_is_one_line(work, ssr, tiny_voc, tiny_folder, models
             "none": tmp_path / "none.safetensors", "folder": tmp_path, "text": tmp_path / "text.safetensors",
             "bank": models.voc_bank, "state": work / "align/state.safetensors",
         }[case]  # fmt: skip
+    flags += ("--superpixel-share", 0, "--aligned-superpixel-share", 0)  # else superpixels are asked for first
     ran = ssr("cams", "--config", config, "--work", tmp_path / "new", "--ckpt", ckpt, *flags, code=2)
     errors = [line for line in ran.err.splitlines() if line.strip()]
     assert len(errors) == 1

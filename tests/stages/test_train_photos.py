@@ -222,7 +222,6 @@ def test_validation_that_cannot_be_is_one_line(new, tiny_voc, tmp_path, spoil, s
         ("weclip", {"crop": 72}, "72 pixels is no multiple of CLIP's patch of 16 .*--crop"),
         ("weclip", {"clip_layers": 5}, "this CLIP has 4 blocks, found 5 .*--clip-layers"),
         ("ssr", {"ckpt": Path("nowhere.safetensors")}, "no checkpoint at nowhere.safetensors .*--ckpt"),
-        ("ssr", {"ckpt": Path("auto")}, "cmpa.safetensors .*--ckpt"),
     ],
 )
 def test_options_that_do_not_fit_are_one_line(new, name, changed, said, run_train):
@@ -247,6 +246,8 @@ def test_refinement_without_attention_is_refused_as_by_refine(new, train_section
 def test_without_superpixels_the_command_is_named(workspace_in, tmp_path, run_train):
     with pytest.raises(SsrError, match="`ssr superpixels`"):
         run_train(workspace_in(tmp_path / "w"), "ssr", ckpt=None)
+    with pytest.raises(UsageError, match=r"cmpa\.safetensors .*--ckpt"):
+        run_train(workspace_in(tmp_path / "w"), "weclip", ckpt=Path("auto"))
     assert run_train(workspace_in(tmp_path / "w"), "weclip").done == 6  # needs none
 
 
