@@ -11,7 +11,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from pipelines.encoders.tower import Grid, Tail
-from pipelines.ops.attention import attention_with_weights
+from pipelines.ops.attention import attended_values, mean_attention
 
 
 def fits(model: nn.Module) -> bool:
@@ -72,19 +72,21 @@ class OpenClipViT:
 
     def block(self, index: int, x: Tensor, grid: Grid) -> Tensor:
         """Output of a block, ``(B, N + 1, D)``."""
-        return cast("Tensor", self.blocks[index](x))
+        block = self.blocks[index]
+        return _behind_attention(block, x, attended_values(*_projected(block.attn, block.ln_1(x)), block.attn.num_heads))
 
     def attention(self, index: int, x: Tensor, grid: Grid) -> Tensor:
         """A block's attention, ``(B, N + 1, N + 1)``."""
         block = self.blocks[index]
         query, key, _ = _projected(block.attn, block.ln_1(x))
-        return attention_with_weights(query, key, None, block.attn.num_heads)[1]
+        return mean_attention(query, key, block.attn.num_heads)
 
     def block_with_attention(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """`block` and `attention` from one set of queries and keys."""
         block = self.blocks[index]
-        attended, weights = attention_with_weights(*_projected(block.attn, block.ln_1(x)), block.attn.num_heads)
-        return _behind_attention(block, x, attended), weights
+        query, key, value = _projected(block.attn, block.ln_1(x))
+        attended = attended_values(query, key, value, block.attn.num_heads)
+        return _behind_attention(block, x, attended), mean_attention(query, key, block.attn.num_heads)
 
     def tail(self, grid: Grid) -> Tail:
         """What stands behind the last block's input; it is the same on every grid."""
@@ -95,11 +97,7 @@ def block_tail(block: Any, ln_post: Callable[[Tensor], Tensor], projection: Tens
     """A pre-norm residual block as open_clip builds it, a LayerNorm and a projection ``(D, E)``."""
 
     def output(tokens_cls: Tensor, activation: Tensor) -> Tensor:
-        attn = block.attn
-        batch, count, width = activation.shape
-        split = (batch, count, attn.num_heads, width // attn.num_heads)
-        query, key, value = (part.view(split).transpose(1, 2) for part in _projected(attn, activation))  # (B, heads, T, d)
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, count, width)  # (B, T, D)
+        attended = attended_values(*_projected(block.attn, activation), block.attn.num_heads)  # (B, T, D)
         return _behind_attention(block, tokens_cls, attended)
 
     def value_tokens(activation: Tensor) -> Tensor:
@@ -115,6 +113,6 @@ def _projected(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def _behind_attention(block: Any, x: Tensor, attended: Tensor | None) -> Tensor:
+def _behind_attention(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     x = x + block.ls_1(block.attn.out_proj(attended))  # (B, T, D)
     return cast("Tensor", x + block.ls_2(block.mlp(block.ln_2(x))))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipelines.encoders.timm_trunk import TimmTrunk, cuts_patches, projection, trunk_of
 from pipelines.encoders.tower import Grid, Tail
-from pipelines.ops.attention import attention_with_weights
+from pipelines.ops.attention import mean_attention
 
 
 def fits(model: nn.Module) -> bool:
@@ -39,13 +39,16 @@ class TimmEva(TimmTrunk):
 
     def attention(self, index: int, x: Tensor, grid: Grid) -> Tensor:
         """A block's attention, ``(B, P + N, P + N)``."""
-        return self._attended(index, x, grid, values=False)[1]
+        block = self.blocks[index]
+        attn, rotation = block.attn, self._rotation(index, grid)
+        query, key, value = _projected(attn, block.norm1(x))  # (B, T, heads, d) each
+        rotated = (_rotated(attn, norm(part), rotation, value) for norm, part in ((attn.q_norm, query), (attn.k_norm, key)))
+        q, k = (_all_heads(attn, part).flatten(2) for part in rotated)  # (B, T, heads * d)
+        return mean_attention(q, k, attn.num_heads)
 
     def block_with_attention(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """`block` and `attention` from one set of queries and keys."""
-        attended, weights = self._attended(index, x, grid, values=True)
-        block = self.blocks[index]
-        return _behind_attention(block, x, block.attn.proj(block.attn.norm(attended))), weights
+        """`block` and `attention`; timm's own forward makes the output, so that it has the same bits either way."""
+        return self.block(index, x, grid), self.attention(index, x, grid)
 
     def tail(self, grid: Grid) -> Tail:
         """What stands behind the last block's input; the rotations depend on the grid."""
@@ -70,14 +73,6 @@ class TimmEva(TimmTrunk):
             rope.update_feat_shape(grid)
         embedding = rope.get_embed(grid)
         return cast("Tensor", embedding[index] if self.model.rope_mixed else embedding)
-
-    def _attended(self, index: int, x: Tensor, grid: Grid, values: bool) -> tuple[Tensor | None, Tensor]:
-        block = self.blocks[index]
-        attn, rotation = block.attn, self._rotation(index, grid)
-        query, key, value = _projected(attn, block.norm1(x))  # (B, T, heads, d) each
-        rotated = [_rotated(attn, norm(part), rotation, value) for norm, part in ((attn.q_norm, query), (attn.k_norm, key))]
-        q, k, v = (_all_heads(attn, part).flatten(2) for part in (*rotated, value))  # (B, T, heads * d)
-        return attention_with_weights(q, k, v if values else None, attn.num_heads)
 
 
 def _projected(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipelines.encoders.timm_trunk import TimmTrunk, cuts_patches, projection, trunk_of
 from pipelines.encoders.tower import Grid, Tail
-from pipelines.ops.attention import attention_with_weights
+from pipelines.ops.attention import mean_attention
 
 
 def fits(model: nn.Module) -> bool:
@@ -43,7 +43,7 @@ class TimmViT(TimmTrunk):
         heads, split = attn.num_heads, (x.shape[0], x.shape[1], attn.num_heads, -1)
         query = attn.q_norm(query.view(split)).flatten(2)  # (B, P + N, D)
         key = attn.k_norm(key.view(split)).flatten(2)  # (B, P + N, D)
-        return attention_with_weights(query, key, None, heads)[1]
+        return mean_attention(query, key, heads)
 
     def block_with_attention(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """`block` and `attention`; timm's fused kernel makes the output, so that it has the same bits either way."""

@@ -1,33 +1,49 @@
-"""Multi-head attention that also returns its weights, averaged over heads."""
+"""Multi-head attention: its result by the fused kernel, and its weights averaged over heads, each by itself.
+
+A block's output has the same bits whether its weights are asked for or not, so that one pass of an encoder can serve
+parts that need them and parts that do not.
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def attention_with_weights(query: Tensor, key: Tensor, value: Tensor | None, heads: int) -> tuple[Tensor | None, Tensor]:
-    """Scaled dot-product attention that keeps what fused kernels throw away.
+def attended_values(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Scaled dot-product attention without its weights.
 
     Args:
         query: Projected queries, ``(B, T, D)``.
         key: Projected keys, ``(B, T, D)``.
-        value: Projected values, ``(B, T, D)``, or None when only the weights are wanted.
+        value: Projected values, ``(B, T, D)``.
         heads: Number of heads; must divide ``D``.
 
     Returns:
-        The attended values ``(B, T, D)`` in the input's dtype (None without ``value``), before the output
-        projection, and the attention ``(B, T, T)`` in fp32, averaged over heads. Row = receiver,
-        column = source; every row sums to 1.
+        ``(B, T, D)`` in the input's dtype, before the output projection.
     """
-    batch, tokens, width = query.shape
-    split = (batch, tokens, heads, width // heads)
-    q = query.view(split).transpose(1, 2)  # (B, heads, T, D / heads)
-    k = key.view(split).transpose(1, 2)  # (B, heads, T, D / heads)
-    scores = (q * (width // heads) ** -0.5) @ k.transpose(-2, -1)  # (B, heads, T, T)
-    weights = torch.softmax(scores.float(), dim=-1)  # (B, heads, T, T)
-    attended = None
-    if value is not None:
-        v = value.view(split).transpose(1, 2)  # (B, heads, T, D / heads)
-        attended = (weights.to(v.dtype) @ v).transpose(1, 2).reshape(batch, tokens, width)  # (B, T, D)
-    return attended, weights.mean(dim=1)
+    split = (*query.shape[:2], heads, -1)
+    q, k, v = (part.view(split).transpose(1, 2) for part in (query, key, value))  # (B, heads, T, D / heads)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def mean_attention(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """The weights of scaled dot-product attention, averaged over heads, which are added up one after the other.
+
+    Args:
+        query: Projected queries, ``(B, T, D)``.
+        key: Projected keys, ``(B, T, D)``.
+        heads: Number of heads; must divide ``D``.
+
+    Returns:
+        ``(B, T, T)`` fp32; row = receiver, column = source; every row sums to 1. Never more than two such maps are held.
+    """
+    width = query.shape[-1] // heads
+    total: Tensor | None = None
+    for q, k in zip(query.chunk(heads, dim=-1), key.chunk(heads, dim=-1), strict=True):  # (B, T, D / heads) each
+        weights = torch.softmax(((q * width**-0.5) @ k.transpose(-2, -1)).float(), dim=-1)  # (B, T, T)
+        total = weights if total is None else total.add_(weights)
+    if total is None:
+        raise ValueError("expected at least one head")
+    return total.div_(heads)

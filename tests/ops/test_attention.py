@@ -1,10 +1,12 @@
+"""Attention against torch's own module, and its weights by themselves."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.ops.attention import attention_with_weights
+from pipelines.ops.attention import attended_values, mean_attention
 
 
 def _projected(attention: nn.MultiheadAttention, tokens: Tensor) -> tuple[Tensor, ...]:
@@ -18,25 +20,16 @@ def test_same_as_multihead_attention(batch: int, tokens: int, width: int, heads:
     reference = nn.MultiheadAttention(width, heads, batch_first=True).eval()
     x = 3 * torch.randn(batch, tokens, width)
     expected, expected_weights = reference(x, x, x, need_weights=True, average_attn_weights=True)
-    attended, weights = attention_with_weights(*_projected(reference, x), heads)
-    assert attended is not None
-    torch.testing.assert_close(reference.out_proj(attended), expected)
-    torch.testing.assert_close(weights, expected_weights)
-
-
-def test_weights_alone() -> None:
-    torch.manual_seed(0)
-    query, key = torch.randn(2, 2, 5, 8).unbind()
-    attended, weights = attention_with_weights(query, key, None, 2)
-    assert attended is None
-    torch.testing.assert_close(weights, attention_with_weights(query, key, key, 2)[1])
+    query, key, value = _projected(reference, x)
+    torch.testing.assert_close(reference.out_proj(attended_values(query, key, value, heads)), expected)
+    torch.testing.assert_close(mean_attention(query, key, heads), expected_weights)
 
 
 def test_row_is_the_receiver() -> None:
     query, key = torch.zeros(2, 1, 3, 4).unbind()
     query[0, 0] = 100.0
     key[0, 2] = 1.0  # token 0 looks at token 2, the others look everywhere
-    _, weights = attention_with_weights(query, key, None, 1)
+    weights = mean_attention(query, key, 1)
     torch.testing.assert_close(weights[0, 0], torch.tensor([0.0, 0.0, 1.0]))
     torch.testing.assert_close(weights[0, 1:], torch.full((2, 3), 1 / 3))
 
@@ -44,11 +37,9 @@ def test_row_is_the_receiver() -> None:
 def test_half_precision_keeps_its_rows() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 50, 16).unbind()
-    exact, exact_weights = attention_with_weights(query, key, value, 4)
-    attended, weights = attention_with_weights(query.bfloat16(), key.bfloat16(), value.bfloat16(), 4)
-    assert attended is not None
-    assert attended.dtype == torch.bfloat16
-    assert weights.dtype == torch.float32
+    halves = query.bfloat16(), key.bfloat16(), value.bfloat16()
+    attended, weights = attended_values(*halves, 4), mean_attention(*halves[:2], 4)
+    assert (attended.dtype, weights.dtype) == (torch.bfloat16, torch.float32)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 50))  # rounded scores, but a softmax in fp32
-    torch.testing.assert_close(weights, exact_weights, atol=2e-2, rtol=0)
-    torch.testing.assert_close(attended.float(), exact, atol=5e-2, rtol=0)
+    torch.testing.assert_close(weights, mean_attention(query, key, 4), atol=2e-2, rtol=0)
+    torch.testing.assert_close(attended.float(), attended_values(query, key, value, 4), atol=5e-2, rtol=0)
