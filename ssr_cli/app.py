@@ -20,6 +20,7 @@ COMMANDS = {
     "align": "2  Train CMPA's alignment heads (image and text) -> cmpa.safetensors",
     "cams": "3  Class activation maps from the frozen CLIP -> cams.h5",
     "refine": "4  CLIP + DINO affinity, superpixel mask, CRF -> masks/*.png",
+    "masks": "Stages 1, 3 and 4 in one pass of each encoder -> the same files",
     "train": "5  Train a segmentation decoder on pseudo-masks made online -> model.safetensors",
     "predict": "6  Predict label maps of a split or of any folder of images -> predictions/*.png",
     "eval": "7  Score CAMs, masks or any folder of PNGs against ground truth.",

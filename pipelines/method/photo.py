@@ -94,9 +94,16 @@ def averaged_over_views(forward: Callable[[View], Tensor], scales: Sequence[floa
         maps = forward(view)  # (..., h', w')
         maps = maps.flip(-1) if view.mirrored else maps
         if maps.shape[-2:] != grid:
-            flat = maps.reshape(1, -1, *maps.shape[-2:])
-            maps = F.interpolate(flat, size=grid, mode="bilinear").view(*maps.shape[:-2], *grid)
+            maps = _resized(maps, grid)
         total = maps if total is None else total + maps
     if total is None:
         raise ValueError("expected at least one scale")
     return total / len(views)
+
+
+def _resized(maps: Tensor, grid: Grid) -> Tensor:
+    """``(..., h', w')`` -> ``(..., h, w)``, bilinear."""
+    shape = (*maps.shape[:-2], *grid)
+    if maps.numel() == 0:  # images without classes: torch refuses
+        return maps.new_zeros(shape)
+    return F.interpolate(maps.reshape(1, -1, *maps.shape[-2:]), size=grid, mode="bilinear").view(shape)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipelines.encoders.class_embeddings import text_sources
@@ -53,7 +55,13 @@ def model_sources(workspace: Workspace, needs: Needs, alignment: Path | None = N
     return Sources(clip, dino, text, alignment)
 
 
-def cam_settings(workspace: Workspace, options: CamsOptions, sources: Sources) -> dict[str, Any]:
+Digests = Mapping[str, str]
+"""Digests of the settings of ``superpixels`` and ``cams`` that are made in the same run; others are read from disk."""
+
+
+def cam_settings(
+    workspace: Workspace, options: CamsOptions, sources: Sources, made_now: Digests = MappingProxyType({})
+) -> dict[str, Any]:
     """Whatever changes a CAM.
 
     Raises:
@@ -67,10 +75,12 @@ def cam_settings(workspace: Workspace, options: CamsOptions, sources: Sources) -
     }
     if options.ckpt is not None:
         settings["ckpt"] |= {"sha256": file_sha256(options.ckpt)}
-    return settings | _superpixel_settings(workspace, cam_needs(options))
+    return settings | _superpixel_settings(workspace, cam_needs(options), made_now)
 
 
-def refinement_settings(workspace: Workspace, options: RefineOptions, sources: Sources) -> dict[str, Any]:
+def refinement_settings(
+    workspace: Workspace, options: RefineOptions, sources: Sources, made_now: Digests = MappingProxyType({})
+) -> dict[str, Any]:
     """Whatever changes a refined CAM, but for the CAM itself."""
     needs = refine_needs(options)
     settings = refine_values(options) | {
@@ -78,7 +88,7 @@ def refinement_settings(workspace: Workspace, options: RefineOptions, sources: S
         "dino": sources.dino.provenance() if sources.dino is not None and needs & DINO_NEEDS else None,
         "precision": precision_name(workspace.run),
     }
-    return settings | _superpixel_settings(workspace, needs)
+    return settings | _superpixel_settings(workspace, needs, made_now)
 
 
 def mask_settings(options: RefineOptions) -> dict[str, Any]:
@@ -86,5 +96,7 @@ def mask_settings(options: RefineOptions) -> dict[str, Any]:
     return label_map_values(options, "background_power", "min_confidence")
 
 
-def _superpixel_settings(workspace: Workspace, needs: Needs) -> dict[str, Any]:
-    return {"superpixels": input_digest(workspace.superpixels, "ssr superpixels")} if "superpixels" in needs else {}
+def _superpixel_settings(workspace: Workspace, needs: Needs, made_now: Digests) -> dict[str, Any]:
+    if "superpixels" not in needs:
+        return {}
+    return {"superpixels": made_now.get("superpixels") or input_digest(workspace.superpixels, "ssr superpixels")}

@@ -68,6 +68,9 @@ def test_devices(config, whole, tmp_path):
     assert "mIoU" in ran.stdout
     assert contents(work) == contents(whole)
     assert not (work / "shards").exists()
+    call("masks", "--config", config, "--work", tmp_path / "one pass", "--devices", "cpu,cpu")
+    scores = {name for name in contents(whole) if name.startswith("eval/")}
+    assert contents(tmp_path / "one pass") == {k: v for k, v in contents(whole).items() if k not in scores}
     words = ("superpixels", "--work", work, "--devices", "cpu,cpu")
     refused = call(*words, "--segments", 50, code=2)
     assert refused.stderr.count("error:") == 1

@@ -89,6 +89,10 @@ COMMANDS = {
     "refine": Command(
         "refine --recipe clip-es --no-crf", ("refined.h5", "masks/*.png"), ("refined", "masks"), ("cams",), store="refined.h5"
     ),
+    "masks": Command(
+        "masks --no-crf", ("superpixels.h5", "cams.h5", "refined.h5", "masks/*.png"),
+        ("superpixels", "cams", "refined", "masks"), store="cams.h5",
+    ),
     "align": Command(
         "align", ("cmpa.safetensors", "align/tokens.h5", "align/cams.h5"), ("cmpa",), deaths=(1, 6, 5), store="align/cams.h5"
     ),
@@ -114,6 +118,7 @@ class Done:
     committed: set[str]
     masks: set[str]
     said: str
+    store: str
 
     @property
     def steps(self) -> list[int]:
@@ -121,8 +126,8 @@ class Done:
 
     @property
     def made(self) -> list[str]:
-        """Photos whose arrays were made."""
-        return [words[2] for words in self.events if words[0] == "array" and words[1] in {"cams", "refined"}]
+        """Photos whose arrays of the store were made."""
+        return [words[2] for words in self.events if words[0] == "array" and words[1] == Path(self.store).stem]
 
     @property
     def moments(self) -> list[str]:
@@ -155,7 +160,7 @@ class Bench:
         events = {"log": str(log), "folder": str(work), "deaths": deaths}
         ended = self.forks.start(*words, events=events, set=self.command.set).wait(300)
         lines = [line.split() for line in log.read_text().splitlines()]
-        done = Done(ended.code, lines, committed, masks, ended.said[-800:])
+        done = Done(ended.code, lines, committed, masks, ended.said[-800:], self.command.store)
         self.runs.setdefault(name, []).append(done)
         return done
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from pipelines.stores.array_store import ArrayReader
 from pipelines.stores.image_arrays import read_cam
 from pipelines.stores.manifest import digest
 from pipelines.workdir.output import Output, Part
-from pipelines.workdir.settings import input_digest, mask_settings, refinement_settings
+from pipelines.workdir.settings import Digests, input_digest, mask_settings, refinement_settings
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "refine"
@@ -51,10 +52,20 @@ class Target:
 
 
 @contextmanager
-def open_target(workspace: Workspace, target: Target, sources: Sources, progress: Progress) -> Iterator[TargetJob]:
-    """Open the store and the masks of one set of options; see `pipelines.workdir.output.Output`."""
-    made_from = {"cams": input_digest(workspace.cams, "ssr cams")}
-    settings = refinement_settings(workspace, target.options, sources) | made_from
+def open_target(
+    workspace: Workspace, target: Target, sources: Sources, progress: Progress, made_now: Digests = MappingProxyType({})
+) -> Iterator[TargetJob]:
+    """Open the store and the masks of one set of options; see `pipelines.workdir.output.Output`.
+
+    Args:
+        workspace: Where CAMs and superpixels come from.
+        target: The options, and where the outputs go.
+        sources: What the encoders are built from.
+        progress: Receives each mask.
+        made_now: Digests of CAMs and superpixels that are made in the same run.
+    """
+    made_from = {"cams": made_now.get("cams") or input_digest(workspace.cams, "ssr cams")}
+    settings = refinement_settings(workspace, target.options, sources, made_now) | made_from
     masks = {**mask_settings(target.options), "refined": digest(settings)}
     with (
         workspace.output(

@@ -1,0 +1,223 @@
+"""`ssr masks`: superpixels, CAMs, refined CAMs and pseudo-masks of each photo in one pass of each encoder.
+
+It writes what `ssr superpixels`, `ssr cams` and `ssr refine` write, with the same bytes; it goes on
+from whatever of it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.datasets.base import Sample
+from pipelines.datasets.image import load_image
+from pipelines.errors import ImageError, SsrError
+from pipelines.execution.batches import batches_by
+from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.execution.interruption import until_interrupted
+from pipelines.execution.pool import DEAD_WORKER, process_pool, resolve_workers, usable
+from pipelines.execution.progress import Progress, Silent
+from pipelines.method.cam_extractor import extract_cams
+from pipelines.method.composition import cam_needs, refine_needs, refined_cams
+from pipelines.method.encoders import Blocks, Encoders
+from pipelines.method.loading import FrozenModels
+from pipelines.method.photo import Photo, View, shapes
+from pipelines.ops.slic import slic_superpixels
+from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
+from pipelines.stages.refine.target import Target, TargetJob, open_target
+from pipelines.stores.array_store import ArrayReader
+from pipelines.stores.image_arrays import read_cam, superpixels_of
+from pipelines.stores.manifest import digest
+from pipelines.workdir.counts import Counts
+from pipelines.workdir.output import Output, Todo
+from pipelines.workdir.settings import cam_settings, model_sources
+from pipelines.workdir.workspace import Workspace
+
+STAGE = "masks"
+
+
+def outputs(workspace: Workspace, *_: object) -> tuple[Path, ...]:
+    """All that is made."""
+    return workspace.superpixels, workspace.cams, workspace.refined, workspace.masks
+
+
+def run(
+    workspace: Workspace,
+    superpixels: SuperpixelsOptions,
+    cams: CamsOptions,
+    refine: RefineOptions,
+    progress: Progress | None = None,
+) -> Counts:
+    """Make the pseudo-masks of a work directory, and all that they are made from.
+
+    Args:
+        workspace: Where images come from and outputs go.
+        superpixels: SLIC's options; used if a part needs superpixels.
+        cams: Read-out, scales, alignment heads.
+        refine: Affinity, masks, background rule, CRF.
+        progress: Receives each mask.
+
+    Returns:
+        Masks done, skipped and failed.
+
+    Raises:
+        UsageError: An output was made with other options, and ``workspace.force`` is off.
+        TooManyFailures: More bad images than allowed; what was computed is kept.
+    """
+    progress = progress or Silent()
+    device = resolve_device(workspace.run.device)
+    cams = cams.model_copy(update={"ckpt": workspace.heads(cams.ckpt)})
+    needs = cam_needs(cams) | refine_needs(refine)
+    sources = model_sources(workspace, needs, cams.ckpt)
+    superpixel_settings = superpixels.model_dump(mode="json")
+    made_from = {"superpixels": digest(superpixel_settings)}
+    settings = cam_settings(workspace, cams, sources, made_from)
+
+    @cache
+    def encoders() -> Encoders:
+        models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
+        return models.encoders(needs, Blocks(clip_attention=refine.clip_blocks, dino_attention=refine.dino_blocks), cams)
+
+    with ExitStack() as stack:
+        superpixel_output: Output | None = None
+        if "superpixels" in needs:
+            output = workspace.output("superpixels", workspace.superpixels, superpixel_settings, Silent())
+            superpixel_output = stack.enter_context(output)
+        cam_output = stack.enter_context(workspace.output("cams", workspace.cams, settings, Silent()))
+        target = Target(refine, workspace.work)
+        job = stack.enter_context(open_target(workspace, target, sources, progress, made_from | {"cams": digest(settings)}))
+        progress.start(STAGE, len(workspace.samples))
+        todo = Todo(_wanted(workspace.samples, superpixel_output, cam_output, job))
+        if todo:  # else no encoder is needed
+            pool = stack.enter_context(process_pool(min(resolve_workers(workspace.run.workers), len(workspace.samples))))
+            slic = partial(_slic, pool, superpixels)
+            stored = superpixel_output.committed(workspace.superpixels) if superpixel_output is not None else ()
+            load = partial(_load, encoders(), stored if isinstance(stored, ArrayReader) else None, slic, cams)
+            photos = usable(load, todo, partial(_leave_out, job.output))
+            for batch in batches_by(photos, lambda item: shapes(item.photo), resolve_batch_size(workspace.run, device)):
+                _make(encoders(), batch, cam_output.committed(workspace.cams), cams, refine)
+        job.makers.drain()
+        progress.finish()
+    return job.output.counts
+
+
+@dataclass(frozen=True)
+class _Work:
+    """An image and the outputs that lack it; None for one that has it."""
+
+    sample: Sample
+    superpixels: Output | None
+    cams: Output | None
+    job: TargetJob | None
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """An image's photo, and its superpixels ``(H, W)`` if they were made now."""
+
+    work: _Work
+    photo: Photo
+    superpixels: NDArray[np.uint16] | None
+
+
+def _wanted(samples: Iterable[Sample], superpixels: Output | None, cams: Output, job: TargetJob) -> Iterator[_Work]:
+    """Images that some output lacks. An image whose mask alone is missing is queued by the job itself."""
+    for sample in until_interrupted(samples):
+        lacks_superpixels = superpixels is not None and not _counted(superpixels, superpixels.holds(sample))
+        lacks_cam = not _counted(cams, cams.holds_labels(sample))
+        lacks_refined = job.wants(sample)
+        if lacks_superpixels or lacks_cam or lacks_refined:
+            lacking = superpixels if lacks_superpixels else None, cams if lacks_cam else None
+            yield _Work(sample, *lacking, job if lacks_refined else None)
+
+
+def _counted(output: Output, holds: bool) -> bool:
+    """Count an image that is there, and hand on whether it is."""
+    if holds:
+        output.skipped()
+    else:
+        output.begin()
+    return holds
+
+
+def _load(
+    encoders: Encoders,
+    stored: ArrayReader | None,
+    slic: Callable[[NDArray[np.uint8]], NDArray[np.uint16]],
+    cams: CamsOptions,
+    work: _Work,
+) -> _Loaded:
+    """Decode a photo once, for SLIC and the encoders."""
+    image = load_image(work.sample.image_path)
+    if work.superpixels is None:
+        ids = superpixels_of(stored, work.sample.image_id)
+        return _Loaded(work, encoders.photo(work.sample, image, ids, _scales(cams)), None)
+    made = slic(np.asarray(image))
+    return _Loaded(work, encoders.photo(work.sample, image, made, _scales(cams)), made)
+
+
+def _leave_out(output: Output, work: _Work, error: ImageError) -> None:
+    """Count a bad image in every output that lacks it; the log of failures gets one line."""
+    for lacking in (work.superpixels, work.cams):
+        if lacking is not None:
+            lacking.counts.failed += 1
+    output.made(work.sample.image_id, error)
+
+
+def _make(
+    encoders: Encoders,
+    batch: Sequence[_Loaded],
+    stored: ArrayReader | tuple[()],
+    cams: CamsOptions,
+    refine: RefineOptions,
+) -> None:
+    """Commit what each image of a batch lacks."""
+    photos = [item.photo for item in batch]
+    view = View(_scales(cams).index(1.0))
+    evidence = encoders.encode(photos, view)
+    made = extract_cams(encoders, photos, cams, {view: evidence})
+    halves = [_cam_of(item.work, stored, cam) for item, cam in zip(batch, made, strict=True)]
+    maps = torch.cat([torch.from_numpy(half.astype(np.float32)).flatten(1) for half in halves])  # (T, N)
+    refined = refined_cams(evidence, maps.to(encoders.clip.device), refine)  # (T, N)
+    for item, half, of_photo in zip(batch, halves, evidence.by_image(refined), strict=True):
+        work, image_id, size = item.work, item.work.sample.image_id, list(item.photo.size)
+        if work.superpixels is not None and item.superpixels is not None:
+            attributes = {"size": size, "count": int(item.superpixels.max()) + 1}
+            work.superpixels.writer.add(image_id, item.superpixels, attributes)
+            work.superpixels.made(image_id)
+        if work.cams is not None:
+            work.cams.writer.add(image_id, half, {"labels": list(work.sample.labels), "size": size})
+            work.cams.made(image_id)
+        if work.job is not None:
+            work.job.refined(work.sample, of_photo.view(half.shape).cpu().numpy().astype(np.float16), size)
+
+
+def _cam_of(work: _Work, stored: ArrayReader | tuple[()], cam: Tensor) -> NDArray[np.float16]:
+    """The CAM of an image as it is stored, or as it will be."""
+    if work.cams is None and isinstance(stored, ArrayReader):
+        return read_cam(stored, work.sample.image_id)[0]
+    half: NDArray[np.float16] = cam.cpu().numpy().astype(np.float16)
+    return half
+
+
+def _scales(cams: CamsOptions) -> tuple[float, ...]:
+    """The resolutions of the CAM, and the one at which CAMs are refined."""
+    return cams.scales if 1.0 in cams.scales else (*cams.scales, 1.0)
+
+
+def _slic(pool: Executor, options: SuperpixelsOptions, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    arguments = (image, options.segments, options.compactness, options.iterations)
+    try:
+        return pool.submit(slic_superpixels, *arguments).result()
+    except BrokenProcessPool as error:
+        raise SsrError(*DEAD_WORKER) from error

@@ -1,0 +1,91 @@
+"""`ssr masks`: one pass of the encoders writes what the stages write one by one, whatever of it was there before."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import read_recipe
+from pipelines.encoders.clip import ClipEncoder
+from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
+from pipelines.stages import cams, masks, superpixels
+from pipelines.stages.refine import stage as refine
+
+SLIC = SuperpixelsOptions(segments=12)
+RECIPES = {name: read_recipe(name) for name in ("ssr", "clip-es")}
+SSR = CamsOptions(**RECIPES["ssr"]["cams"]), RefineOptions(**RECIPES["ssr"]["refine"])
+CLIP_ES = CamsOptions(**RECIPES["clip-es"]["cams"]), RefineOptions(**RECIPES["clip-es"]["refine"])
+VIEWS = SSR[0].model_copy(update={"scales": (0.5, 1.5), "flip": True}), SSR[1]
+HEADS = SSR[0].model_copy(update={"ckpt": Path("auto")}), SSR[1].model_copy(update={"superpixel_mask": "colour"})
+
+
+def contents(work: Path) -> dict[str, bytes]:
+    """Stores and masks, and the settings of their manifests."""
+    files = {
+        str(path.relative_to(work)): path.read_bytes() for path in sorted(work.rglob("*")) if path.suffix in {".h5", ".png"}
+    }
+    settings = {path.name: json.loads(path.read_text())["settings"] for path in work.glob("*.json") if path.name != "work.json"}
+    return files | {name: json.dumps(value).encode() for name, value in settings.items() if name != "cmpa.json"}
+
+
+@pytest.mark.parametrize("options", [SSR, CLIP_ES, VIEWS, HEADS], ids=["ssr", "clip-es", "views", "heads"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_the_same_bytes_as_the_stages_one_by_one(new, options, batch_size):
+    one, three = new("one", batch_size=batch_size, force=True), new("three", batch_size=batch_size)
+    (three.work / "superpixels.h5").unlink()
+    (three.work / "superpixels.json").unlink()
+    counts = masks.run(one, SLIC, *options)
+    assert (counts.done, counts.failed) == (6, 0)
+    if options is not CLIP_ES:
+        superpixels.run(three, SLIC)
+    cams.run(three, options[0])
+    refine.run(three, options[1])
+    together, apart = contents(one.work), contents(three.work)
+    if options is CLIP_ES:  # no part needs them: those of before stay
+        together = {name: value for name, value in together.items() if "superpixels" not in name}
+    assert together.keys() == apart.keys()
+    assert [name for name in apart if together[name] != apart[name]] == []
+
+
+@pytest.mark.parametrize(
+    "kept", [["superpixels"], ["superpixels", "cams"], ["cams"], ["superpixels", "cams", "refined"], ["refined"], []]
+)
+def test_it_goes_on_from_whatever_is_there(workspace_in, finished, tmp_path, kept):
+    work = tmp_path / "work"
+    shutil.copytree(finished["ssr"], work)
+    for name in ("superpixels", "cams", "refined"):
+        if name not in kept:
+            (work / f"{name}.h5").unlink()
+    (work / "masks/b_trio.png").unlink()
+    counts = masks.run(workspace_in(work), SLIC, *SSR)
+    assert counts.done + counts.skipped == 6
+    assert contents(work) == contents(finished["ssr"])
+
+
+def test_one_pass_of_clip_serves_cams_and_refinement(workspace_in, tmp_path, monkeypatch):
+    passes: list[int] = []
+    encode = ClipEncoder.encode
+    monkeypatch.setattr(ClipEncoder, "encode", lambda *args, **named: passes.append(1) or encode(*args, **named))
+    masks.run(workspace_in(tmp_path / "work"), SLIC, *SSR)
+    assert len(passes) == 6
+    masks.run(workspace_in(tmp_path / "work"), SLIC, *SSR)
+    assert len(passes) == 6
+
+
+def test_a_bad_photo_is_counted_once(workspace_in, tiny_voc, tmp_path):
+    root = Path(shutil.copytree(tiny_voc.root, tmp_path / "voc"))
+    (root / "JPEGImages/a_cat.jpg").write_bytes(b"no photo")
+    counts = masks.run(workspace_in(tmp_path / "work", root=root, max_failures=-1), SLIC, *SSR)
+    assert (counts.done, counts.failed) == (5, 1)
+    assert len((tmp_path / "work/failures.jsonl").read_text().splitlines()) == 1
+
+
+def test_shards_merge_to_the_whole(ssr, tiny_voc, finished, tmp_path):
+    work = tmp_path / "work"
+    for shard in ("0/2", "1/2"):
+        ssr("masks", "--config", tiny_voc.config, "--work", work, "--shard", shard)
+    ssr("merge", "--work", work)
+    assert contents(work) == contents(finished["ssr"])
