@@ -41,15 +41,6 @@ def test_mask_path_needs_no_file(tmp_path: Path) -> None:
     assert replace(DATASET, mask_folder=tmp_path).mask_path("x") == tmp_path / "x.png"
 
 
-@pytest.mark.parametrize(("there", "expected"), [((), "one"), (("one",), "one"), (("two",), "two"), (("one", "two"), "one")])
-def test_mask_path_picks_the_folder_that_has_it(tmp_path: Path, there: tuple[str, ...], expected: str) -> None:
-    for name in there:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "x.png").touch()
-    dataset = replace(DATASET, mask_folder=tmp_path / "one", mask_fallback=tmp_path / "two")
-    assert dataset.mask_path("x") == tmp_path / expected / "x.png"
-
-
 @pytest.mark.parametrize("kind", ["voc", "coco", "folder"])
 def test_load_dataset_dispatches_and_asks_for_a_root(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"found no dataset root.*--root"):

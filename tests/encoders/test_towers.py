@@ -45,7 +45,7 @@ def watched(model: Any, pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     return outputs, softmaxes
 
 
-@pytest.mark.parametrize(("height", "width"), [(SIDE, SIDE), (48, 80)])
+@pytest.mark.parametrize(("height", "width"), [(SIDE, SIDE), (48, 80), (16, 16)])
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_blocks_and_attention_are_timms(name: str, height: int, width: int) -> None:

@@ -104,8 +104,3 @@ def test_every_parameter_learns(decoder):
 def test_tokens_of_another_number_of_blocks_fail(decoder, blocks):
     with pytest.raises(ValueError, match="zip"):
         decoder(tokens(blocks=blocks), GRID)
-
-
-def test_tokens_of_another_grid_fail(decoder):
-    with pytest.raises(RuntimeError):
-        decoder(tokens(count=9), GRID)

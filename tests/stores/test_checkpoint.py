@@ -53,15 +53,6 @@ def test_without_tensors(tmp_path):
     assert read_checkpoint(tmp_path / "none.safetensors", "--ckpt") == ({}, {})
 
 
-def test_a_note_that_cannot_be_written_leaves_the_old_file(tmp_path):
-    path = tmp_path / "heads.safetensors"
-    write_checkpoint(path, TENSORS, NOTE)
-    with pytest.raises(TypeError):
-        write_checkpoint(path, {}, {"owner": object()})
-    assert read_checkpoint(path, "--ckpt")[1] == NOTE
-    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
-
-
 def sprung(path: Path) -> Trap:
     return Trap(path.with_name("sprung"))
 

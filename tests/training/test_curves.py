@@ -66,18 +66,6 @@ def test_without_a_file_it_begins_empty(path):
     assert curves.lines == []
 
 
-def test_a_flush_that_fails_leaves_the_old_file(path, monkeypatch):
-    curves = Curves(path)
-    curves.write({"iteration": 1, "loss": 0.5})
-    curves.flush()
-    before = path.read_bytes()
-    curves.write({"iteration": 2, "loss": object()})  # type: ignore[dict-item]
-    with pytest.raises(TypeError):
-        curves.flush()
-    assert path.read_bytes() == before
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
-
-
 @pytest.mark.parametrize("bad", ['{"iteration": 2, "lo', "[1, 2]", "3", '{"loss": 1}', '{"iteration": "two"}', "", "\x00"])
 def test_a_damaged_line_is_one_clear_error(path, bad):
     path.parent.mkdir()
