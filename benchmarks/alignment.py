@@ -34,9 +34,10 @@ from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.metrics import metrics_from_counts
 from pipelines.execution.pool import process_pool, resolve_workers
 from pipelines.method.aligned import AlignedText
-from pipelines.method.composition import cam_needs, initial_cams, refine_needs, refined_cams
+from pipelines.method.composition import initial_cams, refined_cams
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.evidence import TextFeatures
+from pipelines.method.parts_in_use import cam_needs, refine_needs
 from pipelines.models.alignment_file import Alignment
 from pipelines.ops.crf import CrfParameters, dense_crf
 from pipelines.ops.label_map import label_map, resize_maps, with_background

@@ -26,11 +26,12 @@ from pipelines.errors import UsageError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
 from pipelines.method.cam_extractor import extract_cams
-from pipelines.method.composition import cam_needs, refine_needs, refined_cams
+from pipelines.method.composition import refined_cams
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.evidence import DINO_NEEDS
 from pipelines.method.label_maps import pseudo_mask
 from pipelines.method.loading import FrozenModels, Sources
+from pipelines.method.parts_in_use import cam_needs, refine_needs
 from pipelines.method.photo import Photo, shapes
 from pipelines.ops.online_label_map import background_first, online_label_map
 from pipelines.ops.slic import slic_superpixels

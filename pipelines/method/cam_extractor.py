@@ -21,7 +21,7 @@ def extract_cams(
     """Initial CAMs of photos of one padded size.
 
     Args:
-        encoders: With `pipelines.method.composition.cam_needs` among their needs.
+        encoders: With `pipelines.method.parts_in_use.cam_needs` among their needs.
         photos: A batch, prepared for ``options.scales``; all have the same grid at every scale.
         options: Read-out, scales and flip.
         encoded: Views of the batch that have been encoded already.

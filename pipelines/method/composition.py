@@ -6,39 +6,32 @@ benchmarks. The parts stand in tables; what they need decides which encoders run
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from pipelines.method.affinity import AFFINITIES, Affinity
-from pipelines.method.aligned import ALIGNED_READOUTS
-from pipelines.method.column_masks import COLUMN_MASKS, ColumnMask, column_mask_names
-from pipelines.method.evidence import Evidence, Needs, Part
-from pipelines.method.readouts import READOUTS, Readout
+from pipelines.method.evidence import Evidence
+from pipelines.method.parts_in_use import affinity_of, aligned_readout_of, column_masks_of, readout_of
 from pipelines.ops.affinity import propagate
 from pipelines.ops.mix import mix
 from pipelines.ops.scaling import min_max
 from pipelines.options.stages import CamsOptions, RefineOptions
-from pipelines.plugins import table_entry
 
 
 def initial_cams(evidence: Evidence, options: CamsOptions) -> Tensor:
     """Class activation maps of every image's own classes (SSR, section 3.2).
 
     Args:
-        evidence: With what `cam_needs` names.
+        evidence: With what `pipelines.method.parts_in_use.cam_needs` names.
         options: Read-outs and their numbers.
 
     Returns:
         ``(T, N)`` in [0, 1]. Through alignment heads, each class is mixed with plain CLIP's map by its weight.
     """
-    plain = _readout(options)
+    plain = readout_of(options)
     if "alignment" not in evidence:
         return mix([(1, plain.call(evidence, options))])
-    aligned = _aligned_readout(options).call(evidence, options)  # (T, N)
+    aligned = aligned_readout_of(options).call(evidence, options)  # (T, N)
     weight = evidence.alignment.weight(evidence.labels).unsqueeze(1)  # (T, 1)
     if bool((weight == 1).all()):
         return mix([(1, aligned)])
@@ -49,7 +42,7 @@ def refined_cams(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Te
     """CAMs spread along the affinity, from the source patches that the column masks keep (SSR, section 3.3, Eq. 8-11).
 
     Args:
-        evidence: With what `refine_needs` names.
+        evidence: With what `pipelines.method.parts_in_use.refine_needs` names.
         maps: Initial CAMs ``(T, N)`` in [0, 1].
         options: Affinity, column masks, propagation.
 
@@ -60,7 +53,7 @@ def refined_cams(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Te
     if padding is not None:
         maps = maps.masked_fill(padding, 0)
     mask = column_mask(evidence, maps, options)
-    affinity = _affinity(options).call(evidence, options)  # (B, N, N)
+    affinity = affinity_of(options).call(evidence, options)  # (B, N, N)
     spread = propagate(
         affinity,
         _padded(evidence, maps),
@@ -77,43 +70,8 @@ def refined_cams(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Te
 
 def column_mask(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Tensor | None:
     """Product of the column masks in use, ``(T, N)`` bool; None if there is none."""
-    masks = [part.call(evidence, maps, options) for part in _column_masks(options)]
+    masks = [part.call(evidence, maps, options) for part in column_masks_of(options)]
     return torch.stack(masks).all(dim=0) if masks else None
-
-
-def cam_needs(options: CamsOptions) -> Needs:
-    """What `initial_cams` reads of the evidence."""
-    needs = _readout(options).needs(options)
-    return needs if options.ckpt is None else needs | _aligned_readout(options).needs(options)
-
-
-def refine_needs(options: RefineOptions) -> Needs:
-    """What `refined_cams` reads of the evidence, besides the maps.
-
-    Raises:
-        UsageError: The options leave no attention.
-    """
-    needs = _affinity(options).needs(options)
-    return needs.union(*(part.needs(options) for part in _column_masks(options)))
-
-
-def cam_values(options: CamsOptions) -> dict[str, Any]:
-    """The options that change an initial CAM, as JSON holds them; those of the aligned read-out under ``ckpt``."""
-    values = _values(options, ("readout", *_readout(options).options, "scales", "flip"))
-    if options.ckpt is None:
-        return {**values, "ckpt": None}
-    names = ("aligned_readout", *_aligned_readout(options).options, "few_photos", "min_average_precision")
-    return {**values, "ckpt": _values(options, names)}
-
-
-def refine_values(options: RefineOptions) -> dict[str, Any]:
-    """The options that change a refined CAM, as JSON holds them."""
-    names = {"affinity", "box_mask", "superpixel_mask", "power", "mask_every_step", *_affinity(options).options}
-    return _values(options, names.union(*(part.options for part in _column_masks(options))))
-
-
-def _values(options: CamsOptions | RefineOptions, names: Iterable[str]) -> dict[str, Any]:
-    return options.model_dump(mode="json", include=set(names))
 
 
 def _padded(evidence: Evidence, maps: Tensor) -> Tensor:
@@ -124,19 +82,3 @@ def _padded(evidence: Evidence, maps: Tensor) -> Tensor:
 def _valid_of_maps(evidence: Evidence) -> Tensor:
     counts = torch.tensor(evidence.counts, device=evidence.valid.device)
     return evidence.valid.repeat_interleave(counts, dim=0)  # (T, N)
-
-
-def _readout(options: CamsOptions) -> Part[Readout, CamsOptions]:
-    return table_entry(READOUTS, options.readout, "read-out", "--readout")
-
-
-def _aligned_readout(options: CamsOptions) -> Part[Readout, CamsOptions]:
-    return table_entry(ALIGNED_READOUTS, options.aligned_readout, "aligned read-out", "--aligned-readout")
-
-
-def _affinity(options: RefineOptions) -> Part[Affinity, RefineOptions]:
-    return table_entry(AFFINITIES, options.affinity, "affinity", "--affinity")
-
-
-def _column_masks(options: RefineOptions) -> list[Part[ColumnMask, RefineOptions]]:
-    return [table_entry(COLUMN_MASKS, name, "column mask", "--superpixel-mask") for name in column_mask_names(options)]

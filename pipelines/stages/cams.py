@@ -14,9 +14,9 @@ from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
 from pipelines.execution.progress import Progress, Silent
 from pipelines.method.cam_extractor import extract_cams
-from pipelines.method.composition import cam_needs
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.loading import FrozenModels
+from pipelines.method.parts_in_use import cam_needs
 from pipelines.method.photo import Photo, shapes
 from pipelines.options.stages import CamsOptions
 from pipelines.workdir.counts import Counts

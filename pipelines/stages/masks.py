@@ -28,9 +28,10 @@ from pipelines.execution.interruption import until_interrupted
 from pipelines.execution.pool import DEAD_WORKER, process_pool, resolve_workers, usable
 from pipelines.execution.progress import Progress, Silent
 from pipelines.method.cam_extractor import extract_cams
-from pipelines.method.composition import cam_needs, refine_needs, refined_cams
+from pipelines.method.composition import refined_cams
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.loading import FrozenModels
+from pipelines.method.parts_in_use import cam_needs, refine_needs
 from pipelines.method.photo import Photo, View, shapes
 from pipelines.ops.slic import slic_superpixels
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions

@@ -53,9 +53,9 @@ class Clip:
 
     def extractor(self, options: CamsOptions, alignment: Alignment | None = None) -> Extractor:
         from pipelines.method.aligned import AlignedText
-        from pipelines.method.composition import cam_needs
         from pipelines.method.encoders import Encoders
         from pipelines.method.evidence import TextFeatures
+        from pipelines.method.parts_in_use import cam_needs
 
         text = TextFeatures(self.text.all, len(self.text.classes), self.encoder.logit_scale)
         aligned = None if alignment is None else AlignedText(alignment, text, options)

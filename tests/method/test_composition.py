@@ -8,8 +8,9 @@ from torch import Tensor
 
 from pipelines.config import read_recipe
 from pipelines.errors import UsageError
-from pipelines.method.composition import cam_needs, column_mask, refine_needs, refined_cams
+from pipelines.method.composition import column_mask, refined_cams
 from pipelines.method.evidence import Evidence
+from pipelines.method.parts_in_use import cam_needs, refine_needs
 from pipelines.options.stages import CamsOptions, RefineOptions
 
 SSR = RefineOptions(**read_recipe("ssr")["refine"])

@@ -14,9 +14,10 @@ import torch
 from pipelines.config import read_recipe
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.errors import UsageError
-from pipelines.method.composition import cam_needs, initial_cams, refine_needs, refined_cams
+from pipelines.method.composition import initial_cams, refined_cams
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.loading import FrozenModels
+from pipelines.method.parts_in_use import cam_needs, refine_needs
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.stages.align import stage as align

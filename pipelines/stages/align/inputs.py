@@ -25,10 +25,11 @@ from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import resolve_batch_size
 from pipelines.execution.progress import Progress
 from pipelines.method.aligned import head_features
-from pipelines.method.composition import cam_needs, initial_cams, refine_needs, refined_cams
+from pipelines.method.composition import initial_cams, refined_cams
 from pipelines.method.encoders import Blocks
 from pipelines.method.evidence import Evidence, Needs
 from pipelines.method.loading import FrozenModels, Sources
+from pipelines.method.parts_in_use import cam_needs, refine_needs
 from pipelines.method.photo import Photo
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions

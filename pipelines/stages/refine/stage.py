@@ -19,10 +19,11 @@ from pipelines.execution.devices import resolve_batch_size, resolve_device, reso
 from pipelines.execution.interruption import until_interrupted
 from pipelines.execution.pool import usable
 from pipelines.execution.progress import Progress, Silent
-from pipelines.method.composition import refine_needs, refined_cams
+from pipelines.method.composition import refined_cams
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.evidence import CLIP_NEEDS, DINO_NEEDS, Needs
 from pipelines.method.loading import FrozenModels
+from pipelines.method.parts_in_use import refine_needs
 from pipelines.method.photo import Photo
 from pipelines.options.stages import RefineOptions
 from pipelines.stages.refine.target import STAGE, Target, TargetJob, open_target

@@ -7,8 +7,8 @@ from typing import Any
 
 from pipelines.errors import UsageError
 from pipelines.execution.devices import precision_name
-from pipelines.method.composition import cam_needs, refine_needs
 from pipelines.method.evidence import Needs
+from pipelines.method.parts_in_use import cam_needs, refine_needs
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.options.train import TrainOptions

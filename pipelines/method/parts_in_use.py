@@ -1,0 +1,72 @@
+"""Which parts some options name, what they need of the evidence, and which options change their result.
+
+Needs decide which encoders run and which stores are opened; the options in use are what manifests compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pipelines.method.affinity import AFFINITIES, Affinity
+from pipelines.method.aligned import ALIGNED_READOUTS
+from pipelines.method.column_masks import COLUMN_MASKS, ColumnMask, column_mask_names
+from pipelines.method.evidence import Needs, Part
+from pipelines.method.readouts import READOUTS, Readout
+from pipelines.options.stages import CamsOptions, RefineOptions
+from pipelines.plugins import table_entry
+
+
+def readout_of(options: CamsOptions) -> Part[Readout, CamsOptions]:
+    """The entry of `READOUTS` that the options name."""
+    return table_entry(READOUTS, options.readout, "read-out", "--readout")
+
+
+def aligned_readout_of(options: CamsOptions) -> Part[Readout, CamsOptions]:
+    """The entry of `ALIGNED_READOUTS` that the options name."""
+    return table_entry(ALIGNED_READOUTS, options.aligned_readout, "aligned read-out", "--aligned-readout")
+
+
+def affinity_of(options: RefineOptions) -> Part[Affinity, RefineOptions]:
+    """The entry of `AFFINITIES` that the options name."""
+    return table_entry(AFFINITIES, options.affinity, "affinity", "--affinity")
+
+
+def column_masks_of(options: RefineOptions) -> list[Part[ColumnMask, RefineOptions]]:
+    """The entries of `COLUMN_MASKS` that the options name; their product is taken."""
+    return [table_entry(COLUMN_MASKS, name, "column mask", "--superpixel-mask") for name in column_mask_names(options)]
+
+
+def cam_needs(options: CamsOptions) -> Needs:
+    """What `pipelines.method.composition.initial_cams` reads of the evidence."""
+    needs = readout_of(options).needs(options)
+    return needs if options.ckpt is None else needs | aligned_readout_of(options).needs(options)
+
+
+def refine_needs(options: RefineOptions) -> Needs:
+    """What `pipelines.method.composition.refined_cams` reads of the evidence, besides the maps.
+
+    Raises:
+        UsageError: The options leave no attention.
+    """
+    needs = affinity_of(options).needs(options)
+    return needs.union(*(part.needs(options) for part in column_masks_of(options)))
+
+
+def cam_values(options: CamsOptions) -> dict[str, Any]:
+    """The options that change an initial CAM, as JSON holds them; those of the aligned read-out under ``ckpt``."""
+    values = _values(options, ("readout", *readout_of(options).options, "scales", "flip"))
+    if options.ckpt is None:
+        return {**values, "ckpt": None}
+    names = ("aligned_readout", *aligned_readout_of(options).options, "few_photos", "min_average_precision")
+    return {**values, "ckpt": _values(options, names)}
+
+
+def refine_values(options: RefineOptions) -> dict[str, Any]:
+    """The options that change a refined CAM, as JSON holds them."""
+    names = {"affinity", "box_mask", "superpixel_mask", "power", "mask_every_step", *affinity_of(options).options}
+    return _values(options, names.union(*(part.options for part in column_masks_of(options))))
+
+
+def _values(options: CamsOptions | RefineOptions, names: Iterable[str]) -> dict[str, Any]:
+    return options.model_dump(mode="json", include=set(names))
