@@ -18,7 +18,7 @@ class Failures:
         path: The file; lines of earlier runs of the same stage are dropped, those of other stages are kept.
         stage: Stage name, written on each line.
         limit: Images that may fail; the next one stops the run. -1 = any number.
-        progress: Told about each failure.
+        progress: Receives each failure.
     """
 
     def __init__(self, path: Path, stage: str, limit: int, progress: Progress) -> None:

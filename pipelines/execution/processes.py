@@ -42,7 +42,7 @@ def run_processes(
         jobs: One a process; they must pickle.
         names: What to call each process in a message, such as its device.
         threads: Threads of each process's libraries.
-        progress: Told about all of them together.
+        progress: Receives all of them together.
 
     Returns:
         The results, in the order of the jobs.

@@ -96,7 +96,7 @@ def run_on_ray(
         work: Importable where the actors run; gets the job and a progress.
         jobs_for: Number of actors and their device, ``cuda`` or ``cpu`` -> as many jobs.
         options: Cluster, actors and what each takes of it.
-        progress: Told about all of them together.
+        progress: Receives all of them together.
 
     Returns:
         The results, in the order of the jobs.

@@ -39,7 +39,7 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
     Args:
         workspace: Where images come from and the store goes.
         options: Scales, flip, alignment heads.
-        progress: Told about each image.
+        progress: Receives each image.
 
     Returns:
         Images done, skipped and failed.

@@ -78,7 +78,7 @@ def run(
             after the image ids.
         options: What to score with.
         background_power: Exponent p of the background score for ``cams`` and ``refined``.
-        progress: Told about each image.
+        progress: Receives each image.
 
     Returns:
         The evaluation, and with ``options.oracle`` a second one at the p that is best on the ground truth. Of a shard

@@ -96,7 +96,7 @@ def run(workspace: Workspace, align: AlignOptions, show: ShowOptions, progress: 
         workspace: A work directory with `ssr align` done.
         align: Exponent, seed and kind of prototypes where the training's own manifest does not tell them.
         show: The projection.
-        progress: Told about photos.
+        progress: Receives photos.
 
     Raises:
         SsrError: Not aligned yet, the patches are gone, or those of another training lie there.

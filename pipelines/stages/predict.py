@@ -87,7 +87,7 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
     Args:
         workspace: Where photos come from and label maps go.
         options: The model, the photos, scales, CRF.
-        progress: Told about each photo.
+        progress: Receives each photo.
 
     Returns:
         Label maps done, skipped and failed.

@@ -23,7 +23,7 @@ def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = 
     Args:
         workspace: Images and all existing outputs.
         options: Which photos, and whether ground truth is shown beside them (opens it).
-        progress: Told about each photo.
+        progress: Receives each photo.
 
     Returns:
         The page; it needs no other file.

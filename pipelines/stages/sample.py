@@ -50,7 +50,7 @@ def run(work: Path, options: SampleOptions, force: bool = False, progress: Progr
         work: Gets ``dataset/`` (VOC's layout) and ``sample.toml``.
         options: How many, and the seed.
         force: Draw all of them again.
-        progress: Told about each picture.
+        progress: Receives each picture.
 
     Returns:
         Pictures done and skipped.

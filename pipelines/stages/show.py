@@ -72,7 +72,7 @@ def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = 
     Args:
         workspace: Images and all existing outputs.
         options: Which photos, and whether ground truth is opened.
-        progress: Told about each photo.
+        progress: Receives each photo.
 
     Returns:
         The files written, under ``WORK/show``.

@@ -41,7 +41,7 @@ def run(workspace: Workspace, options: SuperpixelsOptions, progress: Progress | 
     Args:
         workspace: Where images come from and the store goes.
         options: SLIC's options.
-        progress: Told about each image.
+        progress: Receives each image.
 
     Returns:
         Images done, skipped and failed.

@@ -33,7 +33,7 @@ class ImageTally:
 
     Args:
         failures: Log of bad images.
-        progress: Told about each image.
+        progress: Receives each image.
 
     Attributes:
         counts: Images so far.

@@ -64,7 +64,7 @@ class Output:
         workspace: Whose images; its shard, ``force``, ``remembers``.
         parts: What is made. A later part is made from the earlier ones: with ``force``, those before the first one whose
             settings changed are kept.
-        progress: Told about each image.
+        progress: Receives each image.
         prepare: Called before anything is written or removed, unless the output is finished: what it raises costs nothing
             that is there. The place to load models.
         again: With ``force``, start over although no setting changed.

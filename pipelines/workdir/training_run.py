@@ -34,7 +34,7 @@ class TrainingRun:
         stage: Stage name; the folder ``WORK/STAGE`` holds what lies beside the model.
         model: What is trained; its manifest lies beside it.
         processes: This process among its peers.
-        progress: Told about each step.
+        progress: Receives each step.
         files: Files of the folder that belong to one training and go when it starts over.
 
     Attributes:

@@ -157,7 +157,7 @@ class Workspace:
             stage: Stage name.
             path: A store (``.h5``), a folder of label maps (no suffix) or a file; its manifest lies beside it (``.json``).
             settings: Whatever changes it.
-            progress: Told about each image.
+            progress: Receives each image.
             others: More stores, folders and files that are made and started over with it.
             then: What is made from it in the same run, with manifests of their own.
             **details: See `Output`: ``prepare``, ``again``, ``log``, ``place``.

@@ -90,7 +90,7 @@ class AlignInputs:
 
         Args:
             load: Loads the encoders, once; not called if every photo is there.
-            progress: Told about each photo.
+            progress: Receives each photo.
 
         Raises:
             UsageError: Made with other options before, and ``workspace.force`` is off.

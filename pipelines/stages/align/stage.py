@@ -49,7 +49,7 @@ def run(
         options: The training.
         cams: Plain CLIP's read-out, whose CAMs pool the features; one scale, no mirror image.
         refine: How these CAMs are refined first, if ``options.cam`` asks for it.
-        progress: Told about photos, then about steps.
+        progress: Receives photos, then steps.
 
     Returns:
         Photos done, skipped and failed.

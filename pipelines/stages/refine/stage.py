@@ -49,7 +49,7 @@ def run(workspace: Workspace, options: RefineOptions, progress: Progress | None 
     Args:
         workspace: Where images, CAMs and superpixels come from and masks go.
         options: Affinity, masks, background rule, CRF.
-        progress: Told about each mask.
+        progress: Receives each mask.
 
     Returns:
         Masks done, skipped and failed.
@@ -68,7 +68,7 @@ def run_targets(workspace: Workspace, targets: Sequence[Target], progress: Progr
     Args:
         workspace: Where images, CAMs and superpixels come from.
         targets: Sets of options with equal ``clip_blocks`` and ``dino_blocks``, or 0, or a ``dino_weight`` of 0 or 1.
-        progress: Told about each mask.
+        progress: Receives each mask.
 
     Returns:
         Counts of each target.

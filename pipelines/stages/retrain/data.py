@@ -99,7 +99,7 @@ def checked(
         pairs: Photos and label maps.
         classes: Foreground classes.
         failures: Takes bad photos and label maps, which are left out; None: there may be none.
-        progress: Told about each.
+        progress: Receives each.
 
     Returns:
         The sound ones.

@@ -54,7 +54,7 @@ def run(workspace: Workspace, options: RetrainOptions, progress: Progress | None
     Args:
         workspace: Photos, classes and pseudo-masks.
         options: Network, labels, schedule.
-        progress: Told about each step.
+        progress: Receives each step.
 
     Returns:
         Steps done and skipped, photos failed. With ``write_only`` none.

@@ -49,7 +49,7 @@ def run(workspace: Workspace, sections: TrainSections, progress: Progress | None
     Args:
         workspace: Photos and superpixels; with ``supervision`` masks, ground truth too.
         sections: The training, and how its labels are made.
-        progress: Told about each step.
+        progress: Receives each step.
 
     Returns:
         Steps done and skipped, photos failed.
