@@ -27,6 +27,7 @@ Scores = NDArray[np.float32]
 
 CRF_KEYS = {
     "crf_iterations": "iterations",
+    "crf_scale": "scale",
     "crf_bilateral_sxy": "bilateral_sxy",
     "crf_bilateral_srgb": "bilateral_srgb",
     "crf_bilateral_compat": "bilateral_compat",
