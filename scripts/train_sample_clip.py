@@ -26,7 +26,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipelines.ops.attention import attention_with_weights
+from pipelines.ops.attention import mean_attention
 from pipelines.sample.picture import CLASSES
 
 CONFIG = Path(__file__).resolve().parents[1] / "pipelines" / "sample" / "models" / "clip.json"
@@ -101,7 +101,7 @@ def view(
 def attention_of(block: torch.nn.Module, x: Tensor) -> Tensor:
     """Attention between patches, averaged over heads, ``(B, N, N)``, rows sum to 1."""
     query, key, _ = F.linear(block.ln_1(x[:, 1:]), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
-    return attention_with_weights(query, key, None, block.attn.num_heads)[1]
+    return mean_attention(query, key, block.attn.num_heads)
 
 
 def image_features(visual: torch.nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipelines.ops.attention import attention_with_weights
+from pipelines.ops.attention import mean_attention
 
 CONFIG = json.loads((Path(__file__).resolve().parents[1] / "pipelines" / "sample" / "models" / "dino.json").read_text())
 SIDE, PATCH = 2 * CONFIG["model_args"]["img_size"], 2 * CONFIG["model_args"]["patch_size"]
@@ -77,7 +77,7 @@ def attended_values(block: nn.Module, x: Tensor) -> Tensor:
     """Values of a block, averaged by its head-averaged attention between patches, ``(B, N, D)``."""
     attn = block.attn
     query, key, value = attn.qkv(block.norm1(x)).chunk(3, -1)
-    _, attention = attention_with_weights(query, key, None, attn.num_heads)  # (B, N, N)
+    attention = mean_attention(query, key, attn.num_heads)  # (B, N, N)
     return attn.proj(attention @ value)
 
 
