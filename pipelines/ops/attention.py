@@ -37,13 +37,14 @@ def mean_attention(query: Tensor, key: Tensor, heads: int) -> Tensor:
         heads: Number of heads; must divide ``D``.
 
     Returns:
-        ``(B, T, T)`` fp32; row = receiver, column = source; every row sums to 1. Never more than two such maps are held.
+        ``(B, T, T)`` fp32; row = receiver, column = source; every row sums to 1. Only a few such
+        maps are held at once, whatever the number of heads.
     """
     width = query.shape[-1] // heads
     total: Tensor | None = None
     for q, k in zip(query.chunk(heads, dim=-1), key.chunk(heads, dim=-1), strict=True):  # (B, T, D / heads) each
         weights = torch.softmax(((q * width**-0.5) @ k.transpose(-2, -1)).float(), dim=-1)  # (B, T, T)
-        total = weights if total is None else total.add_(weights)
+        total = weights if total is None else total + weights
     if total is None:
         raise ValueError("expected at least one head")
-    return total.div_(heads)
+    return total / heads
