@@ -25,10 +25,10 @@ from pipelines.encoders.weights import resolve_dino
 from pipelines.errors import UsageError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
-from pipelines.method.cam_extractor import extract_cams
+from pipelines.method.cam_extractor import encode_and_extract, one_pass_scales
 from pipelines.method.composition import refined_cams
-from pipelines.method.encoders import Blocks, Encoders
-from pipelines.method.evidence import DINO_NEEDS
+from pipelines.method.encoders import Blocks
+from pipelines.method.evidence import DINO_NEEDS, Evidence
 from pipelines.method.label_maps import pseudo_mask
 from pipelines.method.loading import FrozenModels, Sources
 from pipelines.method.parts_in_use import cam_needs, refine_needs
@@ -75,8 +75,7 @@ class PseudoLabeler:
         self.models, self.class_list = models, classes
         self.superpixels_options, self.cams_options, self.refine_options = superpixels, cams, refine
         blocks = Blocks(clip_attention=refine.clip_blocks, dino_attention=refine.dino_blocks)
-        self._cams = models.encoders(cam_needs(cams), Blocks(), cams)
-        self._refine = models.encoders(refine_needs(refine), blocks)
+        self._encoders = models.encoders(cam_needs(cams) | refine_needs(refine), blocks, cams)
         self.device = models.clip.device
         self.batch_size = resolve_batch_size(RunOptions(batch_size=batch_size), self.device)
 
@@ -259,9 +258,9 @@ class PseudoLabeler:
         pictures = [as_picture(image) for image in images]
         numbered = self._numbered(pictures, checked_labels(labels, len(pictures), self.class_list))
         for group in batches_by(numbered, lambda pair: shapes(pair[1]), self.batch_size):
-            cams = [cam.half().float() for cam in extract_cams(self._cams, [pair[1] for pair in group], self.cams_options)]
-            maps = self._refined([pair[2] for pair in group], cams)
-            for (number, photo, _), cam, refined in zip(group, cams, maps, strict=True):
+            evidence, made = encode_and_extract(self._encoders, [photo for _, photo in group], self.cams_options)
+            cams = [cam.half().float() for cam in made]  # as `ssr cams` stores them
+            for (number, photo), cam, refined in zip(group, cams, self._refined(evidence, cams), strict=True):
                 results[number] = self._result(pictures[number], photo, cam, refined.half())
         return [results[number] for number in range(len(pictures))]
 
@@ -278,13 +277,10 @@ class PseudoLabeler:
         """
         scaled = as_pixels(pixels, self.device)
         indices = checked_labels(labels, len(pixels), self.class_list)
-        cam_photos, refine_photos = (
-            [self._photo_of(scaled[row], own, encoders, scales, None if superpixels is None else superpixels[row])
-             for row, own in enumerate(indices)]
-            for encoders, scales in ((self._cams, self.cams_options.scales), (self._refine, (1.0,)))
-        )  # fmt: skip
-        cams = extract_cams(self._cams, cam_photos, self.cams_options)
-        refined = self._refined(refine_photos, cams)
+        rows = zip(scaled, indices, superpixels if superpixels is not None else [None] * len(scaled), strict=True)
+        photos = [self._photo_of(of_photo, own, ids) for of_photo, own, ids in rows]
+        evidence, cams = encode_and_extract(self._encoders, photos, self.cams_options)
+        refined = self._refined(evidence, cams)
         classes = pad_sequence([torch.tensor(own, dtype=torch.int64) for own in indices], True, -1).to(self.device)  # (B, K)
         padded = pad_sequence(refined, batch_first=True)  # (B, K, h, w)
         size = (pixels.shape[-2], pixels.shape[-1])
@@ -300,33 +296,24 @@ class PseudoLabeler:
         options = self.superpixels_options
         return slic_superpixels(image, options.segments, options.compactness, options.iterations)
 
-    def _numbered(
-        self, pictures: Sequence[Image.Image], labels: Sequence[tuple[int, ...]]
-    ) -> Iterator[tuple[int, Photo, Photo]]:
-        """Number and photo for the initial CAM and for the refinement; decoded one at a time."""
-        needs = self._cams.needs | self._refine.needs
+    def _numbered(self, pictures: Sequence[Image.Image], labels: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, Photo]]:
+        """Number and photo, prepared one at a time."""
         for number, (picture, own) in enumerate(zip(pictures, labels, strict=True)):
-            sample = Sample(str(number), Path(), own)
-            ids = self.superpixels(np.asarray(picture)) if "superpixels" in needs else None
-            yield (
-                number,
-                self._cams.photo(sample, picture, ids, self.cams_options.scales),
-                self._refine.photo(sample, picture, ids),
-            )
+            ids = self.superpixels(np.asarray(picture)) if "superpixels" in self._encoders.needs else None
+            scales = one_pass_scales(self.cams_options)
+            yield number, self._encoders.photo(Sample(str(number), Path(), own), picture, ids, scales)
 
-    def _photo_of(
-        self, pixels: Tensor, labels: tuple[int, ...], encoders: Encoders, scales: Sequence[float], superpixels: Tensor | None
-    ) -> Photo:
+    def _photo_of(self, pixels: Tensor, labels: tuple[int, ...], superpixels: Tensor | None) -> Photo:
         ids = None
-        if "superpixels" in encoders.needs and superpixels is None:
-            ids = self.superpixels((pixels * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
-        elif superpixels is not None:
+        if superpixels is not None:
             ids = superpixels.cpu().numpy()
-        return encoders.photo_of_pixels(Sample("", Path(), labels), pixels, ids, scales)
+        elif "superpixels" in self._encoders.needs:
+            ids = self.superpixels((pixels * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+        sample = Sample("", Path(), labels)
+        return self._encoders.photo_of_pixels(sample, pixels, ids, one_pass_scales(self.cams_options))
 
-    def _refined(self, photos: Sequence[Photo], cams: Sequence[Tensor]) -> list[Tensor]:
+    def _refined(self, evidence: Evidence, cams: Sequence[Tensor]) -> list[Tensor]:
         """Refined CAMs ``(K, h, w)`` of photos of one grid."""
-        evidence = self._refine.encode(photos)
         maps = refined_cams(evidence, torch.cat([cam.flatten(1) for cam in cams]), self.refine_options)  # (T, N)
         return [maps_of.view(-1, *evidence.grid) for maps_of in evidence.by_image(maps)]
 

@@ -37,3 +37,24 @@ def extract_cams(
     maps = averaged_over_views(maps_of, options.scales, options.flip, photos[0].grid)  # (T, h, w)
     maps = min_max(maps.flatten(1)).view_as(maps)
     return list(torch.split(maps, [len(photo.sample.labels) for photo in photos]))
+
+
+def one_pass_scales(options: CamsOptions) -> tuple[float, ...]:
+    """What photos of `encode_and_extract` are prepared for: the resolutions of the CAM, and scale 1, where CAMs are refined."""
+    return options.scales if 1.0 in options.scales else (*options.scales, 1.0)
+
+
+def encode_and_extract(encoders: Encoders, photos: Sequence[Photo], options: CamsOptions) -> tuple[Evidence, list[Tensor]]:
+    """Evidence at scale 1 and the initial CAMs, in one pass of the encoders if the CAM is taken at that scale alone.
+
+    Args:
+        encoders: With the needs of the CAM and of the refinement.
+        photos: A batch, prepared for `one_pass_scales`; all have the same grid at every scale.
+        options: Read-out, scales and flip.
+
+    Returns:
+        The evidence, for `pipelines.method.composition.refined_cams`, and the CAMs as `extract_cams` returns them.
+    """
+    view = View(one_pass_scales(options).index(1.0))
+    evidence = encoders.encode(photos, view)
+    return evidence, extract_cams(encoders, photos, options, {view: evidence})

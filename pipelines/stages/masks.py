@@ -27,12 +27,12 @@ from pipelines.execution.devices import resolve_batch_size, resolve_device, reso
 from pipelines.execution.interruption import until_interrupted
 from pipelines.execution.pool import DEAD_WORKER, process_pool, resolve_workers, usable
 from pipelines.execution.progress import Progress, Silent
-from pipelines.method.cam_extractor import extract_cams
+from pipelines.method.cam_extractor import encode_and_extract, one_pass_scales
 from pipelines.method.composition import refined_cams
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.loading import FrozenModels
 from pipelines.method.parts_in_use import cam_needs, refine_needs
-from pipelines.method.photo import Photo, View, shapes
+from pipelines.method.photo import Photo, shapes
 from pipelines.ops.slic import slic_superpixels
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
 from pipelines.stages.refine.target import Target, TargetJob, open_target
@@ -92,9 +92,11 @@ def run(
     with ExitStack() as stack:
         superpixel_output: Output | None = None
         if "superpixels" in needs:
-            output = workspace.output("superpixels", workspace.superpixels, superpixel_settings, Silent())
-            superpixel_output = stack.enter_context(output)
-        cam_output = stack.enter_context(workspace.output("cams", workspace.cams, settings, Silent()))
+            output = workspace.output(
+                "superpixels", workspace.superpixels, superpixel_settings, Silent(), prepare=sources.fetch
+            )
+            superpixel_output = stack.enter_context(output)  # weights are there before --force clears anything
+        cam_output = stack.enter_context(workspace.output("cams", workspace.cams, settings, Silent(), prepare=sources.fetch))
         target = Target(refine, workspace.work)
         job = stack.enter_context(open_target(workspace, target, sources, progress, made_from | {"cams": digest(settings)}))
         progress.start(STAGE, len(workspace.samples))
@@ -162,9 +164,9 @@ def _load(
     image = load_image(work.sample.image_path)
     if work.superpixels is None:
         ids = superpixels_of(stored, work.sample.image_id)
-        return _Loaded(work, encoders.photo(work.sample, image, ids, _scales(cams)), None)
+        return _Loaded(work, encoders.photo(work.sample, image, ids, one_pass_scales(cams)), None)
     made = slic(np.asarray(image))
-    return _Loaded(work, encoders.photo(work.sample, image, made, _scales(cams)), made)
+    return _Loaded(work, encoders.photo(work.sample, image, made, one_pass_scales(cams)), made)
 
 
 def _leave_out(output: Output, work: _Work, error: ImageError) -> None:
@@ -184,9 +186,7 @@ def _make(
 ) -> None:
     """Commit what each image of a batch lacks."""
     photos = [item.photo for item in batch]
-    view = View(_scales(cams).index(1.0))
-    evidence = encoders.encode(photos, view)
-    made = extract_cams(encoders, photos, cams, {view: evidence})
+    evidence, made = encode_and_extract(encoders, photos, cams)
     halves = [_cam_of(item.work, stored, cam) for item, cam in zip(batch, made, strict=True)]
     maps = torch.cat([torch.from_numpy(half.astype(np.float32)).flatten(1) for half in halves])  # (T, N)
     refined = refined_cams(evidence, maps.to(encoders.clip.device), refine)  # (T, N)
@@ -209,11 +209,6 @@ def _cam_of(work: _Work, stored: ArrayReader | tuple[()], cam: Tensor) -> NDArra
         return read_cam(stored, work.sample.image_id)[0]
     half: NDArray[np.float16] = cam.cpu().numpy().astype(np.float16)
     return half
-
-
-def _scales(cams: CamsOptions) -> tuple[float, ...]:
-    """The resolutions of the CAM, and the one at which CAMs are refined."""
-    return cams.scales if 1.0 in cams.scales else (*cams.scales, 1.0)
 
 
 def _slic(pool: Executor, options: SuperpixelsOptions, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
