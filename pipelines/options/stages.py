@@ -156,7 +156,7 @@ class RefineOptions(Options):
     ] = None
     crf_iterations: Annotated[int, Field(ge=1, description="CRF: mean-field iterations")] = 10
     crf_scale: Annotated[
-        float, Field(ge=0.1, le=1, description="CRF: resolution factor at which it runs; 0.5 takes a quarter of the time")
+        float, Field(ge=0.1, le=1, description="CRF: resolution factor at which it runs; a lower one is faster")
     ] = 1.0
     crf_bilateral_sxy: Annotated[float, Field(gt=0, description="CRF: spatial std of the appearance kernel, pixels")] = 67.0
     crf_bilateral_srgb: Annotated[

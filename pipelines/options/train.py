@@ -120,7 +120,7 @@ class PredictOptions(Options):
     crf: Annotated[bool, option("apply a dense CRF over the classes predicted in the image")] = False
     crf_iterations: Annotated[int, Field(ge=1, description="CRF: mean-field iterations")] = 10
     crf_scale: Annotated[
-        float, Field(ge=0.1, le=1, description="CRF: resolution factor at which it runs; 0.5 takes a quarter of the time")
+        float, Field(ge=0.1, le=1, description="CRF: resolution factor at which it runs; a lower one is faster")
     ] = 1.0
     crf_bilateral_sxy: Annotated[float, Field(gt=0, description="CRF: spatial std of the appearance kernel, pixels")] = 64.0
     crf_bilateral_srgb: Annotated[

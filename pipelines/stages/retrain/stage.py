@@ -125,7 +125,7 @@ def _write_config(training: TrainingRun, options: RetrainOptions, design: Design
         pairs = ground_truth(split, "train without --val-split")
         scored = checked(pairs, dataset.classes.names, None, training.progress)
         val = split_files("val", scored.samples, scored.paths, training.folder)
-    classes = ["background", *dataset.classes.names]
+    classes = list(dataset.classes.label_map_names)
     labels = "ground-truth masks: an upper bound" if options.supervision == "masks" else "pseudo-masks"
     sections = config(
         design.config(_weights_argument(workspace, options), maps.class_weights() if options.class_balanced else None),
