@@ -18,7 +18,7 @@ from pipelines.method.photo import Crop
 from pipelines.ops.attention_filter import filter_attention
 from pipelines.ops.label_map import IGNORE_INDEX
 from pipelines.ops.online_label_map import background_first, online_label_map
-from pipelines.ops.par import pixel_adaptive_refinement
+from pipelines.ops.par import refinement_at_scale, resized, scaled_size
 from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.options.train import TrainOptions
 from pipelines.training.alignment_loss import Batch
@@ -56,13 +56,15 @@ class OnlineLabels:
         padded_labels = [torch.tensor(labels, dtype=torch.int64, device=device) for labels in evidence.labels]
         classes = pad_sequence(padded_labels, batch_first=True, padding_value=-1)  # (B, K)
         cams = self.refined(crops, evidence, decoder_affinity)  # (B, K, N)
-        side = max(1, round(valid.shape[-1] * options.par_scale)) if options.par_iterations else valid.shape[-1]
-        maps = _resized(cams.reshape(*cams.shape[:2], *evidence.grid), side)  # (B, K, S', S')
+        scale = options.par_scale if options.par_iterations else 1.0
+        size = scaled_size((valid.shape[1], valid.shape[2]), scale)
+        maps = resized(cams.reshape(*cams.shape[:2], *evidence.grid), size)  # (B, K, S', S')
         scores = background_first(maps, classes >= 0, self.refine.background_power)  # (B, K + 1, S', S')
         if options.par_iterations:
             images = torch.stack([crop.image for crop in crops]).to(device)  # (B, 3, S, S)
-            scores = pixel_adaptive_refinement(_resized(images, side), scores, options.par_dilations, options.par_iterations)
-            scores = _resized(scores, valid.shape[-1])  # (B, K + 1, S, S)
+            scores = refinement_at_scale(
+                images, scores, scale, options.par_dilations, options.par_iterations
+            )  # (B, K + 1, S, S)
         labels = online_label_map(scores, classes, self.refine.min_confidence).masked_fill(~valid, IGNORE_INDEX)
         if not options.train_heads:
             return Targets(labels)
@@ -90,10 +92,3 @@ class OnlineLabels:
         """Tokens that are photo for the most part, ``(B, N)`` bool."""
         valid = torch.stack([crop.valid for crop in crops]).float()  # (B, S, S)
         return F.adaptive_avg_pool2d(valid.unsqueeze(1), crops[0].photo.grid).flatten(1) > 0.5
-
-
-def _resized(maps: Tensor, side: int) -> Tensor:
-    """``(B, C, h, w)`` -> ``(B, C, side, side)``, bilinear."""
-    if maps.shape[1] == 0:  # photos without classes: torch refuses
-        return maps.new_zeros(len(maps), 0, side, side)
-    return F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False)

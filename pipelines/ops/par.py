@@ -53,6 +53,43 @@ def pixel_adaptive_refinement(
     return refine(maps, neighbour_weights(images, dilations), dilations, iterations)
 
 
+def refinement_at_scale(
+    images: Tensor,
+    maps: Tensor,
+    scale: float = 1.0,
+    dilations: Sequence[int] = DILATIONS,
+    iterations: int = ITERATIONS,
+) -> Tensor:
+    """`pixel_adaptive_refinement` at a part of the photos' resolution, where a pass costs the square of that part.
+
+    Args:
+        images: ``(B, 3, H, W)``, any scaling of each channel.
+        maps: ``(B, C, h, w)`` of any resolution; they are resized, too.
+        scale: Factor of both sides of the photos, up to 1.
+        dilations: Distances of the neighbours in pixels of the photos; see `scaled_dilations`.
+        iterations: Number of passes; 0 only resizes the maps.
+
+    Returns:
+        ``(B, C, H, W)``, resized back bilinearly.
+    """
+    size = (images.shape[-2], images.shape[-1])
+    if iterations and maps.shape[1]:
+        inside = scaled_size(size, scale)
+        steps = scaled_dilations(dilations, scale)
+        maps = pixel_adaptive_refinement(resized(images, inside), resized(maps, inside), steps, iterations)
+    return resized(maps, size)
+
+
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Height and width at which a refinement at a scale runs; one pixel at least."""
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def scaled_dilations(dilations: Sequence[int], scale: float) -> tuple[int, ...]:
+    """The same distances in pixels of scaled photos, each once: those that round to the same pixel are one neighbour."""
+    return tuple(dict.fromkeys(max(1, round(step * scale)) for step in dilations))
+
+
 def neighbour_weights(images: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
     """How much each pixel takes from each neighbour: likeness in colour, and a little nearness.
 
@@ -120,3 +157,13 @@ def _neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
         for dy, dx in RING:
             top, left = reach + step * dy, reach + step * dx
             yield padded[..., top : top + height, left : left + width]
+
+
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """``(B, C, h, w)`` -> ``(B, C, H, W)``, bilinear; maps of that size come back as they are."""
+    if maps.shape[1] == 0:  # photos without classes: torch refuses
+        return maps.new_zeros(len(maps), 0, *size)
+    if maps.shape[-2:] == size:
+        return maps
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

@@ -81,7 +81,8 @@ class TrainOptions(Options):
         Field(ge=0, description="iterations of pixel-adaptive refinement (PAR) of the online scores; 0 = none (WeCLIP: 20)"),
     ] = 20
     par_dilations: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, description="PAR: dilations of the neighbourhood, pixels")
+        tuple[Annotated[int, Field(ge=1)], ...],
+        Field(min_length=1, description="PAR: dilations of the neighbourhood, pixels of the crop"),
     ] = (1, 2, 4, 8, 12, 24)
     par_scale: Annotated[
         float, Field(gt=0, le=1, description="PAR: image scale at which it runs, up to 1 (WeCLIP: 1, AFA: 0.5)")

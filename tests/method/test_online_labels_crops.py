@@ -158,8 +158,8 @@ def test_refinement_at_a_scale_that_leaves_a_pixel(padded):
     assert len(labels(crops, encoded).labels[0][crops[0].valid].unique()) == 1
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.5, 0.3])
-def test_pixel_adaptive_refinement_of_the_scores(padded, scale):
+@pytest.mark.parametrize(("scale", "dilations"), [(1.0, (1, 3)), (0.5, (1, 2)), (0.3, (1,))])
+def test_pixel_adaptive_refinement_of_the_scores(padded, scale, dilations):
     inputs, plain = padded(par_iterations=0)
     crops, encoded = crops_of(inputs, "b_trio", "c_bird", "d_empty")
     before = plain(crops, encoded).labels
@@ -172,7 +172,7 @@ def test_pixel_adaptive_refinement_of_the_scores(padded, scale):
         cam = F.interpolate(maps[index, : len(own)].view(1, -1, 6, 6), (side, side), mode="bilinear") if own else maps[:1, :0]
         scores = with_background(cam.reshape(len(own), side, side).numpy(), 1.0)
         image = F.interpolate(crop.image[None], (side, side), mode="bilinear")
-        spread = pixel_adaptive_refinement(image, torch.from_numpy(scores)[None], (1, 3), 4)
+        spread = pixel_adaptive_refinement(image, torch.from_numpy(scores)[None], dilations, 4)
         spread = F.interpolate(spread, (96, 96), mode="bilinear")[0].numpy()
         expected = np.where(crop.valid.numpy(), label_map(spread, own), 255)
         assert (found[index].numpy() == expected).mean() > 0.999

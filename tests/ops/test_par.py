@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.ops.par import neighbour_weights, pixel_adaptive_refinement, refine
+from pipelines.ops.par import neighbour_weights, pixel_adaptive_refinement, refine, refinement_at_scale, scaled_dilations
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -124,6 +125,31 @@ def test_no_pass_and_arguments_left_alone() -> None:
     pixel_adaptive_refinement(image, maps, iterations=2)
     assert torch.equal(maps, before[0])
     assert torch.equal(image, before[1])
+
+
+@pytest.mark.parametrize(
+    ("dilations", "scale", "expected"),
+    [
+        ((1, 2, 4, 8, 12, 24), 1.0, (1, 2, 4, 8, 12, 24)),
+        ((1, 2, 4, 8, 12, 24), 0.5, (1, 2, 4, 6, 12)),
+        ((1, 2, 4, 8, 12, 24), 0.25, (1, 2, 3, 6)),
+        ((3,), 0.01, (1,)),
+    ],
+)
+def test_distances_shrink_with_the_photo(dilations, scale, expected):
+    assert scaled_dilations(dilations, scale) == expected
+
+
+@pytest.mark.parametrize(("scale", "size", "dilations"), [(1.0, (12, 17), (1, 4)), (0.5, (6, 8), (1, 2)), (0.01, (1, 1), (1,))])
+@pytest.mark.parametrize("grid", [(12, 17), (3, 4)])
+def test_at_a_scale_it_is_that_of_smaller_photos(scale, size, dilations, grid):
+    images, maps = (255 * draw(2, 3, 12, 17)).to(torch.uint8), draw(2, 2, *grid, seed=1)
+    small = [F.interpolate(one.double(), size, mode="bilinear") for one in (images, maps)]
+    expected = pixel_adaptive_refinement(small[0].float(), small[1], dilations, 3)
+    actual = refinement_at_scale(images, maps, scale, (1, 4), 3)
+    torch.testing.assert_close(actual, F.interpolate(expected, (12, 17), mode="bilinear"))
+    assert refinement_at_scale(images, maps[:, :0], scale).shape == (2, 0, 12, 17)
+    assert torch.equal(refinement_at_scale(images, maps, scale, iterations=0), F.interpolate(maps, (12, 17), mode="bilinear"))
 
 
 def test_what_does_not_fit_is_refused() -> None:
