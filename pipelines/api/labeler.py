@@ -224,7 +224,7 @@ class PseudoLabeler:
         sources = Sources(
             weights,
             resolve_dino(dino_options.model, dino_options.pretrained) if needs & DINO_NEEDS else None,
-            text_sources(weights, class_list, clip_options),
+            text_sources(weights, class_list, clip_options, "super_classes" in needs),
             cams.ckpt,
         )
         where = resolve_device(device)

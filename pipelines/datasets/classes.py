@@ -33,9 +33,11 @@ class ClassList:
         background: Words that compete with the classes.
         template: Sentence with one ``{}`` for the prompt or word.
         aliases: ``(alias, name)`` pairs that label files may use.
+        supers: Name of each class's super-class, such as ``animal``; empty where none are named.
 
     Raises:
-        UsageError: Names are empty, double, reserved or too many, or the template is not one.
+        UsageError: Names are empty, double, reserved or too many, super-classes are named for some classes only, or the
+            template is not one.
     """
 
     names: tuple[str, ...]
@@ -43,6 +45,7 @@ class ClassList:
     background: tuple[str, ...]
     template: str = DEFAULT_TEMPLATE
     aliases: tuple[tuple[str, str], ...] = ()
+    supers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what a label map or a label file could not hold."""
@@ -59,6 +62,9 @@ class ClassList:
                 raise UsageError(f"{name!r:.80} cannot be a class name: expected printable text without ';', not 'background'")
         if not all(text.strip() for text in (*self.prompts, *self.background)):
             raise UsageError("a prompt or background word is empty")
+        if self.supers and (len(self.supers) != len(self.names) or not all(text.strip() for text in self.supers)):
+            lacking = next((name for name, text in zip(self.names, self.supers, strict=False) if not text.strip()), "?")
+            raise UsageError(f"class {lacking!r:.80} has no super-class, others have: expected `super` for all or for none")
         if self.template.count("{}") != 1 or set("{}") & set(self.template.replace("{}", "")):
             raise UsageError(f"expected a template with one {{}}, found {self.template!r:.80}")
 
@@ -95,6 +101,7 @@ class _Entry(Options):
     name: str
     prompt: str | None = None
     aliases: tuple[str, ...] = ()
+    super: str = ""
 
 
 class _File(Options):
@@ -123,7 +130,7 @@ def load_class_list(path: Path) -> ClassList:
 
     Args:
         path: ``.toml`` or ``.yaml``: ``template`` and ``background`` (both optional, default CLIP-ES's for VOC), and
-            ``classes``, each with ``name`` and optionally ``prompt`` and ``aliases``.
+            ``classes``, each with ``name`` and optionally ``prompt``, ``aliases`` and ``super``.
 
     Raises:
         UsageError: The file cannot be read or is no class list.
@@ -138,6 +145,7 @@ def load_class_list(path: Path) -> ClassList:
             background=VOC12.background if content.background is None else content.background,
             template=content.template,
             aliases=tuple((alias, entry.name) for entry in content.classes for alias in entry.aliases),
+            supers=tuple(entry.super for entry in content.classes) if any(entry.super for entry in content.classes) else (),
         )
     except ValidationError as error:
         first = error.errors()[0]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipelines.datasets.classes import ClassList
+from pipelines.encoders.super_classes import super_embeddings
 from pipelines.encoders.text import TextBank, encode_prompts, read_bank
 from pipelines.encoders.weights import LoadedClip, Weights
 from pipelines.errors import UsageError
@@ -30,12 +31,14 @@ class TextEmbeddings:
         background_names: The M words.
         sources: What made the rows of classes and of background: the text tower's last bits depend on threads and machine, so
             embeddings are told apart by this and not by their values.
+        supers: ``(S, D)`` of super-classes, or None where no part needs them.
     """
 
     classes: Tensor
     background: Tensor
     background_names: tuple[str, ...]
     sources: tuple[str, str]
+    supers: Tensor | None = None
 
     @property
     def all(self) -> Tensor:
@@ -57,6 +60,7 @@ class TextSources:
         of_classes: Embeddings of the text bank in the class list's order, ``(C, D)``; None: the text tower makes them.
         background: The bank of background words, or None.
         digests: Of what makes the rows of classes and of background.
+        supers: Whether super-classes are embedded too.
     """
 
     clip: Weights
@@ -64,6 +68,7 @@ class TextSources:
     of_classes: Tensor | None
     background: TextBank | None
     digests: tuple[str, str]
+    supers: bool = False
 
     @property
     def background_names(self) -> tuple[str, ...]:
@@ -72,7 +77,8 @@ class TextSources:
 
     def provenance(self) -> dict[str, str]:
         """Digests of the sources, for manifests and checkpoints."""
-        return {"class_embeddings": self.digests[0], "background_embeddings": self.digests[1]}
+        digests = {"class_embeddings": self.digests[0], "background_embeddings": self.digests[1]}
+        return digests | ({"super_classes": digest([self.digests[0], self.classes.supers])} if self.supers else {})
 
     def embeddings(self, clip: LoadedClip) -> TextEmbeddings:
         """Take what the banks hold and embed the rest with the text tower.
@@ -86,11 +92,20 @@ class TextSources:
         if background is None:
             background = encode_prompts(clip, classes.background, classes.background, classes.template)
         _check_widths(of_classes, background.embeddings)
-        return TextEmbeddings(of_classes, background.embeddings, background.names, self.digests)
+        supers = None
+        if self.supers:
+            supers = super_embeddings(classes, of_classes, clip if clip.has_text and self.of_classes is None else None)
+        return TextEmbeddings(of_classes, background.embeddings, background.names, self.digests, supers)
 
 
-def text_sources(clip: Weights, classes: ClassList, options: ClipOptions) -> TextSources:
+def text_sources(clip: Weights, classes: ClassList, options: ClipOptions, supers: bool = False) -> TextSources:
     """Read and check the banks that are given.
+
+    Args:
+        clip: Whose text tower embeds what no bank holds.
+        classes: Names, prompts, background words.
+        options: The banks.
+        supers: Whether super-classes are embedded too.
 
     Raises:
         UsageError: A class without embedding, or a bank of another model.
@@ -106,7 +121,7 @@ def text_sources(clip: Weights, classes: ClassList, options: ClipOptions) -> Tex
         background_digest = _bytes_digest(background.embeddings)
     if of_classes is not None and background is not None:
         _check_widths(of_classes, background.embeddings)
-    return TextSources(clip, classes, of_classes, background, (class_digest, background_digest))
+    return TextSources(clip, classes, of_classes, background, (class_digest, background_digest), supers)
 
 
 def text_embeddings(clip: LoadedClip, classes: ClassList, options: ClipOptions) -> TextEmbeddings:

@@ -46,8 +46,9 @@ class AlignedText:
     def project_text(self) -> None:
         """Project the text again; to be called when the heads have changed."""
         projected = F.normalize(self.heads.tsa(self._plain.all), dim=1)  # (C + M, E)
-        scale = self._scale or 1 / self.heads.temperature.item()
-        self.text = TextFeatures(projected, self._plain.classes, scale)
+        scale, supers = self._scale or 1 / self.heads.temperature.item(), self._plain.supers
+        supers = None if supers is None else F.normalize(self.heads.tsa(supers), dim=1)  # (S, E)
+        self.text = TextFeatures(projected, self._plain.classes, scale, supers)
 
     def logits(self, features: Tensor) -> Tensor:
         """Pooled patch features ``(B, E)`` -> logits ``(B, C + M)`` through both heads."""

@@ -27,6 +27,7 @@ Need = Literal[
     "superpixels",
     "superpixel_colours",
     "text",
+    "super_classes",
     "alignment",
 ]
 Needs = frozenset[Need]
@@ -49,11 +50,13 @@ class TextFeatures:
         all: ``(C + M, E)`` fp32, L2-normalised: classes, then background words.
         classes: Number of classes C.
         logit_scale: CLIP's own scale of the cosines, about 100.
+        supers: Super-class embeddings ``(S, E)`` fp32, L2-normalised; None unless a part needs ``super_classes``.
     """
 
     all: Tensor
     classes: int
     logit_scale: float
+    supers: Tensor | None = None
 
     def of(self, labels: tuple[int, ...]) -> Tensor:
         """An image's classes, then all background words, ``(K + M, E)``."""

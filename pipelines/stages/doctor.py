@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 
 from pipelines.datasets.check import check_dataset
-from pipelines.encoders.class_embeddings import text_embeddings
+from pipelines.encoders.class_embeddings import TextEmbeddings, text_embeddings
 from pipelines.encoders.licences import dino_licence
+from pipelines.encoders.super_classes import super_classes
 from pipelines.encoders.weights import LoadedClip, build_clip, build_dino, resolve_clip, resolve_dino
 from pipelines.errors import SsrError
 from pipelines.execution.devices import precision_name, resolve_device
@@ -60,7 +61,10 @@ def diagnose(workspace: Workspace, refine: RefineOptions, ground_truth: bool = F
             yield Finding("warning", "weights", licence)
     yield from _dataset(workspace, ground_truth)
     if clip:
-        yield from _attempt("text", lambda: _text(workspace, clip[0]))
+        text: list[TextEmbeddings] = []
+        yield from _attempt("text", lambda: _text(workspace, clip[0], text))
+        if text:
+            yield Finding("ok", "text", super_classes(workspace.dataset.classes, text[0].classes).described())
 
 
 def _attempt(topic: str, check: Callable[[], str]) -> Iterator[Finding]:
@@ -140,8 +144,9 @@ def _dino(workspace: Workspace) -> str:
     return f"DINO {weights.model} / {weights.pretrained}"
 
 
-def _text(workspace: Workspace, clip: LoadedClip) -> str:
+def _text(workspace: Workspace, clip: LoadedClip, made: list[TextEmbeddings]) -> str:
     text = text_embeddings(clip, workspace.dataset.classes, workspace.clip)
+    made.append(text)
     nearest = (text.classes @ text.background.T).max(dim=1)  # (C,)
     worst = int(nearest.values.argmax())
     word = text.background_names[int(nearest.indices[worst])]

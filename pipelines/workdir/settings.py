@@ -51,7 +51,9 @@ def model_sources(workspace: Workspace, needs: Needs, alignment: Path | None = N
         raise UsageError(f"no checkpoint at {alignment}", "--ckpt")
     clip = resolve_clip(workspace.clip.model, workspace.clip.pretrained)
     dino = resolve_dino(workspace.dino.model, workspace.dino.pretrained) if needs & DINO_NEEDS else None
-    text = text_sources(clip, workspace.dataset.classes, workspace.clip) if needs & {"text", "alignment"} else None
+    text = None
+    if needs & {"text", "super_classes", "alignment"}:
+        text = text_sources(clip, workspace.dataset.classes, workspace.clip, "super_classes" in needs)
     return Sources(clip, dino, text, alignment)
 
 

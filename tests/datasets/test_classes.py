@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,17 @@ def test_shipped_lists_have_their_sizes() -> None:
     assert (len(VOC12.names), len(VOC12.background), len(COCO14.names), len(COCO14.background)) == (20, 25, 80, 23)
     assert VOC12.label_map_names[:2] == ("background", "aeroplane")
     assert len(VOC12.label_map_names) == 21
+
+
+def test_shipped_lists_have_super_classes() -> None:
+    voc, coco = (dict(zip(one.names, one.supers, strict=True)) for one in (VOC12, COCO14))
+    assert sorted(Counter(voc.values()).items()) == [
+        ("animal", 6), ("furniture", 3), ("household", 3), ("person", 1), ("vehicle", 7)
+    ]  # fmt: skip
+    assert (len(set(coco.values())), voc["boat"], coco["boat"]) == (12, "vehicle", "vehicle")
+    assert (coco["bench"], coco["tie"], coco["kite"], coco["bowl"]) == ("outdoor", "accessory", "sports", "kitchen")
+    assert (coco["cake"], coco["toilet"], coco["cell phone"]) == ("food", "furniture", "electronic")
+    assert (coco["refrigerator"], coco["toothbrush"], coco["giraffe"]) == ("appliance", "indoor", "animal")
 
 
 def test_coco_knows_official_names() -> None:
@@ -101,6 +113,7 @@ def test_own_list_has_defaults(tmp_path: Path) -> None:
         ("c.toml", "[[classes]]\nname = 'a;b'", "'a;b' cannot be a class name"),
         ("c.toml", "[[classes]]\nname = ''", "'' cannot be a class name"),
         ("c.toml", "[[classes]]\nname = 'a'\nprompt = ' '", "prompt or background word is empty"),
+        ("c.toml", "classes = [{name = 'a', super = 's'}, {name = 'b'}]", "class 'b' has no super-class, others have"),
         ("c.toml", "classes = []", "expected 1 to 254 classes, found 0"),
         ("c.toml", "template = 'a photo'\n[[classes]]\nname = 'a'", "expected a template with one {}"),
         ("c.toml", "template = '{} {0.__class__}'\n[[classes]]\nname = 'a'", "expected a template with one {}"),

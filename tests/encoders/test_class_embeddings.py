@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import combinations
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from pipelines.datasets.classes import VOC12
 from pipelines.encoders import class_embeddings as embeddings
-from pipelines.encoders.class_embeddings import text_embeddings
+from pipelines.encoders.class_embeddings import text_embeddings, text_sources
+from pipelines.encoders.super_classes import super_classes
+from pipelines.encoders.text import encode_prompts
 from pipelines.encoders.weights import build_clip, resolve_clip
 from pipelines.options.sources import ClipOptions
 
@@ -45,3 +50,35 @@ def test_a_bank_is_known_by_its_rows(clip, models):
     assert bank.provenance() != tower.provenance()
     again = text_embeddings(clip, VOC12, ClipOptions(text_bank=models.voc_bank, background_bank=models.background_bank))
     assert bank.provenance() == again.provenance()
+
+
+def test_super_classes_are_prompts_or_means_of_their_members(clip, models):
+    """A text tower reads their names; a bank that holds classes alone makes means. Both change what embeddings are known by."""
+    names = ["vehicle", "animal", "household", "furniture", "person"]  # in the order of the classes
+    for options in (ClipOptions(), ClipOptions(text_bank=models.voc_bank, background_bank=models.background_bank)):
+        sources = text_sources(clip.weights, VOC12, options, supers=True)
+        made = sources.embeddings(clip)
+        members = [[index for index, own in enumerate(VOC12.supers) if own == name] for name in names]
+        means = torch.stack([F.normalize(made.classes[own].mean(dim=0), dim=0) for own in members])
+        prompts = encode_prompts(clip, names, names, VOC12.template).embeddings
+        assert torch.allclose(made.supers, means if options.text_bank else prompts, atol=1e-6)
+        without = text_sources(clip.weights, VOC12, options)
+        assert without.embeddings(clip).supers is None
+        assert sources.provenance() == without.provenance() | {"super_classes": sources.provenance()["super_classes"]}
+
+
+def test_classes_without_super_classes_are_clustered():
+    """The nearest two clusters by mean cosine are joined until a fourth as many are left, numbered by their first members."""
+    embeddings = F.normalize(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    found = super_classes(dataclasses.replace(VOC12, supers=()), embeddings)
+    clusters = [[index] for index in range(20)]
+    while len(clusters) > 5:
+        pairs = combinations(range(len(clusters)), 2)
+        a, b = max(pairs, key=lambda pair: float((embeddings[clusters[pair[0]]] @ embeddings[clusters[pair[1]]].T).mean()))
+        clusters[a] += clusters.pop(b)
+    clusters.sort(key=min)
+    assert found.of_class == tuple(next(place for place, own in enumerate(clusters) if index in own) for index in range(20))
+    assert found.described().startswith("super-classes by clustering: aeroplane")
+    one = dataclasses.replace(VOC12, names=("cat",), prompts=("cat",), supers=(), aliases=())
+    assert super_classes(one, embeddings[:1]).described() == "super-classes by clustering: cat (1)"
+    assert super_classes(VOC12, embeddings).described().startswith("super-classes of the class list: vehicle (7), animal (6)")
