@@ -39,7 +39,9 @@ GROUND_TRUTH = {
     "pipelines.stages.show",
     "pipelines.stages.train.crops",
     "pipelines.stages.train.validation",
+    "pipelines.datasets.check",
     "pipelines.datasets.labels",
+    "pipelines.datasets.mask_labels",
 }
 UNSAFE = {"pickle.load", "pickle.loads", "yaml.load", "eval", "exec", "os.system", "torch.hub.load"}
 

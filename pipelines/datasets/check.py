@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.image import image_size
 from pipelines.errors import ImageError
+from pipelines.evaluation.ground_truth import read_mask
+from pipelines.evaluation.plausibility import Plausibility, nothing_seen, plausibility
+
+OPENED_MASKS = 400
+"""Masks whose values are read before a run: enough to see how they are written, done in seconds."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,8 @@ class DatasetReport:
         missing_masks: Ids without ground truth; None if masks were not looked at.
         size_mismatches: ``(image_id, what)`` where mask and image differ in size or the mask's header cannot be read; None if
             masks were not looked at.
+        bad_masks: ``(image_id, reason)`` of masks that were opened and hold no class numbers; None if masks were not looked at.
+        truth: What labels and the opened masks say of one another; None if masks were not looked at.
     """
 
     images: int
@@ -31,11 +38,13 @@ class DatasetReport:
     unlabelled: tuple[str, ...]
     missing_masks: tuple[str, ...] | None = None
     size_mismatches: tuple[tuple[str, str], ...] | None = None
+    bad_masks: tuple[tuple[str, str], ...] | None = None
+    truth: Plausibility | None = None
 
     @property
     def ok(self) -> bool:
         """True if every image and every mask looked at can be used; images without classes and missing masks are no fault."""
-        return not (self.missing or self.unreadable or self.size_mismatches)
+        return not (self.missing or self.unreadable or self.size_mismatches or self.bad_masks)
 
 
 def check_dataset(dataset: Dataset, open_masks: bool = False) -> DatasetReport:
@@ -43,7 +52,8 @@ def check_dataset(dataset: Dataset, open_masks: bool = False) -> DatasetReport:
 
     Args:
         dataset: Any dataset.
-        open_masks: Also read the headers of ground-truth masks; without it no mask is opened.
+        open_masks: Also read the headers of ground-truth masks, and the values of `OPENED_MASKS` of them; without it no mask is
+            opened.
     """
     counts = dict.fromkeys(dataset.classes.names, 0)
     missing: list[str] = []
@@ -63,6 +73,8 @@ def check_dataset(dataset: Dataset, open_masks: bool = False) -> DatasetReport:
             continue
         if open_masks:
             _check_mask(dataset, sample, size, without, mismatches)
+    truth, bad = look_at_truth(dataset) if open_masks else (None, None)
+    unread = {image_id for image_id, _ in mismatches}
     return DatasetReport(
         images=len(dataset.samples),
         class_counts=counts,
@@ -71,7 +83,34 @@ def check_dataset(dataset: Dataset, open_masks: bool = False) -> DatasetReport:
         unlabelled=tuple(sample.image_id for sample in dataset.samples if not sample.labels),
         missing_masks=tuple(without) if open_masks else None,
         size_mismatches=tuple(mismatches) if open_masks else None,
+        bad_masks=None if bad is None else tuple(one for one in bad if one[0] not in unread),
+        truth=truth,
     )
+
+
+def look_at_truth(dataset: Dataset, most: int = OPENED_MASKS) -> tuple[Plausibility, list[tuple[str, str]]]:
+    """Open ground-truth masks, evenly spaced over the dataset, before anything long is begun with them.
+
+    Args:
+        dataset: Any dataset.
+        most: How many to open; images without a mask are passed over.
+
+    Returns:
+        What labels and masks say of one another, and ``(image_id, reason)`` of masks that cannot be used.
+    """
+    classes = len(dataset.classes.names)
+    truth, bad = nothing_seen(classes), list[tuple[str, str]]()
+    count = len(dataset.samples)
+    wanted = {index * count // min(most, count) for index in range(min(most, count))}
+    for index, sample in enumerate(dataset.samples):
+        path = dataset.mask_path(sample.image_id) if index in wanted else None
+        if path is None or not path.exists():
+            continue
+        try:
+            truth += plausibility(read_mask(path, classes), classes, sample.labels)
+        except ImageError as error:
+            bad.append((sample.image_id, str(error)))
+    return truth, bad
 
 
 def _check_mask(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import SsrError
+from pipelines.evaluation.plausibility import Plausibility
 from pipelines.stores.files import read_json, write_json
 
 SAME = ("what", "split", "names", "options_digest", "crf", "supervised", "oracle", "pictures")
@@ -34,6 +37,7 @@ class Counted:
         supervised: Ground-truth masks trained what made it.
         oracle: A second report at the best power is wanted.
         pictures: Pictures are wanted.
+        truth: What labels and masks of the images say of one another.
     """
 
     what: str
@@ -47,6 +51,7 @@ class Counted:
     supervised: bool
     oracle: bool
     pictures: bool
+    truth: Plausibility
 
 
 def add_counted(shards: Sequence[Counted]) -> Counted:
@@ -65,7 +70,8 @@ def add_counted(shards: Sequence[Counted]) -> Counted:
             )
     totals = {power: np.sum([shard.totals[power] for shard in shards], axis=0) for power in first.totals}
     images, failed = sum(shard.images for shard in shards), sum(shard.failed for shard in shards)
-    return dataclasses.replace(first, totals=totals, images=images, failed=failed)
+    truth = reduce(operator.add, (shard.truth for shard in shards))
+    return dataclasses.replace(first, totals=totals, images=images, failed=failed, truth=truth)
 
 
 def write_counted(path: Path, counted: Counted) -> None:
@@ -91,6 +97,16 @@ def read_counted(path: Path) -> Counted:
             totals[None if power is None else float(power)] = matrix
         if not totals or content.keys() != {field.name for field in dataclasses.fields(Counted)}:
             raise ValueError
-        return Counted(**{**content, "names": names, "totals": totals})
+        truth = _truth(content["truth"], len(names) - 1)
+        return Counted(**{**content, "names": names, "totals": totals, "truth": truth})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SsrError(f"{path} is damaged", "remove it and run `ssr eval` on that shard again") from error
+
+
+def _truth(content: Any, classes: int) -> Plausibility:
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    found = Plausibility(**fields)
+    numbers = (found.images, found.hollow, found.foreign, *found.named, *found.shown)
+    if len(found.named) != classes or len(found.shown) != classes or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError
+    return found

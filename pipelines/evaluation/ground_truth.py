@@ -9,22 +9,42 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.errors import ImageError
+from pipelines.ops.label_map import IGNORE_INDEX
 
 _HINT = "a mask is a PNG of class indices, palette or 8-bit greyscale: 0 background, i + 1 = class i, 255 ignore"
 
 
-def read_mask(path: Path) -> NDArray[np.uint8]:
+def read_mask(path: Path, classes: int | None = None) -> NDArray[np.uint8]:
     """Read a label map as it is stored: no EXIF rotation, no palette applied.
 
     Args:
         path: PNG of mode P or L.
+        classes: Number of classes without background, of which no other value may be; None admits any.
 
     Returns:
         ``(H, W)`` uint8 class indices, 255 = ignore.
 
     Raises:
-        ImageError: No such file, not a PNG, damaged, or not class indices (colours, 16 bits, greys scaled up from fewer bits).
+        ImageError: No such file, not a PNG, damaged, not class indices (colours, 16 bits, greys scaled up from fewer bits),
+            or a value that is no class.
     """
+    mask = _decoded(path)
+    if classes is not None:
+        _refuse_unknown(path, mask, classes)
+    return mask
+
+
+def _refuse_unknown(path: Path, mask: NDArray[np.uint8], classes: int) -> None:
+    counts = np.bincount(mask.ravel(), minlength=256)  # (256,)
+    beyond = np.flatnonzero(counts[classes + 1 : IGNORE_INDEX])
+    if beyond.size:
+        value = classes + 1 + int(beyond[0])
+        found = f"{value} ({counts[value]} pixels)" + (" and others" if beyond.size > 1 else "")
+        hint = "--classes for other classes; colours and greys must be changed into class numbers"
+        raise ImageError(f"{path}: expected values 0..{classes} and {IGNORE_INDEX}, found {found}", hint)
+
+
+def _decoded(path: Path) -> NDArray[np.uint8]:
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or device might never end
             raise ImageError(f"expected a PNG mask in {path}, found no regular file", hint=_HINT)

@@ -36,6 +36,7 @@ class Report:
         options_digest: Digest of the options that made what was scored.
         rules: Scoring rules in words, see `rules`.
         confusion_matrix: File name of the counts beside the report.
+        warnings: What makes the score doubtful, see `Plausibility.warnings`.
 
     The metrics are those of `Metrics.summary`.
     """
@@ -58,6 +59,7 @@ class Report:
     oracle: bool = False
     rules: dict[str, str] = field(default_factory=dict)
     confusion_matrix: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that an oracle names its exponent."""

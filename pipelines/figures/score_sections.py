@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from pipelines.evaluation.report import Report
@@ -25,7 +25,7 @@ def ablation_section(scores: Sequence[tuple[str, Report]]) -> str:
     return (
         f"<section><h2>Ablation</h2><p>split {escape(first.split)}, {first.images:,} images; values in %</p><table>"
         "<tr><th>row<th class=n>mIoU<th class=n>gain<th class=n>precision<th class=n>recall<th></tr>"
-        f"{''.join(rows)}</table></section>"
+        f"{''.join(rows)}</table>{_warnings(report for _, report in scores)}</section>"
     )
 
 
@@ -43,8 +43,13 @@ def report_section(report: Report, confusion_png: bytes | None, colors: Mapping[
         picture = f'<img src="data:image/png;base64,{data}" alt="confusion matrix">'
     return (
         f"<section><h2>{escape(report.caption)}: mIoU {100 * report.miou:.2f}</h2>"
-        f"<div><table>{''.join(rows)}</table>{picture}</div><p>{rules}</p></section>"
+        f"{_warnings([report])}<div><table>{''.join(rows)}</table>{picture}</div><p>{rules}</p></section>"
     )
+
+
+def _warnings(reports: Iterable[Report]) -> str:
+    found = dict.fromkeys(warning for report in reports for warning in report.warnings)
+    return "".join(f"<p><b>warning</b>: {escape(warning)}</p>" for warning in found)
 
 
 def _number(value: float | None) -> str:

@@ -10,12 +10,14 @@ from typing import Literal
 
 import torch
 
+from pipelines.datasets import Dataset
 from pipelines.datasets.check import check_dataset
 from pipelines.encoders.class_embeddings import TextEmbeddings, text_embeddings
 from pipelines.encoders.licences import dino_licence
 from pipelines.encoders.super_classes import super_classes
 from pipelines.encoders.weights import LoadedClip, build_clip, build_dino, resolve_clip, resolve_dino
 from pipelines.errors import SsrError
+from pipelines.evaluation.plausibility import Plausibility
 from pipelines.execution.devices import precision_name, resolve_device
 from pipelines.execution.pool import resolve_workers
 from pipelines.options.stages import RefineOptions
@@ -47,7 +49,7 @@ def diagnose(workspace: Workspace, refine: RefineOptions, ground_truth: bool = F
     Args:
         workspace: What a run would use.
         refine: Says whether DINO and the CRF are needed.
-        ground_truth: Also read the headers of ground-truth masks, to compare sizes.
+        ground_truth: Also open ground-truth masks: the sizes of all, the values of some.
 
     Yields:
         Findings as they are made.
@@ -123,8 +125,20 @@ def _dataset(workspace: Workspace, ground_truth: bool) -> Iterator[Finding]:
         yield Finding(
             "warning", "dataset", f"{len(report.missing_masks)} images without ground truth: {_some(report.missing_masks)}"
         )
-    for image_id, reason in (report.size_mismatches or ())[:10]:
+    for image_id, reason in (*(report.size_mismatches or ())[:10], *(report.bad_masks or ())[:10]):
         yield Finding("error", "dataset", f"{image_id}: {reason}")
+    if report.truth is not None:
+        yield from _truth(report.truth, dataset)
+
+
+def _truth(truth: Plausibility, dataset: Dataset) -> Iterator[Finding]:
+    try:
+        truth.refuse_binary(f"split {dataset.split}")
+    except SsrError as error:
+        yield Finding("error", "dataset", str(error))
+        return
+    for warning in truth.warnings(dataset.classes.names):
+        yield Finding("warning", "dataset", f"of {truth.images} masks opened: {warning}")
 
 
 def _some(names: tuple[str, ...] | list[str]) -> str:

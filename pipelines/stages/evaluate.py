@@ -21,6 +21,7 @@ from pipelines.evaluation.counted import Counted, write_counted
 from pipelines.evaluation.figures import confusion_figure, iou_figure, save_figure
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.metrics import Metrics, metrics_from_counts
+from pipelines.evaluation.plausibility import Plausibility, nothing_seen, plausibility
 from pipelines.evaluation.report import Report, rules, write_confusion, write_csv, write_report
 from pipelines.execution.interruption import refuse_if_interrupted, until_interrupted
 from pipelines.execution.pool import map_bounded, resolve_workers
@@ -86,7 +87,7 @@ def run(
 
     Raises:
         UsageError: No ground truth is known, or p is asked for where label maps are scored.
-        SsrError: Nothing to score.
+        SsrError: Nothing to score, or ground truth that marks objects with 255.
         TooManyFailures: More images than allowed lack a prediction or ground truth.
     """
     counted = count(workspace, what, options, background_power, progress)
@@ -112,28 +113,32 @@ def count(
     if options.oracle:
         powers = (*powers, *(p for p in ORACLE_POWERS if p != background_power))
     names = workspace.dataset.classes.label_map_names
+    classes = len(workspace.dataset.classes.names)
     totals = {power: np.zeros((len(names), len(names) + 1), dtype=np.int64) for power in powers}
+    truth = nothing_seen(classes)
     tally = workspace.tally(f"{STAGE} {what}", progress)
     with ExitStack() as stack:
         predict = _predictor(workspace, what, powers, stack)
 
-        def score(sample: Sample) -> dict[float | None, NDArray[np.int64]]:
-            target = read_mask(targets(sample.image_id))
+        def score(sample: Sample) -> tuple[dict[float | None, NDArray[np.int64]], Plausibility]:
+            target = read_mask(targets(sample.image_id), classes)
             predictions = predict(sample, target.shape)
             try:
-                return {power: confusion_counts(label_map, target, len(names)) for power, label_map in predictions.items()}
+                counts = {power: confusion_counts(label_map, target, len(names)) for power, label_map in predictions.items()}
             except ValueError as error:
                 raise ImageError(str(error)) from error
+            return counts, plausibility(target, classes, sample.labels)
 
         workers = resolve_workers(workspace.run.workers)
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         progress.start(f"eval {what}", len(samples))
-        for sample, counts in map_bounded(pool, score, until_interrupted(samples), ahead=4 * workers):
-            if isinstance(counts, ImageError):
-                tally.made(sample.image_id, counts)
+        for sample, scored in map_bounded(pool, score, until_interrupted(samples), ahead=4 * workers):
+            if isinstance(scored, ImageError):
+                tally.made(sample.image_id, scored)
             else:
                 tally.made(sample.image_id)
-                for power, matrix in counts.items():
+                truth += scored[1]
+                for power, matrix in scored[0].items():
                     totals[power] += matrix
         progress.finish()
     refuse_if_interrupted("run the same command again")  # half a score is none
@@ -151,6 +156,7 @@ def count(
         supervised=manifest is not None and manifest.settings.get("supervision") == "masks",
         oracle=options.oracle,
         pictures=options.pictures,
+        truth=truth,
     )
     if workspace.shard is not None:
         write_counted(workspace.shard.place(workspace.work / REPORTS) / f"{counted.what}.json", counted)
@@ -168,7 +174,11 @@ def finish(work: Path, counted: Counted) -> list[Evaluation]:
 
     Returns:
         The evaluation, and for an oracle a second one at the p that is best on the ground truth.
+
+    Raises:
+        SsrError: The ground truth marks objects with 255.
     """
+    counted.truth.refuse_binary(f"split {counted.split}")
     powers = list(counted.totals)
     evaluations = [_finish(work, counted, powers[0], oracle=False)]
     if counted.oracle:
@@ -192,6 +202,7 @@ def _finish(work: Path, counted: Counted, power: float | None, *, oracle: bool) 
         oracle=oracle,
         rules=rules(power, oracle=oracle),
         confusion_matrix="confusion.npy",
+        warnings=counted.truth.warnings(counted.names[1:]),
     )
     if counted.supervised:
         report.rules["supervision"] = "ground-truth masks (upper bound)"

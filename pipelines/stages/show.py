@@ -18,6 +18,7 @@ from pipelines.datasets.classes import palette
 from pipelines.datasets.image import load_image
 from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.evaluation.ground_truth import read_mask
+from pipelines.evaluation.plausibility import nothing_seen, plausibility
 from pipelines.execution.progress import Progress, Silent
 from pipelines.figures.page import PageRow, html_page
 from pipelines.figures.panel import RGB, contact_sheet, legend, overlay_cam, overlay_mask, overlay_superpixels, panel
@@ -28,6 +29,7 @@ from pipelines.stores.files import atomic_path
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "show"
+TRUTH = "ground truth"
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,9 @@ def draw(workspace: Workspace, options: ShowOptions, progress: Progress) -> Draw
                 labels = tuple(names[index + 1] for index in sample.labels)
                 rows.append(PageRow(sample.image_id, labels, _jpeg(picture)))
         progress.finish()
+    warnings = drawer.truth.warnings(names[1:])
+    for warning in warnings:
+        progress.note(f"ground truth: {warning}")
     if not pictures:
         raise SsrError("no photo could be drawn", f"see {tally.failures.path}")
     colours: dict[str, RGB] = {name: tuple(palette()[index].tolist()) for index, name in enumerate(names) if index}
@@ -129,7 +134,7 @@ def draw(workspace: Workspace, options: ShowOptions, progress: Progress) -> Draw
         "split": workspace.dataset.split,
         "photos": f"{len(rows)} of {len(workspace.dataset.samples)}",
         "recipe": workspace.recipe or "",
-        "ground truth": "shown" if options.gt else "not opened",
+        TRUTH: "; ".join(("shown", *warnings)) if options.gt else "not opened",
     }
     return Drawn(rows, pictures, colours, facts, tally.counts.failed)
 
@@ -141,6 +146,7 @@ class _Drawer:
         self._workspace = workspace
         self._options = options
         self._names = workspace.dataset.classes.label_map_names
+        self.truth = nothing_seen(len(self._names) - 1)
         self._stores = {
             name: stack.enter_context(ArrayReader(path))
             for name, path in (
@@ -164,7 +170,9 @@ class _Drawer:
                 for index, heat in zip(sample.labels, resized, strict=False):
                     tiles.append((f"{title}: {self._names[index + 1]}", overlay_cam(image, heat)))
         for path, title in self._masks(sample):
-            mask = read_mask(path)
+            mask = read_mask(path, len(self._names) - 1)
+            if title == TRUTH:
+                self.truth += plausibility(mask, len(self._names) - 1, sample.labels)
             if mask.shape != image.shape[:2]:
                 raise ImageError(f"{path} is {mask.shape}, the photo {image.shape[:2]}")
             tiles.append((title, overlay_mask(image, mask, palette())))
@@ -181,7 +189,7 @@ class _Drawer:
             truth = self._workspace.dataset.mask_path(sample.image_id)
             if truth is None:
                 raise UsageError("this dataset has no ground truth", "leave out --gt")
-            label_maps.append((truth, "ground truth"))
+            label_maps.append((truth, TRUTH))
         return [(path, title) for path, title in label_maps if path.is_file()]
 
 

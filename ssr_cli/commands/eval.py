@@ -78,6 +78,7 @@ def _ablation(invocation: Invocation, options: EvalOptions, power: float) -> Non
         table.add_row(escape(title), _percent(report.miou), gain, _percent(report.precision), _percent(report.recall))
         before = report.miou
     out.print(table)
+    _print_warnings(first)
     next_step(f"ssr report --work {invocation.work}")
 
 
@@ -102,9 +103,16 @@ def print_evaluation(evaluation: Evaluation) -> None:
         out.print(
             f"coverage {_percent(report.coverage)}: 255 counts as a miss, left out mIoU is {_percent(report.miou_covered)}"
         )
+    _print_warnings(report)
     for name, rule in report.rules.items():
         out.print(f"[dim]{name}: {escape(rule)}[/]")
     out.print(f"[dim]options digest {report.options_digest}; {evaluation.folder / 'report.json'}[/]")
+
+
+def _print_warnings(*reports: Report) -> None:
+    """Each warning once, beside the score, so that no one copies the one without the other."""
+    for warning in dict.fromkeys(warning for report in reports for warning in report.warnings):
+        out.print(f"[yellow]warning: {escape(warning)}[/]")
 
 
 def _percent(value: float | None) -> str:
@@ -127,6 +135,7 @@ def _compare(first: Path, second: Path) -> None:
         colour = "" if gain is None or abs(gain) < 5e-5 else "[green]" if gain > 0 else "[red]"
         table.add_row(name, _percent(before), _percent(after), "-" if gain is None else f"{colour}{100 * gain:+.2f}")
     out.print(table)
+    _print_warnings(a, b)
     picture = _report_path(second).parent / "compare.png"
     save_figure(compare_figure(a, b, (str(first), str(second))), picture)
     out.print(f"[dim]{picture}[/]")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ssr_cli.app import COMMANDS
 
@@ -180,3 +181,60 @@ def test_doctor_of_a_dataset_without_images(ssr, tiny_coco, tmp_path):
     file.write_text(json.dumps({**json.loads(file.read_text()), "images": [], "annotations": []}))
     ran = ssr("doctor", "--config", tiny_coco.config, "--root", root, "--work", tmp_path / "w", code=1)
     assert "unexpected" not in ran.err
+
+
+def truth_of(root: Path, change: dict[int, int]) -> None:
+    """Rewrite the values of all masks."""
+    table = [change.get(value, value) for value in range(256)]
+    for path in (root / "SegmentationClass").glob("*.png"):
+        Image.open(path).point(table, "L").save(path)
+
+
+@pytest.fixture
+def own_voc(tiny_voc, finished, tmp_path):
+    """A copy of the photos and of a finished work directory: ``(root, arguments of a command)``."""
+    root = Path(shutil.copytree(tiny_voc.root, tmp_path / "voc"))
+    work = Path(shutil.copytree(finished["ssr"], tmp_path / "work"))
+    (work / "work.json").unlink(missing_ok=True)
+    return root, ["--config", tiny_voc.config, "--root", root, "--work", work]
+
+
+BINARY = "found 0 and 255 alone in 5 of 6 masks"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["eval", "--no-pictures"], 1, f"split train: expected class numbers in ground truth, {BINARY}"),
+        (["doctor", "--gt"], 1, BINARY),
+        (["show", "--gt", "--count", 2], 0, "no ground-truth mask shows a class"),
+        (["train", "--supervision", "masks", "--iterations", 1], 1, BINARY),
+    ],
+)
+def test_objects_of_255_are_found_by_all_who_open_ground_truth(ssr, own_voc, words, code, said):
+    root, made = own_voc
+    truth_of(root, dict.fromkeys(range(1, 255), 255))
+    assert said in ssr(*words, *made, code=code).text
+    ssr("labels", root / "SegmentationClass", root / "labels.csv", "--from", "masks", code=1)
+    assert not (root / "labels.csv").exists()
+
+
+def test_ground_truth_above_the_class_list_is_one_line_at_every_door(ssr, own_voc):
+    root, made = own_voc
+    truth_of(root, {8: 40})
+    for words in (["eval", "--no-pictures"], ["show", "--gt"], ["report", "--gt"], ["doctor", "--gt"]):
+        ran = ssr(*words, *made, code=1)
+        assert "a_cat.png: expected values 0..20 and 255, found 40" in ran.text
+        assert "unexpected" not in ran.text
+
+
+def test_a_class_without_ground_truth_is_named_beside_every_score(ssr, own_voc):
+    root, made = own_voc
+    truth_of(root, {7: 0, 255: 0})  # no car
+    line = "in the labels but without one ground-truth pixel, so not scored: car"
+    assert f"warning: {line}" in ssr("eval", "--no-pictures", *made).out
+    work = made[-1]
+    assert json.loads((work / "eval/masks/report.json").read_text())["warnings"] == [line]
+    ssr("report", *made)
+    assert line in (work / "report.html").read_text()
+    assert f"warning: {line}" in ssr("eval", "--compare", work, work).out

@@ -98,7 +98,7 @@ def test_index_out_of_range(tmp_path: Path, values: list[int], mode: str, messag
 @pytest.mark.parametrize("mode", ["RGB", "1", "I;16", "LA"])
 def test_masks_in_other_modes(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (2, 2)).save(tmp_path / "a.png")
-    with pytest.raises(ImageError, match=f"expected a palette or 8-bit greyscale mask, found mode {mode}"):
+    with pytest.raises(ImageError, match=f"expected class indices in .*, found (colours|pixels) of mode {mode}"):
         labels_from_masks(tmp_path, VOC12, ["a"])
 
 
@@ -106,7 +106,7 @@ def test_mask_ids_are_checked_and_jpeg_is_no_mask(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has path separators"):
         labels_from_masks(tmp_path, VOC12, ["../a"])
     Image.new("L", (2, 2)).save(tmp_path / "a.png", "JPEG")
-    with pytest.raises(ImageError, match=r"a\.png: expected PNG, found a file that starts with"):
+    with pytest.raises(ImageError, match=r"expected a PNG mask in .*a\.png, found a file that cannot be read"):
         labels_from_masks(tmp_path, VOC12, ["a"])
 
 

@@ -13,12 +13,15 @@ import pytest
 
 from pipelines.errors import SsrError
 from pipelines.evaluation.counted import Counted, add_counted, read_counted, write_counted
+from pipelines.evaluation.plausibility import Plausibility
+
+TRUTH = Plausibility(2, 1, 0, (2, 1), (0, 1))
 
 
 def counted(seed: int, **changes: Any) -> Counted:
     draw = np.random.default_rng(seed)
     totals: dict[float | None, Any] = {power: draw.integers(0, 2**40, (3, 4)) for power in (1.5, 1.0)}
-    made = Counted("cams", "train", ("background", "cat", "dog"), totals, seed, 1, "ab12", False, False, True, False)
+    made = Counted("cams", "train", ("background", "cat", "dog"), totals, seed, 1, "ab12", False, False, True, False, TRUTH)
     return dataclasses.replace(made, **changes)
 
 
@@ -33,7 +36,7 @@ def test_in_any_order() -> None:
     shards = [counted(seed) for seed in range(4)]
     sums = [add_counted(order) for order in itertools.permutations(shards)]
     assert all(same(found, sums[0]) for found in sums)
-    assert (sums[0].images, sums[0].failed) == (6, 4)
+    assert (sums[0].images, sums[0].failed, sums[0].truth) == (6, 4, Plausibility(8, 4, 0, (8, 4), (0, 4)))
     assert sums[0].totals[1.5][2, 1] == sum(int(shard.totals[1.5][2, 1]) for shard in shards)
 
 

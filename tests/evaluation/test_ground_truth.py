@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.errors import SsrError
+from pipelines.errors import ImageError, SsrError
 from pipelines.evaluation.ground_truth import read_mask
+from pipelines.evaluation.plausibility import nothing_seen, plausibility
 
 MASK = np.array([[0, 1, 20], [255, 0, 1]], np.uint8)
 
@@ -94,3 +95,41 @@ def test_refuses_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(SsrError, match="cannot be read"):
         read_mask(tmp_path / "mask.png")
+
+
+def test_refuses_values_that_are_no_class(tmp_path: Path) -> None:
+    palette_image(np.array([[0, 3, 5, 5, 255]], np.uint8)).save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png", 5)[0, 3] == 5
+    with pytest.raises(ImageError, match=r"mask\.png: expected values 0\.\.4 and 255, found 5 \(2 pixels\) \(--classes"):
+        read_mask(tmp_path / "mask.png", 4)
+
+
+NAMES = ("cat", "dog")
+SETS: dict[str, tuple[list[tuple[list[int], tuple[int, ...] | None]], str, tuple[str, ...]]] = {
+    # masks and the labels of their images -> refused?, warnings
+    "sound": ([([0, 1, 255], (0,)), ([0, 2], (1,)), ([0, 255], ())], "", ()),
+    "0 and 255": ([([0, 255], (0,)), ([0, 0], (1,))], "found 0 and 255 alone in 1 of 2 masks", ()),
+    "0 and 255, labels unknown": ([([0, 255], None)], "found 0 and 255 alone in 1 of 1 masks", ()),
+    "no class anywhere": ([([0, 255], ())], "", ()),
+    "all black": ([([0], (0,))], "", ("no ground-truth mask shows a class: background alone is scored",)),
+    "a class without a pixel": (
+        [([0, 1], (0, 1))], "", ("in the labels but without one ground-truth pixel, so not scored: dog",)
+    ),
+    "some of 0 and 255": ([([0, 255], (0,)), ([1, 2], (0, 1))], "", ("1 of 2 masks hold 0 and 255 alone",)),
+    "numbers off by one": ([([0, 2], (0,)), ([1, 2], (0, 1))], "", ("1 of 2 masks show classes that the image's labels do",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_ground_truth_that_cannot_be_meant(name: str) -> None:
+    masks, refused, warnings = SETS[name]
+    truth = nothing_seen(2)
+    for values, labels in masks:
+        truth += plausibility(np.array([values], np.uint8), 2, labels)
+    if refused:
+        with pytest.raises(SsrError, match=f"^here: expected class numbers in ground truth, {refused}.*write i"):
+            truth.refuse_binary("here")
+    else:
+        truth.refuse_binary("here")
+        found = truth.warnings(NAMES)
+        assert [line[: len(start)] for line, start in zip(found, warnings, strict=True)] == list(warnings)

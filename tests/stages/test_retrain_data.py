@@ -17,6 +17,7 @@ from PIL import Image
 from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.classes import ClassList
 from pipelines.errors import SsrError, TooManyFailures, UsageError
+from pipelines.evaluation.plausibility import nothing_seen
 from pipelines.execution.failures import Failures
 from pipelines.execution.progress import Silent
 from pipelines.stages.retrain.data import LabelMaps, checked, ground_truth, pseudo_masks, split_files
@@ -76,7 +77,7 @@ def test_counts_are_those_of_all_pixels(pairs, tmp_path) -> None:
     "counts", [(60, 30, 10, 0), (1, 1, 1, 1), (10**9, 1, 10**5, 0), (0, 5, 0, 0), (2**40, 2**20, 2**10, 2**5)]
 )
 def test_class_weights(counts: tuple[int, ...]) -> None:
-    found = LabelMaps((), (), np.array(counts), 0.0).class_weights()
+    found = LabelMaps((), (), np.array(counts), 0.0, nothing_seen(3)).class_weights()
     total = sum(counts)
     rareness = [(total / n) ** 0.5 if n else 0 for n in counts]
     mean = sum(n * one for n, one in zip(counts, rareness, strict=True)) / total
@@ -103,8 +104,8 @@ BAD: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         r"d\.png is 9 x 8, its photo 6 x 4 \(ssr refine --force",
     ),
     "turned": (lambda _, mask: write(mask, np.array(Image.open(mask)).T), "d.png is 4 x 6, its photo 6 x 4"),
-    "beyond": (dotted(4), r"d\.png has class number 4, expected 0 to 3 or 255 \(--classes, --masks\)"),
-    "far beyond": (dotted(254), "has class number 254, expected 0 to 3 or 255"),
+    "beyond": (dotted(4), r"d\.png: expected values 0\.\.3 and 255, found 4 \(1 pixels\) \(--classes"),
+    "far beyond": (dotted(254), r"expected values 0\.\.3 and 255, found 254"),
     "truncated": (lambda _, mask: mask.write_bytes(mask.read_bytes()[:-30]), "d.png, found a file that cannot be read"),
     "colours": (
         lambda _, mask: Image.open(mask).convert("RGB").save(mask),

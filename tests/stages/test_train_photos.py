@@ -103,7 +103,7 @@ def unknown_class(workspace: Workspace, root: Path) -> None:
         ("ssr", other_size, r"its superpixels are \(80, 80\), the photo \(70, 70\)"),
         ("masks", no_mask, "c_bird"),
         ("masks", other_size, r"its ground truth is \(80, 80\), the photo \(70, 70\)"),
-        ("masks", unknown_class, "a class above 20"),
+        ("masks", unknown_class, r"expected values 0\.\.20 and 255"),
     ],
 )
 def test_what_belongs_to_a_photo_may_be_bad_too(new, tiny_voc, tmp_path, name, spoil, said, run_train):

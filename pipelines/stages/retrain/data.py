@@ -14,6 +14,7 @@ from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.image import load_image
 from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.evaluation.ground_truth import read_mask
+from pipelines.evaluation.plausibility import Plausibility, nothing_seen, plausibility
 from pipelines.execution.failures import Failures
 from pipelines.execution.pool import prefetch
 from pipelines.execution.progress import Progress
@@ -33,12 +34,14 @@ class LabelMaps:
         paths: Their label maps.
         counts: Pixels of each class, background first, ``(C + 1,)`` int64.
         ignored: Share of all pixels that is 255.
+        truth: What labels and label maps say of one another.
     """
 
     samples: tuple[Sample, ...]
     paths: tuple[Path, ...]
     counts: NDArray[np.int64]
     ignored: float
+    truth: Plausibility
 
     def class_weights(self) -> list[float]:
         """Square root of each class's rareness, 1 on average over the pixels; a class without pixels weighs 1."""
@@ -109,7 +112,7 @@ def checked(
         SsrError: None is left, or there may be no bad one.
     """
     by_id = {sample.image_id: path for sample, path in pairs}
-    counts, ignored = np.zeros(len(classes) + 1, np.int64), 0
+    counts, ignored, truth = np.zeros(len(classes) + 1, np.int64), 0, nothing_seen(len(classes))
     samples: list[Sample] = []
     progress.start("check masks", len(pairs))
     for sample, found in prefetch(lambda sample: _histogram(sample, by_id[sample.image_id], classes), [s for s, _ in pairs]):
@@ -120,14 +123,16 @@ def checked(
             failures.add(sample.image_id, found)
             continue
         samples.append(sample)
-        counts += found[: len(counts)]
-        ignored += int(found[IGNORE_INDEX])
+        histogram, seen = found
+        counts += histogram[: len(counts)]
+        ignored += int(histogram[IGNORE_INDEX])
+        truth += seen
     progress.finish()
     if not counts.sum():
         hint = "--val-split" if failures is None else "--masks FOLDER"
         raise SsrError(f"none of {len(pairs)} label maps is sound and has a labelled pixel", hint)
     paths = tuple(by_id[sample.image_id] for sample in samples)
-    return LabelMaps(tuple(samples), paths, counts, ignored / (ignored + int(counts.sum())))
+    return LabelMaps(tuple(samples), paths, counts, ignored / (ignored + int(counts.sum())), truth)
 
 
 def split_files(name: str, samples: Sequence[Sample], masks: Sequence[Path], folder: Path) -> SplitFiles:
@@ -157,8 +162,9 @@ def split_files(name: str, samples: Sequence[Sample], masks: Sequence[Path], fol
     return SplitFiles((folder / f"{name}.txt").resolve(), images.resolve(), mask_folder.resolve(), suffix)
 
 
-def _histogram(sample: Sample, path: Path, classes: Sequence[str]) -> NDArray[np.int64]:
-    mask = read_mask(path)  # (H, W)
+def _histogram(sample: Sample, path: Path, classes: Sequence[str]) -> tuple[NDArray[np.int64], Plausibility]:
+    """Pixels of each value ``(256,)``, and what labels and mask say of one another."""
+    mask = read_mask(path, len(classes))  # (H, W)
     width, height = load_image(sample.image_path).size  # decoded: mmengine's readers would stop at a damaged one
     if min(width, height) < 2:
         raise ImageError(f"{sample.image_path} is {width} x {height}, too thin for mmsegmentation")
@@ -167,12 +173,7 @@ def _histogram(sample: Sample, path: Path, classes: Sequence[str]) -> NDArray[np
             f"{path} is {mask.shape[1]} x {mask.shape[0]}, its photo {width} x {height}",
             "ssr refine --force, if it is its pseudo-mask",
         )
-    counts = np.bincount(mask.ravel(), minlength=256)  # (256,)
-    beyond = np.flatnonzero(counts[len(classes) + 1 : IGNORE_INDEX])
-    if len(beyond):
-        number = len(classes) + 1 + int(beyond[0])
-        raise ImageError(f"{path} has class number {number}, expected 0 to {len(classes)} or 255", "--classes, --masks")
-    return counts
+    return np.bincount(mask.ravel(), minlength=256), plausibility(mask, len(classes), sample.labels)
 
 
 def _link(folder: Path, targets: dict[str, Path]) -> None:

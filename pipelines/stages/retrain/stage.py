@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipelines.datasets import load_dataset
+from pipelines.datasets import Dataset, load_dataset
 from pipelines.datasets.classes import palette
 from pipelines.encoders.model_config import TimmModel, dino_architecture
 from pipelines.encoders.weights import file_sha256
@@ -95,6 +95,8 @@ def _prepare(training: TrainingRun, options: RetrainOptions, design: Design, wei
             progress.note(f"{len(pairs)} of {len(dataset.samples)} photos have a pseudo-mask; the others are left out")
     maps = checked(pairs, dataset.classes.names, failures, progress)
     training.counts.failed = failures.count
+    if options.supervision == "masks":
+        _check_truth(maps, dataset, progress)
     unseen = [name for name, count in zip(dataset.classes.names, maps.counts[1:], strict=True) if not count]
     if unseen:
         progress.note(f"no label map has a pixel of {', '.join(unseen)}: the network cannot learn what it never sees")
@@ -115,6 +117,13 @@ def _prepare(training: TrainingRun, options: RetrainOptions, design: Design, wei
     _write_config(training, options, design, maps)
 
 
+def _check_truth(maps: LabelMaps, dataset: Dataset, progress: Progress) -> None:
+    """Refuse ground truth that marks objects with 255; note what else makes it doubtful."""
+    maps.truth.refuse_binary(f"split {dataset.split}")
+    for warning in maps.truth.warnings(dataset.classes.names):
+        progress.note(warning)
+
+
 def _write_config(training: TrainingRun, options: RetrainOptions, design: Design, maps: LabelMaps) -> None:
     workspace, file = training.workspace, training.folder / CONFIG
     dataset = workspace.dataset
@@ -124,6 +133,7 @@ def _write_config(training: TrainingRun, options: RetrainOptions, design: Design
         split = load_dataset(workspace.dataset_options.model_copy(update={"split": options.val_split}))
         pairs = ground_truth(split, "train without --val-split")
         scored = checked(pairs, dataset.classes.names, None, training.progress)
+        _check_truth(scored, split, training.progress)
         val = split_files("val", scored.samples, scored.paths, training.folder)
     classes = list(dataset.classes.label_map_names)
     labels = "ground-truth masks: an upper bound" if options.supervision == "masks" else "pseudo-masks"

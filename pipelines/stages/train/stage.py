@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from pipelines.datasets import load_dataset
+from pipelines.datasets import Dataset, load_dataset
+from pipelines.datasets.check import look_at_truth
 from pipelines.errors import ImageError, TooManyFailures
 from pipelines.execution.devices import resolve_device
 from pipelines.execution.interruption import refuse_interrupted
@@ -64,16 +65,28 @@ def run(workspace: Workspace, sections: TrainSections, progress: Progress | None
 
         @cache
         def load() -> tuple[TrainInputs, Validation | None]:
+            if sections.train.supervision == "masks" and processes.first:
+                _check_truth(workspace.dataset, training.progress)
             inputs = train_inputs(workspace, sections, device, processes, stack)
             if sections.train.val_split is None or not processes.first:
                 return inputs, None
             val = load_dataset(workspace.dataset_options.model_copy(update={"split": sections.train.val_split}))
-            return inputs, Validation(val, inputs.encoders.clip)
+            validation = Validation(val, inputs.encoders.clip)
+            _check_truth(val, training.progress)
+            return inputs, validation
 
         with TrainingRun(workspace, STAGE, workspace.model, processes, progress, FILES) as training:
             training.open(train_settings(workspace, sections, processes), sections.train.resume, load)
             _train(training, sections.train, device, load)
         return training.counts
+
+
+def _check_truth(dataset: Dataset, progress: Progress) -> None:
+    """Refuse ground truth that marks objects with 255 before the first step; note what else makes it doubtful."""
+    truth, _ = look_at_truth(dataset)
+    truth.refuse_binary(f"split {dataset.split}")
+    for warning in truth.warnings(dataset.classes.names):
+        progress.note(f"ground truth of split {dataset.split}, {truth.images} masks opened: {warning}")
 
 
 def learn(trainer: SegmentationTrainer, crops: Sequence[Crop], evidence: Evidence, labels: OnlineLabels | None) -> None:
