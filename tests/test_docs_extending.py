@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from pipelines.datasets import KINDS
 from pipelines.encoders.towers import TOWERS
 from pipelines.method.affinity import AFFINITIES
+from pipelines.method.affinity_filters import AFFINITY_FILTERS
 from pipelines.method.column_masks import COLUMN_MASKS
 from pipelines.method.readouts import READOUTS
 from pipelines.stores.array_store import ArrayReader
@@ -31,8 +32,9 @@ from tests.fixtures.commands import Ssr
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
-TABLES = (READOUTS, AFFINITIES, COLUMN_MASKS, LOSSES, KINDS, TOWERS)
-CAMS, REFINE, TRAIN, DATASET = ["A read-out"], ["An affinity", "A column mask", "A backbone"], ["A loss"], ["A dataset kind"]
+TABLES = (READOUTS, AFFINITIES, AFFINITY_FILTERS, COLUMN_MASKS, LOSSES, KINDS, TOWERS)
+CAMS, TRAIN, DATASET = ["A read-out"], ["A loss"], ["A dataset kind"]
+REFINE = ["An affinity", "An affinity filter", "A column mask", "A backbone"]
 
 
 @pytest.fixture

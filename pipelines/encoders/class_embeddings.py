@@ -77,8 +77,11 @@ class TextSources:
 
     def provenance(self) -> dict[str, str]:
         """Digests of the sources, for manifests and checkpoints."""
-        digests = {"class_embeddings": self.digests[0], "background_embeddings": self.digests[1]}
-        return digests | ({"super_classes": digest([self.digests[0], self.classes.supers])} if self.supers else {})
+        return {"class_embeddings": self.digests[0], "background_embeddings": self.digests[1]}
+
+    def super_provenance(self) -> dict[str, str]:
+        """Digests of what makes the embeddings of classes and super-classes."""
+        return {"class_embeddings": self.digests[0], "super_classes": digest([self.digests[0], self.classes.supers])}
 
     def embeddings(self, clip: LoadedClip) -> TextEmbeddings:
         """Take what the banks hold and embed the rest with the text tower.

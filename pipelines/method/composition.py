@@ -1,4 +1,4 @@
-"""The method, in the order of the paper: read out, mask the source columns, build the affinity, propagate.
+"""The method, in the order of the paper: read out, mask the source columns, build and filter the affinity, propagate.
 
 Everything that makes maps calls these functions: the commands, the training's on-line labels, the Python objects and the
 benchmarks. The parts stand in tables; what they need decides which encoders run and which stores are opened.
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pipelines.method.evidence import Evidence
-from pipelines.method.parts_in_use import affinity_of, aligned_readout_of, column_masks_of, readout_of
+from pipelines.method.parts_in_use import affinity_filters_of, affinity_of, aligned_readout_of, column_masks_of, readout_of
 from pipelines.ops.affinity import propagate
 from pipelines.ops.mix import mix
 from pipelines.ops.scaling import min_max
@@ -54,6 +54,8 @@ def refined_cams(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Te
         maps = maps.masked_fill(padding, 0)
     mask = column_mask(evidence, maps, options)
     affinity = affinity_of(options).call(evidence, options)  # (B, N, N)
+    for part in affinity_filters_of(options):
+        affinity = part.call(evidence, affinity, options)  # (B, N, N)
     spread = propagate(
         affinity,
         _padded(evidence, maps),

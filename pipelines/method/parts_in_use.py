@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipelines.method.affinity import AFFINITIES, Affinity
+from pipelines.method.affinity_filters import AFFINITY_FILTERS, AffinityFilter
 from pipelines.method.aligned import ALIGNED_READOUTS
 from pipelines.method.column_masks import COLUMN_MASKS, ColumnMask, column_mask_names
 from pipelines.method.evidence import Needs, Part
@@ -32,6 +33,12 @@ def affinity_of(options: RefineOptions) -> Part[Affinity, RefineOptions]:
     return table_entry(AFFINITIES, options.affinity, "affinity", "--affinity")
 
 
+def affinity_filters_of(options: RefineOptions) -> list[Part[AffinityFilter, RefineOptions]]:
+    """The entry of `AFFINITY_FILTERS` that the options name, in a list; empty for ``none``."""
+    name = options.affinity_filter
+    return [] if name == "none" else [table_entry(AFFINITY_FILTERS, name, "affinity filter", "--affinity-filter")]
+
+
 def column_masks_of(options: RefineOptions) -> list[Part[ColumnMask, RefineOptions]]:
     """The entries of `COLUMN_MASKS` that the options name; their product is taken."""
     return [table_entry(COLUMN_MASKS, name, "column mask", "--superpixel-mask") for name in column_mask_names(options)]
@@ -50,7 +57,7 @@ def refine_needs(options: RefineOptions) -> Needs:
         UsageError: The options leave no attention.
     """
     needs = affinity_of(options).needs(options)
-    return needs.union(*(part.needs(options) for part in column_masks_of(options)))
+    return needs.union(*(part.needs(options) for part in (*affinity_filters_of(options), *column_masks_of(options))))
 
 
 def cam_values(options: CamsOptions) -> dict[str, Any]:
@@ -65,7 +72,9 @@ def cam_values(options: CamsOptions) -> dict[str, Any]:
 def refine_values(options: RefineOptions) -> dict[str, Any]:
     """The options that change a refined CAM, as JSON holds them."""
     names = {"affinity", "box_mask", "superpixel_mask", "power", "mask_every_step", *affinity_of(options).options}
-    return _values(options, names.union(*(part.options for part in column_masks_of(options))))
+    filters = affinity_filters_of(options)
+    names |= {"affinity_filter"} if filters else set()  # a manifest without filter stays as it was before there were any
+    return _values(options, names.union(*(part.options for part in (*filters, *column_masks_of(options)))))
 
 
 def _values(options: CamsOptions | RefineOptions, names: Iterable[str]) -> dict[str, Any]:

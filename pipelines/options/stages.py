@@ -112,6 +112,25 @@ class RefineOptions(Options):
     ] = "row"
     sinkhorn_rounds: Annotated[int, Field(ge=1, description="rounds of column and row normalisation (CLIP-ES: 3)")] = 3
     symmetrise: Annotated[bool, option("average the affinity with its transpose (CLIP-ES: on)")] = False
+    affinity_filter: Annotated[
+        str,
+        option(
+            "cda = weigh pairs of patches by how alike their distributions over classes and super-classes are (CD-CLIP)",
+            choices=("none", "cda"),
+        ),
+    ] = "none"
+    cda_features: Annotated[
+        Literal["output", "value"],
+        option("patches that cda compares with the class names: output of CLIP's last block, or its value path"),
+    ] = "output"
+    cda_scale: Annotated[float, Field(gt=0, description="cda: factor of the cosines, scaled to [0, 1], in the softmax")] = 1.0
+    cda_kappa: Annotated[
+        float, Field(gt=0, description="cda: temperature in units of the photo's median divergence; lower is stricter")
+    ] = 10.0
+    cda_tau: Annotated[float | None, Field(gt=0, description="cda: fixed temperature; overrides cda_kappa")] = None
+    cda_product: Annotated[
+        Literal["elementwise", "matrix"], option("cda: how weights and affinity are multiplied; CD-CLIP writes matrix")
+    ] = "elementwise"
     power: Annotated[int, Field(ge=1, description="propagation steps, i.e. exponent of the affinity (CLIP-ES: 2)")] = 2
     box_mask: Annotated[bool, option("keep source columns only in boxes around regions of high activation (CLIP-ES: on)")] = (
         False

@@ -90,6 +90,10 @@ def refinement_settings(
         "dino": sources.dino.provenance() if sources.dino is not None and needs & DINO_NEEDS else None,
         "precision": precision_name(workspace.run),
     }
+    if sources.text is not None and "text" in needs:
+        settings["text"] = sources.text.provenance()
+    if sources.text is not None and "super_classes" in needs:
+        settings["super_classes"] = sources.text.super_provenance()
     return settings | _superpixel_settings(workspace, needs, made_now)
 
 

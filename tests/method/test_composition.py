@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.config import read_recipe
+from pipelines.encoders.tower import Tail
 from pipelines.errors import UsageError
+from pipelines.method.affinity import AFFINITIES
 from pipelines.method.composition import column_mask, refined_cams
-from pipelines.method.evidence import Evidence
+from pipelines.method.evidence import Evidence, TextFeatures
 from pipelines.method.parts_in_use import cam_needs, refine_needs
 from pipelines.options.stages import CamsOptions, RefineOptions
 
@@ -63,14 +66,60 @@ def test_masks_multiply():
     assert column_mask(batch, cam, RefineOptions()) is None
 
 
+def with_text(batch: Evidence, dtype: torch.dtype = torch.float32) -> Evidence:
+    """The same with features that are the tokens themselves, or twice their square root, and names to compare them with."""
+    draw = torch.Generator().manual_seed(5)
+    tail = Tail(1, lambda x: x, lambda x, _: x, lambda x: 2 * x.sqrt(), lambda x: x)
+    names = F.normalize(torch.rand(7, 8, generator=draw), dim=1).to(dtype)
+    text = TextFeatures(names[:6], classes=4, logit_scale=100.0, supers=names[6:])
+    tokens = torch.rand(len(batch.labels), 13, 8, generator=draw).to(dtype)
+    attention = batch.clip_attention.to(dtype)
+    return batch.replacing(tail=tail, tokens_cls=tokens, text=text, clip_attention=attention)
+
+
+def entropy(p: Tensor) -> Tensor:
+    return -(p * p.log()).sum(dim=-1)
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"cda_features": "value", "cda_scale": 3.0}, {"cda_product": "matrix", "cda_tau": 0.01}]
+)
+def test_class_distributions_weigh_the_affinity(values):
+    """CD-CLIP's A_d = softmax((1 - JS) / tau) * A; classes and super-classes count, background words do not."""
+    options = changed(NO_BOX, affinity_filter="cda", **values)
+    batch = with_text(evidence((0, 3), (1,)), torch.float64)  # differences of entropies are small
+    cam = maps_of(batch).double()
+    names = torch.cat([batch.text.all[:4], batch.text.supers])  # (5, 8)
+    expected = []
+    for image, own in ((0, cam[:2]), (1, cam[2:])):
+        tokens = batch.tokens_cls[image, 1:]
+        features = 2 * tokens.sqrt() if options.cda_features == "value" else tokens
+        cosine = F.normalize(features, dim=1) @ names.T  # (N, 5)
+        low, high = cosine.amin(dim=0), cosine.amax(dim=0)
+        p = (options.cda_scale * (cosine - low) / (high - low)).softmax(dim=1)
+        js = entropy((p[:, None] + p[None]) / 2) - (entropy(p)[:, None] + entropy(p)[None]) / 2  # (N, N)
+        tau = options.cda_tau or options.cda_kappa * float(js.flatten().sort().values[71])  # the lower of the middle two of 144
+        weights = ((1 - js) / tau).softmax(dim=1)
+        affinity = AFFINITIES[options.affinity].call(batch, options)[image]
+        product = weights @ affinity if options.cda_product == "matrix" else weights * affinity
+        product = product if options.cda_product == "matrix" else product / product.sum(dim=1, keepdim=True)
+        spread = own @ product.T @ product.T
+        low, high = spread.amin(dim=1, keepdim=True), spread.amax(dim=1, keepdim=True)
+        expected.append((spread - low) / (high - low))
+    torch.testing.assert_close(refined_cams(batch, cam, options), torch.cat(expected), atol=1e-8, rtol=0)
+
+
 def test_padding_neither_gives_nor_takes():
     """Tokens that are padding are zero, and the others are as if the padding's activation had never been."""
-    batch = evidence((0, 3), (1,))
+    batch = with_text(evidence((0, 3), (1,)))
     valid = torch.arange(12).expand(2, 12) < 9
     cam = maps_of(batch)
-    padded = refined_cams(batch.replacing(valid=valid), cam, NO_BOX)
-    other = refined_cams(batch.replacing(valid=valid), torch.where(valid[0], cam, 1.0), NO_BOX)
-    assert torch.equal(padded, other)
+    other_tokens = batch.tokens_cls.clone()
+    other_tokens[:, 10:] = 5  # padding of another colour
+    for options in (NO_BOX, changed(NO_BOX, affinity_filter="cda")):
+        padded = refined_cams(batch.replacing(valid=valid), cam, options)
+        other = batch.replacing(valid=valid, tokens_cls=other_tokens)
+        torch.testing.assert_close(refined_cams(other, torch.where(valid[0], cam, 1.0), options), padded, atol=1e-5, rtol=0)
     assert not padded[:, 9:].any()
     assert padded[:, :9].amin(1).tolist() == [0, 0, 0]
     assert padded[:, :9].amax(1).tolist() == [1, 1, 1]
@@ -84,6 +133,7 @@ def test_padding_neither_gives_nor_takes():
         (changed(SSR, superpixel_mask="gate", dino_weight=0.0), {"clip_attention", "superpixels"}),
         (changed(SSR, superpixel_mask="colour", clip_blocks=0), {"dino_attention", "superpixels", "superpixel_colours"}),
         (changed(SSR, superpixel_mask="token", dino_weight=1.0), {"dino_attention"}),
+        (changed(CLIP_ES, affinity_filter="cda"), {"clip_attention", "tokens_cls", "text", "super_classes"}),
     ],
 )
 def test_needs_of_a_refinement_are_those_of_its_parts(options, needs):
@@ -109,6 +159,7 @@ def test_needs_of_a_cam_are_those_of_its_readouts(values, needs):
     [
         (RefineOptions(superpixel_mask="clusters"), "did you mean 'cluster'"),
         (RefineOptions(affinity="rows"), "did you mean 'row'"),
+        (RefineOptions(affinity_filter="cd"), "did you mean 'cda'"),
         (RefineOptions(clip_blocks=0, dino_blocks=0), "no attention left"),
     ],
 )

@@ -20,6 +20,7 @@ SSR = CamsOptions(**RECIPES["ssr"]["cams"]), RefineOptions(**RECIPES["ssr"]["ref
 CLIP_ES = CamsOptions(**RECIPES["clip-es"]["cams"]), RefineOptions(**RECIPES["clip-es"]["refine"])
 VIEWS = SSR[0].model_copy(update={"scales": (0.5, 1.5), "flip": True}), SSR[1]
 HEADS = SSR[0].model_copy(update={"ckpt": Path("auto")}), SSR[1].model_copy(update={"superpixel_mask": "colour"})
+CDA = CLIP_ES[0], CLIP_ES[1].model_copy(update={"affinity_filter": "cda"})
 
 
 def contents(work: Path) -> dict[str, bytes]:
@@ -31,7 +32,7 @@ def contents(work: Path) -> dict[str, bytes]:
     return files | {name: json.dumps(value).encode() for name, value in settings.items() if name != "cmpa.json"}
 
 
-@pytest.mark.parametrize("options", [SSR, CLIP_ES, VIEWS, HEADS], ids=["ssr", "clip-es", "views", "heads"])
+@pytest.mark.parametrize("options", [SSR, CLIP_ES, VIEWS, HEADS, CDA], ids=["ssr", "clip-es", "views", "heads", "cda"])
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_the_same_bytes_as_the_stages_one_by_one(new, options, batch_size):
     one, three = new("one", batch_size=batch_size, force=True), new("three", batch_size=batch_size)
@@ -39,12 +40,12 @@ def test_the_same_bytes_as_the_stages_one_by_one(new, options, batch_size):
     (three.work / "superpixels.json").unlink()
     counts = masks.run(one, SLIC, *options)
     assert (counts.done, counts.failed) == (6, 0)
-    if options is not CLIP_ES:
+    if options not in (CLIP_ES, CDA):
         superpixels.run(three, SLIC)
     cams.run(three, options[0])
     refine.run(three, options[1])
     together, apart = contents(one.work), contents(three.work)
-    if options is CLIP_ES:  # no part needs them: those of before stay
+    if options in (CLIP_ES, CDA):  # no part needs them: those of before stay
         together = {name: value for name, value in together.items() if "superpixels" not in name}
     assert together.keys() == apart.keys()
     assert [name for name in apart if together[name] != apart[name]] == []
