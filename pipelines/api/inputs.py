@@ -18,7 +18,7 @@ from pipelines.datasets.classes import COCO14, VOC12, ClassList, load_class_list
 from pipelines.datasets.image import load_image
 from pipelines.encoders.weights import Weights, resolve_clip
 from pipelines.errors import UsageError
-from pipelines.options.sources import ClipOptions
+from pipelines.options.sources import ClipOptions, RunOptions
 
 ImageLike = NDArray[np.uint8] | Image.Image | Path | str
 """An RGB array ``(H, W, 3)`` uint8, a PIL image, or the path of a photo."""
@@ -28,6 +28,12 @@ def clip_of(values: Mapping[str, Any]) -> tuple[ClipOptions, Weights]:
     """Options of ``[clip]`` and the weights that they name."""
     options = cast("ClipOptions", build_options("clip", values))
     return options, resolve_clip(options.model, options.pretrained)
+
+
+def precision_of(given: str | None, config: Mapping[str, Any]) -> str:
+    """The precision that is given, else that of ``[run]`` in a config file, else ``auto``."""
+    chosen = {} if given is None else {"precision": given}
+    return cast("RunOptions", build_options("run", config.get("run") or {}, chosen)).precision
 
 
 def as_picture(image: ImageLike) -> Image.Image:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from pipelines.api.inputs import ImageLike, as_class_list, as_picture, as_pixels, checked_labels, clip_of
+from pipelines.api.inputs import ImageLike, as_class_list, as_picture, as_pixels, checked_labels, clip_of, precision_of
 from pipelines.api.results import PseudoLabels, PseudoLabelTensors
 from pipelines.config import Values, build_options, read_config, read_recipe
 from pipelines.datasets import load_dataset
@@ -125,7 +125,7 @@ class PseudoLabeler:
         *,
         alignment: Path | str | None = None,
         device: str = "auto",
-        precision: str = "auto",
+        precision: str | None = None,
         **sections: Mapping[str, Any],
     ) -> PseudoLabeler:
         """Load what a work directory remembers: its classes, models, recipe and config file.
@@ -136,7 +136,7 @@ class PseudoLabeler:
             work: A work directory, such as ``runs/voc``.
             alignment: Heads of `ssr align` (.safetensors); ``"auto"`` for those in ``work``, None for plain CLIP.
             device: As for `from_recipe`.
-            precision: As for `from_recipe`.
+            precision: As for `from_recipe`; default: that of the config file that ``work`` remembers, else ``auto``.
             **sections: As for `from_recipe`.
 
         Raises:
@@ -161,7 +161,7 @@ class PseudoLabeler:
         *,
         alignment: Path | str | None = None,
         device: str = "auto",
-        precision: str = "auto",
+        precision: str | None = None,
         **sections: Mapping[str, Any],
     ) -> PseudoLabeler:
         """Load what a config file of the commands names; no command needs to have run.
@@ -170,7 +170,7 @@ class PseudoLabeler:
             path: A .toml file with a section ``[dataset]``, which the class list comes from.
             alignment: Heads of `ssr align` (.safetensors); None for plain CLIP.
             device: As for `from_recipe`.
-            precision: As for `from_recipe`.
+            precision: As for `from_recipe`; default: that of the file's ``[run]``, else ``auto``.
             **sections: As for `from_recipe`; they win over the file.
 
         Raises:
@@ -192,13 +192,14 @@ class PseudoLabeler:
         sources: Mapping[str, Any],
         config: Values,
         recipe: str | None,
-        where: tuple[Path | str | None, str, str],
+        where: tuple[Path | str | None, str, str | None],
         sections: Mapping[str, Mapping[str, Any]],
     ) -> PseudoLabeler:
         of_recipe = read_recipe(recipe or "ssr")
         values = {name: of_recipe.get(name, {}) | config.get(name, {}) for name in _SECTIONS}
         class_list = load_dataset(cast("DatasetOptions", build_options("dataset", sources["dataset"]))).classes
-        return cls._loaded(values, class_list, sources.get("clip", {}), sources.get("dino", {}), *where, sections)
+        models = (sources.get("clip", {}), sources.get("dino", {}))
+        return cls._loaded(values, class_list, *models, *where[:2], precision_of(where[2], config), sections)
 
     @classmethod
     def _loaded(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.api.inputs import ImageLike, as_picture, clip_of
+from pipelines.api.inputs import ImageLike, as_picture, clip_of, precision_of
 from pipelines.config import build_options
 from pipelines.datasets.base import Sample
 from pipelines.encoders.clip import ClipEncoder
@@ -44,7 +44,7 @@ class SegmentationModel:
         *,
         clip: Mapping[str, Any] | None = None,
         device: str = "auto",
-        precision: str = "auto",
+        precision: str | None = None,
         **options: Any,
     ) -> SegmentationModel:
         """Load a model that `ssr train` wrote.
@@ -53,7 +53,8 @@ class SegmentationModel:
             path: ``model.safetensors`` of a work directory.
             clip: Keys of ``[clip]``; default: those that the work directory of the file remembers.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-            precision: ``auto``, ``fp32`` or ``bf16``.
+            precision: ``auto``, ``fp32`` or ``bf16``; default: that of the config file that the work directory remembers,
+                else ``auto``.
             **options: Options of ``[predict]``, such as ``scales``, ``flip`` and ``crf``.
 
         Raises:
@@ -65,11 +66,13 @@ class SegmentationModel:
             (202, 256)
         """
         path = Path(path)
-        _, weights = clip_of(recall(path.parent).get("clip", {}) if clip is None else clip)
+        memory = recall(path.parent)
+        _, weights = clip_of(memory.get("clip", {}) if clip is None else clip)
         segmenter = read_segmenter(path, weights, "SegmentationModel.load")
         predict = cast("PredictOptions", build_options("predict", options))
         where = resolve_device(device)
-        encoder = ClipEncoder(build_clip(weights), where, resolve_dtype(precision, where))
+        dtype = resolve_dtype(precision_of(precision, memory.get("config") or {}), where)
+        encoder = ClipEncoder(build_clip(weights), where, dtype)
         return cls(Predictor(encoder, segmenter, predict), segmenter.classes, predict)
 
     def __call__(self, image: ImageLike) -> NDArray[np.uint8]:

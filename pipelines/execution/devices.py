@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from pipelines.errors import UsageError
 from pipelines.options.sources import RunOptions
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""``--precision``, but for ``auto``."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -26,11 +31,25 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""Names in `torch.cpu.get_capabilities` of instructions that multiply matrices in bf16: two of x86, two of ARM."""
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has bf16 instructions, and this torch the library that uses them (oneDNN; not on macOS).
+
+    Elsewhere bf16 works too, but takes longer than fp32. A torch that cannot say what the CPU has counts as one without.
+    """
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    library = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(library) and any(capabilities.get(name) for name in BF16_INSTRUCTIONS)
+
+
 def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bf16 on a GPU and fp32 elsewhere."""
+    """``auto`` is bf16 on a GPU and on a CPU with bf16 instructions, fp32 on other CPUs."""
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        precision = "bf16" if device.type == "cuda" or cpu_multiplies_bf16() else "fp32"
+    return DTYPES[precision]
 
 
 def precision_name(run: RunOptions) -> str:

@@ -18,8 +18,9 @@ from pipelines.encoders.super_classes import super_classes
 from pipelines.encoders.weights import LoadedClip, build_clip, build_dino, resolve_clip, resolve_dino
 from pipelines.errors import SsrError
 from pipelines.evaluation.plausibility import Plausibility
-from pipelines.execution.devices import precision_name, resolve_device
+from pipelines.execution.devices import cpu_multiplies_bf16, precision_name, resolve_device
 from pipelines.execution.pool import resolve_workers
+from pipelines.options.sources import RunOptions
 from pipelines.options.stages import RefineOptions
 from pipelines.stores.manifest import package_versions
 from pipelines.workdir.workspace import Workspace
@@ -83,7 +84,7 @@ def _environment(workspace: Workspace, refine: RefineOptions) -> Iterator[Findin
         device = resolve_device(workspace.run.device)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
         workers = resolve_workers(workspace.run.workers)
-        return f"device {device} ({name}), {precision_name(workspace.run)}, {workers} worker processes"
+        return f"device {device} ({name}), {_precision(workspace.run, device)}, {workers} worker processes"
 
     yield from _attempt("environment", device)
     if importlib.util.find_spec("pydensecrf") is not None:
@@ -94,6 +95,13 @@ def _environment(workspace: Workspace, refine: RefineOptions) -> Iterator[Findin
     place = next(path for path in (workspace.work, *workspace.work.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free / 2**30
     yield Finding("ok" if free > 1 else "warning", "environment", f"{free:.0f} GiB free for {workspace.work}")
+
+
+def _precision(run: RunOptions, device: torch.device) -> str:
+    """The precision and, on a CPU, why ``auto`` takes it."""
+    if run.precision != "auto" or device.type != "cpu":
+        return precision_name(run)
+    return f"{precision_name(run)} (this CPU has {'' if cpu_multiplies_bf16() else 'no '}bf16 instructions)"
 
 
 def _dataset(workspace: Workspace, ground_truth: bool) -> Iterator[Finding]:

@@ -66,7 +66,8 @@ class Record:
         if self.changed and not force:
             shown = "; ".join(self.changed[:4]) + (f"; and {len(self.changed) - 4} more" if len(self.changed) > 4 else "")
             place = own_place(self.output, self.shard)
-            raise UsageError(f"{place} was made with other options ({shown})", "--force starts it over, or give another --work")
+            cure = f"{_precision_kept(self.changed)}--force starts it over, or give another --work"
+            raise UsageError(f"{place} was made with other options ({shown})", cure)
         if self.changed and self.shard is not None and stores:
             raise UsageError(
                 f"{self.output} was made with other options ({self.changed[0]}) and is not of one shard alone",
@@ -101,3 +102,9 @@ class Record:
     @property
     def _own(self) -> Path:
         return own_place(self._whole, self.shard)
+
+
+def _precision_kept(changed: list[str]) -> str:
+    """The flag that goes on in the old precision: ``auto`` takes another one where the machine is another."""
+    flags = {'precision: "bfloat16" -> "float32"': "bf16", 'precision: "float32" -> "bfloat16"': "fp32"}
+    return "".join(f"--precision {flags[line]} goes on in its precision, " for line in changed if line in flags)

@@ -19,7 +19,7 @@ def work(tiny_voc, write_model, ssr, tmp_path) -> Path:
 
 
 def clip(models) -> tuple[object, ...]:
-    return ("--clip-model", "tiny-quickgelu", "--clip-pretrained", models.visual, "--device", "cpu")
+    return ("--clip-model", "tiny-quickgelu", "--clip-pretrained", models.visual, "--precision", "fp32")
 
 
 def test_split_is_predicted_and_scored_as_the_last_line_says(work, ssr, tmp_path):

@@ -70,7 +70,7 @@ def test_second_run_does_nothing(way):
 def test_recipe_config_and_flags_in_their_order(ssr, tiny_voc, models, tmp_path):
     config = tiny_voc.write_config(
         tmp_path / "my.toml", models,
-        '[run]\ndevice = "cpu"\n[train]\ncrop = 64\nbatch = 2\nhidden = 16\ndecoder_heads = 2\niterations = 3\n'
+        '[run]\nprecision = "fp32"\n[train]\ncrop = 64\nbatch = 2\nhidden = 16\ndecoder_heads = 2\niterations = 3\n'
         "clip_layers = 2\npar_dilations = [1]\n",
     )  # fmt: skip
     work = tmp_path / "w"

@@ -46,15 +46,36 @@ def test_auto(monkeypatch: pytest.MonkeyPatch, available: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "device", "expected"),
+    ("precision", "device", "instructions", "onednn", "expected"),
     [
-        ("auto", CPU, torch.float32),
-        ("auto", GPU, torch.bfloat16),
-        ("fp32", GPU, torch.float32),
-        ("bf16", CPU, torch.bfloat16),
+        ("auto", CPU, {"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, True, torch.float32),
+        ("auto", CPU, {"avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, True, torch.bfloat16),
+        ("auto", CPU, {"avx512_bf16": False, "amx_tile": True, "amx_bf16": True}, True, torch.bfloat16),
+        ("auto", CPU, {"avx512_bf16": False, "amx_tile": True, "amx_int8": True}, True, torch.float32),
+        ("auto", CPU, {"architecture": "aarch64", "neon": True, "bf16": True}, True, torch.bfloat16),
+        ("auto", CPU, {"architecture": "aarch64", "neon": True, "sve_bf16": True}, True, torch.bfloat16),
+        ("auto", CPU, {"architecture": "aarch64", "neon": True, "bf16": False}, True, torch.float32),
+        ("auto", CPU, {"architecture": "aarch64", "neon": True, "bf16": True}, False, torch.float32),  # macOS
+        ("auto", CPU, None, True, torch.float32),  # torch 2.10
+        ("fp32", CPU, {"avx512_bf16": True}, True, torch.float32),
+        ("bf16", CPU, {}, True, torch.bfloat16),
+        ("auto", GPU, {}, True, torch.bfloat16),
+        ("fp32", GPU, {"avx512_bf16": True}, True, torch.float32),
     ],
 )
-def test_precision(precision: str, device: torch.device, expected: torch.dtype) -> None:
+def test_precision(
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    device: torch.device,
+    instructions: dict[str, object] | None,
+    onednn: bool,
+    expected: torch.dtype,
+) -> None:
+    if instructions is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities")
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     assert resolve_dtype(precision, device) == expected
 
 

@@ -27,6 +27,7 @@ TOML = f"""
 [run]
 workers = 1
 device = "cpu"
+precision = "fp32"
 [superpixels]
 segments = 12
 [cams]

@@ -70,6 +70,15 @@ def test_a_finished_output_with_a_missing_image_is_incomplete_while_it_is_made(o
     assert read_json(tmp_path / "cams.json")["complete"]
 
 
+@pytest.mark.parametrize(("old", "new", "flag"), [("float32", "bfloat16", "fp32"), ("bfloat16", "float32", "bf16")])
+def test_a_machine_of_another_precision_is_told_the_flag_that_goes_on(open_output, old, new, flag):
+    made(open_output, {"precision": old})
+    with pytest.raises(
+        UsageError, match=f"\\(precision: .*--precision {flag} goes on in its precision, --force starts it over"
+    ):
+        open_output({"precision": new}).__enter__()
+
+
 @pytest.mark.parametrize("change", [{"a": 2}, {"a": 1, "c": 3}, {}])
 def test_changed_settings_are_refused_before_a_model_is_loaded(open_output, tmp_path, change):
     made(open_output, {"a": 1})
