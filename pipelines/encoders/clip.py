@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipelines.encoders.tower import Grid, Tail, walk
 from pipelines.encoders.weights import LoadedClip
+from pipelines.ops.attention import OpenAttention
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ClipTokens:
         grid: ``(h, w)`` with ``h * w == N``, row-major.
         block_tokens: Output of the first L blocks without the prefix, ``(L, B, N, D)``, or None if L is 0.
         block_attention: Attention of each block of ``each_block``, ``(A, B, N, N)``, fp32, or None if there is none.
+        inputs: What enters each block, ``(B, P + N, D)``; empty if it was not asked for.
     """
 
     tokens_cls: Tensor
@@ -35,6 +37,7 @@ class ClipTokens:
     grid: Grid
     block_tokens: Tensor | None = None
     block_attention: Tensor | None = None
+    inputs: tuple[Tensor, ...] = ()
 
 
 class ClipEncoder:
@@ -83,6 +86,14 @@ class ClipEncoder:
         """
         return self.tower.tail(grid)
 
+    def opened(self, grid: Grid) -> tuple[OpenAttention, ...]:
+        """The attention of every block, taken apart.
+
+        Args:
+            grid: ``ClipTokens.grid``: positions of some towers depend on it.
+        """
+        return tuple(self.tower.opened(index, grid) for index in range(len(self.blocks)))
+
     @torch.no_grad()
     def encode(
         self,
@@ -90,6 +101,7 @@ class ClipEncoder:
         attention_blocks: Collection[int] = (),
         token_blocks: int = 0,
         each_block: Collection[int] = (),
+        inputs: bool = False,
     ) -> ClipTokens:
         """Run all blocks but the last; the last too if its tokens are asked for.
 
@@ -99,6 +111,7 @@ class ClipEncoder:
                 For the last block only its attention is computed.
             token_blocks: Number of blocks, from the first, whose output is kept.
             each_block: Blocks whose attention is kept apart.
+            inputs: Keep what enters each block.
 
         Returns:
             Tokens, attention and grid.
@@ -106,5 +119,6 @@ class ClipEncoder:
         Raises:
             ValueError: A block that is not there.
         """
-        walked = walk(self.tower, images.to(self.device, self.dtype), attention_blocks, token_blocks, each_block)
-        return ClipTokens(walked.tokens_cls, walked.attention, walked.grid, walked.block_tokens, walked.block_attention)
+        walked = walk(self.tower, images.to(self.device, self.dtype), attention_blocks, token_blocks, each_block, inputs)
+        apart = walked.block_tokens, walked.block_attention, walked.inputs
+        return ClipTokens(walked.tokens_cls, walked.attention, walked.grid, *apart)

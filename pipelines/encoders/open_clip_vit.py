@@ -11,7 +11,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from pipelines.encoders.tower import Grid, Tail
-from pipelines.ops.attention import attended_values, mean_attention
+from pipelines.ops.attention import OpenAttention, attended_values, by_head, mean_attention, packed_heads
 
 
 def fits(model: nn.Module) -> bool:
@@ -87,6 +87,17 @@ class OpenClipViT:
         query, key, value = _projected(block.attn, block.ln_1(x))
         attended = attended_values(query, key, value, block.attn.num_heads)
         return _behind_attention(block, x, attended), mean_attention(query, key, block.attn.num_heads)
+
+    def opened(self, index: int, grid: Grid) -> OpenAttention:
+        """A block's attention, taken apart."""
+        block: Any = self.blocks[index]
+        attn, dtype = block.attn, block.attn.in_proj_weight.dtype
+
+        def projected(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            query, key, value = (by_head(part, attn.num_heads) for part in _projected(attn, block.ln_1(x.to(dtype))))
+            return query, key, value
+
+        return OpenAttention(projected, lambda apart: attn.out_proj(packed_heads(apart, dtype)).float())
 
     def tail(self, grid: Grid) -> Tail:
         """What stands behind the last block's input; it is the same on every grid."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipelines.encoders.timm_trunk import TimmTrunk, cuts_patches, projection, trunk_of
 from pipelines.encoders.tower import Grid, Tail
-from pipelines.ops.attention import mean_attention
+from pipelines.ops.attention import OpenAttention, mean_attention, packed_heads
 
 
 def fits(model: nn.Module) -> bool:
@@ -39,16 +39,24 @@ class TimmEva(TimmTrunk):
 
     def attention(self, index: int, x: Tensor, grid: Grid) -> Tensor:
         """A block's attention, ``(B, P + N, P + N)``."""
-        block = self.blocks[index]
-        attn, rotation = block.attn, self._rotation(index, grid)
-        query, key, value = _projected(attn, block.norm1(x))  # (B, T, heads, d) each
-        rotated = (_rotated(attn, norm(part), rotation, value) for norm, part in ((attn.q_norm, query), (attn.k_norm, key)))
-        q, k = (_all_heads(attn, part).flatten(2) for part in rotated)  # (B, T, heads * d)
-        return mean_attention(q, k, attn.num_heads)
+        attn = self.blocks[index].attn
+        query, key, _ = (part.flatten(2) for part in self._attending(index, x, grid))  # (B, T, heads * d)
+        return mean_attention(query, key, attn.num_heads)
 
     def block_with_attention(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """`block` and `attention`; timm's own forward makes the output, so that it has the same bits either way."""
         return self.block(index, x, grid), self.attention(index, x, grid)
+
+    def opened(self, index: int, grid: Grid) -> OpenAttention:
+        """A block's attention, taken apart."""
+        attn = self.blocks[index].attn
+        dtype = attn.proj.weight.dtype
+
+        def projected(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            query, key, value = (part.transpose(1, 2).float() for part in self._attending(index, x.to(dtype), grid))
+            return query, key, value
+
+        return OpenAttention(projected, lambda apart: attn.proj(attn.norm(packed_heads(apart, dtype))).float())
 
     def tail(self, grid: Grid) -> Tail:
         """What stands behind the last block's input; the rotations depend on the grid."""
@@ -63,6 +71,14 @@ class TimmEva(TimmTrunk):
             return cast("Tensor", attn.proj(attn.norm(value)))
 
         return Tail(self.prefix, block.norm1, output, value_tokens, projection(self.model, self.head))
+
+    def _attending(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of a block's input as its attention multiplies them, ``(B, T, heads, d)`` each."""
+        block = self.blocks[index]
+        attn, rotation = block.attn, self._rotation(index, grid)
+        query, key, value = _projected(attn, block.norm1(x))  # (B, T, heads, d) each
+        query, key = (_rotated(attn, norm(p), rotation, value) for norm, p in ((attn.q_norm, query), (attn.k_norm, key)))
+        return _all_heads(attn, query), _all_heads(attn, key), _all_heads(attn, value)
 
     def _rotation(self, index: int, grid: Grid) -> Tensor | None:
         """Sines and cosines of the positions; some models have them a block and head."""

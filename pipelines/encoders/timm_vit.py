@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipelines.encoders.timm_trunk import TimmTrunk, cuts_patches, projection, trunk_of
 from pipelines.encoders.tower import Grid, Tail
-from pipelines.ops.attention import mean_attention
+from pipelines.ops.attention import OpenAttention, by_head, mean_attention, packed_heads
 
 
 def fits(model: nn.Module) -> bool:
@@ -48,6 +48,17 @@ class TimmViT(TimmTrunk):
     def block_with_attention(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """`block` and `attention`; timm's fused kernel makes the output, so that it has the same bits either way."""
         return self.block(index, x, grid), self.attention(index, x, grid)
+
+    def opened(self, index: int, grid: Grid) -> OpenAttention:
+        """A block's attention, taken apart."""
+        block: Any = self.blocks[index]
+        attn, dtype = block.attn, block.attn.qkv.weight.dtype
+
+        def projected(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            query, key, value = (by_head(p, attn.num_heads) for p in attn.qkv(block.norm1(x.to(dtype))).chunk(3, dim=-1))
+            return attn.q_norm(query.to(dtype)).float(), attn.k_norm(key.to(dtype)).float(), value
+
+        return OpenAttention(projected, lambda apart: attn.proj(attn.norm(packed_heads(apart, dtype))).float())
 
     def tail(self, grid: Grid) -> Tail:
         """What stands behind the last block's input; it is the same on every grid."""

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from pipelines.ops.attention import OpenAttention
+
 Grid = tuple[int, int]
 """Token rows and columns, ``(h, w)``; tokens are row-major."""
 
@@ -94,6 +96,9 @@ class VisionTower(Protocol):
     def block_with_attention(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """`block` and `attention` of one input."""
 
+    def opened(self, index: int, grid: Grid) -> OpenAttention:
+        """A block's attention, taken apart; the block's LayerNorm and the positions in queries and keys are part of it."""
+
     def tail(self, grid: Grid) -> Tail:
         """What stands behind the last block's input."""
 
@@ -111,6 +116,7 @@ class Walked:
         attention: Mean over the requested blocks of the attention between patches, ``(B, N, N)`` fp32, or None.
         block_tokens: Output of the first L blocks, patches only, ``(L, B, N, D)``, or None if L is 0.
         block_attention: Attention of each block that was to be kept apart, ``(A, B, N, N)`` fp32, or None.
+        inputs: Input of every block, ``(B, P + N, D)`` each in its block's precision; empty if they were not asked for.
     """
 
     tokens_cls: Tensor
@@ -118,6 +124,7 @@ class Walked:
     attention: Tensor | None
     block_tokens: Tensor | None
     block_attention: Tensor | None
+    inputs: tuple[Tensor, ...] = ()
 
 
 def walk(
@@ -126,6 +133,7 @@ def walk(
     attention_blocks: Collection[int] = (),
     token_blocks: int = 0,
     each_block: Collection[int] = (),
+    inputs: bool = False,
 ) -> Walked:
     """Run all blocks but the last; the last too if its tokens are asked for.
 
@@ -136,6 +144,7 @@ def walk(
             only the attention is computed.
         token_blocks: Number of blocks, from the first, whose output is kept.
         each_block: Blocks whose attention is kept apart.
+        inputs: Keep what enters each block.
 
     Raises:
         ValueError: A block that is not there.
@@ -148,6 +157,7 @@ def walk(
     total: Tensor | None = None
     tokens: list[Tensor] = []
     attentions: list[Tensor] = []
+    entering: list[Tensor] = []
 
     def note(index: int, weights: Tensor) -> None:
         nonlocal total
@@ -160,6 +170,7 @@ def walk(
     x = tower.embed(images)  # (B, P + N, D)
     last = depth - 1
     for index in range(last):
+        entering += [x] if inputs else []
         if index in averaged | apart:
             x, weights = tower.block_with_attention(index, x, grid)
             note(index, weights)
@@ -178,6 +189,7 @@ def walk(
         None if total is None else total / len(averaged),
         torch.stack(tokens) if tokens else None,
         torch.stack(attentions) if attentions else None,
+        (*entering, tokens_cls) if inputs else (),
     )
 
 

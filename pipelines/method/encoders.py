@@ -159,6 +159,7 @@ class Encoders:
                 range(max(0, depth - attention), depth),
                 blocks.clip_tokens,
                 range(max(0, depth - blocks.clip_each), depth),
+                "clip_inputs" in self.needs,
             )
             fields |= {
                 "tail": clip.tail(grid),
@@ -167,6 +168,8 @@ class Encoders:
                 "clip_block_attention": tokens.block_attention,
                 "clip_block_tokens": tokens.block_tokens,
             }
+            if "clip_inputs" in self.needs:
+                fields |= {"clip_inputs": tokens.inputs, "clip_opened": clip.opened(grid)}
         if self.dino is not None and self.needs & DINO_NEEDS:
             depth = len(self.dino.blocks)
             averaged = range(max(0, depth - max(1, self.blocks.dino_attention)), depth)

@@ -14,6 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pipelines.encoders.tower import Tail
     from pipelines.method.aligned import AlignedText
+    from pipelines.ops.attention import OpenAttention
 
 Grid = tuple[int, int]
 
@@ -22,6 +23,7 @@ Need = Literal[
     "clip_attention",
     "clip_block_attention",
     "clip_block_tokens",
+    "clip_inputs",
     "dino_tokens",
     "dino_attention",
     "superpixels",
@@ -32,7 +34,7 @@ Need = Literal[
 ]
 Needs = frozenset[Need]
 
-CLIP_NEEDS: Needs = frozenset({"tokens_cls", "clip_attention", "clip_block_attention", "clip_block_tokens"})
+CLIP_NEEDS: Needs = frozenset({"tokens_cls", "clip_attention", "clip_block_attention", "clip_block_tokens", "clip_inputs"})
 """What one pass of CLIP's image tower gives."""
 
 DINO_NEEDS: Needs = frozenset({"dino_tokens", "dino_attention"})
@@ -74,6 +76,8 @@ class Evidence:
         clip_attention: Mean attention of CLIP's last blocks, ``(B, N, N)``, row = receiver, column = source.
         clip_block_attention: Attention of single blocks of CLIP, ``(A, B, N, N)``.
         clip_block_tokens: Output of CLIP's first blocks, ``(L, B, N, D)``.
+        clip_inputs: What enters each block of CLIP, first to last, ``(B, P + N, D)`` each.
+        clip_opened: The attention of each block, taken apart; comes with ``clip_inputs``.
         dino_tokens: Tokens that enter DINO's last block, ``(B, N, D)``.
         dino_attention: Mean attention of DINO's last blocks, ``(B, N, N)``.
         superpixels: Share of each token in each superpixel, ``(S, N)`` an image.
@@ -88,6 +92,8 @@ class Evidence:
     clip_attention: Tensor
     clip_block_attention: Tensor
     clip_block_tokens: Tensor
+    clip_inputs: tuple[Tensor, ...]
+    clip_opened: tuple[OpenAttention, ...]
     dino_tokens: Tensor
     dino_attention: Tensor
     superpixels: tuple[Tensor, ...]

@@ -6,9 +6,35 @@ parts that need them and parts that do not.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class OpenAttention:
+    """One block's attention, taken apart, for parts of the method that attend otherwise than the model does.
+
+    Attributes:
+        projected: Block input ``(B, T, D)`` to queries, keys and values by head, ``(B, heads, T, d)`` fp32 each.
+        joined: Attended values ``(B, heads, T, d)`` to ``(B, T, D)`` fp32 behind the output projection, without residual.
+    """
+
+    projected: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    joined: Callable[[Tensor], Tensor]
+
+
+def by_head(packed: Tensor, heads: int) -> Tensor:
+    """``(B, T, heads * d)`` to ``(B, heads, T, d)`` fp32."""
+    return packed.reshape(*packed.shape[:2], heads, -1).transpose(1, 2).float()
+
+
+def packed_heads(apart: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(B, heads, T, d)`` to ``(B, T, heads * d)``."""
+    return apart.transpose(1, 2).flatten(2).to(dtype)
 
 
 def attended_values(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:

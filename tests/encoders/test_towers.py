@@ -20,6 +20,7 @@ from pipelines.encoders.tower import VisionTower, walk
 from pipelines.encoders.towers import adapter_of
 from pipelines.encoders.weights import build_clip, resolve_clip
 from pipelines.errors import UsageError
+from pipelines.ops.attention import OpenAttention
 from pipelines.ops.gradcam import cosine_logits, softmax_gradcam
 from tests.fixtures.towers import FORMS, NAMES, SIDE, embed_dim, shaken, write_clip
 
@@ -68,14 +69,23 @@ def test_blocks_and_attention_are_timms(name: str, height: int, width: int) -> N
         torch.testing.assert_close(output, outputs[index], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(attention, softmaxes[index], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:2]))
+        torch.testing.assert_close(mean_of(tower.opened(index, walked.grid), x), attention, rtol=1e-5, atol=1e-6)
     tail = tower.tail(walked.grid)
     activation = tail.normalise(walked.tokens_cls)
+    opened_last = tower.opened(depth - 1, walked.grid)
+    values_alone = opened_last.joined(opened_last.projected(walked.tokens_cls)[2])
+    torch.testing.assert_close(values_alone[:, p:], tail.value_tokens(tail.patches(activation)), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(tail.output(walked.tokens_cls, activation), outputs[-1], rtol=1e-5, atol=1e-5)
     block: Any = twin.blocks[-1]
     alone = torch.full((activation.shape[1],) * 2, float("-inf")).fill_diagonal_(0.0)  # each token attends to itself
     rope = {} if isinstance(twin, VisionTransformer) else {"rope": last_rope(twin, walked.grid)}
     values = block.attn(activation, attn_mask=alone, **rope)
     torch.testing.assert_close(tail.value_tokens(activation), values, rtol=1e-5, atol=1e-5)
+
+
+def mean_of(attention: OpenAttention, x: Tensor) -> Tensor:
+    query, key, _ = attention.projected(x)
+    return (query @ key.transpose(2, 3) / query.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)
 
 
 def last_rope(model: Any, grid: tuple[int, int]) -> Tensor:
@@ -120,6 +130,13 @@ def test_blocks_and_attention_are_open_clips(forms: Path, name: str) -> None:
         torch.testing.assert_close(output, outputs[index], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(attention, block.attn(normed, normed, normed)[1], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:2]))
+        opened_one = clip.opened(tokens.grid)[index]
+        torch.testing.assert_close(mean_of(opened_one, x), attention, rtol=1e-5, atol=1e-6)
+        query, key, value = opened_one.projected(x)
+        attended = (query @ key.transpose(2, 3) / query.shape[-1] ** 0.5).softmax(dim=-1) @ value
+        torch.testing.assert_close(opened_one.joined(attended), block.attn(normed, normed, normed)[0], rtol=1e-5, atol=1e-5)
+    for one, other in zip(clip.encode(pixels, inputs=True).inputs, [clip.tower.embed(pixels), *outputs[:-1]], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     tail = clip.tail(tokens.grid)
     output = tail.output(tokens.tokens_cls, tail.normalise(tokens.tokens_cls))
     torch.testing.assert_close(output, outputs[-1], rtol=1e-5, atol=1e-5)
