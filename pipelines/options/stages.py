@@ -35,8 +35,9 @@ class CamsOptions(Options):
     readout: Annotated[
         str,
         option(
-            "gradcam = GradCAM of the class softmax (CLIP-ES); dense = class softmax of each patch's value vector; mix = both",
-            choices=("gradcam", "dense", "mix"),
+            "gradcam = GradCAM of the class softmax (CLIP-ES); dense = class softmax of each patch's value vector; mix = both;"
+            " excel, resclip = patches behind the attention of these papers",
+            choices=("gradcam", "dense", "mix", "excel", "resclip"),
         ),
     ] = "gradcam"
     dense_weight: Annotated[float, Field(ge=0, le=1, description="weight of the dense map in readout mix, 0 to 1")] = 0.7
@@ -47,6 +48,14 @@ class CamsOptions(Options):
         float,
         Field(ge=0, le=1, description="weight of the superpixel mean in each value vector, 0 to 1; 0 needs no superpixels"),
     ] = 0.5
+    excel_blocks: Annotated[int, Field(ge=1, description="excel: last blocks with a second path (ExCEL: 5)")] = 5
+    resclip_share: Annotated[
+        float, Field(ge=0, le=1, description="resclip: weight of the middle blocks' attention (RCS), 0 to 1")
+    ] = 0.3
+    resclip_feedback: Annotated[
+        float,
+        Field(ge=0, lt=1, description="resclip: weight of regions that a first pass labels (SFR), 0 to 1; 0 = one pass"),
+    ] = 0.7
     aligned_readout: Annotated[
         str,
         option("read-out of the CAM through the alignment heads (--ckpt), as readout", choices=("gradcam", "dense", "mix")),

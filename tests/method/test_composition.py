@@ -146,6 +146,7 @@ def test_needs_of_a_refinement_are_those_of_its_parts(options, needs):
         ({}, {"tokens_cls", "text"}),
         ({"readout": "mix"}, {"tokens_cls", "text", "superpixels"}),
         ({"readout": "dense", "superpixel_share": 0.0}, {"tokens_cls", "text"}),
+        ({"readout": "excel"}, {"tokens_cls", "clip_inputs", "text"}),
         ({"ckpt": "heads.safetensors", "aligned_superpixel_share": 0.0}, {"tokens_cls", "text", "alignment"}),
         ({"ckpt": "heads.safetensors", "aligned_readout": "mix"}, {"tokens_cls", "text", "alignment", "superpixels"}),
     ],
