@@ -31,12 +31,11 @@ class SegmentationModel:
     Args:
         predictor: Makes logits of photos.
         classes: Names of the foreground classes.
-        options: Scales, flip, boundary refinement.
-        device: Torch device of a boundary refinement that uses torch.
+        options: Scales, flip, CRF.
     """
 
-    def __init__(self, predictor: MakesLogits, classes: tuple[str, ...], options: PredictOptions, device: str = "cpu") -> None:
-        self.predictor, self.classes, self.options, self.device = predictor, classes, options, device
+    def __init__(self, predictor: MakesLogits, classes: tuple[str, ...], options: PredictOptions) -> None:
+        self.predictor, self.classes, self.options = predictor, classes, options
 
     @classmethod
     def load(
@@ -56,7 +55,7 @@ class SegmentationModel:
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             precision: ``auto``, ``fp32`` or ``bf16``; default: that of the config file that the work directory remembers,
                 else ``auto``.
-            **options: Options of ``[predict]``, such as ``scales``, ``flip`` and ``boundary``.
+            **options: Options of ``[predict]``, such as ``scales``, ``flip`` and ``crf``.
 
         Raises:
             UsageError: Not such a file, or one that was trained with another CLIP.
@@ -74,13 +73,13 @@ class SegmentationModel:
         where = resolve_device(device)
         dtype = resolve_dtype(precision_of(precision, memory.get("config") or {}), where)
         encoder = ClipEncoder(build_clip(weights), where, dtype)
-        return cls(Predictor(encoder, segmenter, predict), segmenter.classes, predict, str(where))
+        return cls(Predictor(encoder, segmenter, predict), segmenter.classes, predict)
 
     def __call__(self, image: ImageLike) -> NDArray[np.uint8]:
         """The label map ``(H, W)`` uint8 of a photo: 0 background, ``i + 1`` for class i of `classes`."""
         picture, photo = self._photo(image)
         logits = self.predictor.logits([photo])[0].half().cpu().numpy()  # (C + 1, h, w)
-        return predicted_mask(logits, photo.size, self.options, lambda: picture, self.device)
+        return predicted_mask(logits, photo.size, self.options, lambda: np.asarray(picture))
 
     def probabilities(self, image: ImageLike) -> NDArray[np.float32]:
         """Class probabilities ``(C + 1, H, W)`` of a photo, background first."""

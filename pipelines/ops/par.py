@@ -86,8 +86,8 @@ def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 
 def scaled_dilations(dilations: Sequence[int], scale: float) -> tuple[int, ...]:
-    """The same distances in pixels of scaled photos, each once: those that round to the same pixel are one neighbour."""
-    return tuple(dict.fromkeys(max(1, round(step * scale)) for step in dilations))
+    """The same distances in pixels of scaled photos; neighbours that fall together count as often as before."""
+    return tuple(max(1, round(step * scale)) for step in dilations)
 
 
 def neighbour_weights(images: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipelines.options.boundary import BilateralSrgb, BilateralSxy, BoundaryOptions, GaussianSxy
 from pipelines.options.sources import Options, option
 
 
@@ -35,6 +34,16 @@ class TrainOptions(Options):
     min_scale: Annotated[float, Field(gt=0, description="smallest factor of the random rescaling before the crop")] = 0.5
     max_scale: Annotated[float, Field(gt=0, le=4, description="largest factor of the random rescaling before the crop")] = 2.0
     flip: Annotated[bool, option("mirror crops at random, half of them")] = True
+    cache_views: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="fixed crops of each image that are encoded and labelled once, on disk; 0 = new crops all the time",
+        ),
+    ] = 0
+    cache_limit: Annotated[
+        float, Field(gt=0, description="disk space that cache_views may take, GB; more is refused before anything is written")
+    ] = 20.0
     clip_layers: Annotated[
         int, Field(ge=0, description="first CLIP blocks whose tokens the decoder reads; 0 = all (WeCLIP: 11)")
     ] = 0
@@ -95,8 +104,8 @@ class TrainOptions(Options):
     )
 
 
-class ModelOptions(Options):
-    """First part of ``[predict]``: the model, its photos and its input."""
+class PredictOptions(Options):
+    """``[predict]``: label maps from a trained segmentation model."""
 
     model: Annotated[
         Path,
@@ -119,14 +128,15 @@ class ModelOptions(Options):
         ),
     ] = 512
     probabilities: Annotated[bool, option("also write class probabilities on the model's grid, beside the folder")] = False
-
-
-class PredictOptions(BoundaryOptions, ModelOptions):
-    """``[predict]``: label maps from a trained segmentation model.
-
-    Defaults of the CRF's kernels are those of WeCLIP.
-    """
-
-    crf_bilateral_sxy: BilateralSxy = 64.0
-    crf_bilateral_srgb: BilateralSrgb = 5.0
-    crf_gaussian_sxy: GaussianSxy = 3.0
+    crf: Annotated[bool, option("apply a dense CRF over the classes predicted in the image")] = False
+    crf_iterations: Annotated[int, Field(ge=1, description="CRF: mean-field iterations")] = 10
+    crf_scale: Annotated[
+        float, Field(ge=0.1, le=1, description="CRF: resolution factor at which it runs; a lower one is faster")
+    ] = 1.0
+    crf_bilateral_sxy: Annotated[float, Field(gt=0, description="CRF: spatial std of the appearance kernel, pixels")] = 64.0
+    crf_bilateral_srgb: Annotated[
+        float, Field(gt=0, description="CRF: colour std of the appearance kernel, grey levels (0 to 255)")
+    ] = 5.0
+    crf_bilateral_compat: Annotated[float, Field(ge=0, description="CRF: weight of the appearance kernel")] = 4.0
+    crf_gaussian_sxy: Annotated[float, Field(gt=0, description="CRF: std of the smoothness kernel, pixels")] = 3.0
+    crf_gaussian_compat: Annotated[float, Field(ge=0, description="CRF: weight of the smoothness kernel")] = 3.0

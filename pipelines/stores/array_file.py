@@ -98,18 +98,27 @@ def open_file(path: Path) -> tuple[h5py.File, bool]:
         raise SsrError(f"{path} is not a readable HDF5 file{reason}", "remove it and run its stage again") from error
 
 
-def write_array(file: h5py.File, image_id: str, array: NDArray[Any], attributes: Mapping[str, Any]) -> None:
+def write_array(
+    file: h5py.File, image_id: str, array: NDArray[Any], attributes: Mapping[str, Any], *, compressed: bool = True
+) -> None:
     """Write one image. Equal content gives equal bytes: attributes are of fixed length, no times."""
     raw = {key: json.dumps(value).encode() for key, value in attributes.items()}
     raw[_CHECK] = json.dumps([_check_of(image_id, raw), _check_of_array(array)]).encode()
-    _create(file, image_id, array.shape, array.dtype, raw)[()] = array
+    _create(file, image_id, array.shape, array.dtype, raw, compressed)[()] = array
 
 
 def _create(
-    file: h5py.File, image_id: str, shape: tuple[int, ...], dtype: np.dtype[Any], raw: Mapping[str, bytes]
+    file: h5py.File,
+    image_id: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    raw: Mapping[str, bytes],
+    compressed: bool,
 ) -> h5py.Dataset:
     """An empty dataset in the store's layout."""
-    filters = {"chunks": shape, "compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+    filters: dict[str, Any] = {"chunks": shape, "fletcher32": True}
+    if compressed:
+        filters |= {"compression": "gzip", "compression_opts": 1, "shuffle": True}
     dataset = file.create_dataset(image_id, shape, dtype, **(filters if np.prod(shape) else {}))
     for key, value in sorted(raw.items()):
         dataset.attrs[key] = np.bytes_(value)
@@ -146,6 +155,7 @@ class Stored:
         attributes: Their bytes.
         chunk: The compressed bytes with their checksum, and which filters were left out; None if it is not one chunk.
         array: Its values, if there is no chunk.
+        compressed: Whether the chunk is.
     """
 
     shape: tuple[int, ...]
@@ -153,18 +163,20 @@ class Stored:
     attributes: dict[str, bytes]
     chunk: tuple[int, bytes] | None
     array: NDArray[Any] | None
+    compressed: bool
 
 
 def stored(dataset: h5py.Dataset) -> Stored:
     """Read a dataset without decompressing it."""
     one_chunk = dataset.chunks == dataset.shape
     chunk = dataset.id.read_direct_chunk((0,) * dataset.ndim) if one_chunk else None
-    return Stored(dataset.shape, dataset.dtype, _raw_attributes(dataset), chunk, None if one_chunk else dataset[()])
+    array = None if one_chunk else dataset[()]
+    return Stored(dataset.shape, dataset.dtype, _raw_attributes(dataset), chunk, array, bool(dataset.compression))
 
 
 def write_stored(file: h5py.File, image_id: str, found: Stored) -> None:
     """Write what `stored` has read."""
-    target = _create(file, image_id, found.shape, found.dtype, found.attributes)
+    target = _create(file, image_id, found.shape, found.dtype, found.attributes, found.compressed)
     if found.chunk is not None:
         mask, chunk = found.chunk
         target.id.write_direct_chunk((0,) * len(found.shape), chunk, mask)

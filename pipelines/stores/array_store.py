@@ -40,6 +40,9 @@ __all__ = ["ArrayReader", "ArrayWriter", "Record", "iter_records", "store_exists
 UNITE = 32
 """So many parts become one: a run of any length leaves few files behind if it is broken off."""
 
+PART_BYTES = 1 << 27
+"""A part holds about as much at most, however few images: it is made in memory."""
+
 REOPEN = 2048
 """Images after which a merge opens its sources anew, so that memory does not follow their number."""
 
@@ -66,7 +69,7 @@ class ArrayWriter:
         self._shard = shard
         self._part_images = part_images
         self._part_seconds = part_seconds
-        self._pending: dict[str, Record] = {}
+        self._pending: dict[str, tuple[NDArray[Any], dict[str, Any], bool]] = {}
         self._since = time.monotonic()
         self._locks: list[FileLock] = []
         try:
@@ -111,11 +114,31 @@ class ArrayWriter:
         while self._locks:
             self._locks.pop().release()
 
-    def add(self, image_id: str, array: NDArray[Any], attributes: Mapping[str, Any] | None = None) -> None:
-        """Add or replace one image; it is committed with its part."""
-        self._pending[image_id] = (np.asarray(array), dict(attributes or {}))
-        if len(self._pending) >= self._part_images or time.monotonic() - self._since > self._part_seconds:
+    def add(
+        self,
+        image_id: str,
+        array: NDArray[Any],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        compressed: bool = True,
+    ) -> bool:
+        """Add or replace one image; it is committed with its part.
+
+        Args:
+            image_id: Its name.
+            array: Its array.
+            attributes: Anything JSON can hold, by name.
+            compressed: Floats that are read again and again cost more time compressed than they save space.
+
+        Returns:
+            Whether it was committed, with all before it.
+        """
+        self._pending[image_id] = (np.asarray(array), dict(attributes or {}), compressed)
+        full = len(self._pending) >= self._part_images or sum(part[0].nbytes for part in self._pending.values()) >= PART_BYTES
+        committed = full or time.monotonic() - self._since > self._part_seconds
+        if committed:
             self.commit()
+        return committed
 
     def commit(self) -> None:
         """Commit the open part."""
@@ -125,8 +148,8 @@ class ArrayWriter:
         parts = parts_of(self.path)
         number = part_number(parts[-1])[0] + 1 if parts else 1
         with new_file(parts_folder(self.path) / f"{number:06d}.h5") as file:
-            for image_id, (array, attributes) in sorted(self._pending.items()):
-                write_array(file, image_id, array, attributes)
+            for image_id, (array, attributes, compressed) in sorted(self._pending.items()):
+                write_array(file, image_id, array, attributes, compressed=compressed)
         self._pending.clear()
         self._unite()
 

@@ -158,7 +158,7 @@ def test_refinement_at_a_scale_that_leaves_a_pixel(padded):
     assert len(labels(crops, encoded).labels[0][crops[0].valid].unique()) == 1
 
 
-@pytest.mark.parametrize(("scale", "dilations"), [(1.0, (1, 3)), (0.5, (1, 2)), (0.3, (1,))])
+@pytest.mark.parametrize(("scale", "dilations"), [(1.0, (1, 3)), (0.5, (1, 2)), (0.3, (1, 1))])
 def test_pixel_adaptive_refinement_of_the_scores(padded, scale, dilations):
     inputs, plain = padded(par_iterations=0)
     crops, encoded = crops_of(inputs, "b_trio", "c_bird", "d_empty")

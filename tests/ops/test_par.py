@@ -131,8 +131,8 @@ def test_no_pass_and_arguments_left_alone() -> None:
     ("dilations", "scale", "expected"),
     [
         ((1, 2, 4, 8, 12, 24), 1.0, (1, 2, 4, 8, 12, 24)),
-        ((1, 2, 4, 8, 12, 24), 0.5, (1, 2, 4, 6, 12)),
-        ((1, 2, 4, 8, 12, 24), 0.25, (1, 2, 3, 6)),
+        ((1, 2, 4, 8, 12, 24), 0.5, (1, 1, 2, 4, 6, 12)),
+        ((1, 2, 4, 8, 12, 24), 0.25, (1, 1, 1, 2, 3, 6)),
         ((3,), 0.01, (1,)),
     ],
 )
@@ -140,7 +140,9 @@ def test_distances_shrink_with_the_photo(dilations, scale, expected):
     assert scaled_dilations(dilations, scale) == expected
 
 
-@pytest.mark.parametrize(("scale", "size", "dilations"), [(1.0, (12, 17), (1, 4)), (0.5, (6, 8), (1, 2)), (0.01, (1, 1), (1,))])
+@pytest.mark.parametrize(
+    ("scale", "size", "dilations"), [(1.0, (12, 17), (1, 4)), (0.5, (6, 8), (1, 2)), (0.01, (1, 1), (1, 1))]
+)
 @pytest.mark.parametrize("grid", [(12, 17), (3, 4)])
 def test_at_a_scale_it_is_that_of_smaller_photos(scale, size, dilations, grid):
     images, maps = (255 * draw(2, 3, 12, 17)).to(torch.uint8), draw(2, 2, *grid, seed=1)

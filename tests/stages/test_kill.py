@@ -88,11 +88,10 @@ RETRAIN = {"pipelines.training.curves.LOG_EVERY": 1, "pipelines.workdir.validate
 COMMANDS = {
     "cams": Command("cams --recipe clip-es", ("cams.h5",), ("cams",), store="cams.h5"),
     "refine": Command(
-        "refine --recipe clip-es --boundary none", ("refined.h5", "masks/*.png"), ("refined", "masks"), ("cams",),
-        store="refined.h5",
+        "refine --recipe clip-es --no-crf", ("refined.h5", "masks/*.png"), ("refined", "masks"), ("cams",), store="refined.h5"
     ),
     "masks": Command(
-        "masks --boundary none", ("superpixels.h5", "cams.h5", "refined.h5", "masks/*.png"),
+        "masks --no-crf", ("superpixels.h5", "cams.h5", "refined.h5", "masks/*.png"),
         ("superpixels", "cams", "refined", "masks"), store="cams.h5",
     ),
     "align": Command(
@@ -102,6 +101,11 @@ COMMANDS = {
         "train --recipe weclip",
         ("model.safetensors", "train/state.safetensors", "train/best.safetensors", "train/curves.jsonl"),
         ("model",), deaths=(1, 6, 3), set=TRAIN,
+    ),
+    "views": Command(
+        "train --recipe weclip --filter-from -1 --cache-views 2",
+        ("model.safetensors", "train/state.safetensors", "train/views.h5", "train/view_labels.h5"),
+        ("model", "train/views"), deaths=(1, 6, 3), store="train/view_labels.h5", set=TRAIN,
     ),
     "retrain": Command(
         "retrain", ("retrained.safetensors", "retrain/best.safetensors", "retrain/curves.jsonl"),

@@ -25,7 +25,7 @@ from pipelines.stages.train import stage as train
 from pipelines.training.segmentation import SegmentationTrainer, StepLosses
 from pipelines.workdir.workspace import Workspace
 
-SETS = ("ssr", "joint", "weclip", "masks")
+SETS = ("ssr", "joint", "weclip", "masks", "views")
 ONCE = {"scales": (1.0,), "flip": False, "long_side": 0}
 
 
@@ -103,7 +103,8 @@ def test_outputs(trained, models, name):
     with Image.open(work / "train/curves.png") as picture:
         assert picture.size[0] > 300
     assert {path.name for path in (work / "train").iterdir() if path.name != ".lock"} == {
-        "state.safetensors", "curves.jsonl", "curves.png", *(["cmpa.safetensors"] if name == "joint" else [])
+        "state.safetensors", "curves.jsonl", "curves.png", *(["cmpa.safetensors"] if name == "joint" else []),
+        *(["views.h5", "views.json", "view_labels.h5", ".views.h5.lock", ".view_labels.h5.lock"] if name == "views" else []),
     }  # fmt: skip
     assert not list(work.rglob("*.tmp"))
 
@@ -123,7 +124,7 @@ def test_manifest_tells_what_made_the_model(trained, name):
 
 def test_weights_move_and_sets_differ(trained):
     found = {name: load_file(work / "model.safetensors")["fusion.weight"] for name, work in trained.items() if name != "weclip"}
-    assert len({tensor.sum().item() for tensor in found.values()}) == 3
+    assert len({tensor.sum().item() for tensor in found.values()}) == 4
 
 
 def test_heads_that_were_trained_on_are_written_beside_those_of_align(trained, with_heads):

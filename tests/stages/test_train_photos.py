@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipelines.encoders.weights import resolve_clip
 from pipelines.errors import SsrError, TooManyFailures, UsageError
 from pipelines.evaluation.confusion import confusion_counts
 from pipelines.evaluation.metrics import metrics_from_counts
+from pipelines.method.photo import Crop
 from pipelines.models.segmenter import read_segmenter
 from pipelines.options.stages import EvalOptions
 from pipelines.options.train import PredictOptions
@@ -263,12 +265,15 @@ def test_more_processes_than_crops(workspace_in, tmp_path, train_sections):
     ids=str,
 )
 def test_crops_of_a_step_are_taken_in_micro_batches(
-    monkeypatch, workspace_in, tmp_path, batch, accumulate, processes, sizes, train_sections
+    workspace_in, tmp_path, batch, accumulate, processes, sizes, train_sections
 ):
     """None is empty from the start: it would count as one."""
     sections = train_sections("weclip", batch=batch, accumulate=accumulate)
     learnt: list[list[int]] = []
-    monkeypatch.setattr(train, "learn", lambda _, crops, evidence, labels: learnt.append([crop.slot for crop in crops]))
+
+    def learn(crops: Sequence[Crop]) -> None:
+        learnt.append([crop.slot for crop in crops])
+
     skipped: list[None] = []
     with ExitStack() as stack:
         workspace, own = workspace_in(tmp_path / "w"), Processes(0, processes)
@@ -276,10 +281,10 @@ def test_crops_of_a_step_are_taken_in_micro_batches(
         _, crops, _ = next(inputs.source.steps(0, own))
     count, size = inputs.source.micro_batches(own)
     trainer = SimpleNamespace(micro_batches=count, skip=lambda: skipped.append(None), step=dict)
-    train.take_step(trainer, crops, size, inputs.encoders, inputs.labels)
+    train.take_step(trainer, crops, size, learn)
     assert [len(slots) for slots in learnt] == sizes
     assert [slot for slots in learnt for slot in slots] == list(range(0, batch, processes))
     assert skipped == []
     learnt.clear()
-    train.take_step(trainer, crops[:1], size, inputs.encoders, inputs.labels)  # the others were bad
+    train.take_step(trainer, crops[:1], size, learn)  # the others were bad
     assert (learnt, len(skipped)) == ([[0]], len(sizes) - 1)

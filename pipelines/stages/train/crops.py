@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +27,12 @@ from pipelines.training.alignment_data import photo_order
 from pipelines.training.crops import crop_map, crop_photo, random_window
 from pipelines.training.processes import Processes
 
+Item = TypeVar("Item")
 Slot = tuple[int, int, int]
 """Step, place in its batch, photo."""
+
+BadPhotos = list[tuple[str, ImageError]]
+"""Ids of photos that could not be used, and why."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +51,29 @@ class CropSource:
     encoders: Encoders
     superpixels: ArrayReader | None
 
-    def steps(self, begin: int, processes: Processes) -> Iterator[tuple[int, list[Crop], list[tuple[str, ImageError]]]]:
-        """This process's crops of every step from ``begin`` on, without end.
+    def steps(self, begin: int, processes: Processes) -> Iterator[tuple[int, list[Crop], BadPhotos]]:
+        """This process's crops of every step from ``begin`` on, without end; see `made`."""
+        return self.made(self._crop, begin, processes)
+
+    def made(
+        self, make: Callable[[Slot], Item], begin: int, processes: Processes
+    ) -> Iterator[tuple[int, list[Item], BadPhotos]]:
+        """What is made of each slot of this process, in threads ahead, step by step from ``begin`` on, without end.
 
         Yields:
-            Step, crops, and the photos that could not be used: no other takes their place.
+            Step, what was made, and the photos that could not be used: no other takes their place.
         """
         share = -(-(self.batch - processes.rank) // processes.count)
-        crops: list[Crop] = []
-        bad: list[tuple[str, ImageError]] = []
-        for count, ((step, _, photo), crop) in enumerate(prefetch(self._crop, self._slots(begin, processes)), start=1):
-            if isinstance(crop, ImageError):
-                bad.append((self.dataset.samples[photo].image_id, crop))
+        items: list[Item] = []
+        bad: BadPhotos = []
+        for count, ((step, _, photo), item) in enumerate(prefetch(make, self._slots(begin, processes)), start=1):
+            if isinstance(item, ImageError):
+                bad.append((self.dataset.samples[photo].image_id, item))
             else:
-                crops.append(crop)
+                items.append(item)
             if count % share == 0:
-                yield step, crops, bad
-                crops, bad = [], []
+                yield step, items, bad
+                items, bad = [], []
 
     @property
     def batch(self) -> int:
@@ -85,28 +97,42 @@ class CropSource:
 
     def _crop(self, slot: Slot) -> Crop:
         step, place, index = slot
-        sample, options = self.dataset.samples[index], self.options
-        image = load_image(sample.image_path)
-        superpixels = self._superpixels(sample, (image.height, image.width))
-        target = self._target(sample, (image.height, image.width))
-        draw = np.random.default_rng((options.seed, step, place))
-        scales = (options.min_scale, options.max_scale)
-        window = random_window(image.height, image.width, options.crop, scales, options.flip, draw)
+        return self._decoded(self.dataset.samples[index])(np.random.default_rng((self.options.seed, step, place)), place)
+
+    def views(self, sample: Sample, numbers: Sequence[int]) -> list[Crop]:
+        """Fixed crops of a photo, each drawn from the seed, the photo's id and its own number alone.
+
+        Raises:
+            ImageError: The photo cannot be used.
+        """
+        cut, of_photo = self._decoded(sample), zlib.crc32(sample.image_id.encode())
+        return [cut(np.random.default_rng((self.options.seed, of_photo, number)), number) for number in numbers]
+
+    def _decoded(self, sample: Sample) -> Callable[[np.random.Generator, int], Crop]:
+        """Read a photo once, to cut any number of crops out of it."""
+        options, image = self.options, load_image(sample.image_path)
+        height, width = image.height, image.width
+        superpixels, target = self._superpixels(sample, (height, width)), self._target(sample, (height, width))
         red, green, blue = (round(255 * value) for value in self.encoders.clip.mean)
-        picture = crop_photo(image, window, options.crop, (red, green, blue))
-        ids: NDArray[np.integer] | None = None
-        if superpixels is not None:  # padding is a superpixel of its own; ids of what is left are made contiguous
-            cut = crop_map(superpixels, window, options.crop, int(superpixels.max()) + 1)
-            ids = np.unique(cut, return_inverse=True)[1].reshape(cut.shape)
-        photo = self.encoders.photo(sample, picture, ids)
-        valid = crop_map(np.zeros((image.height, image.width), np.uint8), window, options.crop, 1) == 0
-        return Crop(
-            place,
-            photo,
-            torch.from_numpy(np.array(picture)).permute(2, 0, 1).float(),
-            torch.from_numpy(valid),
-            None if target is None else torch.from_numpy(crop_map(target, window, options.crop, IGNORE_INDEX)).long(),
-        )
+
+        def cut(draw: np.random.Generator, slot: int) -> Crop:
+            scales = (options.min_scale, options.max_scale)
+            window = random_window(height, width, options.crop, scales, options.flip, draw)
+            picture = crop_photo(image, window, options.crop, (red, green, blue))
+            ids: NDArray[np.integer] | None = None
+            if superpixels is not None:  # padding is a superpixel of its own; ids of what is left are made contiguous
+                part = crop_map(superpixels, window, options.crop, int(superpixels.max()) + 1)
+                ids = np.unique(part, return_inverse=True)[1].reshape(part.shape)
+            valid = crop_map(np.zeros((height, width), np.uint8), window, options.crop, 1) == 0
+            return Crop(
+                slot,
+                self.encoders.photo(sample, picture, ids),
+                torch.from_numpy(np.array(picture)).permute(2, 0, 1).float(),
+                torch.from_numpy(valid),
+                None if target is None else torch.from_numpy(crop_map(target, window, options.crop, IGNORE_INDEX)).long(),
+            )
+
+        return cut
 
     def _superpixels(self, sample: Sample, size: tuple[int, int]) -> NDArray[np.integer] | None:
         if self.superpixels is None:

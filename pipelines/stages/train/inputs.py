@@ -19,7 +19,7 @@ from pipelines.models.alignment_file import Alignment
 from pipelines.models.decoder import SegmentationDecoder
 from pipelines.options.train import TrainOptions
 from pipelines.stages.train.crops import CropSource
-from pipelines.stages.train.settings import TrainSections, training_needs
+from pipelines.stages.train.settings import DECODER_NEEDS, TrainSections, training_needs
 from pipelines.training.online_alignment import OnlineAlignment
 from pipelines.training.processes import Processes
 from pipelines.workdir.settings import model_sources
@@ -59,7 +59,13 @@ class TrainInputs:
 
 
 def train_inputs(
-    workspace: Workspace, sections: TrainSections, device: torch.device, processes: Processes, stack: ExitStack
+    workspace: Workspace,
+    sections: TrainSections,
+    device: torch.device,
+    processes: Processes,
+    stack: ExitStack,
+    *,
+    labelled: bool = False,
 ) -> TrainInputs:
     """Load what the decoder and its labels need; ``supervision`` masks need no text, no CAMs and no DINO.
 
@@ -69,11 +75,12 @@ def train_inputs(
         device: Where to train.
         processes: This process among its peers.
         stack: Closes the superpixel store.
+        labelled: The crops come with their labels, as cached views do: nothing that makes labels is loaded.
 
     Raises:
         UsageError: Options that do not fit CLIP, or alignment heads that do not fit CLIP or the classes.
     """
-    options, needs = sections.train, training_needs(sections)
+    options, needs = sections.train, DECODER_NEEDS if labelled else training_needs(sections)
     sources = model_sources(workspace, needs, sections.cams.ckpt)
     models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
     _check_encoder(options, models.clip)
@@ -86,7 +93,7 @@ def train_inputs(
     encoders = models.encoders(needs, blocks, sections.cams)
     superpixels = stack.enter_context(superpixel_reader(workspace, "superpixels" in needs))
     source = CropSource(workspace.dataset, options, encoders, superpixels)
-    if options.supervision == "masks":
+    if labelled or options.supervision == "masks":
         return TrainInputs(encoders, source)
     text, heads = models.embeddings, None
     if options.train_heads and text is not None and models.alignment is not None and encoders.alignment is not None:

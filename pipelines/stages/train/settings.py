@@ -17,8 +17,14 @@ from pipelines.training.processes import Processes
 from pipelines.workdir.settings import cam_settings, model_sources, refinement_settings
 from pipelines.workdir.workspace import Workspace
 
-NOT_SETTINGS = {"ckpt", "resume", "val_split", "validate_every", "save_every"}
+NOT_SETTINGS = {"ckpt", "resume", "val_split", "validate_every", "save_every", "cache_limit"}
 """Options that change nothing in the model; ``ckpt`` is recorded by its checksum."""
+
+VIEW_SETTINGS = {
+    "supervision", "crop", "min_scale", "max_scale", "flip", "seed", "clip_layers",
+    "par_iterations", "par_dilations", "par_scale",
+}  # fmt: skip
+"""Options that change a cached view; how many there are does not."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class TrainSections:
         train: Crops, decoder, losses, schedule.
         align: L_proto, if heads are trained.
         cams: How on-line CAMs are read out; ``ckpt`` is that of ``train``, one scale, no mirror image.
-        refine: How they are refined; no boundary refinement.
+        refine: How they are refined; no CRF.
     """
 
     train: TrainOptions
@@ -53,6 +59,8 @@ class TrainSections:
         active_losses(train)
         if train.train_heads and (train.ckpt is None or train.supervision == "masks"):
             raise UsageError("there are no alignment heads to train", "--ckpt, --supervision pseudo")
+        if train.cache_views:
+            _refuse_uncached(train)
         if train.supervision == "pseudo":
             refine_needs(self.refine)  # refuses options that leave no attention
         alignment = workspace.heads(train.ckpt)
@@ -60,17 +68,38 @@ class TrainSections:
             raise UsageError(f"no checkpoint at {alignment}", "--ckpt")
         plain = {"ckpt": alignment, "scales": (1.0,), "flip": False}
         return TrainSections(
-            train, self.align, self.cams.model_copy(update=plain), self.refine.model_copy(update={"boundary": "none"})
+            train, self.align, self.cams.model_copy(update=plain), self.refine.model_copy(update={"crf": False})
         )
+
+
+def _refuse_uncached(train: TrainOptions) -> None:
+    """Refuse what cached views cannot train with: labels that change during the training, losses that read the crops.
+
+    Raises:
+        UsageError: One of these is on.
+    """
+    if train.train_heads:
+        raise UsageError(
+            "heads that are trained change the labels, which cached views keep", "--no-train-heads or --cache-views 0"
+        )
+    if train.supervision == "pseudo" and 0 <= train.filter_from < train.iterations:
+        raise UsageError(
+            "the decoder's filter changes the labels, which cached views keep", "--filter-from -1 or --cache-views 0"
+        )
+    if any(train.losses.values()):
+        raise UsageError("a further loss may read the crops, which cached views do not hold", "no --loss, or --cache-views 0")
+
+
+DECODER_NEEDS: Needs = frozenset({"tokens_cls", "clip_block_tokens"})
+"""What the decoder reads."""
 
 
 def training_needs(sections: TrainSections) -> Needs:
     """What the decoder and its labels read."""
-    decoder: Needs = frozenset({"tokens_cls", "clip_block_tokens"})
     if sections.train.supervision == "masks":
-        return decoder
+        return DECODER_NEEDS
     filtered: Needs = frozenset({"clip_block_attention"}) if sections.train.filter_from >= 0 else frozenset()
-    return decoder | filtered | cam_needs(sections.cams) | refine_needs(sections.refine)
+    return DECODER_NEEDS | filtered | cam_needs(sections.cams) | refine_needs(sections.refine)
 
 
 def train_settings(workspace: Workspace, sections: TrainSections, processes: Processes) -> dict[str, Any]:
@@ -85,25 +114,44 @@ def train_settings(workspace: Workspace, sections: TrainSections, processes: Pro
         UsageError: More processes than crops in a step.
         SsrError: The options need superpixels and there are none.
     """
-    options, refine = sections.train, sections.refine
+    options = sections.train
     crops = min(options.batch, len(workspace.dataset.samples))
     if crops < processes.count:
         raise UsageError(f"{processes.count} processes share {crops} crops a step", "--batch, or fewer processes")
-    sources = model_sources(workspace, training_needs(sections), sections.cams.ckpt)
-    unused = set() if options.losses else {"losses"}  # trainings made before there were further losses stay the same
-    settings: dict[str, Any] = {
+    # trainings made before there were further losses or cached views stay the same
+    unused = {name for name in ("losses", "cache_views") if not getattr(options, name)}
+    settings = {
         **options.model_dump(mode="json", exclude=NOT_SETTINGS | unused),
-        "clip": sources.clip.provenance(),
-        "classes": list(workspace.dataset.classes.names),
+        **_label_settings(workspace, sections),
         "photos": workspace.dataset.digest(),
         "processes": processes.count,
+    }
+    if options.train_heads and options.supervision == "pseudo":
+        settings["align"] = sections.align.model_dump(mode="json")
+    return settings
+
+
+def view_settings(workspace: Workspace, sections: TrainSections) -> dict[str, Any]:
+    """Whatever changes a cached view.
+
+    Raises:
+        SsrError: The options need superpixels and there are none.
+    """
+    return {**sections.train.model_dump(mode="json", include=VIEW_SETTINGS), **_label_settings(workspace, sections)}
+
+
+def _label_settings(workspace: Workspace, sections: TrainSections) -> dict[str, Any]:
+    """What crops are encoded and labelled with, beside the options of ``[train]``."""
+    sources = model_sources(workspace, training_needs(sections), sections.cams.ckpt)
+    settings: dict[str, Any] = {
+        "clip": sources.clip.provenance(),
+        "classes": list(workspace.dataset.classes.names),
         "precision": precision_name(workspace.run),
     }
-    if options.supervision == "masks":
+    if sections.train.supervision == "masks":
         return settings
+    refine = sections.refine
     settings["cams"] = cam_settings(workspace, sections.cams, sources)
     settings["refine"] = refinement_settings(workspace, refine, sources)
     settings["refine"] |= refine.model_dump(include={"background_power", "min_confidence"})
-    if options.train_heads:
-        settings["align"] = sections.align.model_dump(mode="json")
     return settings

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -17,18 +18,19 @@ from pipelines.errors import ImageError, TooManyFailures
 from pipelines.execution.devices import resolve_device
 from pipelines.execution.interruption import refuse_interrupted
 from pipelines.execution.progress import Progress
-from pipelines.method.encoders import Encoders
 from pipelines.method.evidence import Evidence
 from pipelines.method.online_labels import OnlineLabels
 from pipelines.method.photo import Crop
 from pipelines.models.alignment_file import identity, write_alignment
 from pipelines.models.segmenter import UPPER_BOUND, Segmenter, write_segmenter
 from pipelines.options.train import TrainOptions
+from pipelines.stages.train.crops import BadPhotos
 from pipelines.stages.train.inputs import TrainInputs, new_decoder, train_inputs
 from pipelines.stages.train.settings import TrainSections, train_settings
 from pipelines.stages.train.validation import Validation
+from pipelines.stages.train.views import Views, learn_views
 from pipelines.training.losses import Targets, column_names
-from pipelines.training.processes import joined_processes
+from pipelines.training.processes import Processes, joined_processes
 from pipelines.training.segmentation import SegmentationTrainer, StepLosses
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.training_run import TrainingRun
@@ -40,6 +42,7 @@ FILES = ("state.safetensors", "best.safetensors", "cmpa.safetensors", "curves.js
 LOG_STEPS = 100
 """Steps between two lines of the log."""
 
+Item = TypeVar("Item")
 Load = Callable[[], tuple[TrainInputs, Validation | None]]
 """Loads the models once, however often it is called; a validation is the first process's alone."""
 
@@ -61,13 +64,12 @@ def run(workspace: Workspace, sections: TrainSections, progress: Progress | None
         TooManyFailures: More bad photos than allowed; what was trained is kept.
     """
     sections = sections.checked(workspace)
+    views = Views(workspace, sections) if sections.train.cache_views else None
     with joined_processes(resolve_device(workspace.run.device)) as (processes, device), ExitStack() as stack:
 
         @cache
         def load() -> tuple[TrainInputs, Validation | None]:
-            if sections.train.supervision == "masks" and processes.first:
-                _check_truth(workspace.dataset, training.progress)
-            inputs = train_inputs(workspace, sections, device, processes, stack)
+            inputs = train_inputs(workspace, sections, device, processes, stack, labelled=views is not None)
             if sections.train.val_split is None or not processes.first:
                 return inputs, None
             val = load_dataset(workspace.dataset_options.model_copy(update={"split": sections.train.val_split}))
@@ -76,8 +78,16 @@ def run(workspace: Workspace, sections: TrainSections, progress: Progress | None
             return inputs, validation
 
         with TrainingRun(workspace, STAGE, workspace.model, processes, progress, FILES) as training:
-            training.open(train_settings(workspace, sections, processes), sections.train.resume, load)
-            _train(training, sections.train, device, load)
+
+            def prepare() -> None:
+                if sections.train.supervision == "masks" and processes.first:
+                    _check_truth(workspace.dataset, training.progress)
+                if views is not None and processes.first:
+                    views.collect(lambda: train_inputs(workspace, sections, device, processes, stack), training.progress)
+                load()
+
+            training.open(train_settings(workspace, sections, processes), sections.train.resume, prepare)
+            _train(training, sections.train, device, load, views)
         return training.counts
 
 
@@ -107,27 +117,44 @@ def learn(trainer: SegmentationTrainer, crops: Sequence[Crop], evidence: Evidenc
 
 
 def take_step(
-    trainer: SegmentationTrainer, crops: Sequence[Crop], size: int, encoders: Encoders, labels: OnlineLabels | None
+    trainer: SegmentationTrainer, crops: Sequence[Item], size: int, learn_from: Callable[[Sequence[Item]], None]
 ) -> StepLosses:
     """Take one step, micro-batch by micro-batch: memory for one.
 
     Args:
         trainer: What learns.
-        crops: This process's crops of the step; bad photos have left theirs out.
+        crops: This process's crops of the step, or their cached views; bad photos have left theirs out.
         size: Crops of a micro-batch.
-        encoders: The frozen ones.
-        labels: See `learn`.
+        learn_from: Adds the gradient of a micro-batch.
     """
     for number in range(trainer.micro_batches):
         micro_batch = crops[number * size : (number + 1) * size]
         if micro_batch:
-            learn(trainer, micro_batch, encoders.encode([crop.photo for crop in micro_batch]), labels)
+            learn_from(micro_batch)
         else:
             trainer.skip()
     return trainer.step()
 
 
-def _train(training: TrainingRun, options: TrainOptions, device: torch.device, load: Load) -> None:
+def _steps(
+    inputs: TrainInputs, views: Views | None, trainer: SegmentationTrainer, processes: Processes
+) -> Iterator[tuple[StepLosses, BadPhotos]]:
+    """Take steps without end: losses and bad photos of each."""
+    encoders, patch = inputs.encoders, inputs.encoders.clip.patch_size
+    _, size = inputs.source.micro_batches(processes)
+
+    def from_crops(crops: Sequence[Crop]) -> None:
+        learn(trainer, crops, encoders.encode([crop.photo for crop in crops]), inputs.labels)
+
+    if views is None:
+        for _, crops, bad in inputs.source.steps(trainer.iteration, processes):
+            yield take_step(trainer, crops, size, from_crops), bad
+    else:
+        for _, kept, bad in views.steps(inputs, trainer.iteration, processes):
+            yield take_step(trainer, kept, size, lambda few: learn_views(trainer, few, patch)), bad
+
+
+def _train(training: TrainingRun, options: TrainOptions, device: torch.device, load: Load, views: Views | None) -> None:
     """Go on from where the last run stood: step, log, validate, save. Without anything left to do, no model is loaded."""
     processes, labels = training.processes, column_names(options)
     processes.wait()
@@ -144,16 +171,14 @@ def _train(training: TrainingRun, options: TrainOptions, device: torch.device, l
         training.end(device, lambda: None, {"iterations": iteration, **training.counts.as_dict()})
         return
     inputs, validation = load()
-    count, size = inputs.source.micro_batches(processes)
+    count, _ = inputs.source.micro_batches(processes)
     encoder, online = inputs.encoders.clip, inputs.heads.online if inputs.heads else None
     decoder = new_decoder(options, encoder, len(training.workspace.dataset.classes.names))
     trainer = SegmentationTrainer(decoder, options, device, online, processes, encoder.dtype, count)
     if saved is not None:
         trainer.restore(saved[0])
     outputs, unusable = _Outputs(training, options, inputs, trainer, curves), _Unusable(training)
-    steps = inputs.source.steps(iteration, processes)
-    for _, crops, bad in islice(steps, options.iterations - iteration):
-        losses = take_step(trainer, crops, size, inputs.encoders, inputs.labels)
+    for losses, bad in islice(_steps(inputs, views, trainer, processes), options.iterations - iteration):
         unusable.note(bad)
         last = trainer.iteration == options.iterations
         stop = training.stops()
@@ -200,7 +225,7 @@ class _Outputs:
         if validation is not None and not self.curves.is_scored(iteration, split):
             best = self.training.folder / "best.safetensors"
             miou = validation.miou(self._segmenter())
-            how, progress = "one scale, no boundary refinement", self.training.progress
+            how, progress = "one scale, no CRF", self.training.progress
             self.curves.score(iteration, split, miou, how, lambda: self.write_model(best), progress)
 
     def write(self) -> None:

@@ -1,0 +1,219 @@
+"""Fixed views of photos, kept on disk behind the frozen encoders and with their labels: a step over them is the decoder alone.
+
+A view is one random crop. Its tokens are ``L N D`` fp16 values, 7.4 MB for 12 blocks of a ViT-B/16 and a crop of 320 pixels.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.datasets.base import Sample
+from pipelines.errors import ImageError, SsrError, UsageError
+from pipelines.execution.batches import batches_by
+from pipelines.execution.devices import resolve_batch_size
+from pipelines.execution.progress import Progress
+from pipelines.method.photo import Crop
+from pipelines.ops.label_map import IGNORE_INDEX
+from pipelines.stages.train.crops import BadPhotos, Slot
+from pipelines.stages.train.inputs import TrainInputs
+from pipelines.stages.train.settings import TrainSections, view_settings
+from pipelines.stores.array_reader import files_of
+from pipelines.stores.array_store import ArrayReader, store_exists
+from pipelines.training.alignment_data import steps_an_epoch
+from pipelines.training.losses import Targets
+from pipelines.training.processes import Processes
+from pipelines.training.segmentation import SegmentationTrainer
+from pipelines.workdir.counts import Counts
+from pipelines.workdir.output import Output, holds_labels
+from pipelines.workdir.workspace import Workspace
+
+STAGE = "views"
+GB = 10**9
+WHILE_WRITTEN = 2
+"""Times the size of the views that the disk must have: their parts are there until the one file of all is."""
+
+
+@dataclass(frozen=True)
+class KeptView:
+    """A view as it is read.
+
+    Attributes:
+        slot: Place in the batch of all processes.
+        tokens: Output of CLIP's first blocks, ``(L, N, D)`` fp16.
+        labels: ``(S, S)`` uint8: 0 background, ``i + 1`` for class i, 255 ignored.
+    """
+
+    slot: int
+    tokens: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of a training, made once and read at every step.
+
+    Attributes:
+        workspace: Photos, superpixels, work directory.
+        sections: Checked options.
+    """
+
+    workspace: Workspace
+    sections: TrainSections
+
+    @property
+    def tokens_path(self) -> Path:
+        """Store of the views' tokens, ``(L, N, D)`` fp16 each."""
+        return self.workspace.work / "train" / "views.h5"
+
+    @property
+    def labels_path(self) -> Path:
+        """Store of the views' label maps, ``(S, S)`` uint8 each."""
+        return self.workspace.work / "train" / "view_labels.h5"
+
+    def collect(self, load: Callable[[], TrainInputs], progress: Progress) -> Counts:
+        """Encode and label every view that is not there yet.
+
+        Args:
+            load: Loads the encoders and what makes labels; not called if every view is there.
+            progress: Receives each photo.
+
+        Raises:
+            UsageError: Made with other options before, and ``workspace.force`` is off; or larger than ``cache_limit``.
+            SsrError: They do not fit on the disk.
+            TooManyFailures: More bad photos than allowed; what was made is kept.
+        """
+
+        @cache
+        def inputs() -> TrainInputs:
+            loaded = load()
+            self._check_space(loaded, progress)
+            return loaded
+
+        settings, paths = view_settings(self.workspace, self.sections), (self.tokens_path, self.labels_path)
+        with self.workspace.output(
+            STAGE, paths[0], settings, progress, others=paths[1:], again=False, prepare=inputs
+        ) as output:
+            todo = output.todo(lambda sample: not self._missing(output, sample), title="train: views")
+            if todo:
+                loaded = inputs()
+                photos = output.photos(lambda sample: loaded.source.views(sample, self._missing(output, sample)), todo)
+                crops = ((crop, number == len(views)) for views in photos for number, crop in enumerate(views, start=1))
+                size = resolve_batch_size(self.workspace.run, loaded.encoders.clip.device)
+                for batch in batches_by(crops, lambda crop: len(crop[0].image), size):
+                    self._add(output, loaded, [crop for crop, _ in batch])
+                    for crop, last in batch:
+                        if last:
+                            output.made(crop.photo.sample.image_id)
+        return output.counts
+
+    def _missing(self, output: Output, sample: Sample) -> list[int]:
+        """The views of a photo that are not there, or were labelled from other image-level labels."""
+        count = self.sections.train.cache_views
+        return [view for view in range(count) if not output.holds_labels(view_of(sample, view))]
+
+    def _add(self, output: Output, inputs: TrainInputs, crops: Sequence[Crop]) -> None:
+        """Encode a batch of views, label them, and write both."""
+        evidence = inputs.encoders.encode([crop.photo for crop in crops])
+        if inputs.labels is not None:
+            labels = inputs.labels(crops, evidence).labels  # (B, S, S)
+        else:
+            labels = torch.stack([crop.target for crop in crops if crop.target is not None])  # (B, S, S)
+        tokens = evidence.clip_block_tokens.transpose(0, 1).half().cpu()  # (B, L, N, D)
+        if not bool(torch.isfinite(tokens).all()):
+            raise SsrError("CLIP's tokens are larger than 16 bits can hold", "--cache-views 0")
+        for crop, own_tokens, own_labels in zip(crops, tokens.numpy(), labels.cpu().numpy(), strict=True):
+            view = view_of(crop.photo.sample, crop.slot)
+            attributes = {"labels": list(view.labels)}
+            labels_writer = output.writer_of(self.labels_path)
+            committed = output.writer_of(self.tokens_path).add(view.image_id, own_tokens, attributes, compressed=False)
+            labels_writer.add(view.image_id, own_labels.astype(np.uint8), attributes)
+            if committed:  # tokens without their labels would be made again
+                labels_writer.commit()
+
+    def _check_space(self, inputs: TrainInputs, progress: Progress) -> None:
+        """Say how large all views are; refuse what is larger than the limit or the disk."""
+        options, photos = self.sections.train, len(self.workspace.dataset.samples)
+        size = photos * options.cache_views * 2 * int(np.prod(view_shape(inputs)))
+        what = f"{options.cache_views} views of {photos} photos take {_gigabytes(size)}"
+        if size > options.cache_limit * GB:
+            hint = "--cache-limit, or less of --cache-views or --crop"
+            raise UsageError(f"{what}, more than the {options.cache_limit:g} GB allowed", hint)
+        here = next(folder for folder in (self.tokens_path.parent, *self.tokens_path.parents) if folder.is_dir())
+        room = shutil.disk_usage(here).free + sum(file.stat().st_size for file in files_of(self.tokens_path))
+        if WHILE_WRITTEN * size > room:
+            found = f"{what} and twice that while they are written; {_gigabytes(room)} are free"
+            raise SsrError(found, "free disk space, or less of --cache-views")
+        progress.note(f"{what} in {self.tokens_path}")
+
+    def steps(self, inputs: TrainInputs, begin: int, processes: Processes) -> Iterator[tuple[int, list[KeptView], BadPhotos]]:
+        """This process's views of every step from ``begin`` on, without end: view e modulo their number in epoch e.
+
+        Raises:
+            SsrError: There are none.
+        """
+        if not store_exists(self.tokens_path) or not store_exists(self.labels_path):
+            raise SsrError("none of the photos could be used: there is nothing to train on", "see failures.jsonl")
+        with ArrayReader(self.tokens_path) as tokens, ArrayReader(self.labels_path) as labels:
+            yield from inputs.source.made(_Read(self, inputs, tokens, labels), begin, processes)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Reads the view of a slot."""
+
+    views: Views
+    inputs: TrainInputs
+    tokens: ArrayReader
+    labels: ArrayReader
+
+    def __call__(self, slot: Slot) -> KeptView:
+        step, place, index = slot
+        samples, options = self.inputs.source.dataset.samples, self.views.sections.train
+        epoch = step // steps_an_epoch(len(samples), options.batch)
+        view = view_of(samples[index], epoch % options.cache_views)
+        if not holds_labels(view, self.tokens, self.labels):
+            raise ImageError("it has no cached views", "see failures.jsonl")
+        tokens, labels = self.tokens.read(view.image_id)[0], self.labels.read(view.image_id)[0]
+        classes = len(self.inputs.source.dataset.classes.names)
+        sound = tokens.shape == view_shape(self.inputs) and tokens.dtype == np.float16 and labels.dtype == np.uint8
+        if not sound or labels.shape != (options.crop,) * 2 or int(labels[labels != IGNORE_INDEX].max(initial=0)) > classes:
+            found = f"{view.image_id} in {self.tokens.path} or {self.labels.path} is no view of this training"
+            raise SsrError(found, "remove both and run `ssr train` again")
+        return KeptView(place, torch.from_numpy(tokens), torch.from_numpy(labels))
+
+
+def learn_views(trainer: SegmentationTrainer, views: Sequence[KeptView], patch: int) -> None:
+    """Forward pass and gradient of one micro-batch of views.
+
+    Args:
+        trainer: What learns.
+        views: The micro-batch.
+        patch: Side of CLIP's patch, pixels.
+    """
+    tokens = torch.stack([view.tokens for view in views], dim=1).to(trainer.device)  # (L, B, N, D)
+    labels = torch.stack([view.labels for view in views]).to(trainer.device, torch.int64)  # (B, S, S)
+    state = trainer.forward(tokens, (labels.shape[1] // patch, labels.shape[2] // patch), [view.slot for view in views])
+    trainer.backward(state, Targets(labels))
+
+
+def view_of(sample: Sample, view: int) -> Sample:
+    """A view's entry in the stores; no two views of any photos have one name."""
+    return replace(sample, image_id=f"{sample.image_id}.{view}")
+
+
+def view_shape(inputs: TrainInputs) -> tuple[int, int, int]:
+    """Shape ``(L, N, D)`` of a view's tokens."""
+    clip, source = inputs.encoders.clip, inputs.source
+    return inputs.encoders.blocks.clip_tokens, (source.options.crop // clip.patch_size) ** 2, clip.width
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / GB:.1f} GB" if size >= GB // 10 else f"{size / 10**6:.2g} MB"
