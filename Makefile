@@ -32,12 +32,12 @@ INPUT   = $(if $(DATASET),$(DATASET) $(if $(ROOT),--root $(ROOT)) $(if $(SPLIT),
 ARGS    = $(INPUT) $(if $(WORK),--work $(WORK)) $(if $(RECIPE),--recipe $(RECIPE))
 CLIP_FLAG = $(if $(CLIP),--clip-pretrained $(CLIP))
 FLAGS   = $(CLIP_FLAG) $(if $(DINO),--dino-pretrained $(DINO))
-# the CRF is left out where it could not be built; a config of one's own decides for itself
-CRF_FLAG = $(if $(CONFIG),,$(shell $(BIN)/python -c 'import pydensecrf' 2>/dev/null && echo --crf || echo --no-crf))
+# the CRF, or pixel-adaptive refinement where the CRF could not be built; a config of one's own decides for itself
+BOUNDARY_FLAG = $(if $(CONFIG),,--boundary auto)
 OWN_STEPS = $(or $(SAMPLE),$(if $(CONFIG),$(shell grep -s '^\[train\]' $(CONFIG))))
 TRAIN_FLAGS = $(if $(OWN_STEPS),,--iterations $(STEPS)) $(if $(filter yes,$(ALIGN)),--ckpt auto) $(FLAGS)
 RETRAIN_FLAGS = $(if $(or $(SAMPLE),$(if $(CONFIG),$(shell grep -s '^\[retrain\]' $(CONFIG)))),,--schedule $(STEPS)) $(if $(DINO),--dino-pretrained $(DINO))
-PREDICT_FLAGS = $(CLIP_FLAG) $(CRF_FLAG)
+PREDICT_FLAGS = $(CLIP_FLAG) $(BOUNDARY_FLAG)
 # says the command, runs it; exit code 3: done but for the bad images that --max-failures allows
 step    = @set -- $(1) $(ARGS) $(2); echo; echo "> ssr $$*"; $(SSR) "$$@" || [ $$? -eq 3 ]
 scored  = $(if $(filter yes,$(EVAL)),$(call step,$(1),$(2)))
@@ -58,7 +58,7 @@ $(VENV)/.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install -e '.[all,dev,docs]' || { \
-	  echo 'pydensecrf2 was not built (is there a C++ compiler?): going on without the CRF'; \
+	  echo 'pydensecrf2 was not built (is there a C++ compiler?): pixel-adaptive refinement takes the place of the CRF'; \
 	  $(BIN)/python -m pip install -e '.[mmseg,ray,dev,docs]'; }
 	touch $@
 
@@ -68,7 +68,7 @@ all: setup
 	$(call step,superpixels)
 	$(if $(filter yes,$(ALIGN)),$(call step,align,$(FLAGS)))
 	$(call step,cams,$(if $(filter yes,$(ALIGN)),--ckpt auto) $(CLIP_FLAG))
-	$(call step,refine,$(FLAGS) $(CRF_FLAG))
+	$(call step,refine,$(FLAGS) $(BOUNDARY_FLAG))
 	$(call scored,eval masks)
 	$(if $(filter yes,$(TRAIN)),$(call step,train,$(TRAIN_FLAGS)))
 	$(if $(filter yes,$(TRAIN)),$(call step,predict,$(PREDICT_FLAGS)))
@@ -77,7 +77,7 @@ all: setup
 	$(if $(filter yes,$(RETRAIN)),$(call step,retrain,$(RETRAIN_FLAGS)))
 	$(if $(filter yes,$(RETRAIN)),$(call step,predict,--model retrained $(PREDICT_FLAGS) $(if $(VAL),--split $(VAL))))
 	$(if $(filter yes,$(RETRAIN)),$(call scored,eval retrained,$(if $(VAL),--split $(VAL))))
-	$(call scored,ablation,$(FLAGS) $(CRF_FLAG))
+	$(call scored,ablation,$(FLAGS) $(BOUNDARY_FLAG))
 	$(call scored,eval ablation)
 	$(call step,report,$(if $(filter yes,$(EVAL)),--gt))
 

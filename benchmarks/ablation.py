@@ -37,7 +37,7 @@ MIX_ROWS = {
     "clip-attention": PLAIN.model_copy(update={"dino_weight": 0.0}),
     "dino": PLAIN,
     "ssr": SSR,
-    "ssr-crf": SSR.model_copy(update={"crf": True}),
+    "ssr-crf": SSR.model_copy(update={"boundary": "crf"}),
 }
 MASKS = {
     "none": {"superpixel_mask": "none"},
@@ -55,7 +55,7 @@ MASK_ROWS = {
     for power in (1, 2, 4)
 } | {
     f"mask-{name}-power-{power}-crf": SSR.model_copy(
-        update={**MASKS[name], "power": power, "crf": True, "crf_background_power": 1.0}
+        update={**MASKS[name], "power": power, "boundary": "crf", "boundary_background_power": 1.0}
     )
     for name in ("token", "gate", "cluster")
     for power in (2, 4)
@@ -90,7 +90,7 @@ def main() -> None:
 
 def _gradcam_rows(kind: str) -> dict[str, RefineOptions]:
     clip_es = RefineOptions(**read_recipe("clip-es-coco" if kind == "coco" else "clip-es")["refine"])
-    return {"clip-es": clip_es, "clip-es-crf": clip_es.model_copy(update={"crf": True}), "gradcam-gate": GATE}
+    return {"clip-es": clip_es, "clip-es-crf": clip_es.model_copy(update={"boundary": "crf"}), "gradcam-gate": GATE}
 
 
 def typed_options(kind: type[AnyOptions], values: dict, section: str) -> AnyOptions:

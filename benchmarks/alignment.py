@@ -37,9 +37,9 @@ from pipelines.method.aligned import AlignedText
 from pipelines.method.composition import initial_cams, refined_cams
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.evidence import TextFeatures
+from pipelines.method.label_maps import pseudo_mask
 from pipelines.method.parts_in_use import cam_needs, refine_needs
 from pipelines.models.alignment_file import Alignment
-from pipelines.ops.crf import CrfParameters, dense_crf
 from pipelines.ops.label_map import label_map, resize_maps, with_background
 from pipelines.options.align import AlignOptions
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
@@ -295,9 +295,9 @@ def _count(job: _Job) -> dict[str, NDArray[np.int64]]:
     predicted = label_map(with_background(maps, job.refine.background_power), labels)
     found["refined"] = confusion_counts(predicted, target, job.classes)
     if job.crf:
-        power = job.refine.crf_background_power or job.refine.background_power
-        scores = dense_crf(np.asarray(load_image(job.sample.image_path)), with_background(maps, power), CrfParameters())
-        found["crf"] = confusion_counts(label_map(scores, labels), target, job.classes)
+        options = job.refine.model_copy(update={"boundary": "crf"})
+        mask, _ = pseudo_mask(job.refined, labels, target.shape, options, lambda: load_image(job.sample.image_path))
+        found["crf"] = confusion_counts(mask, target, job.classes)
     return found
 
 

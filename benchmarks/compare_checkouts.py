@@ -100,14 +100,19 @@ def _refine(flags: str, real: bool = False) -> Case:
 CASES = {
     "sample": Case("sample --train 12 --val 4", "dataset/JPEGImages/*.jpg, dataset/SegmentationClass/*.png", None),
     "ssr": Case(
-        f"superpixels; align; cams; refine --crf; ladder; {SCORE}", f"superpixels.h5, {ALIGNED}, {WHOLE}", None, real=True
+        f"superpixels; align; cams; refine --boundary crf; ladder; {SCORE}",
+        f"superpixels.h5, {ALIGNED}, {WHOLE}",
+        None,
+        real=True,
     ),
-    "aligned": Case(f"{HEADS}; refine --crf --force; ladder --force; {SCORE}", f"{WHOLE}, ladder/plain/cams.h5", real=True),
+    "aligned": Case(
+        f"{HEADS}; refine --boundary crf --force; ladder --force; {SCORE}", f"{WHOLE}, ladder/plain/cams.h5", real=True
+    ),
     "aligned-recipe": _cams("cams --ckpt auto --force"),
     "aligned-features": _cams(f"{HEADS} --aligned-readout gradcam --aligned-layer features"),
     "aligned-ln1": _cams(f"{HEADS} --aligned-readout gradcam --aligned-layer ln_1 --aligned-relu", real=True),
     "aligned-mix": _cams(f"{HEADS} --aligned-readout mix --aligned-superpixel-share 0.5"),
-    "clip-es": Case(f"cams; refine --crf; ladder; {SCORE}", WHOLE, None, "clip-es", real=True),
+    "clip-es": Case(f"cams; refine --boundary crf; ladder; {SCORE}", WHOLE, None, "clip-es", real=True),
     "cams-views": _cams("cams --readout mix --scales 1.0 --scales 0.75 --flip --force"),
     "cams-dense": _cams("cams --readout dense --superpixel-share 0 --force"),
     "cams-batch": _cams("cams --readout mix --batch-size 4 --force"),
@@ -119,7 +124,7 @@ CASES = {
     "sinkhorn": _refine("--normalise sinkhorn --symmetrise"),
     "box": _refine("--superpixel-mask none --box-mask --dino-blocks 0 --dino-weight 0"),
     "dino-alone": _refine("--clip-blocks 0 --dino-blocks 2 --dino-weight 1"),
-    "confidence": _refine("--crf --min-confidence 0.6 --background-power 2"),
+    "confidence": _refine("--boundary crf --min-confidence 0.6 --background-power 2"),
     "align-kmeans": Case(f"align --force {KMEANS} --refresh 4", ALIGNED),
     "align-direct": Case("align --force --loss direct --text-noise 0.1 --cam-power 1", ALIGNED),
     "train": Case("train --ckpt auto; predict", "model.safetensors, predictions/*/*.png, predictions/*.h5", real=True),
@@ -128,7 +133,7 @@ CASES = {
         "model.safetensors, train/cmpa.safetensors",
     ),
     "train-weclip": Case(
-        "train --filter-from 8 --filter-blocks 4; predict --crf",
+        "train --filter-from 8 --filter-blocks 4; predict --boundary crf",
         "model.safetensors, predictions/*/*.png",
         None,
         "weclip",

@@ -30,7 +30,7 @@ from pipelines.datasets import load_dataset
 from pipelines.options.sources import DatasetOptions
 
 SSR = [sys.executable, "-c", "from ssr_cli.app import main; main()"]
-STAGES = (("superpixels",), ("cams",), ("refine",), ("refine", "--crf", "--force"))
+STAGES = (("superpixels",), ("cams",), ("refine",), ("refine", "--boundary", "crf", "--force"))
 NAMES = ("superpixels", "cams", "refine", "masks with CRF")
 
 

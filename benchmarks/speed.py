@@ -134,7 +134,7 @@ def _measure(base: Workspace, count: int, rounds: int) -> tuple[dict[str, list[f
         timed("cams, ssr", lambda clock, b=b: cams.run(b, ssr[0], clock))
         timed("refine, clip-es", lambda clock, a=a: refine.run(a, clip_es[1], clock))
         timed("refine, ssr", lambda clock, b=b: refine.run(b, ssr[1], clock))
-        timed("CRF alone", lambda clock, b=b: refine.run(b, ssr[1].model_copy(update={"crf": True}), clock))
+        timed("CRF alone", lambda clock, b=b: refine.run(b, ssr[1].model_copy(update={"boundary": "crf"}), clock))
     return seconds, len(chosen)
 
 

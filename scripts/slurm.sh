@@ -18,5 +18,5 @@ submit() { # name, resources, dependency, command
 array="--array=0-$((shards - 1))"
 superpixels=$(submit superpixels "$array --cpus-per-task=8 --mem=8G" "" "superpixels $*")
 cams=$(submit cams "$array --gpus=1 --cpus-per-task=8 --mem=16G" "aftercorr:$superpixels" "cams")
-refine=$(submit refine "$array --gpus=1 --cpus-per-task=8 --mem=16G" "aftercorr:$cams" "refine --crf")
+refine=$(submit refine "$array --gpus=1 --cpus-per-task=8 --mem=16G" "aftercorr:$cams" "refine --boundary auto")
 submit merge "--cpus-per-task=1 --mem=4G" "afterok:$refine" "merge"

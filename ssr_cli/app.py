@@ -19,7 +19,7 @@ COMMANDS = {
     "superpixels": "1  SLIC superpixels of every image -> superpixels.h5",
     "align": "2  Train CMPA's alignment heads (image and text) -> cmpa.safetensors",
     "cams": "3  Class activation maps from the frozen CLIP -> cams.h5",
-    "refine": "4  CLIP + DINO affinity, superpixel mask, CRF -> masks/*.png",
+    "refine": "4  CLIP + DINO affinity, superpixel mask, boundary refinement -> masks/*.png",
     "masks": "Stages 1, 3 and 4 in one pass of each encoder -> the same files",
     "train": "5  Train a segmentation decoder on pseudo-masks made online -> model.safetensors",
     "predict": "6  Predict label maps of a split or of any folder of images -> predictions/*.png",

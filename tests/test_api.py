@@ -92,7 +92,12 @@ def test_tensors_are_near_the_arrays(labeler, tiny_voc, labels):
 def test_names_of_ones_own_need_no_file(models, tiny_voc):
     clip = {"model": models.clip_config.stem, "pretrained": models.full}
     labeler = PseudoLabeler.from_recipe(
-        "clip-es", classes=["cat", "dog"], background=["grass", "wall"], clip=clip, precision="fp32", refine={"crf": False}
+        "clip-es",
+        classes=["cat", "dog"],
+        background=["grass", "wall"],
+        clip=clip,
+        precision="fp32",
+        refine={"boundary": "none"},
     )
     result = labeler(tiny_voc.root / "JPEGImages/e_pair.jpg", ["dog"])
     assert result.classes == ("dog",)
@@ -102,7 +107,7 @@ def test_names_of_ones_own_need_no_file(models, tiny_voc):
 def test_a_trained_model_makes_the_label_maps_of_ssr_predict(ssr, write_model, tiny_voc, models, tmp_path):
     path = write_model(tmp_path / "work/model.safetensors")
     photos = tiny_voc.root / "JPEGImages"
-    ssr("predict", "--config", tiny_voc.config, "--work", tmp_path / "work", "--no-crf")
+    ssr("predict", "--config", tiny_voc.config, "--work", tmp_path / "work", "--boundary", "none")
     model = SegmentationModel.load(path, clip=models_of(models)["clip"], precision="fp32")
     for image_id in ("b_trio", "f_car"):
         with Image.open(tmp_path / f"work/predictions/train/{image_id}.png") as predicted:

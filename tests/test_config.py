@@ -184,7 +184,9 @@ def test_every_config_key_has_its_flag():
         assert expected - set(_flags_of(command)) == set(), command
 
 
-@pytest.mark.parametrize(("flag", "shown"), [("--dino-weight", "0.4; recipe ssr"), ("--crf-iterations", "10")])
+@pytest.mark.parametrize(
+    ("flag", "shown"), [("--dino-weight", "0.4; recipe ssr"), ("--crf-iterations", str(RefineOptions().crf_iterations))]
+)
 def test_help_shows_the_default_in_force(ssr, monkeypatch, flag, shown):
     monkeypatch.setenv("COLUMNS", "400")
     line = next(line for line in ssr("refine", "--help").out.splitlines() if f" {flag} " in line)

@@ -24,6 +24,7 @@ from pipelines.datasets import KINDS
 from pipelines.encoders.towers import TOWERS
 from pipelines.method.affinity import AFFINITIES
 from pipelines.method.affinity_filters import AFFINITY_FILTERS
+from pipelines.method.boundary import BOUNDARY
 from pipelines.method.column_masks import COLUMN_MASKS
 from pipelines.method.readouts import READOUTS
 from pipelines.stores.array_store import ArrayReader
@@ -32,9 +33,10 @@ from tests.fixtures.commands import Ssr
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
-TABLES = (READOUTS, AFFINITIES, AFFINITY_FILTERS, COLUMN_MASKS, LOSSES, KINDS, TOWERS)
+TABLES = (READOUTS, AFFINITIES, AFFINITY_FILTERS, COLUMN_MASKS, BOUNDARY, LOSSES, KINDS, TOWERS)
 CAMS, TRAIN, DATASET = ["A read-out"], ["A loss"], ["A dataset kind"]
 REFINE = ["An affinity", "An affinity filter", "A column mask", "A backbone"]
+BOUNDARIES = ["A boundary refinement"]
 
 
 @pytest.fixture
@@ -91,6 +93,17 @@ def test_refinement(part, work: Path, finished: dict[str, Path], ssr: Ssr, tmp_p
     assert len(list((work / "masks").glob("*.png"))) == 6
 
 
+@pytest.mark.parametrize("part", BOUNDARIES, indirect=True)
+def test_boundary_refinement(part, finished: dict[str, Path], ssr: Ssr, tmp_path: Path) -> None:
+    shutil.copytree(finished["ssr"], tmp_path / "work")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "work/masks").glob("*.png")}
+    ssr(*part, "--work", tmp_path / "work", "--force")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "work/masks").glob("*.png")}
+    assert after.keys() == before.keys()
+    assert after != before
+    assert (tmp_path / "work/refined.h5").read_bytes() == (finished["ssr"] / "refined.h5").read_bytes()
+
+
 @pytest.mark.parametrize("part", TRAIN, indirect=True)
 def test_loss(part, work: Path, ssr: Ssr) -> None:
     small = ("--iterations", 3, "--batch", 2, "--crop", 64, "--hidden", 16, "--decoder-heads", 2, "--par-iterations", 0)
@@ -121,4 +134,4 @@ def test_dataset_kind(part, ssr_process: Ssr, tmp_path: Path) -> None:
 
 def test_every_example_of_the_page_is_run() -> None:
     examples = [text.split("\n")[0] for text in PAGE.split("\n## ") if "\nSSR_PLUGINS=" in text]
-    assert sorted(examples) == sorted([*CAMS, *REFINE, *TRAIN, *DATASET])
+    assert sorted(examples) == sorted([*CAMS, *REFINE, *BOUNDARIES, *TRAIN, *DATASET])

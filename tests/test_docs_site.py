@@ -185,10 +185,10 @@ def test_configs_and_class_lists_are_accepted(tmp_path: Path) -> None:
 def test_commands_are_taken_apart(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "```bash\nsource x; ssr refine --crf && ssr show # ssr no\nfor p in 1 2; do ssr eval masks; done\n"
+        "```bash\nsource x; ssr refine --boundary crf && ssr show # ssr no\nfor p in 1 2; do ssr eval masks; done\n"
         '    ssr cams \\\n        --work "$work"\n```\n```toml\nssr = 1\n```\n'
     )
-    assert bash_commands(page) == ["ssr refine --crf", "ssr show", "ssr eval masks", "ssr cams --work '$work'"]
+    assert bash_commands(page) == ["ssr refine --boundary crf", "ssr show", "ssr eval masks", "ssr cams --work '$work'"]
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ class PseudoLabeler:
         Examples:
             The real CLIP and DINO come from the hub:
 
-            >>> labeler = PseudoLabeler.from_recipe("ssr", classes=["cat", "dog"], refine={"crf": True})  # doctest: +SKIP
+            >>> labeler = PseudoLabeler.from_recipe("ssr", classes=["cat", "dog"], refine={"boundary": "crf"})  # doctest: +SKIP
         """
         class_list = as_class_list(classes, background)
         return cls._loaded(read_recipe(recipe), class_list, clip or {}, dino or {}, alignment, device, precision, sections)
@@ -130,7 +130,7 @@ class PseudoLabeler:
     ) -> PseudoLabeler:
         """Load what a work directory remembers: its classes, models, recipe and config file.
 
-        Flags of single commands, such as ``--crf``, are not remembered; give them as sections.
+        Flags of single commands, such as ``--boundary``, are not remembered; give them as sections.
 
         Args:
             work: A work directory, such as ``runs/voc``.
@@ -320,7 +320,8 @@ class PseudoLabeler:
 
     def _result(self, picture: Image.Image, photo: Photo, cam: Tensor, refined: Tensor) -> PseudoLabels:
         maps = refined.cpu().numpy()
-        mask, scores = pseudo_mask(maps, photo.sample.labels, photo.size, self.refine_options, lambda: np.asarray(picture))
+        labels, device = photo.sample.labels, str(self.device)
+        mask, scores = pseudo_mask(maps, labels, photo.size, self.refine_options, lambda: picture, device)
         confidence = scores.max(axis=0) / np.maximum(scores.sum(axis=0), np.finfo(np.float32).tiny)
-        names = tuple(self.class_list.names[label] for label in photo.sample.labels)
+        names = tuple(self.class_list.names[label] for label in labels)
         return PseudoLabels(names, cam.cpu().numpy(), maps.astype(np.float32), mask, confidence)

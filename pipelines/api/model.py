@@ -31,11 +31,12 @@ class SegmentationModel:
     Args:
         predictor: Makes logits of photos.
         classes: Names of the foreground classes.
-        options: Scales, flip, CRF.
+        options: Scales, flip, boundary refinement.
+        device: Torch device of a boundary refinement that uses torch.
     """
 
-    def __init__(self, predictor: MakesLogits, classes: tuple[str, ...], options: PredictOptions) -> None:
-        self.predictor, self.classes, self.options = predictor, classes, options
+    def __init__(self, predictor: MakesLogits, classes: tuple[str, ...], options: PredictOptions, device: str = "cpu") -> None:
+        self.predictor, self.classes, self.options, self.device = predictor, classes, options, device
 
     @classmethod
     def load(
@@ -55,7 +56,7 @@ class SegmentationModel:
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             precision: ``auto``, ``fp32`` or ``bf16``; default: that of the config file that the work directory remembers,
                 else ``auto``.
-            **options: Options of ``[predict]``, such as ``scales``, ``flip`` and ``crf``.
+            **options: Options of ``[predict]``, such as ``scales``, ``flip`` and ``boundary``.
 
         Raises:
             UsageError: Not such a file, or one that was trained with another CLIP.
@@ -73,13 +74,13 @@ class SegmentationModel:
         where = resolve_device(device)
         dtype = resolve_dtype(precision_of(precision, memory.get("config") or {}), where)
         encoder = ClipEncoder(build_clip(weights), where, dtype)
-        return cls(Predictor(encoder, segmenter, predict), segmenter.classes, predict)
+        return cls(Predictor(encoder, segmenter, predict), segmenter.classes, predict, str(where))
 
     def __call__(self, image: ImageLike) -> NDArray[np.uint8]:
         """The label map ``(H, W)`` uint8 of a photo: 0 background, ``i + 1`` for class i of `classes`."""
         picture, photo = self._photo(image)
         logits = self.predictor.logits([photo])[0].half().cpu().numpy()  # (C + 1, h, w)
-        return predicted_mask(logits, photo.size, self.options, lambda: np.asarray(picture))
+        return predicted_mask(logits, photo.size, self.options, lambda: picture, self.device)
 
     def probabilities(self, image: ImageLike) -> NDArray[np.float32]:
         """Class probabilities ``(C + 1, H, W)`` of a photo, background first."""

@@ -17,7 +17,7 @@ from pipelines.errors import SsrError
 from pipelines.evaluation.plausibility import Plausibility
 from pipelines.stores.files import read_json, write_json
 
-SAME = ("what", "split", "names", "options_digest", "crf", "supervised", "oracle", "pictures")
+SAME = ("what", "split", "names", "options_digest", "boundary", "supervised", "oracle", "pictures")
 """What shards that are added up must have in common."""
 
 
@@ -33,7 +33,7 @@ class Counted:
         images: Images scored.
         failed: Images that could not be scored.
         options_digest: Of the options that made what is scored.
-        crf: Whether it went through a CRF; None where that is not known.
+        boundary: Its boundary refinement, such as ``crf`` or ``none``; None where that is not known.
         supervised: Ground-truth masks trained what made it.
         oracle: A second report at the best power is wanted.
         pictures: Pictures are wanted.
@@ -47,7 +47,7 @@ class Counted:
     images: int
     failed: int
     options_digest: str
-    crf: bool | None
+    boundary: str | None
     supervised: bool
     oracle: bool
     pictures: bool

@@ -32,7 +32,7 @@ class Report:
         images: Number of images scored.
         oracle: The background exponent was chosen on ground truth.
         background_power: Exponent p of the background score ``(1 - max cam)^p``; None for label maps.
-        crf: Whether a CRF was applied to the label maps; None if unknown.
+        boundary: Boundary refinement of the label maps, such as ``crf`` or ``none``; None if unknown.
         options_digest: Digest of the options that made what was scored.
         rules: Scoring rules in words, see `rules`.
         confusion_matrix: File name of the counts beside the report.
@@ -54,7 +54,7 @@ class Report:
     coverage: Fraction
     per_class_iou: dict[str, Fraction | None]
     options_digest: str
-    crf: bool | None = None
+    boundary: str | None = None
     background_power: float | None = None
     oracle: bool = False
     rules: dict[str, str] = field(default_factory=dict)
@@ -68,10 +68,10 @@ class Report:
 
     @property
     def caption(self) -> str:
-        """One line for the head of a table or picture: what, split, images, CRF, background rule, supervision."""
+        """One line for the head of a table or picture: what, split, images, refinement, background rule, supervision."""
         parts = [self.what, f"split {self.split}", f"{self.images:,} image{'s' if self.images != 1 else ''}"]
-        if self.crf is not None:
-            parts.append(f"CRF {'on' if self.crf else 'off'}")
+        if self.boundary is not None:
+            parts.append(f"boundary refinement {self.boundary}")
         if self.background_power is not None:
             parts.append(f"background p = {self.background_power:g}" + (", an ORACLE" if self.oracle else ""))
         if "supervision" in self.rules:

@@ -9,15 +9,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import ImageError, SsrError
 from pipelines.execution.pool import process_pool
-from pipelines.options.stages import RefineOptions
-from pipelines.options.train import PredictOptions
 
 DEAD_CRF = ("a CRF process died (killed, or out of memory)", "run again to go on; fewer --workers need less")
 
@@ -28,7 +26,7 @@ class MaskJob:
 
     Attributes:
         image_id: Whose label map.
-        image_path: The photo; opened only for the CRF.
+        image_path: The photo; opened only for a boundary refinement.
         maps: On the token grid, fp16: a refined CAM ``(K, h, w)``, or logits ``(C + 1, h, w)``, background first.
         labels: Class indices of the K maps of a CAM; () for logits, which have a map for every class.
         size: ``(H, W)`` of the photo.
@@ -43,37 +41,34 @@ class MaskJob:
     target: Path
 
 
-AnyOptions = TypeVar("AnyOptions", bound=RefineOptions | PredictOptions)
-
-
-class LabelMapWorkers(Generic[AnyOptions]):
+class LabelMapWorkers:
     """Makes label maps in the background, a bounded number at a time; leaving the block waits for all of them.
 
     Args:
-        make: Makes one; importable, for it may run in another process.
-        options: Its second argument.
-        workers: Processes with the CRF (it holds the interpreter lock), threads without.
+        make: Makes one; for processes it must be importable, or a `functools.partial` of what is.
+        workers: Processes or threads.
         done: Called for each label map, with the error of a bad image or None.
+        processes: Processes in place of threads, for what holds the interpreter lock.
     """
 
     def __init__(
         self,
-        make: Callable[[MaskJob, AnyOptions], None],
-        options: AnyOptions,
+        make: Callable[[MaskJob], None],
         workers: int,
         done: Callable[[str, ImageError | None], None],
+        *,
+        processes: bool,
     ) -> None:
         self._make = make
-        self._options = options
         self._done = done
         self._ahead = 4 * workers
-        self._pool: Executor = process_pool(workers) if options.crf else ThreadPoolExecutor(workers)
+        self._pool: Executor = process_pool(workers) if processes else ThreadPoolExecutor(workers)
         self._waiting: deque[tuple[str, Future[None]]] = deque()
 
     def submit(self, job: MaskJob) -> None:
         """Queue one label map; blocks while too many are under way."""
         try:
-            self._waiting.append((job.image_id, self._pool.submit(self._make, job, self._options)))
+            self._waiting.append((job.image_id, self._pool.submit(self._make, job)))
         except BrokenProcessPool as error:  # a worker died between two label maps
             raise SsrError(*DEAD_CRF) from error
         while len(self._waiting) > self._ahead or (self._waiting and self._waiting[0][1].done()):

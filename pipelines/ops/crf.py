@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipelines.errors import SsrError
 
@@ -23,7 +22,6 @@ class CrfParameters:
         bilateral_sxy: Spatial standard deviation of the appearance kernel, pixels.
         bilateral_srgb: Its colour standard deviation, grey levels.
         bilateral_compat: Its weight.
-        scale: Resolution factor at which it runs. ``bilateral_sxy`` shrinks with it, ``gaussian_sxy`` counts the pixels left.
     """
 
     iterations: int = 10
@@ -32,7 +30,6 @@ class CrfParameters:
     bilateral_sxy: float = 67.0
     bilateral_srgb: float = 3.0
     bilateral_compat: float = 4.0
-    scale: float = 1.0
 
 
 def dense_crf(image: NDArray[np.uint8], scores: NDArray[np.float32], parameters: CrfParameters) -> NDArray[np.float32]:
@@ -51,12 +48,12 @@ def dense_crf(image: NDArray[np.uint8], scores: NDArray[np.float32], parameters:
     """
     if len(scores) == 1:
         return np.ones_like(scores)
-    if parameters.scale != 1:
-        return _at_scale(image, scores, parameters)
     try:
         from pydensecrf.densecrf import DenseCRF2D
     except ImportError as error:
-        raise SsrError("the CRF needs pydensecrf2", "pip install pydensecrf2, or refine with --no-crf") from error
+        raise SsrError(
+            "the CRF needs pydensecrf2", "pip install pydensecrf2, or --boundary par, which does without it"
+        ) from error
     classes, height, width = scores.shape
     field = DenseCRF2D(width, height, classes)
     unary = -np.log(np.clip(scores, 1e-5, 1)).reshape(classes, -1)  # (C, H * W)
@@ -70,19 +67,3 @@ def dense_crf(image: NDArray[np.uint8], scores: NDArray[np.float32], parameters:
     )
     posterior = np.asarray(field.inference(parameters.iterations), dtype=np.float32)
     return cast("NDArray[np.float32]", posterior.reshape(classes, height, width))
-
-
-def _at_scale(image: NDArray[np.uint8], scores: NDArray[np.float32], parameters: CrfParameters) -> NDArray[np.float32]:
-    """`dense_crf` of a smaller photo; its posterior is resized to the photo's size."""
-    height, width = scores.shape[1:]
-    size = max(1, round(width * parameters.scale)), max(1, round(height * parameters.scale))
-    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-    smaller = replace(parameters, scale=1.0, bilateral_sxy=parameters.bilateral_sxy * parameters.scale)
-    posterior = dense_crf(small, _resized(scores, size), smaller)  # (C, h, w)
-    return _resized(posterior, (width, height))
-
-
-def _resized(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """``(C, h, w)`` to ``size``, width first; bilinear, with Pillow's antialiasing where it shrinks."""
-    pictures = (Image.fromarray(np.ascontiguousarray(one, dtype=np.float32)) for one in maps)
-    return np.stack([np.asarray(picture.resize(size, Image.Resampling.BILINEAR)) for picture in pictures])

@@ -89,7 +89,10 @@ class RunOptions(Options):
         ),
     ] = "auto"
     batch_size: Annotated[int, Field(ge=0, description="images per batch; 0 = 16 on a GPU, 1 on a CPU")] = 0
-    workers: Annotated[int, Field(ge=0, description="worker processes for superpixels and CRF; 0 = one per CPU core")] = 0
+    workers: Annotated[
+        int,
+        Field(ge=0, description="worker processes for superpixels and CRF, threads for other label maps; 0 = one per CPU core"),
+    ] = 0
     max_failures: Annotated[
         int, Field(ge=-1, description="unreadable images that a run may leave out before it stops; -1 = any number")
     ] = 0

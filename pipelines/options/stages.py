@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipelines.options.boundary import BoundaryOptions
 from pipelines.options.sources import Options, option
 
 
@@ -103,8 +104,8 @@ class CamsOptions(Options):
     flip: Annotated[bool, option("average with the map of the mirrored image")] = False
 
 
-class RefineOptions(Options):
-    """``[refine]``: affinity, masks, propagation, label map, CRF."""
+class PropagationOptions(Options):
+    """First part of ``[refine]``: affinity, masks, propagation, background rule."""
 
     clip_blocks: Annotated[
         int, Field(ge=0, description="last CLIP blocks whose attention is averaged; 0 = none (CLIP-ES: 8)")
@@ -178,21 +179,17 @@ class RefineOptions(Options):
     ] = 0.3
     mask_every_step: Annotated[bool, option("mask before every propagation step; off = before the first only")] = False
     background_power: Annotated[float, Field(gt=0, description="exponent p of the background score (1 - max cam)^p")] = 1.0
-    crf: Annotated[bool, option("apply a dense CRF over the background and the image's classes")] = False
-    crf_background_power: Annotated[
-        float | None, Field(gt=0, description="exponent p of the background score for the CRF; without it, background_power")
+
+
+class RefineOptions(BoundaryOptions, PropagationOptions):
+    """``[refine]``: affinity, masks, propagation, label map, boundary refinement."""
+
+    boundary_background_power: Annotated[
+        float | None,
+        Field(
+            gt=0, description="exponent p of the background score before a boundary refinement; without it, background_power"
+        ),
     ] = None
-    crf_iterations: Annotated[int, Field(ge=1, description="CRF: mean-field iterations")] = 10
-    crf_scale: Annotated[
-        float, Field(ge=0.1, le=1, description="CRF: resolution factor at which it runs; a lower one is faster")
-    ] = 1.0
-    crf_bilateral_sxy: Annotated[float, Field(gt=0, description="CRF: spatial std of the appearance kernel, pixels")] = 67.0
-    crf_bilateral_srgb: Annotated[
-        float, Field(gt=0, description="CRF: colour std of the appearance kernel, grey levels (0 to 255)")
-    ] = 3.0
-    crf_bilateral_compat: Annotated[float, Field(ge=0, description="CRF: weight of the appearance kernel")] = 4.0
-    crf_gaussian_sxy: Annotated[float, Field(gt=0, description="CRF: std of the smoothness kernel, pixels")] = 1.0
-    crf_gaussian_compat: Annotated[float, Field(ge=0, description="CRF: weight of the smoothness kernel")] = 3.0
     min_confidence: Annotated[
         float,
         Field(ge=0, le=1, description="pixels whose best class has a smaller share of the score become 255 (ignore); 0 = off"),

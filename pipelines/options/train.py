@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipelines.options.boundary import BilateralSrgb, BilateralSxy, BoundaryOptions, GaussianSxy
 from pipelines.options.sources import Options, option
 
 
@@ -104,8 +105,8 @@ class TrainOptions(Options):
     )
 
 
-class PredictOptions(Options):
-    """``[predict]``: label maps from a trained segmentation model."""
+class ModelOptions(Options):
+    """First part of ``[predict]``: the model, its photos and its input."""
 
     model: Annotated[
         Path,
@@ -128,15 +129,14 @@ class PredictOptions(Options):
         ),
     ] = 512
     probabilities: Annotated[bool, option("also write class probabilities on the model's grid, beside the folder")] = False
-    crf: Annotated[bool, option("apply a dense CRF over the classes predicted in the image")] = False
-    crf_iterations: Annotated[int, Field(ge=1, description="CRF: mean-field iterations")] = 10
-    crf_scale: Annotated[
-        float, Field(ge=0.1, le=1, description="CRF: resolution factor at which it runs; a lower one is faster")
-    ] = 1.0
-    crf_bilateral_sxy: Annotated[float, Field(gt=0, description="CRF: spatial std of the appearance kernel, pixels")] = 64.0
-    crf_bilateral_srgb: Annotated[
-        float, Field(gt=0, description="CRF: colour std of the appearance kernel, grey levels (0 to 255)")
-    ] = 5.0
-    crf_bilateral_compat: Annotated[float, Field(ge=0, description="CRF: weight of the appearance kernel")] = 4.0
-    crf_gaussian_sxy: Annotated[float, Field(gt=0, description="CRF: std of the smoothness kernel, pixels")] = 3.0
-    crf_gaussian_compat: Annotated[float, Field(ge=0, description="CRF: weight of the smoothness kernel")] = 3.0
+
+
+class PredictOptions(BoundaryOptions, ModelOptions):
+    """``[predict]``: label maps from a trained segmentation model.
+
+    Defaults of the CRF's kernels are those of WeCLIP.
+    """
+
+    crf_bilateral_sxy: BilateralSxy = 64.0
+    crf_bilateral_srgb: BilateralSrgb = 5.0
+    crf_gaussian_sxy: GaussianSxy = 3.0

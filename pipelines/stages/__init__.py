@@ -5,7 +5,7 @@ Stages, in order:
 1. `superpixels`: SLIC of every image -> ``superpixels.h5``
 2. `align`: CMPA, two heads that align image and text features -> ``cmpa.safetensors``
 3. `cams`: class activation maps on the frozen CLIP, optionally through the alignment heads -> ``cams.h5``
-4. `refine`: CLIP + DINO affinity, column mask, propagation, CRF -> ``refined.h5``, ``masks/*.png``
+4. `refine`: CLIP + DINO affinity, column mask, propagation, boundary refinement -> ``refined.h5``, ``masks/*.png``
 5. `train`: a segmentation decoder on pseudo-masks made online -> ``model.safetensors``
 6. `predict`: label maps of a split or a folder of images -> ``predictions/*/*.png``
 7. `evaluate` (``ssr eval``): scores against ground truth -> ``eval/*/report.json``

@@ -6,7 +6,6 @@ One pass of the encoders serves all rows. Making them opens no ground truth; `sc
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import re
 import shutil
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pipelines.errors import SsrError
 from pipelines.evaluation.report import Report, read_report
 from pipelines.execution.progress import Progress
 from pipelines.method.affinity import attention_needs
+from pipelines.method.boundary import boundary_name
 from pipelines.options.stages import CamsOptions, EvalOptions, RefineOptions
 from pipelines.stages import cams, evaluate
 from pipelines.stages.refine import stage as refine
@@ -52,16 +52,16 @@ class Row:
 
 
 def rows(options: RefineOptions) -> list[Row]:
-    """Rows of the ablation: affinity alone, then one component of the options more in each row, a CRF last.
+    """Rows of the ablation: affinity alone, then one component of the options more in each row, the boundary refinement last.
 
     Args:
         options: The whole recipe.
 
     Returns:
-        Rows in order; components that the options do not have are left out. Without pydensecrf2, and with the CRF off in
-        the options, there is no CRF row.
+        Rows in order; components that the options do not have are left out. A boundary refinement is there always: ``auto``
+        where the options have none.
     """
-    off: dict[str, Any] = {"box_mask": False, "superpixel_mask": "none", "crf": False, "min_confidence": 0.0}
+    off: dict[str, Any] = {"box_mask": False, "superpixel_mask": "none", "boundary": "none", "min_confidence": 0.0}
     result: list[Row] = []
     current = options.model_copy(update=off)
     if "clip_attention" in attention_needs(options):
@@ -74,8 +74,9 @@ def rows(options: RefineOptions) -> list[Row]:
         steps.append(("box", "+ box mask", {"box_mask": True}))
     if options.superpixel_mask != "none":
         steps.append(("superpixels", "+ superpixels (SGC)", {"superpixel_mask": options.superpixel_mask}))
-    if options.crf or importlib.util.find_spec("pydensecrf") is not None:
-        steps.append(("crf", "+ CRF", {"crf": True, "min_confidence": options.min_confidence}))
+    boundary = boundary_name(options if options.boundary != "none" else options.model_copy(update={"boundary": "auto"}))
+    last = {"boundary": boundary, "min_confidence": options.min_confidence}
+    steps.append(("boundary", f"+ {boundary.upper()}", last))
     for name, title, update in steps:
         current = current.model_copy(update=update)
         result.append(Row(name, title, current))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pipelines.errors import SsrError
 from pipelines.evaluation.plausibility import Plausibility
 from pipelines.execution.devices import cpu_multiplies_bf16, precision_name, resolve_device
 from pipelines.execution.pool import resolve_workers
+from pipelines.method.boundary import crf_installed
 from pipelines.options.sources import RunOptions
 from pipelines.options.stages import RefineOptions
 from pipelines.stores.manifest import package_versions
@@ -49,7 +49,7 @@ def diagnose(workspace: Workspace, refine: RefineOptions, ground_truth: bool = F
 
     Args:
         workspace: What a run would use.
-        refine: Says whether DINO and the CRF are needed.
+        refine: Says whether DINO and pydensecrf2 are needed.
         ground_truth: Also open ground-truth masks: the sizes of all, the values of some.
 
     Yields:
@@ -87,11 +87,12 @@ def _environment(workspace: Workspace, refine: RefineOptions) -> Iterator[Findin
         return f"device {device} ({name}), {_precision(workspace.run, device)}, {workers} worker processes"
 
     yield from _attempt("environment", device)
-    if importlib.util.find_spec("pydensecrf") is not None:
-        yield Finding("ok", "environment", "pydensecrf2 is installed: --crf works")
+    if crf_installed():
+        yield Finding("ok", "environment", "pydensecrf2 is installed: --boundary crf works")
     else:
-        level: Literal["warning", "error"] = "error" if refine.crf else "warning"
-        yield Finding(level, "environment", "no pydensecrf2: --crf will not work (pip install 'ssr[crf]'; Python 3.11 or 3.12)")
+        level: Literal["warning", "error"] = "error" if refine.boundary == "crf" else "warning"
+        missing = "no pydensecrf2: --boundary crf will not work, auto takes par (pip install 'ssr[crf]'; Python 3.11 or 3.12)"
+        yield Finding(level, "environment", missing)
     place = next(path for path in (workspace.work, *workspace.work.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free / 2**30
     yield Finding("ok" if free > 1 else "warning", "environment", f"{free:.0f} GiB free for {workspace.work}")

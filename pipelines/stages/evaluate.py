@@ -152,7 +152,7 @@ def count(
         images=tally.counts.done,
         failed=tally.counts.failed,
         options_digest=manifest.options_digest if manifest else "unknown",
-        crf=_crf(what, manifest),
+        boundary=_boundary(what, manifest),
         supervised=manifest is not None and manifest.settings.get("supervision") == "masks",
         oracle=options.oracle,
         pictures=options.pictures,
@@ -197,7 +197,7 @@ def _finish(work: Path, counted: Counted, power: float | None, *, oracle: bool) 
         split=counted.split,
         images=counted.images,
         options_digest=counted.options_digest,
-        crf=counted.crf,
+        boundary=counted.boundary,
         background_power=power,
         oracle=oracle,
         rules=rules(power, oracle=oracle),
@@ -314,11 +314,11 @@ def _manifest_of(workspace: Workspace, what: str) -> Manifest | None:
         return None
 
 
-def _crf(what: str, manifest: Manifest | None) -> bool | None:
+def _boundary(what: str, manifest: Manifest | None) -> str | None:
     if what in {"cams", "refined"}:
-        return False
-    value = manifest.settings.get("crf") if manifest else None
-    return value if isinstance(value, bool) else None
+        return "none"
+    value = manifest.settings.get("boundary") if manifest else None
+    return value if isinstance(value, str) else None
 
 
 def reports_in(work: Path) -> Iterator[Path]:

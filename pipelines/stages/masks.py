@@ -65,7 +65,7 @@ def run(
         workspace: Where images come from and outputs go.
         superpixels: SLIC's options; used if a part needs superpixels.
         cams: Read-out, scales, alignment heads.
-        refine: Affinity, masks, background rule, CRF.
+        refine: Affinity, masks, background rule, boundary refinement.
         progress: Receives each mask.
 
     Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from pipelines.execution.devices import precision_name, resolve_batch_size, reso
 from pipelines.execution.label_map_workers import LabelMapWorkers, MaskJob
 from pipelines.execution.pool import resolve_workers
 from pipelines.execution.progress import Progress, Silent
-from pipelines.method.label_maps import label_map_values, make_label_map
+from pipelines.method.boundary import boundary_note, boundary_of, label_map_values
+from pipelines.method.label_maps import make_label_map
 from pipelines.method.photo import shapes
 from pipelines.method.predictor import MakesLogits, Predictor
 from pipelines.mmsegmentation.retrained import FORMAT as RETRAINED
@@ -86,7 +87,7 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
 
     Args:
         workspace: Where photos come from and label maps go.
-        options: The model, the photos, scales, CRF.
+        options: The model, the photos, scales, boundary refinement.
         progress: Receives each photo.
 
     Returns:
@@ -112,9 +113,12 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
     needed = (folder, store) if options.probabilities else (folder,)  # otherwise the store is the lock of the folder
     if trained.supervision == "masks":
         progress.note(f"the model was {UPPER_BOUND}")
+    if note := boundary_note(options):
+        progress.note(note)
+    make, processes = partial(make_label_map, options=options, device=str(device)), boundary_of(options).processes
     with (
         workspace.output(STAGE, folder, settings, progress, others=(store,), prepare=predictor_once, place=place) as output,
-        LabelMapWorkers(make_label_map, options, resolve_workers(workspace.run.workers), output.made) as makers,
+        LabelMapWorkers(make, resolve_workers(workspace.run.workers), output.made, processes=processes) as makers,
     ):
         todo = output.todo(lambda sample: output.holds(sample, *needed))
         if todo:

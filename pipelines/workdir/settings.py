@@ -11,8 +11,8 @@ from pipelines.encoders.class_embeddings import text_sources
 from pipelines.encoders.weights import file_sha256, resolve_clip, resolve_dino
 from pipelines.errors import SsrError, UsageError
 from pipelines.execution.devices import precision_name
+from pipelines.method.boundary import label_map_values
 from pipelines.method.evidence import CLIP_NEEDS, DINO_NEEDS, Needs
-from pipelines.method.label_maps import label_map_values
 from pipelines.method.loading import Sources
 from pipelines.method.parts_in_use import cam_needs, cam_values, refine_needs, refine_values
 from pipelines.options.stages import CamsOptions, RefineOptions

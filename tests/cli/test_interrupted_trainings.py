@@ -47,7 +47,7 @@ def ended(command: list[str], *, interrupt_at: str = "") -> tuple[int, str, str]
 def config(tmp_path_factory, ssr):
     folder = tmp_path_factory.mktemp("trainings") / "sample"
     ssr("sample", "--work", folder, "--train", 8, "--val", 1)
-    for stage in (("superpixels",), ("cams",), ("refine", "--no-crf")):
+    for stage in (("superpixels",), ("cams",), ("refine", "--boundary", "none")):
         ssr(*stage, "--config", folder / "sample.toml", "--work", folder.parent / "work")
     return folder / "sample.toml"
 

@@ -32,9 +32,9 @@ def test_split_is_predicted_and_scored_as_the_last_line_says(work, ssr, tmp_path
     assert (work / "work.json").read_bytes() == memory
     said = ssr("eval", "predictions", "--split", "val", "--work", work, "--no-pictures").out
     assert "supervision" not in said
-    assert "CRF off" in said
+    assert "boundary refinement none" in said
     report = json.loads((work / "eval/predictions-val/report.json").read_text())
-    assert (report["images"], report["split"], report["crf"]) == (2, "val", False)
+    assert (report["images"], report["split"], report["boundary"]) == (2, "val", "none")
     digest = json.loads((work / "predictions/val.json").read_text())["options_digest"]
     assert report["options_digest"] == digest
     assert "2 already done" in ssr("predict", "--split", "val", "--work", work).err
@@ -93,15 +93,17 @@ def test_force_and_every_flag(work, ssr):
     assert "already done" not in ssr("predict", "--work", work, *flags, "--force").err
     assert (work / "predictions/train.h5").is_file()
     settings = json.loads((work / "predictions/train.json").read_text())["settings"]
-    assert (settings["scales"], settings["flip"], settings["long_side"], settings["crf"]) == ([1.0], False, 32, False)
+    assert (settings["scales"], settings["flip"], settings["long_side"], settings["boundary"]) == ([1.0], False, 32, "none")
 
 
-def test_crf_in_worker_processes(work, ssr):
-    pytest.importorskip("pydensecrf")
-    ssr("predict", "--split", "val", "--work", work, "--crf", "--workers", 1)
+@pytest.mark.parametrize("name", ["crf", "par"])
+def test_boundary_refinement_in_workers(work, ssr, name):
+    if name == "crf":
+        pytest.importorskip("pydensecrf")
+    ssr("predict", "--split", "val", "--work", work, "--boundary", name, "--workers", 1)
     folder = work / "predictions/val"
     assert len(list(folder.glob("*.png"))) == 2
-    assert "CRF on" in ssr("eval", folder, "--split", "val", "--work", work, "--no-pictures").out
+    assert f"boundary refinement {name}" in ssr("eval", folder, "--split", "val", "--work", work, "--no-pictures").out
 
 
 def test_upper_bound_is_called_so_wherever_it_is_scored(work, ssr, write_model):

@@ -61,12 +61,12 @@ def test_eval_show_and_status(finished, ssr, tiny_voc, tmp_path, recipe):
     ran = ssr("eval", "--work", work)
     report = json.loads((work / "eval/masks/report.json").read_text())
     assert report.keys() >= KEYS
-    assert (report["images"], report["split"], report["crf"]) == (6, "train", False)
+    assert (report["images"], report["split"], report["boundary"]) == (6, "train", "none")
     assert all(0 <= report[key] <= 1 for key in ("miou", "precision", "recall", "pixel_accuracy"))
     assert set(report["per_class_iou"]) == {"background", *(n for n in report["per_class_iou"] if n != "background")}
     assert len(report["per_class_iou"]) == 21
     assert f"mIoU {100 * report['miou']:.2f}" in ran.out
-    for said in ("split train", "6 images", "CRF off", report["options_digest"], "next: ssr show --work"):
+    for said in ("split train", "6 images", "boundary refinement none", report["options_digest"], "next: ssr show --work"):
         assert said in ran.out
     for picture in ("confusion.png", "per_class_iou.png"):
         Image.open(work / "eval/masks" / picture).verify()
@@ -110,12 +110,15 @@ def test_second_run_skips_everything(work, ssr, tiny_voc, stage, then):
     assert contents(work) == before
 
 
-def test_crf_later_redoes_masks_only(work, ssr):
-    pytest.importorskip("pydensecrf")
+@pytest.mark.parametrize("name", ["crf", "par"])
+def test_boundary_refinement_later_redoes_masks_only(work, ssr, name):
+    if name == "crf":
+        pytest.importorskip("pydensecrf")
     before = contents(work)
     stamp = (work / "refined.h5").stat().st_mtime_ns
-    assert "crf: false -> true" in ssr("refine", "--work", work, "--crf", "--workers", 1, code=2).err
-    ssr("refine", "--work", work, "--crf", "--workers", 1, "--force")
+    flags = ("--work", work, "--boundary", name, "--workers", 1)
+    assert f'boundary: "none" -> "{name}"' in ssr("refine", *flags, code=2).err
+    ssr("refine", *flags, "--force")
     after = contents(work)
     assert after["refined.h5"] == before["refined.h5"]
     assert (work / "refined.h5").stat().st_mtime_ns == stamp
@@ -123,7 +126,7 @@ def test_crf_later_redoes_masks_only(work, ssr):
     with Image.open(work / "masks/d_empty.png") as mask:
         assert not np.asarray(mask).any()
     ssr("eval", "--work", work, "--no-pictures")
-    assert json.loads((work / "eval/masks/report.json").read_text())["crf"] is True
+    assert json.loads((work / "eval/masks/report.json").read_text())["boundary"] == name
 
 
 @pytest.mark.parametrize("flags", [("--background-power", 2), ("--min-confidence", 0.6)])

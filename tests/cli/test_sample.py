@@ -14,7 +14,6 @@ from pipelines.stages import ablation
 @pytest.fixture(scope="module")
 def chain(ssr, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What each command of the chain said, and the work directory."""
-    pytest.importorskip("pydensecrf", reason="the chain ends with a CRF")
     work = tmp_path_factory.mktemp("chain") / "sample"
     said = {"work": str(work), "sample": ssr("sample", "--work", work, "--train", 40, "--val", 4).text}
     for command in (
@@ -22,7 +21,7 @@ def chain(ssr, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "superpixels",
         "align",
         "cams --ckpt auto",
-        "refine --crf",
+        "refine --boundary auto",
         "eval masks",
         "train --ckpt auto --iterations 20 --warmup 2",
         "predict",
@@ -56,7 +55,9 @@ def test_masks_are_far_better_than_chance_and_than_the_first_cam(chain: dict[str
     assert scores[ablation.ALIGNED].miou > scores[ablation.INITIAL].miou - 0.01, (
         "forty pictures teach little, and harm as little"
     )
-    assert scores["+ CRF"].miou == pytest.approx(masks["miou"]), "the last row of the masks is what `ssr refine` makes"
+    assert scores[f"+ {masks['boundary'].upper()}"].miou == pytest.approx(masks["miou"]), (
+        "the last row of the masks is what `ssr refine` makes"
+    )
 
 
 def test_the_model_and_its_val_score_end_the_ablation(chain: dict[str, str]) -> None:
@@ -84,7 +85,7 @@ def test_a_second_run_draws_and_computes_nothing(chain: dict[str, str], ssr) -> 
         ("superpixels", 40),
         ("align", 40),
         ("cams --ckpt auto", 40),
-        ("refine --crf", 40),
+        ("refine --boundary auto", 40),
         ("predict", 40),
         ("ablation", 160),
     ):

@@ -196,7 +196,6 @@ echo $job
 
 def test_slurm_script(config, whole, tmp_path):
     """`scripts/slurm.sh` as it is, with a stand-in for sbatch that runs the tasks here."""
-    pytest.importorskip("pydensecrf", reason="the script's masks go through the CRF")
     (tmp_path / "bin").mkdir()
     for name, text in (("sbatch", SBATCH), ("ssr", f'#!/bin/sh\nexec {SSR[0]} -c "{SSR[2]}" "$@"\n')):
         (tmp_path / "bin" / name).write_text(text)

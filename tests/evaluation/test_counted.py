@@ -42,7 +42,7 @@ def test_in_any_order() -> None:
 
 @pytest.mark.parametrize("totals", [{None: np.zeros((3, 4), np.int64)}, counted(3).totals])
 def test_round_trip(tmp_path: Path, totals: Any) -> None:
-    made = counted(5, totals=totals, crf=None)
+    made = counted(5, totals=totals, boundary=None)
     write_counted(tmp_path / "a/c.json", made)
     assert same(read_counted(tmp_path / "a/c.json"), made)
 

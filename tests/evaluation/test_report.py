@@ -16,7 +16,7 @@ COUNTS = np.array([[6, 2, 0, 2], [1, 3, 0, 0], [0, 0, 0, 0]])
 NAMES = ["background", "Katze, groß", "cow"]
 WANTED_KEYS = {
     *("miou", "per_class_iou", "precision", "recall", "confusion_ratio", "pixel_accuracy", "images", "split", "rules"),
-    *("options_digest", "miou_covered", "coverage", "what", "crf", "background_power", "oracle", "confusion_matrix"),
+    *("options_digest", "miou_covered", "coverage", "what", "boundary", "background_power", "oracle", "confusion_matrix"),
 }
 
 
@@ -27,7 +27,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def report(metrics: Metrics) -> Report:
-    return Report(**metrics.summary, what="masks", split="train", images=3, options_digest="a1b2", crf=True)
+    return Report(**metrics.summary, what="masks", split="train", images=3, options_digest="a1b2", boundary="crf")
 
 
 def test_round_trip(tmp_path: Path, report: Report) -> None:
@@ -43,7 +43,7 @@ def test_keys_and_values_of_the_file(tmp_path: Path, report: Report, metrics: Me
     assert set(content) >= WANTED_KEYS
     assert content["miou"] == pytest.approx(metrics.miou)
     assert content["per_class_iou"] == {"background": 6 / 11, "Katze, groß": 0.5, "cow": None}
-    assert content["crf"] is True
+    assert content["boundary"] == "crf"
     assert content["oracle"] is False
 
 

@@ -56,13 +56,8 @@ class Stage:
     pool: bool = False
 
 
-def crf_flag() -> str:
-    """The CRF where it was built."""
-    try:
-        import pydensecrf.densecrf  # noqa: F401
-    except ImportError:
-        return "--no-crf"
-    return "--crf"
+CRF = ("--boundary", "crf" if find_spec("pydensecrf") else "none")
+"""The CRF where it was built."""
 
 
 STAGES = {
@@ -71,9 +66,9 @@ STAGES = {
         Stage("superpixels", ("superpixels",), ("--segments", "9"), "segments", pool=True),
         Stage("align", ("align",), ("--hidden", "6"), "hidden"),
         Stage("cams", ("cams", "--ckpt", "auto"), ("--readout", "dense"), "readout"),
-        Stage("refine", ("refine", crf_flag()), ("--background-power", "2"), "background_power", pool=True),
+        Stage("refine", ("refine", *CRF), ("--background-power", "2"), "background_power", pool=True),
         Stage("train", ("train", "--ckpt", "auto"), ("--seed", "3"), "seed"),
-        Stage("predict", ("predict", "--probabilities", crf_flag()), ("--no-flip",), "flip", pool=True),
+        Stage("predict", ("predict", "--probabilities", *CRF), ("--no-flip",), "flip", pool=True),
         Stage("eval", ("eval", "masks"), lock=None),
     )
 }

@@ -16,7 +16,7 @@ from tests.fixtures.forks import Run, session_of
 
 from .harness import STAGES, sized
 
-POOLS = [stage.name for stage in STAGES.values() if stage.pool and "--no-crf" not in stage.argv]
+POOLS = [stage.name for stage in STAGES.values() if stage.pool and "none" not in stage.argv]
 
 
 def workers_of(run: Run, seconds: float = 60.0) -> list[int]:

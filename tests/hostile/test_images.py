@@ -190,8 +190,9 @@ def runs(tiny_voc, ssr, tmp_path_factory) -> dict[str, tuple[Path, dict[str, Any
         for stage in ("superpixels", "cams"):  # CLIP-ES's CAMs need no superpixels: they open every photo themselves
             said[stage] = ssr(stage, *made, "--recipe", "clip-es", "--max-failures", -1, code=code)
         if which == "with":
-            for crf in ("--no-crf", "--crf"):
-                said[crf] = ssr("refine", *made, "--recipe", "clip-es", "--max-failures", -1, crf, "--force", code=code)
+            for name in ("none", "crf", "par"):
+                flags = ("--recipe", "clip-es", "--max-failures", -1, "--boundary", name, "--force")
+                said[name] = ssr("refine", *made, *flags, code=code)
         found[which] = (work, said)
     return found
 

@@ -35,18 +35,6 @@ def test_noise_goes_and_the_edge_stays() -> None:
 
 
 @needs_crf
-@pytest.mark.parametrize("scale", [0.5, 0.35])
-def test_at_a_lower_resolution_it_does_the_same(scale: float) -> None:
-    image, scores, truth = _two_regions()
-    posterior = dense_crf(image, scores, CrfParameters(bilateral_sxy=20, scale=scale))
-    assert posterior.shape == scores.shape
-    np.testing.assert_allclose(posterior.sum(0), 1, atol=1e-4)
-    wrong = (posterior.argmax(0) == 1) != truth
-    assert not wrong[:, :11].any()
-    assert not wrong[:, 17:].any()  # the edge itself may move by a pixel of the smaller image
-
-
-@needs_crf
 def test_inputs_may_be_read_only_and_stay_as_they_were() -> None:
     image, scores, _ = _two_regions()
     copies = image.copy(), scores.copy()

@@ -33,15 +33,16 @@ ROWS = {
 def test_rows_are_the_parts_of_the_recipe_in_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options, expected = ROWS[name]
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
-    assert [row.name for row in ablation.rows(options)] == expected
-    with_crf = ablation.rows(options.model_copy(update={"crf": True}))
-    assert [row.name for row in with_crf] == [*expected, "crf"]
-    assert with_crf[-1].options == options.model_copy(update={"crf": True})
-    assert with_crf[-2].options == options.model_copy(update={"crf": False}), "the last row before the CRF is the recipe"
+    for asked, made in (("none", "par"), ("auto", "par"), ("par", "par"), ("crf", "crf")):
+        rows = ablation.rows(options.model_copy(update={"boundary": asked}))
+        assert [row.name for row in rows] == [*expected, "boundary"]
+        assert rows[-1].title == f"+ {made.upper()}"
+        assert rows[-1].options == options.model_copy(update={"boundary": made})
+        assert rows[-2].options == options.model_copy(update={"boundary": "none"}), "the row before it is the recipe"
 
 
 def test_each_row_changes_one_thing() -> None:
-    rows = ablation.rows(SSR.model_copy(update={"crf": True}))
+    rows = ablation.rows(SSR.model_copy(update={"boundary": "crf"}))
     for before, after in pairwise(rows):
         old, new = before.options.model_dump(), after.options.model_dump()
         assert len({key for key in old if old[key] != new[key]}) == 1, after.title
@@ -52,7 +53,6 @@ def masks(folder: Path) -> dict[str, bytes]:
 
 
 def test_rows_equal_refine_and_their_scores_equal_eval(workspace, workspace_in, tmp_path) -> None:
-    pytest.importorskip("pydensecrf", reason="the last row is the CRF's")
     assert ablation.run(workspace, SSR).done == 6 * 4
     assert ablation.run(workspace, SSR).skipped == 6 * 4
     scores = ablation.score(workspace, EvalOptions(pictures=False), 1.0)

@@ -88,10 +88,11 @@ RETRAIN = {"pipelines.training.curves.LOG_EVERY": 1, "pipelines.workdir.validate
 COMMANDS = {
     "cams": Command("cams --recipe clip-es", ("cams.h5",), ("cams",), store="cams.h5"),
     "refine": Command(
-        "refine --recipe clip-es --no-crf", ("refined.h5", "masks/*.png"), ("refined", "masks"), ("cams",), store="refined.h5"
+        "refine --recipe clip-es --boundary none", ("refined.h5", "masks/*.png"), ("refined", "masks"), ("cams",),
+        store="refined.h5",
     ),
     "masks": Command(
-        "masks --no-crf", ("superpixels.h5", "cams.h5", "refined.h5", "masks/*.png"),
+        "masks --boundary none", ("superpixels.h5", "cams.h5", "refined.h5", "masks/*.png"),
         ("superpixels", "cams", "refined", "masks"), store="cams.h5",
     ),
     "align": Command(

@@ -23,6 +23,7 @@ from pipelines.method import label_maps
 from pipelines.models.segmenter import read_segmenter
 from pipelines.ops.crf import CrfParameters, dense_crf
 from pipelines.ops.label_map import resize_maps
+from pipelines.ops.par import pixel_adaptive_refinement
 from pipelines.options.train import PredictOptions
 from pipelines.stages import predict
 from pipelines.stores.array_store import ArrayWriter, iter_records
@@ -105,7 +106,7 @@ def test_highest_logit_of_each_token_is_nought(work_with_model, twin, tiny_voc, 
     """Half precision would tell 10.001 from 10.002 no more."""
     jobs = {}
 
-    def look(job, options):
+    def look(job, **_):
         jobs[job.image_id] = job.maps
         write_mask(job.target, np.zeros(job.size, np.uint8), palette())
 
@@ -251,16 +252,28 @@ def test_other_options_are_refused_until_forced(work_with_model, write_model, ch
     assert predict.run(work_with_model, other).skipped == 6
 
 
-def test_numbers_of_the_crf_do_not_count_without_it(work_with_model):
-    predict.run(work_with_model, FULL)
-    assert predict.run(work_with_model, FULL.model_copy(update={"crf_iterations": 3})).skipped == 6
+@pytest.mark.parametrize("update", [{"crf_iterations": 3}, {"boundary": "par", "crf_iterations": 3}])
+def test_numbers_of_a_refinement_do_not_count_without_it(work_with_model, update):
+    options = FULL.model_copy(update={"boundary": update.get("boundary", "none")})
+    predict.run(work_with_model, options)
+    assert predict.run(work_with_model, options.model_copy(update=update)).skipped == 6
 
 
-def test_crf_is_that_of_the_classes_found(work_with_model, twin, tiny_voc):
-    pytest.importorskip("pydensecrf")
-    options = PLAIN.model_copy(update={"crf": True, "crf_iterations": 3})
-    assert predict.run(work_with_model, options).done == 6
-    numbers = CrfParameters(3, gaussian_sxy=3.0, bilateral_sxy=64.0, bilateral_srgb=5.0)
+def crf_twin(photo: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    return dense_crf(photo, scores, CrfParameters(3, gaussian_sxy=3.0, bilateral_sxy=64.0, bilateral_srgb=5.0))
+
+
+def par_twin(photo: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    pixels = torch.from_numpy(photo).permute(2, 0, 1)
+    return pixel_adaptive_refinement(pixels[None], torch.from_numpy(scores)[None], iterations=3)[0].numpy()
+
+
+@pytest.mark.parametrize(("boundary", "refine"), [("crf", crf_twin), ("par", par_twin)])
+def test_boundary_refinement_is_that_of_the_classes_found(work_with_model, twin, tiny_voc, boundary, refine):
+    if boundary == "crf":
+        pytest.importorskip("pydensecrf")
+    update = {"boundary": boundary, f"{boundary}_iterations": 3, f"{boundary}_scale": 1.0}
+    assert predict.run(work_with_model, PLAIN.model_copy(update=update)).done == 6
     changed = 0
     for image_id in tiny_voc.ids:
         path = tiny_voc.root / f"JPEGImages/{image_id}.jpg"
@@ -270,7 +283,7 @@ def test_crf_is_that_of_the_classes_found(work_with_model, twin, tiny_voc):
         kept = np.array(sorted({0, *plain.ravel().tolist()}))
         scores = scores[kept] / scores[kept].sum(0)
         with Image.open(path) as photo:
-            expected = kept[dense_crf(np.array(photo), scores, numbers).argmax(0)]
+            expected = kept[refine(np.array(photo), scores).argmax(0)]
         found = pixels(work_with_model.predictions / f"train/{image_id}.png")
         assert (found != expected).mean() < 1e-3
         changed += (found != plain).any()

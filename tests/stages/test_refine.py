@@ -17,6 +17,8 @@ from pipelines.stages import cams, superpixels
 from pipelines.stages.refine import stage as refine
 from pipelines.stages.refine.stage import Target, run_targets
 from pipelines.stores.array_store import iter_records
+from pipelines.stores.manifest import read_manifest
+from tests.fixtures.heard import Heard
 
 SSR = RefineOptions(**read_recipe("ssr")["refine"])
 CLIP_ES = RefineOptions(**read_recipe("clip-es")["refine"])
@@ -128,6 +130,23 @@ def relabelled(workspace_in, tiny_voc, tmp_path, **run):
     refine.run(workspace, CLIP_ES)
     (root / "Annotations/a_cat.xml").write_text("<annotation><object><name>dog</name></object></annotation>")
     return workspace_in(tmp_path / "work", root=root, **run)
+
+
+def test_auto_without_pydensecrf2_is_par_and_missing_masks_need_no_encoder(workspace, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    options, heard = SSR.model_copy(update={"boundary": "auto"}), Heard()
+    refine.run(workspace, options, heard)
+    assert heard.notes == ["boundary refinement auto is par: pydensecrf2 is not installed"]
+    assert read_manifest(workspace.masks).settings["boundary"] == "par"
+    whole = masks(workspace.masks)
+    (workspace.masks / "b_trio.png").unlink()
+    monkeypatch.setattr(refine, "FrozenModels", pytest.fail)
+    assert refine.run(workspace, options).done == 1
+    assert masks(workspace.masks) == whole
+    assert refine.run(workspace, SSR.model_copy(update={"boundary": "par"})).skipped == 6
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: object())
+    with pytest.raises(UsageError, match='boundary: "par" -> "crf"'):
+        refine.run(workspace, options)
 
 
 def test_changed_labels_redo_that_image_only(workspace_in, tiny_voc, tmp_path):

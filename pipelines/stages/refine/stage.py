@@ -48,7 +48,7 @@ def run(workspace: Workspace, options: RefineOptions, progress: Progress | None 
 
     Args:
         workspace: Where images, CAMs and superpixels come from and masks go.
-        options: Affinity, masks, background rule, CRF.
+        options: Affinity, masks, background rule, boundary refinement.
         progress: Receives each mask.
 
     Returns:

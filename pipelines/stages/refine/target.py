@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -12,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.datasets.base import Sample
+from pipelines.execution.devices import resolve_device
 from pipelines.execution.label_map_workers import LabelMapWorkers, MaskJob
 from pipelines.execution.pool import resolve_workers
 from pipelines.execution.progress import Progress
+from pipelines.method.boundary import boundary_note, boundary_of
 from pipelines.method.label_maps import make_mask
 from pipelines.method.loading import Sources
 from pipelines.options.stages import RefineOptions
@@ -67,6 +70,10 @@ def open_target(
     made_from = {"cams": made_now.get("cams") or input_digest(workspace.cams, "ssr cams")}
     settings = refinement_settings(workspace, target.options, sources, made_now) | made_from
     masks = {**mask_settings(target.options), "refined": digest(settings)}
+    make = partial(make_mask, options=target.options, device=str(resolve_device(workspace.run.device)))
+    processes = boundary_of(target.options).processes
+    if note := boundary_note(target.options):
+        progress.note(note)
     with (
         workspace.output(
             STAGE,
@@ -77,7 +84,7 @@ def open_target(
             prepare=sources.fetch,  # before --force clears what is there
             log=STAGE if target.folder == workspace.work else f"{STAGE} {target.folder.name}",
         ) as output,
-        LabelMapWorkers(make_mask, target.options, resolve_workers(workspace.run.workers), output.made) as makers,
+        LabelMapWorkers(make, resolve_workers(workspace.run.workers), output.made, processes=processes) as makers,
     ):
         _ = output.tally  # an image that failed last time is not listed twice
         yield TargetJob(target, output, makers)
@@ -95,7 +102,7 @@ class TargetJob:
 
     target: Target
     output: Output
-    makers: LabelMapWorkers[RefineOptions]
+    makers: LabelMapWorkers
 
     def wants(self, sample: Sample) -> bool:
         """Whether an image has no refined CAM yet. If it has one and no mask, its mask is queued."""

@@ -35,7 +35,7 @@ class TrainSections:
         train: Crops, decoder, losses, schedule.
         align: L_proto, if heads are trained.
         cams: How on-line CAMs are read out; ``ckpt`` is that of ``train``, one scale, no mirror image.
-        refine: How they are refined; no CRF.
+        refine: How they are refined; no boundary refinement.
     """
 
     train: TrainOptions
@@ -68,7 +68,7 @@ class TrainSections:
             raise UsageError(f"no checkpoint at {alignment}", "--ckpt")
         plain = {"ckpt": alignment, "scales": (1.0,), "flip": False}
         return TrainSections(
-            train, self.align, self.cams.model_copy(update=plain), self.refine.model_copy(update={"crf": False})
+            train, self.align, self.cams.model_copy(update=plain), self.refine.model_copy(update={"boundary": "none"})
         )
 
 

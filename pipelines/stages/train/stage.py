@@ -225,7 +225,7 @@ class _Outputs:
         if validation is not None and not self.curves.is_scored(iteration, split):
             best = self.training.folder / "best.safetensors"
             miou = validation.miou(self._segmenter())
-            how, progress = "one scale, no CRF", self.training.progress
+            how, progress = "one scale, no boundary refinement", self.training.progress
             self.curves.score(iteration, split, miou, how, lambda: self.write_model(best), progress)
 
     def write(self) -> None:

@@ -1,0 +1,39 @@
+"""Options that ``[refine]`` and ``[predict]`` share: how label maps are moved to the edges of the photo."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipelines.options.sources import Options, option
+
+BilateralSxy = Annotated[float, Field(gt=0, description="CRF: spatial std of the appearance kernel, pixels")]
+BilateralSrgb = Annotated[float, Field(gt=0, description="CRF: colour std of the appearance kernel, grey levels (0 to 255)")]
+GaussianSxy = Annotated[float, Field(gt=0, description="CRF: std of the smoothness kernel, pixels")]
+
+
+class BoundaryOptions(Options):
+    """Boundary refinement. Defaults of the CRF's kernels are those of CLIP-ES."""
+
+    boundary: Annotated[
+        str,
+        option(
+            "boundary refinement along the photo's edges: crf = dense CRF (needs pydensecrf2), par = pixel-adaptive "
+            "refinement, auto = crf where pydensecrf2 is installed, else par",
+            choices=("none", "crf", "par", "auto"),
+        ),
+    ] = "none"
+    crf_iterations: Annotated[int, Field(ge=1, description="CRF: mean-field iterations")] = 10
+    crf_scale: Annotated[
+        float, Field(ge=0.1, le=1, description="CRF: resolution factor at which it runs; a lower one is faster")
+    ] = 1.0
+    crf_bilateral_sxy: BilateralSxy = 67.0
+    crf_bilateral_srgb: BilateralSrgb = 3.0
+    crf_bilateral_compat: Annotated[float, Field(ge=0, description="CRF: weight of the appearance kernel")] = 4.0
+    crf_gaussian_sxy: GaussianSxy = 1.0
+    crf_gaussian_compat: Annotated[float, Field(ge=0, description="CRF: weight of the smoothness kernel")] = 3.0
+    par_iterations: Annotated[int, Field(ge=1, description="PAR: passes over the photo")] = 10
+    par_scale: Annotated[
+        float, Field(ge=0.1, le=1, description="PAR: resolution factor at which it runs, on at most 1024 pixels a side")
+    ] = 0.5
