@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.markup import escape
 
 from pipelines.errors import SsrError, UsageError
 from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, next_step, print_from_signal
@@ -40,8 +41,10 @@ def run_stage(
     from pipelines.workdir.memory import refuse_other_dataset, remember
 
     workspace = replace(invocation.workspace, remembers=True)
-    _ = workspace.dataset  # opened first: a wrong --root must not be saved in the work directory
+    dataset = workspace.dataset  # opened first: a wrong --root must not be saved in the work directory
     refuse_other_dataset(workspace)
+    for words in (*dataset.understood, *dataset.passed_over):
+        err.print(f"[dim]{escape(words)}[/]")
     try:
         with ConsoleProgress() as progress, finishing_on_signals(print_from_signal) if graceful_stop else nullcontext():
             counts = stage(workspace, progress)

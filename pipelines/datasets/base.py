@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ class Dataset:
         samples: Its images.
         mask_folder: Where ground truth lies, None if there is none; never opened here.
         mask_fallback: Second folder for ids that ``mask_folder`` lacks.
+        understood: How lists and tables were read where they are not of the plain form, in words.
+        passed_over: What was left out, in words.
     """
 
     kind: str
@@ -47,16 +50,20 @@ class Dataset:
     samples: Sequence[Sample]
     mask_folder: Path | None
     mask_fallback: Path | None = None
+    understood: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
 
     def mask_path(self, image_id: str) -> Path | None:
         """Where an image's ground truth should lie; the file is not opened and may be missing."""
         if self.mask_folder is None:
             return None
         path = self.mask_folder / f"{image_id}.png"
-        if self.mask_fallback is not None and not path.is_file():
-            other = self.mask_fallback / path.name
-            return other if other.is_file() else path
-        return path
+        if image_id.isascii() and self.mask_fallback is None:
+            return path
+        names = (image_id, unicodedata.normalize("NFC", image_id), unicodedata.normalize("NFD", image_id))
+        folders = [folder for folder in (self.mask_folder, self.mask_fallback) if folder is not None]
+        places = (folder / f"{name}.png" for folder in folders for name in dict.fromkeys(names))
+        return next((place for place in places if place.is_file()), path)
 
     def digest(self) -> str:
         """SHA-256 (hex) over class names and every sample's id and labels, in order; no paths."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.image import image_size
+from pipelines.datasets.image_files import instead_of, why_missing
 from pipelines.errors import ImageError
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.plausibility import Plausibility, nothing_seen, plausibility
@@ -22,6 +23,8 @@ class DatasetReport:
         images: Number of images listed.
         class_counts: Images of each class, by name, in class order; zeros included.
         missing: Ids whose image file is not there.
+        unread: Names of files that lie in place of missing images, in formats that are not read.
+        near: What the first missing image may be meant to be, as the end of a message.
         unreadable: ``(image_id, reason)`` of images whose header cannot be read.
         unlabelled: Ids without any class.
         missing_masks: Ids without ground truth; None if masks were not looked at.
@@ -37,6 +40,8 @@ class DatasetReport:
     unreadable: tuple[tuple[str, str], ...]
     unlabelled: tuple[str, ...]
     missing_masks: tuple[str, ...] | None = None
+    unread: tuple[str, ...] = ()
+    near: str = ""
     size_mismatches: tuple[tuple[str, str], ...] | None = None
     bad_masks: tuple[tuple[str, str], ...] | None = None
     truth: Plausibility | None = None
@@ -44,7 +49,7 @@ class DatasetReport:
     @property
     def ok(self) -> bool:
         """True if every image and every mask looked at can be used; images without classes and missing masks are no fault."""
-        return not (self.missing or self.unreadable or self.size_mismatches or self.bad_masks)
+        return not (self.missing or self.unread or self.unreadable or self.size_mismatches or self.bad_masks)
 
 
 def check_dataset(dataset: Dataset, open_masks: bool = False) -> DatasetReport:
@@ -56,7 +61,7 @@ def check_dataset(dataset: Dataset, open_masks: bool = False) -> DatasetReport:
             opened.
     """
     counts = dict.fromkeys(dataset.classes.names, 0)
-    missing: list[str] = []
+    missing, unread, near = list[str](), list[str](), ""
     unreadable: list[tuple[str, str]] = []
     without: list[str] = []
     mismatches: list[tuple[str, str]] = []
@@ -64,7 +69,12 @@ def check_dataset(dataset: Dataset, open_masks: bool = False) -> DatasetReport:
         for index in sample.labels:
             counts[dataset.classes.names[index]] += 1
         if not sample.image_path.exists():
-            missing.append(sample.image_id)
+            other = instead_of(sample.image_path)
+            if other is None:
+                near = near if missing else why_missing(sample.image_path)
+                missing.append(sample.image_id)
+            else:
+                unread.append(other)
             continue
         try:
             size = image_size(sample.image_path)
@@ -74,16 +84,18 @@ def check_dataset(dataset: Dataset, open_masks: bool = False) -> DatasetReport:
         if open_masks:
             _check_mask(dataset, sample, size, without, mismatches)
     truth, bad = look_at_truth(dataset) if open_masks else (None, None)
-    unread = {image_id for image_id, _ in mismatches}
+    other_size = {image_id for image_id, _ in mismatches}
     return DatasetReport(
         images=len(dataset.samples),
         class_counts=counts,
         missing=tuple(missing),
+        unread=tuple(unread),
+        near=near,
         unreadable=tuple(unreadable),
         unlabelled=tuple(sample.image_id for sample in dataset.samples if not sample.labels),
         missing_masks=tuple(without) if open_masks else None,
         size_mismatches=tuple(mismatches) if open_masks else None,
-        bad_masks=None if bad is None else tuple(one for one in bad if one[0] not in unread),
+        bad_masks=None if bad is None else tuple(one for one in bad if one[0] not in other_size),
         truth=truth,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections import Counter
 from collections.abc import Hashable, Iterable
@@ -15,6 +16,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from pipelines.datasets.class_names import clean_class_name, split_names
 from pipelines.datasets.splits import read_regular
 from pipelines.errors import UsageError
 from pipelines.options.sources import Options
@@ -79,9 +81,10 @@ class ClassList:
         Raises:
             UsageError: No such class; says which name comes near.
         """
-        canonical = dict(self.aliases).get(name, name)
-        if canonical in self.names:
-            return self.names.index(canonical)
+        for spelling in (name, clean_class_name(name)):
+            canonical = dict(self.aliases).get(spelling, spelling)
+            if canonical in self.names:
+                return self.names.index(canonical)
         by_case = {known.casefold(): known for known in (*self.names, *dict(self.aliases))}
         near = difflib.get_close_matches(name[:80].casefold(), by_case, n=1)
         guess = f"; did you mean {by_case[near[0]]!r}?" if near else ""
@@ -90,9 +93,17 @@ class ClassList:
         )
 
     def indices(self, names: Iterable[str], where: str) -> tuple[int, ...]:
-        """Ascending class indices of names, each once; errors start with ``where``."""
+        """Ascending class indices of names, each once; errors start with ``where``.
+
+        A name that is none is taken apart if that gives known names in one way only: ``apple,cup``, ``['apple', 'cup']``.
+        """
+        known = {*self.names, *dict(self.aliases)}
         try:
-            return tuple(sorted({self.index(name) for name in names}))
+            found: set[int] = set()
+            for name in names:
+                parts = None if name in known else split_names(name, known)
+                found.update(map(self.index, [name] if parts is None else parts))
+            return tuple(sorted(found))
         except UsageError as error:
             raise UsageError(f"{where}: {error.message}", error.hint) from None
 
@@ -140,21 +151,68 @@ def load_class_list(path: Path) -> ClassList:
     try:
         content = _File.model_validate(_parsed(path))
         return ClassList(
-            names=tuple(entry.name for entry in content.classes),
+            names=tuple(clean_class_name(entry.name) for entry in content.classes),
             prompts=tuple(entry.name if entry.prompt is None else entry.prompt for entry in content.classes),
             background=VOC12.background if content.background is None else content.background,
             template=content.template,
-            aliases=tuple((alias, entry.name) for entry in content.classes for alias in entry.aliases),
+            aliases=tuple((alias, clean_class_name(entry.name)) for entry in content.classes for alias in entry.aliases),
             supers=tuple(entry.super for entry in content.classes) if any(entry.super for entry in content.classes) else (),
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        entry = ".".join(map(str, first["loc"])) or "file"
-        raise UsageError(f"{path}: {entry:.80}: {first['msg']:.300}", "--classes") from None
+        raise UsageError(f"{path}: {_in_words(error)}", "--classes; docs/own-data.md has an example") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot read the class list: {error.strerror}", "--classes") from None
     except UsageError as error:
         raise UsageError(f"{path}: {error.message}", "--classes") from None
+
+
+def write_class_list(path: Path, classes: ClassList) -> None:
+    """Write a class list that `load_class_list` reads back.
+
+    Raises:
+        UsageError: The file is no ``.toml``, is there already, or cannot be written.
+    """
+    if path.suffix.lower() != ".toml":
+        raise UsageError(f"{path}: expected a class list .toml, found {path.suffix!r}", "--write-classes FILE.toml")
+    if path.exists():
+        raise UsageError(f"{path}: there is a class list already", "remove it, or name another file")
+    words = ", ".join(json.dumps(word, ensure_ascii=False) for word in classes.background)
+    lines = [f"template = {json.dumps(classes.template)}", f"background = [{words}]"]
+    for name, prompt in zip(classes.names, classes.prompts, strict=True):
+        lines += ["", "[[classes]]", f"name = {json.dumps(name, ensure_ascii=False)}"]
+        lines += [f"prompt = {json.dumps(prompt, ensure_ascii=False)}"] if prompt != name else []
+    try:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot write the class list: {error.strerror}") from None
+
+
+_EXPECTED = {
+    "classes": "a list `classes` with one table a class, each with a `name`",
+    "background": "a list of words",
+    "template": "a sentence with one {}",
+    "name": "text; YAML needs quotes around yes, no, on, off and numbers",
+    "prompt": "text",
+    "aliases": "a list of names",
+}
+
+
+def _in_words(error: ValidationError) -> str:
+    """The first fault of a class list: what was expected, what was found, where."""
+    first = error.errors()[0]
+    place, found = [str(part) for part in first["loc"]], first["input"]
+    name = next((part for part in reversed(place) if not part.isdigit()), "")
+    where = ".".join(place) or "the file"
+    if first["type"] == "extra_forbidden":
+        known = _Entry.model_fields if len(place) > 1 else _File.model_fields
+        return f"{where:.80}: unknown key, expected {', '.join(known)}"
+    if first["type"] == "missing":
+        return f"{where:.80}: missing, expected {_EXPECTED.get(name, 'a value')}"
+    if place[-1:] != [name] and name == "classes":
+        return f"{where:.80}: expected a table with a `name`, such as {{name: mug}}, found {found!r:.60}"
+    if not place:
+        return f"expected {_EXPECTED['classes']}, found {found!r:.60}"
+    return f"{where:.80}: expected {_EXPECTED.get(name, 'a value')}, found {found!r:.60}"
 
 
 def _parsed(path: Path) -> object:

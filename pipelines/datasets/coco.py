@@ -1,49 +1,32 @@
-"""COCO 2014 and 2017."""
+"""COCO 2014 and 2017, and exports of annotation tools in COCO's form."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, cast
 
 from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.classes import COCO14, ClassList, load_class_list
-from pipelines.datasets.label_files import read_label_file, select_labels
-from pipelines.datasets.splits import check_image_id, read_regular, read_split, split_file
-from pipelines.errors import SsrError, UsageError
+from pipelines.datasets.coco_json import Instances, classes_of_coco, read_instances
+from pipelines.datasets.image_files import ImageFiles, listed, nested
+from pipelines.datasets.label_files import read_label_file, select_labels, understood
+from pipelines.datasets.splits import parse_split, split_file
+from pipelines.errors import UsageError
 from pipelines.options.sources import DatasetOptions
 
 FOLDERS = ("train2014", "val2014", "train2017", "val2017")
+_ALIASES = {"val": ("val", "valid", "validation"), "valid": ("valid", "val", "validation")}
+"""Other names of a split in exports."""
 
 
 @dataclass(frozen=True)
-class CocoImage:
-    """What an instances JSON says of one image: its file name and the class indices present."""
+class _Source:
+    """One annotation file and the folder of its photos, by the name of their split."""
 
-    file_name: str
-    labels: tuple[int, ...]
-
-
-class _Category(TypedDict):
-    id: int
     name: str
-
-
-class _Image(TypedDict):
-    id: int
-    file_name: str
-
-
-class _Annotation(TypedDict):
-    image_id: int
-    category_id: int
-
-
-class _Instances(TypedDict):
-    categories: list[_Category]
-    images: list[_Image]
-    annotations: list[_Annotation]
+    annotations: Path
+    photos: Path
 
 
 def load_coco(options: DatasetOptions) -> Dataset:
@@ -52,134 +35,163 @@ def load_coco(options: DatasetOptions) -> Dataset:
     Images are in order of their id, or of the split file. The instances JSON is not read where ``labels`` and a split file say
     all; with ``labels`` and without the JSON, the label file is the split.
     """
-    root, folders = _folders(options)
-    classes = load_class_list(options.classes) if options.classes else COCO14
+    if options.root is None:
+        raise UsageError(f"{_EXPECTED}, found no dataset root", "--root FOLDER")
     listed = split_file(options.split)
-    ids = read_split(listed) if listed else None
+    sources = _sources(options.root, options.split, listed is not None)
+    classes, words = _classes(options, sources)
+    parsed = parse_split(listed) if listed else None
+    ids = parsed.ids if parsed else None
+    words = (*words, *(parsed.understood if parsed else ()))
+    passed: tuple[str, ...] = ()
     given = read_label_file(options.labels, classes) if options.labels else None
-    paths: dict[str, Path] = {}
+    places = _Places(sources)
     labels: dict[str, tuple[int, ...]] = {}
-    for folder in folders if given is None or ids is None else ():
-        source = root / "annotations" / f"instances_{folder}.json"
-        if (listed or given is not None) and not source.is_file():
+    for source in sources if given is None or ids is None else ():
+        if (listed or given is not None) and not source.annotations.is_file():
             continue
-        for image_id, image in read_instances(source, classes).items():
-            paths.setdefault(image_id, root / folder / image.file_name)
+        found = read_instances(source.annotations, classes)
+        places.add(source, found)
+        passed = (*passed, *found.passed_over)
+        for image_id, image in found.images.items():
             labels.setdefault(image_id, image.labels)
         if ids is not None and labels.keys() >= set(ids):
             break  # the next JSON is half a gigabyte
     if ids is None:
         ids = tuple(labels or given or ())
     if given is not None and options.labels is not None:
-        labels = select_labels(given, ids, options.labels)
+        labels = select_labels(given, ids, options.labels, options.absent_is_empty)
+        words = (*words, *understood(options.labels))
     else:
-        labels = select_labels(labels, ids, root / "annotations" / "instances_*.json")
-    samples = tuple(
-        Sample(image_id, paths.get(image_id) or _guess(root, folders, image_id), labels[image_id]) for image_id in ids
-    )
+        several = sources[0].annotations.parent / "instances_*.json"
+        labels = select_labels(labels, ids, several if listed else sources[0].annotations, options.absent_is_empty)
+    samples = tuple(Sample(image_id, places(image_id), labels[image_id]) for image_id in ids)
     used = dict.fromkeys(sample.image_path.parent.name for sample in samples)
-    masks = [root / "SegmentationClass" / name for name in used if (root / "SegmentationClass" / name).is_dir()]
+    folder = options.root / "SegmentationClass"
+    masks = [folder / name for name in used if (folder / name).is_dir()]
     return Dataset(
         kind="coco",
-        root=root,
-        split=listed.stem if listed else folders[0],
+        root=options.root,
+        split=listed.stem if listed else sources[0].name,
         classes=classes,
         samples=samples,
         mask_folder=masks[0] if masks else None,
         mask_fallback=masks[1] if len(masks) > 1 else None,
+        understood=words,
+        passed_over=passed,
     )
 
 
-def read_instances(path: Path, classes: ClassList) -> dict[str, CocoImage]:
-    """Images of an instances JSON with their labels, crowds included, ascending by image id.
+class _Places:
+    """Image id -> file, over the folders of all sources; a file that an annotation names goes first."""
 
-    Categories are matched by name, aliases included: a JSON with fewer categories keeps the list's class indices. For COCO's
-    own files this equals contiguous indices by ascending category id.
+    def __init__(self, sources: tuple[_Source, ...]) -> None:
+        self._files = {source: ImageFiles(source.photos, preferred=".jpg") for source in sources}
+        self._source: dict[str, _Source] = {}
+        self._nested: dict[str, Path] = {}
 
-    Args:
-        path: ``instances_*.json``.
-        classes: Class list that category names are looked up in.
+    def add(self, source: _Source, found: Instances) -> None:
+        """Take over where the images of an annotation file lie."""
+        for image_id, image in found.images.items():
+            self._source.setdefault(image_id, source)
+            if "/" in image.file_name or "\\" in image.file_name:
+                path = source.photos / image.file_name.replace("\\", "/").lstrip("/")
+                if path.is_file():
+                    self._nested.setdefault(image_id, path)
 
-    Raises:
-        SsrError: The file cannot be read or an entry is not as expected.
-        UsageError: A category is not in the list, or a file name is unsafe.
-    """
-    content = _read_json(path)
-    where = f"{path}: categories"
-    try:
-        index = {item["id"]: classes.indices([item["name"]], where)[0] for item in content["categories"]}
-        where = f"{path}: images"
-        names = {item["id"]: item["file_name"] for item in content["images"]}
-        if len(names) != len(content["images"]):
-            raise SsrError(f"{where}: an id stands twice")
-        present: dict[int, set[int]] = {image: set() for image in names}
-        where = f"{path}: annotations"
-        for number, item in enumerate(content["annotations"]):
-            where = f"{path}: annotations[{number}]"
-            present[item["image_id"]].add(index[item["category_id"]])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SsrError(
-            f"{where}: expected COCO instances, found {type(error).__name__} {error!s:.60}", "--labels FILE"
-        ) from None
-    images: dict[str, CocoImage] = {}
-    for key, name in names.items():
-        if not isinstance(name, str):
-            raise SsrError(f"{path}: images: expected a file_name, found {name!r:.60}")
-        stem, _, suffix = name.rpartition(".")
-        image_id = check_image_id(stem or name, f"{path}: image {key!r:.60}")
-        check_image_id(suffix or image_id, f"{path}: image {key!r:.60}: what follows the last dot of {name!r:.60}")
-        if image_id in images:
-            raise SsrError(f"{path}: image {key!r:.60}: file name {name!r} stands twice")
-        images[image_id] = CocoImage(name, tuple(sorted(present[key])))
-    if not images:
-        raise SsrError(f"{path}: expected at least one image, found none")
-    return dict(sorted(images.items()))
+    def __call__(self, image_id: str) -> Path:
+        if image_id in self._nested:
+            return self._nested[image_id]
+        if image_id in self._source:
+            return self._files[self._source[image_id]](image_id)
+        places = [files(image_id) for files in self._files.values()]
+        return next((place for place in places if place.is_file()), places[0])
 
 
-def labels_from_coco(path: Path, classes: ClassList) -> dict[str, tuple[int, ...]]:
-    """Labels of every image of an instances JSON; see `read_instances`."""
-    return {image_id: image.labels for image_id, image in read_instances(path, classes).items()}
+def _classes(options: DatasetOptions, sources: tuple[_Source, ...]) -> tuple[ClassList, tuple[str, ...]]:
+    """The class list, and how it was found if no option names it: an export with classes of its own brings them."""
+    if options.classes:
+        return load_class_list(options.classes), ()
+    first = sources[0].annotations
+    if sources[0].name in FOLDERS or options.labels or not first.is_file():
+        return COCO14, ()
+    own = classes_of_coco(first)
+    known = {*COCO14.names, *dict(COCO14.aliases)}
+    if known.issuperset(own.names):
+        return COCO14, ()
+    return own, (
+        f"classes are the {len(own.names)} categories of {first.name}: {', '.join(own.names[:6])}; --classes FILE for others",
+    )
 
 
-def _read_json(path: Path) -> _Instances:
-    def slim(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        item = dict(pairs)
-        if len(item) != len(pairs):
-            raise ValueError("a key stands twice in one object")
-        item.pop("segmentation", None)  # polygons are nine tenths of the memory
-        return item
-
-    try:
-        content = json.loads(read_regular(path).decode("utf-8-sig"), object_pairs_hook=slim)
-    except OSError as error:
-        raise SsrError(f"{path}: cannot read the annotations: {error.strerror}", "--labels FILE for a label file") from None
-    except (ValueError, RecursionError) as error:
-        raise SsrError(f"{path}: broken JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise SsrError(f"{path}: expected COCO instances, found a {type(content).__name__}")
-    return cast("_Instances", content)
+_EXPECTED = f"expected COCO's folder with one of {', '.join(FOLDERS)}, or an export with its annotations as JSON"
 
 
-def _folders(options: DatasetOptions) -> tuple[Path, tuple[str, ...]]:
-    root = options.root
-    expected = f"expected COCO's folder with one of {', '.join(FOLDERS)}"
-    if root is None:
-        raise UsageError(f"{expected}, found no dataset root", "--root FOLDER")
-    there = tuple(name for name in FOLDERS if (root / name).is_dir())
+def _sources(root: Path, split: str, from_file: bool) -> tuple[_Source, ...]:
+    """Annotation files and their photos: those of the split, or all there are for a split file."""
+    there = {name: root / name for name in FOLDERS if (root / name).is_dir()}
+    there |= {name: root / "images" / name for name in FOLDERS if (root / "images" / name).is_dir() and name not in there}
     if not there:
-        raise UsageError(f"{expected}, found none in {root}", "--root FOLDER")
-    if split_file(options.split):
-        return root, there
-    if options.split not in {"train", "val", *FOLDERS}:
-        raise UsageError(
-            f"expected split train, val, one of {', '.join(FOLDERS)} or a .txt file, found {options.split!r}", "--split"
-        )
-    for name in there:
-        if name in {options.split, f"{options.split}2014", f"{options.split}2017"}:
-            return root, (name,)
-    raise UsageError(f"{root}: expected images of split {options.split!r}, found {', '.join(there)}", "--split")
+        return _exported(root, split, from_file)
+    sources = {name: _Source(name, root / "annotations" / f"instances_{name}.json", place) for name, place in there.items()}
+    if from_file:
+        return tuple(sources.values())
+    if split not in {"train", "val", *FOLDERS}:
+        raise UsageError(f"expected split train, val, one of {', '.join(FOLDERS)} or a .txt file, found {split!r}", "--split")
+    for name, source in sources.items():
+        if name in {split, f"{split}2014", f"{split}2017"}:
+            return (source,)
+    raise UsageError(f"{root}: expected images of split {split!r}, found {', '.join(there)}", "--split")
 
 
-def _guess(root: Path, folders: tuple[str, ...], image_id: str) -> Path:
-    places = [root / folder / f"{image_id}.jpg" for folder in folders]
-    return next((place for place in places if place.is_file()), places[0])
+def _exported(root: Path, split: str, from_file: bool) -> tuple[_Source, ...]:
+    """Sources of an export: of the split's name or, if there is one alone, that one."""
+    found = _annotation_files(root)
+    found = {name: path for name, path in found.items() if _has_photos(_photos_of(root, path, name))}
+    if from_file and found:
+        return tuple(_Source(name, path, _photos_of(root, path, name)) for name, path in found.items())
+    for name in (*_ALIASES.get(split, (split,)), f"{split}2014", f"{split}2017"):
+        if name in found:
+            return (_Source(name, found[name], _photos_of(root, found[name], name)),)
+    if len(found) == 1 and split == "train":
+        name, path = next(iter(found.items()))
+        return (_Source(name, path, _photos_of(root, path, name)),)
+    if found:
+        names = ", ".join(f"{name} ({path.relative_to(root)})" for name, path in found.items())
+        raise UsageError(f"{root}: expected annotations of split {split!r}, found {names}", "--split")
+    inside = sorted(path.name for path in root.iterdir())[:8] if root.is_dir() else []
+    listing = f": it holds {', '.join(inside)}" if inside else ""
+    raise UsageError(f"{_EXPECTED}, found none in {root}{listing}", "--root FOLDER")
+
+
+def _has_photos(folder: Path) -> bool:
+    return any(True for _ in listed(folder)) or bool(nested(folder))
+
+
+def _annotation_files(root: Path) -> Mapping[str, Path]:
+    """Annotation files of an export by the name of their split."""
+    found: dict[str, Path] = {}
+    for path in sorted(root.glob("annotations/*.json")) or sorted(root.glob("instances_*.json")):
+        found.setdefault(path.stem.removeprefix("instances_"), path)
+    for path in sorted(root.glob("*/_annotations.coco.json")) + sorted(root.glob("*/labels.json")):  # Roboflow, FiftyOne
+        if path.parent.name != "annotations":
+            found.setdefault(path.parent.name, path)
+    for name in ("_annotations.coco.json", "labels.json", "result.json", "result_coco.json", "annotations.json"):
+        if (root / name).is_file():  # the last ones are Label Studio's
+            found.setdefault("all", root / name)
+    return found
+
+
+def _photos_of(root: Path, annotations: Path, name: str) -> Path:
+    """The folder of an annotation file's photos: the likeliest of those that are there."""
+    beside = annotations.parent
+    places = [
+        root / "images" / name,
+        root / name / "images",
+        root / name / "data",
+        root / name,
+        beside / "data",
+        beside / "images",
+    ]
+    places += [root / "images", root / "data", beside, root]
+    return next((place for place in places if place.is_dir() and place.name != "annotations"), root)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.datasets.base import Dataset, Sample
-from pipelines.datasets.classes import VOC12, ClassList, load_class_list
-from pipelines.datasets.label_files import IMAGE_SUFFIXES, label_names, read_label_file, select_labels
+from pipelines.datasets.class_names import refuse_odd_names
+from pipelines.datasets.classes import MAX_CLASSES, VOC12, ClassList, load_class_list
+from pipelines.datasets.image_files import ImageFiles, listed, twice, unread, unread_line
+from pipelines.datasets.label_files import label_names, read_label_file, select_labels, understood
 from pipelines.datasets.label_stream import LabelStream
-from pipelines.datasets.splits import check_image_id, read_split, split_file
+from pipelines.datasets.names import IMAGE_SUFFIXES, check_image_id
+from pipelines.datasets.splits import parse_split, split_file
 from pipelines.errors import UsageError
 from pipelines.options.sources import DatasetOptions
 
@@ -27,22 +28,32 @@ def load_folder(options: DatasetOptions) -> Dataset:
     root = options.root
     label_file = options.labels or _label_file(root)
     classes = load_class_list(options.classes) if options.classes else _classes_of(label_file)
-    listed = _split(root, options.split)
-    place = _Places(root / "images" if (root / "images").is_dir() else root)
+    file = _split(root, options.split)
+    place = ImageFiles(root / "images" if (root / "images").is_dir() else root)
+    words, passed = understood(label_file), tuple[str, ...]()
     samples: Sequence[Sample]
-    if listed is None:
-        samples = LabelStream(label_file, classes, place)
+    if file is None:
+        samples = stream = LabelStream(label_file, classes, place)
+        if unlabelled := stream.lacks(place.ids()):
+            passed = (f"{unlabelled} photos in {place.folder} have no row in {label_file.name} and are left out",)
     else:
-        labels = select_labels(read_label_file(label_file, classes), read_split(listed), label_file)
-        samples = tuple(Sample(key, place(key), present) for key, present in labels.items())
+        labels = read_label_file(label_file, classes)
+        split = parse_split(file, labels)
+        words = (*words, *split.understood)
+        samples = tuple(
+            Sample(key, place(key), present)
+            for key, present in select_labels(labels, split.ids, label_file, options.absent_is_empty).items()
+        )
     masks = root / "masks"
     return Dataset(
         kind="folder",
         root=root,
-        split=listed.stem if listed else options.split,
+        split=file.stem if file else options.split,
         classes=classes,
         samples=samples,
         mask_folder=masks if masks.is_dir() else None,
+        understood=words,
+        passed_over=passed,
     )
 
 
@@ -62,8 +73,10 @@ def load_photos(folder: Path, names: tuple[str, ...]) -> Dataset:
     if not folder.is_dir():
         raise UsageError(f"expected a folder of photos, found {folder}", "--images FOLDER")
     images = _images(folder)
+    other = unread(folder)
     if not images:
-        raise UsageError(f"{folder}: expected photos ({', '.join(IMAGE_SUFFIXES)}), found none; subfolders are not searched")
+        found = f"{unread_line(other)}" if other else "none; subfolders are not searched"
+        raise UsageError(f"{folder}: expected photos ({', '.join(IMAGE_SUFFIXES)}), found {found}")
     return Dataset(
         kind="folder",
         root=folder,
@@ -71,11 +84,14 @@ def load_photos(folder: Path, names: tuple[str, ...]) -> Dataset:
         classes=ClassList(names, names, VOC12.background),
         samples=tuple(Sample(check_image_id(key, str(folder)), path, ()) for key, path in images.items()),
         mask_folder=None,
+        passed_over=(f"{folder}: {unread_line(other)}",) if other else (),
     )
 
 
 def _classes_of(label_file: Path) -> ClassList:
     names = label_names(label_file)
+    if len(names) <= MAX_CLASSES:
+        refuse_odd_names(names, label_file)
     try:
         return ClassList(names, names, VOC12.background)
     except UsageError as error:
@@ -99,50 +115,8 @@ def _split(root: Path, split: str) -> Path | None:
 
 def _images(folder: Path) -> dict[str, Path]:
     images: dict[str, Path] = {}
-    for path in sorted(map(Path, _listed(folder))):
+    for path in sorted(map(Path, listed(folder))):
         if path.stem in images:
-            raise _twice(folder, images[path.stem].name, path.name)
+            raise twice(folder, images[path.stem].name, path.name)
         images[path.stem] = folder / path
     return images
-
-
-def _twice(folder: Path, one: str, other: str) -> UsageError:
-    first, second = (name if name.isprintable() else repr(name) for name in sorted((one, other)))
-    return UsageError(f"{folder}: expected one image of each name, found {first} and {second}")
-
-
-def _listed(folder: Path) -> Iterator[str]:
-    """Names of the image files in a folder."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = entry.name
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".") and entry.is_file():
-                yield name
-
-
-class _Places:
-    """Image id -> file. Only names that do not end as most in the folder do are held.
-
-    Args:
-        folder: The photos.
-
-    Raises:
-        UsageError: Two photos have one name.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        endings = Counter(os.path.splitext(name)[1] for name in _listed(folder))
-        self._ending = max(endings, key=lambda ending: (endings[ending], ending == ".jpg", ending), default=".jpg")
-        self._others: dict[str, str] = {}
-        for name in _listed(folder) if len(endings) > 1 else ():
-            stem, ending = os.path.splitext(name)
-            if ending != self._ending:
-                usual = stem + self._ending
-                other = self._others.get(stem) or (usual if (folder / usual).is_file() else None)
-                if other is not None:
-                    raise _twice(folder, other, name)
-                self._others[stem] = name
-
-    def __call__(self, image_id: str) -> Path:
-        return self._folder / (self._others.get(image_id) or image_id + self._ending)

@@ -10,10 +10,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from pipelines.datasets.image_files import why_missing
 from pipelines.errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 100_000_000
+
+_CONVERT = "convert it, e.g. `mogrify -format jpg FILE`; an error page or a half download must be fetched again"
+_OTHER_FORMATS = (
+    (0, b"GIF8", "a GIF"), (4, b"ftypavif", "an AVIF"), (4, b"ftypavis", "an AVIF"), (4, b"ftyphei", "a HEIC"),
+    (4, b"ftypheic", "a HEIC"), (4, b"ftypmif1", "a HEIC"), (4, b"ftyphevc", "a HEIC"), (0, b"\0\0\0\x0cjP", "a JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000"), (0, b"\xff\x0a", "a JPEG XL"), (4, b"JXL ", "a JPEG XL"), (0, b"%PDF", "a PDF"),
+    (0, b"8BPS", "a Photoshop file"), (0, b"<svg", "an SVG"), (0, b"<!DOCTYPE", "a web page"), (0, b"<html", "a web page"),
+    (0, b"version https", "a pointer of Git LFS in place of the file"), (0, b"PK\x03\x04", "a ZIP archive"),
+)  # fmt: skip
+"""Place, bytes and name of what lies under the names of photos."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `open_image` has its own limit, an error
 
@@ -74,11 +85,11 @@ def open_image(
     except ImageError:
         raise
     except UnidentifiedImageError:
-        start = _first_bytes(path)
-        found = f"a file that starts with {start!r}" if start else "an empty file"
-        raise ImageError(f"{path}: expected {', '.join(formats)}, found {found}") from None
+        raise ImageError(f"{path}: expected {', '.join(formats)}, found {_found(path)}", _CONVERT) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{path}: refused before decoding: {error}") from None
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: cannot read the image: {error.strerror}{why_missing(path)}") from None
     except OSError as error:
         raise ImageError(f"{path}: cannot read the image: {error.strerror or error}") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
@@ -91,6 +102,9 @@ def _verify(path: Path, formats: tuple[str, ...]) -> None:
             image.verify()
 
 
-def _first_bytes(path: Path) -> bytes:
+def _found(path: Path) -> str:
+    """What a file is that is no image of a format that is read, by its first bytes."""
     with path.open("rb") as file:
-        return file.read(8)
+        start = file.read(16)
+    name = next((f", {name}" for place, mark, name in _OTHER_FORMATS if start[place:].startswith(mark)), "")
+    return f"a file that starts with {start[:8]!r}{name}" if start else "an empty file"

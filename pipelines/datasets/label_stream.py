@@ -7,7 +7,7 @@ import itertools
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import overload
@@ -75,6 +75,11 @@ class LabelStream(Sequence[Sample]):
 
     def __len__(self) -> int:
         return len(self._hashes)
+
+    def lacks(self, image_ids: Iterable[str]) -> int:
+        """How many of some ids the label file has no row for."""
+        hashes: NDArray[np.uint32] = np.fromiter(map(id_hash, image_ids), dtype=np.uint32)
+        return int((~np.isin(hashes, self._hashes)).sum())
 
     def count_of(self, shard: Shard) -> int:
         """Images of a share."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipelines.datasets.classes import ClassList
-from pipelines.datasets.splits import check_image_id
+from pipelines.datasets.names import check_image_id
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.plausibility import nothing_seen, plausibility
 

@@ -6,7 +6,7 @@ import io
 import math
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,16 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.datasets.classes import ClassList
-from pipelines.datasets.splits import check_image_id, read_regular
+from pipelines.datasets.names import image_id_of
+from pipelines.datasets.splits import read_regular
 from pipelines.errors import SsrError
 
 
-def read_onehot_npy(path: Path, classes: ClassList) -> dict[str, tuple[int, ...]]:
+def read_onehot_npy(path: Path, classes: ClassList, ids: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
     """Labels of a ``.npy`` that holds ``{image_id: one-hot (C,)}``, in its order.
+
+    IRN's files have whole numbers as keys: 2007000032 is VOC's ``2007_000032``, and COCO's numbers are filled up to 12 digits.
 
     Args:
         path: Written by ``numpy.save`` of a dict; only NumPy arrays in it are rebuilt, no other code of it is run.
         classes: Class list; C must be its length.
+        ids: Images wanted, among which a number is looked up first (``COCO_train2014_000000000009`` for 9).
 
     Raises:
         SsrError: The file is not that, or asks for anything but arrays.
@@ -37,9 +41,11 @@ def read_onehot_npy(path: Path, classes: ClassList) -> dict[str, tuple[int, ...]
     if not isinstance(content, dict):
         raise SsrError(f"{path}: expected a dict of one-hot rows, found {type(content).__name__}")
     labels: dict[str, tuple[int, ...]] = {}
-    for key, row in content.items():
-        if not isinstance(key, str):
-            raise SsrError(f"{path}: expected image ids as keys, found {key!r}")
+    by_number = {number: image_id for image_id in ids or () if (number := _number_of(image_id)) is not None}
+    for number, row in content.items():
+        if isinstance(number, bool) or not isinstance(number, str | int) or (isinstance(number, int) and number < 0):
+            raise SsrError(f"{path}: expected image ids as keys, found {number!r:.60}")
+        key = number if isinstance(number, str) else by_number.get(number) or _id_of_number(number)
         where = f"{path}: entry {key!r:.60}"
         if not isinstance(row, _Array) or row.values is None:
             raise SsrError(f"{where}: expected an array of numbers, found {type(row).__name__.strip('_').lower()}")
@@ -50,8 +56,20 @@ def read_onehot_npy(path: Path, classes: ClassList) -> dict[str, tuple[int, ...]
             )
         if not np.isin(values, (0, 1)).all():
             raise SsrError(f"{where}: expected zeros and ones, found other values")
-        labels[check_image_id(key, where)] = tuple(np.flatnonzero(values).tolist())
+        labels[image_id_of(key, where)] = tuple(np.flatnonzero(values).tolist())
     return labels
+
+
+def _id_of_number(number: int) -> str:
+    """VOC's id for the numbers that VOC's ids make without ``_``, COCO's of 2017 for others."""
+    year, image = divmod(number, 1_000_000)
+    return f"{year}_{image:06d}" if 2007 <= year <= 2012 else f"{number:012d}"
+
+
+def _number_of(image_id: str) -> int | None:
+    """The number that an id stands for in IRN's files: its digits without ``_``, of COCO's ids of 2014 the last ones."""
+    digits = image_id.removeprefix("COCO_").split("2014_", 1)[-1].replace("_", "")
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 16 else None
 
 
 def _unpickle(file: io.BytesIO) -> object:
@@ -130,18 +148,21 @@ class _Call:
         raise pickle.UnpicklingError("it changes a function")
 
 
-def _text(dtype: object, content: object) -> str:
-    """A ``numpy.str_``, the only scalar that has a place here: a key."""
-    if not isinstance(dtype, _Dtype) or not dtype.name.startswith("U") or not isinstance(content, bytes):
-        raise pickle.UnpicklingError("it asks for a scalar that is no text")
-    return content.decode("utf-32-be" if dtype.order == ">" else "utf-32-le").rstrip("\0")
+def _scalar(dtype: object, content: object) -> str | int:
+    """A ``numpy.str_`` or a whole number, the only scalars that have a place here: keys."""
+    if isinstance(dtype, _Dtype) and isinstance(content, bytes):
+        if dtype.name.startswith("U"):
+            return content.decode("utf-32-be" if dtype.order == ">" else "utf-32-le").rstrip("\0")
+        if dtype.name in {"i4", "i8", "u4", "u8"} and len(content) == int(dtype.name[1:]):
+            return int.from_bytes(content, "big" if dtype.order == ">" else "little", signed=dtype.name[0] == "i")
+    raise pickle.UnpicklingError("it asks for a scalar that is neither text nor a whole number")
 
 
 _STAND_INS: dict[tuple[str, str], object] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
     **{(module, "_reconstruct"): _Call(lambda *_: _Array()) for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
-    **{(module, "scalar"): _Call(_text) for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
+    **{(module, "scalar"): _Call(_scalar) for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
 }
 
 

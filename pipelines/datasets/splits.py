@@ -1,39 +1,18 @@
-"""Image ids: which ones are safe, and split files that list them."""
+"""Split files: lists of images as the field writes them."""
 
 from __future__ import annotations
 
+import codecs
 import errno
 import re
-import unicodedata
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.datasets.names import IMAGE_SUFFIXES, check_image_id, image_id_of
 from pipelines.errors import UsageError
 
-MAX_ID_BYTES = 200  # leaves room for a suffix in a 255-byte file name
-
-
-def check_image_id(image_id: str, where: str) -> str:
-    """Return an image id if it is safe as a file name.
-
-    Args:
-        image_id: Id from a file that others may have written.
-        where: File and line or entry, for the error.
-
-    Raises:
-        UsageError: The id is empty, hidden, too long, or has separators or control characters.
-    """
-    if any(unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for char in image_id):
-        problem = "has control characters"
-    elif "/" in image_id or "\\" in image_id:
-        problem = "has path separators"
-    elif not image_id or image_id.startswith(".") or image_id != image_id.strip():
-        problem = "is empty, starts with '.', or has space around it"
-    elif len(image_id.encode()) > MAX_ID_BYTES:
-        problem = f"is longer than {MAX_ID_BYTES} bytes"
-    else:
-        return image_id
-    shown = image_id if len(image_id) <= 60 else image_id[:60] + "..."
-    raise UsageError(f"{where}: image id {shown!r} {problem}; expected a file name without folder or extension")
+_NUMBER = re.compile(r"[+-]?\d{1,9}").fullmatch
 
 
 def refuse_irregular(path: Path) -> None:
@@ -71,27 +50,96 @@ def split_file(split: str) -> Path | None:
     return None
 
 
-def read_split(path: Path) -> tuple[str, ...]:
-    """Image ids of a split file, one a line; blank lines and lines that start with ``#`` are passed over.
+@dataclass(frozen=True)
+class Split:
+    """A split file.
+
+    Attributes:
+        ids: Image ids, in its order.
+        understood: What was read otherwise than as one id a line, in words; empty if nothing was.
+    """
+
+    ids: tuple[str, ...]
+    understood: tuple[str, ...]
+
+
+def read_split(path: Path, known: Container[str] = ()) -> tuple[str, ...]:
+    """Image ids of a split file; see `parse_split`."""
+    return parse_split(path, known).ids
+
+
+def parse_split(path: Path, known: Container[str] = ()) -> Split:
+    """Read a split file: one image a line, by id, file name or path; blank lines and lines that begin with ``#`` do not count.
+
+    What follows the image is passed over if it is a path (of a mask) or whole numbers (flags of one class, or class numbers).
+    Any other text after a space belongs to the id.
+
+    Args:
+        path: The file, in UTF-8 or with the mark of UTF-16.
+        known: Ids of images. One that ends as a file name does, or in a number after a space, is taken as it is if it is among
+            these.
 
     Raises:
         UsageError: The file cannot be read, has no ids, or an id is unsafe or stands twice.
     """
-    try:
-        lines = re.split("\r\n|\r|\n", read_regular(path).decode("utf-8-sig"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot read the split: {error.strerror}", "--split NAME or --split FILE.txt") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: expected a split of UTF-8 lines, found other bytes", "--split FILE.txt") from None
+    lines = {number: line.strip() for number, line in enumerate(_lines(path), start=1)}
+    lines = {number: line for number, line in lines.items() if line and not line.startswith("#")}
+    cut, understood = _columns(lines.values(), known)
     seen: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        image_id = line.strip()
-        if not image_id or image_id.startswith("#"):
-            continue
-        check_image_id(image_id, f"{path}:{number}")
+    paths = False
+    for number, line in lines.items():
+        text = line.split(None, 1)[0].rstrip(",;") if cut else line
+        image_id = image_id_of(text, f"{path}:{number}")
+        if image_id != text and text in known and image_id not in known:
+            image_id = check_image_id(text, f"{path}:{number}")
+        paths = paths or image_id != text
         if image_id in seen:
             raise UsageError(f"{path}:{number}: image id {image_id!r} stands on line {seen[image_id]} already")
         seen[image_id] = number
     if not seen:
         raise UsageError(f"{path}: expected one image id a line, found none", "--split")
-    return tuple(seen)
+    if paths:
+        understood = ("folders and suffixes of the images are cut off", *understood)
+    return Split(tuple(seen), tuple(f"{path.name}: {words}" for words in understood))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        content = read_regular(path)
+        return re.split("\r\n|\r|\n", content.decode(encoding_of(content)))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the split: {error.strerror}", "--split NAME or --split FILE.txt") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: expected a split of UTF-8 lines, found other bytes", "--split FILE.txt") from None
+
+
+def encoding_of(start: bytes) -> str:
+    """Encoding of a text by its mark: that of Excel's "Unicode text" and PowerShell's ``>``, or UTF-8."""
+    return "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
+def _columns(lines: Iterable[str], known: Container[str]) -> tuple[bool, tuple[str, ...]]:
+    """Whether the first word of each line is the image, and what the others are."""
+    numbers: set[int] = set()
+    firsts: list[str] = []
+    masks = single = False
+    for line in lines:
+        first, *rest = line.split()
+        firsts.append(first)
+        if line in known:
+            return False, ()
+        if rest and all(_NUMBER(word) for word in rest):
+            numbers.update(map(int, rest))
+        elif len(rest) == 1 and rest[0].lower().endswith(IMAGE_SUFFIXES) and first.lower().endswith(IMAGE_SUFFIXES):
+            masks = True
+        elif rest:
+            return False, ()
+        else:
+            single = True
+    if not (masks or numbers) or len(set(firsts)) < len(firsts):
+        return False, ()
+    if masks:
+        return True, ("the second column, paths of masks, is passed over",)
+    if numbers <= {-1, 0, 1} and not single:
+        return True, ("the second column, flags of one class, is passed over: every image of the list is taken",)
+    return True, ("the numbers behind each image, of classes, are passed over",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from xml.etree.ElementTree import ParseError  # the class only: defusedxml parses
 
@@ -10,9 +10,12 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from pipelines.datasets.base import Dataset, Sample
+from pipelines.datasets.class_names import clean_class_name
 from pipelines.datasets.classes import VOC12, ClassList, load_class_list
-from pipelines.datasets.label_files import read_label_file, select_labels
-from pipelines.datasets.splits import check_image_id, read_regular, read_split, split_file
+from pipelines.datasets.image_files import ImageFiles
+from pipelines.datasets.label_files import read_label_file, select_labels, understood
+from pipelines.datasets.names import check_image_id
+from pipelines.datasets.splits import parse_split, read_regular, split_file
 from pipelines.errors import SsrError, UsageError
 from pipelines.options.sources import DatasetOptions
 
@@ -26,14 +29,17 @@ def load_voc(options: DatasetOptions) -> Dataset:
     root = _root(options.root)
     classes = load_class_list(options.classes) if options.classes else VOC12
     listed = split_file(options.split) or _image_set(root, options.split)
-    ids = read_split(listed)
     label_file = options.labels
     if label_file is None and not (root / "Annotations").is_dir() and (root / "labels.csv").is_file():
         label_file = root / "labels.csv"
-    if label_file is not None:
-        labels = select_labels(read_label_file(label_file, classes), ids, label_file)
+    rows = None if label_file is None else read_label_file(label_file, classes)
+    split = parse_split(listed, _Annotated(root / "Annotations") if rows is None else rows)
+    ids, words = split.ids, split.understood
+    if label_file is not None and rows is not None:
+        labels = select_labels(rows, ids, label_file, options.absent_is_empty)
+        words = (*understood(label_file), *words)
     elif (root / "Annotations").is_dir():
-        labels = labels_from_xml(root / "Annotations", classes, ids)
+        labels = labels_from_xml(root / "Annotations", classes, ids, options.absent_is_empty)
     else:
         raise UsageError(f"{root}: expected labels in Annotations/*.xml or labels.csv, found neither", "--labels FILE")
     augmented = listed.stem in {"train_aug", "trainaug"}
@@ -41,24 +47,40 @@ def load_voc(options: DatasetOptions) -> Dataset:
     masks = [root / name for name in names if (root / name).is_dir()]
     if not augmented and split_file(options.split) is None:
         masks = [folder for folder in masks if folder.name == "SegmentationClass"]
+    place = ImageFiles(root / "JPEGImages", preferred=".jpg")
     return Dataset(
         kind="voc",
         root=root,
         split=listed.stem,
         classes=classes,
-        samples=tuple(Sample(image_id, root / "JPEGImages" / f"{image_id}.jpg", labels[image_id]) for image_id in ids),
+        samples=tuple(Sample(image_id, place(image_id), labels[image_id]) for image_id in ids),
         mask_folder=masks[0] if masks else None,
         mask_fallback=masks[1] if len(masks) > 1 else None,
+        understood=words,
     )
 
 
-def labels_from_xml(folder: Path, classes: ClassList, ids: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
+class _Annotated(Container[str]):
+    """The ids that have an annotation."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __contains__(self, image_id: object) -> bool:
+        text = str(image_id)
+        return "/" not in text and "\\" not in text and (self._folder / f"{text}.xml").is_file()
+
+
+def labels_from_xml(
+    folder: Path, classes: ClassList, ids: Iterable[str] | None = None, absent_is_empty: bool = False
+) -> dict[str, tuple[int, ...]]:
     """Labels from VOC annotations: every ``object/name``, difficult and truncated ones too.
 
     Args:
         folder: Holds ``<image_id>.xml``.
         classes: Class list that the names are looked up in.
         ids: Images to read; None reads every XML file, in name order.
+        absent_is_empty: An image without a file has no class, as labelImg leaves it.
 
     Raises:
         SsrError: A file is missing, broken, or uses entities.
@@ -66,10 +88,26 @@ def labels_from_xml(folder: Path, classes: ClassList, ids: Iterable[str] | None 
     """
     if ids is None:
         ids = [check_image_id(path.stem, str(folder)) for path in sorted(folder.glob("*.xml"))]
-    return {image_id: _xml_labels(folder / f"{image_id}.xml", classes) for image_id in ids}
+    files = {image_id: folder / f"{image_id}.xml" for image_id in ids}
+    absent = [image_id for image_id, path in files.items() if not path.exists()]
+    if absent and not absent_is_empty:
+        first = files[absent[0]]
+        raise SsrError(
+            f"{folder}: cannot read the annotation of {len(absent)} of {len(files)} images, first {first}: No such file",
+            "--absent-is-empty if these images have no class, or --labels FILE for a label file",
+        )
+    gone = set(absent)
+    return {
+        image_id: () if image_id in gone else classes.indices(_xml_names(path), str(path)) for image_id, path in files.items()
+    }
 
 
-def _xml_labels(path: Path, classes: ClassList) -> tuple[int, ...]:
+def names_in_xml(folder: Path) -> tuple[str, ...]:
+    """Every class name in a folder of VOC annotations, sorted; errors as `labels_from_xml`."""
+    return tuple(sorted({name for path in sorted(folder.glob("*.xml")) for name in _xml_names(path)}))
+
+
+def _xml_names(path: Path) -> list[str]:
     try:
         annotation = fromstring(read_regular(path))
     except OSError as error:
@@ -80,8 +118,7 @@ def _xml_labels(path: Path, classes: ClassList) -> tuple[int, ...]:
         raise SsrError(f"{path}: broken XML: {' '.join(str(error).split())}") from None
     if annotation.tag != "annotation":
         raise SsrError(f"{path}: expected VOC's <annotation>, found <{annotation.tag:.60}>")
-    names = ((element.text or "").strip() for element in annotation.iterfind("object/name"))
-    return classes.indices(names, str(path))
+    return [clean_class_name(element.text or "") for element in annotation.iterfind("object/name")]
 
 
 def _root(root: Path | None) -> Path:

@@ -39,10 +39,11 @@ class DatasetOptions(Options):
     split: Annotated[str, option("split name, e.g. train, or a .txt file with one image id per line")] = "train"
     labels: Annotated[
         Path | None,
-        option(
-            "image-level labels, .csv, .json or .jsonl; without it, VOC's XML, COCO's instances JSON or labels.* of a folder"
-        ),
+        option("image-level labels, .csv, .tsv, .json or .jsonl; without it, VOC's XML, COCO's JSON or labels.* of a folder"),
     ] = None
+    absent_is_empty: Annotated[
+        bool, option("images of the split without an annotation file or a row of labels have no class (labelImg, YOLO)")
+    ] = False
     classes: Annotated[Path | None, option("class list of your own, with prompts and background words: .toml or .yaml")] = None
 
 

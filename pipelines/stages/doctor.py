@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from pipelines.datasets import Dataset
 from pipelines.datasets.check import check_dataset
+from pipelines.datasets.image_files import unread_line
 from pipelines.encoders.class_embeddings import TextEmbeddings, text_embeddings
 from pipelines.encoders.licences import dino_licence
 from pipelines.encoders.super_classes import super_classes
@@ -118,6 +121,10 @@ def _dataset(workspace: Workspace, ground_truth: bool) -> Iterator[Finding]:
         "dataset",
         f"{dataset.kind} {dataset.split}: {report.images} images, {labels / max(1, report.images):.2f} labels an image",
     )
+    for words in dataset.understood:
+        yield Finding("ok", "dataset", words)
+    for words in dataset.passed_over:
+        yield Finding("warning", "dataset", words)
     few = [f"{name} {count}" for name, count in report.class_counts.items() if 0 < count < FEW_PHOTOS]
     none = [name for name, count in report.class_counts.items() if count == 0]
     if few:
@@ -127,7 +134,10 @@ def _dataset(workspace: Workspace, ground_truth: bool) -> Iterator[Finding]:
     if report.unlabelled:
         yield Finding("warning", "dataset", f"{len(report.unlabelled)} images without a class: {_some(report.unlabelled)}")
     if report.missing:
-        yield Finding("error", "dataset", f"{len(report.missing)} image files missing: {_some(report.missing)}")
+        yield Finding("error", "dataset", f"{len(report.missing)} image files missing: {_some(report.missing)}{report.near}")
+    if report.unread:
+        line = unread_line(Counter(Path(name).suffix.lower() for name in report.unread))
+        yield Finding("error", "dataset", f"{line} ({_some(report.unread)})")
     for image_id, reason in report.unreadable[:10]:
         yield Finding("error", "dataset", f"{image_id}: {reason}")
     if report.missing_masks:

@@ -230,7 +230,7 @@ def _name_of(workspace: Workspace, what: str) -> str:
 def _selected(workspace: Workspace, options: EvalOptions) -> Collection[Sample]:
     if options.images is None:
         return workspace.samples
-    ids = set(read_split(options.images))
+    ids = set(read_split(options.images, {sample.image_id for sample in workspace.dataset.samples}))
     unknown = set(ids)
     selected: list[Sample] = []
     for sample in workspace.dataset.samples:

@@ -111,6 +111,8 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
     settings = _settings(workspace, options, path, trained)
     predictor_once = cache(trained.predictor)
     needed = (folder, store) if options.probabilities else (folder,)  # otherwise the store is the lock of the folder
+    for words in workspace.dataset.passed_over:
+        progress.note(words)
     if trained.supervision == "masks":
         progress.note(f"the model was {UPPER_BOUND}")
     if note := boundary_note(options):

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.datasets import load_dataset
 from pipelines.datasets.classes import COCO14
-from pipelines.datasets.coco import labels_from_coco, read_instances
+from pipelines.datasets.coco_json import labels_from_coco, read_instances
 from pipelines.errors import SsrError, UsageError
 from pipelines.options.sources import DatasetOptions
 
@@ -108,8 +108,15 @@ def broken(**changes: object) -> str:
         ("[" * 200_000, "broken JSON"),
         ("[]", "found a list"),
         ("{}", "categories: expected COCO instances, found KeyError 'categories'"),
-        (broken(categories=[{"id": 1, "name": "persom"}]), "categories: unknown class 'persom'.*did you mean 'person'"),
-        (broken(categories=[{"id": 1, "name": 3}]), "categories: expected COCO instances"),
+        (
+            broken(
+                categories=[{"id": 1, "name": "persom"}],
+                images=[{"id": 7, "file_name": "a.jpg"}],
+                annotations=[{"image_id": 7, "category_id": 1}],
+            ),
+            "categories: unknown class 'persom'.*did you mean 'person'",
+        ),
+        (broken(categories=[{"id": i, "name": 3} for i in (1, 90)]), "categories: expected COCO instances"),
         (broken(images=[{"id": 1}]), "images: expected COCO instances, found KeyError 'file_name'"),
         (broken(images=[{"id": 7, "file_name": "a.jpg"}] * 2), "images: an id stands twice"),
         (
@@ -121,11 +128,11 @@ def broken(**changes: object) -> str:
         (broken(images=[], annotations=[]), "expected at least one image"),
         (
             broken(annotations=[{"image_id": 9, "category_id": 1}]),
-            r"annotations\[0\]: expected COCO instances, found KeyError 9",
+            "annotations: expected COCO instances, found none of the images that are listed",
         ),
         (
             broken(annotations=[{"image_id": 7, "category_id": 2}]),
-            r"annotations\[0\]: expected COCO instances, found KeyError 2",
+            r"annotations\[0\]: category_id 2 is not among the categories",
         ),
     ],
 )

@@ -42,8 +42,11 @@ def test_formats_agree(tmp_path: Path, name: str, text: str) -> None:
     ("name", "text", "message"),
     [
         ("l.csv", "", ":1: expected columns image,labels, found ''"),
-        ("l.csv", "image;labels\na;cat\n", ":1: expected columns image,labels, found 'image;labels'"),
-        ("l.csv", "image,labels,more\n", ":1: expected columns image,labels, found"),
+        ("l.csv", "picture of,what\na,cat\n", ":1: expected columns image,labels, found 'picture of,what' .*first line names"),
+        ("l.csv", "image,labels,more\n", ": expected at least one image"),
+        ("l.csv", "image,cat,dog\na,1,0\nb,1,2\n", ":1: expected columns|:3: expected 0 or 1 in column 'dog', found '2'"),
+        ("l.csv", "image,label\na,1\nb,0\n", ":1: expected a column of class names, found 'label' with 0 and 1"),
+        ("l.csv", "image,labels,image\na,cat,b\n", ":1: expected each column once, found 'image' twice"),
         ("l.csv", "image,labels\n", ": expected at least one image"),
         ("l.csv", "image,labels\na,cat,dog\n", ":2: expected image,labels with class names separated by ';', found 3 columns"),
         ("l.csv", "image,labels\n\na,cat\nb,dgo\n", ":4: unknown class 'dgo', .*did you mean 'dog'"),

@@ -73,9 +73,9 @@ def test_the_same_list(
 @pytest.mark.parametrize("block", [16, 1 << 20])
 def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, block: int) -> None:
     """Rows without quotes are read by the block, the first quote hands over to the CSV parser: equal to parsing alone."""
-    from pipelines.datasets import label_files
+    from pipelines.datasets import label_files, label_tables
 
-    monkeypatch.setattr(label_files, "_BLOCK", block)
+    monkeypatch.setattr(label_tables, "_BLOCK", block)
     path = written(tmp_path, [*ROWS["plain"][:40], *ROWS["odd names"], *ROWS["plain"][40:60]], "csv", ending)
     found = list(label_files.iter_label_file(path, VOC12))
     swapped = tmp_path / "swapped.csv"  # other columns first: no fast way

@@ -37,6 +37,12 @@ def make(source: str, folder: Path) -> Path:
         case "csv":
             (folder / "l.csv").write_text("image,labels\na,person;aeroplane\nb,\n")
             return folder / "l.csv"
+        case "yolo":
+            (folder / "labels").mkdir()
+            (folder / "labels/a.txt").write_text("1 .5 .5 1 1\n0 .5 .5 .1 .1\n1 0 0 1 1\n")
+            (folder / "labels/b.txt").write_text("")
+            (folder / "data.yaml").write_text("names: {0: person, 1: aeroplane}\n")
+            return folder
         case _:
             rows = {"a": np.eye(20)[[0, 14]].sum(0), "b": np.zeros(20)}
             np.save(folder / "l.npy", np.array(rows, dtype=object), allow_pickle=True)
@@ -51,19 +57,22 @@ def mask(path: Path, values: list[int], mode: str = "P") -> None:
     image.save(path)
 
 
-@pytest.mark.parametrize("source", get_args(LabelSource))
+SEVERAL = [source for source in get_args(LabelSource) if source != "folders"]  # a folder is one class
+
+
+@pytest.mark.parametrize("source", SEVERAL)
 def test_sources_agree(tmp_path: Path, source: LabelSource) -> None:
     path = make(source, tmp_path)
-    assert convert_labels(source, path, VOC12) == EXPECTED
-    assert list(convert_labels(source, path, VOC12, ["b", "a"])) == ["b", "a"]
-    assert convert_labels(source, path, VOC12, ["a"]) == {"a": (0, 14)}
+    assert convert_labels(source, path, VOC12).labels == EXPECTED
+    assert list(convert_labels(source, path, VOC12, ["b", "a"]).labels) == ["b", "a"]
+    assert convert_labels(source, path, VOC12, ["a"]).labels == {"a": (0, 14)}
     with pytest.raises(SsrError) as caught:
         convert_labels(source, path, VOC12, ["a", "zz"])
     assert "zz" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("source", get_args(LabelSource))
+@pytest.mark.parametrize("source", SEVERAL)
 def test_only_masks_opens_masks(tmp_path: Path, source: LabelSource, monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("an image was opened")
@@ -74,7 +83,7 @@ def test_only_masks_opens_masks(tmp_path: Path, source: LabelSource, monkeypatch
         with pytest.raises(ImageError, match="an image was opened"):
             convert_labels(source, path, VOC12)
     else:
-        assert convert_labels(source, path, VOC12) == EXPECTED
+        assert convert_labels(source, path, VOC12).labels == EXPECTED
 
 
 @pytest.mark.parametrize("source", ["xml", "masks"])
@@ -112,6 +121,6 @@ def test_mask_ids_are_checked_and_jpeg_is_no_mask(tmp_path: Path) -> None:
 
 def test_real_masks_agree_with_the_label_file(shared_data: Path) -> None:
     root = shared_data / "data/voc12-mini/VOCdevkit/VOC2012"
-    listed = convert_labels("csv", root / "labels.csv", VOC12)
+    listed = convert_labels("csv", root / "labels.csv", VOC12).labels
     ids = (root / "ImageSets/Segmentation/val.txt").read_text().split()
-    assert convert_labels("masks", root / "SegmentationClass", VOC12, ids) == {key: listed[key] for key in ids}
+    assert convert_labels("masks", root / "SegmentationClass", VOC12, ids).labels == {key: listed[key] for key in ids}

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.datasets.splits import check_image_id, read_split, split_file
+from pipelines.datasets.names import check_image_id
+from pipelines.datasets.splits import read_split, split_file
 from pipelines.errors import UsageError
 
 
@@ -32,7 +33,8 @@ def test_split_takes_bom_crlf_comments_and_blanks(tmp_path: Path) -> None:
     [
         (b"a\n\nb\na\n", r"s\.txt:4: image id 'a' stands on line 1 already"),
         (b"\n# only this\n", "found none"),
-        (b"\xff\xfe\x00a", "expected a split of UTF-8 lines"),
+        (b"\xff\xfe\x00", "expected a split of UTF-8 lines"),
+        (b"\xe9\n", "expected a split of UTF-8 lines"),
     ],
 )
 def test_bad_split(tmp_path: Path, content: bytes, message: str) -> None:

@@ -94,8 +94,11 @@ def test_train_aug_without_its_folder(root: Path, write: Callable[[Path, str], P
 
 def test_missing_annotation(root: Path) -> None:
     (root / "Annotations/a.xml").unlink()
-    with pytest.raises(SsrError, match=r"a\.xml: cannot read the annotation: No such file.*--labels"):
+    with pytest.raises(
+        SsrError, match=r"annotation of 1 of 2 images, first .*a\.xml: No such file.*--absent-is-empty.*--labels"
+    ):
         load_dataset(options(root))
+    assert load_dataset(options(root, absent_is_empty=True)).samples[1].labels == ()
 
 
 def test_every_xml_without_ids(root: Path) -> None:

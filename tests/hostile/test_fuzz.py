@@ -23,12 +23,13 @@ from PIL import Image
 
 from pipelines.config import build_options, read_config
 from pipelines.datasets.classes import COCO14, VOC12, load_class_list
-from pipelines.datasets.coco import read_instances
+from pipelines.datasets.coco_json import read_instances
 from pipelines.datasets.image import load_image
 from pipelines.datasets.label_files import read_label_file
 from pipelines.datasets.mask_labels import labels_from_masks
+from pipelines.datasets.names import check_image_id
 from pipelines.datasets.onehot import read_onehot_npy
-from pipelines.datasets.splits import check_image_id, read_split
+from pipelines.datasets.splits import read_split
 from pipelines.datasets.voc import labels_from_xml
 from pipelines.encoders.text import TextBank, read_bank, write_bank
 from pipelines.errors import SsrError

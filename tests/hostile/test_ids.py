@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipelines.datasets.classes import COCO14, VOC12
-from pipelines.datasets.coco import read_instances
+from pipelines.datasets.coco_json import read_instances
 from pipelines.datasets.folder import load_photos
 from pipelines.datasets.label_files import read_label_file
 from pipelines.datasets.mask_labels import labels_from_masks
@@ -114,6 +114,7 @@ AS_A_FILE_NAME = {
     "masks": (files_of(".png", png()), lambda path: labels_from_masks(path, VOC12)),
     "photos": (files_of(".png", png()), lambda path: load_photos(path, ("cat",))),
 }
+A_PATH = {"absolute", "below", "drive", "slash after a dot"}  # with a suffix, a path to a file: its name is the id
 TWO_IDS = {"newline", "carriage return"}  # to a split they are the end of a line
 NO_FILE_NAME = {name for name, key in IDS.items() if "/" in key or "\0" in key or len(key.encode()) > 240}
 PASSED_OVER = {"parent", "hidden", "backslash", "only dots"}  # hidden files are no photos
@@ -127,6 +128,11 @@ def test_an_id_in_a_file(guarded, one_line, door, name):
         assert len(read_split(split_list(root, IDS[name]))) == 3
         return
     write, read = IN_A_FILE[door]
+    if door == "coco" and name in A_PATH:
+        assert len(found := read(write(root, IDS[name])).images) == 2
+        assert not any(set("/\\") & set(image_id) for image_id in found)
+        guarded()
+        return
     assert "id" in one_line(read, write(root, IDS[name]))
     guarded()
 
@@ -171,7 +177,7 @@ def test_two_photos_of_one_name_are_one_line(tmp_path, one_line):
 @pytest.mark.parametrize("name", ["out of the folder", "absolute", "newline", "escape sequence", "10,000 characters"])
 @pytest.mark.parametrize("door", ["csv", "json", "jsonl", "split", "coco", "npy", "xml", "masks", "photos"])
 def test_nothing_is_read_or_written_outside(guarded, refused, tiny_voc, door, name, models, write_model):
-    if (door in AS_A_FILE_NAME and name in NO_FILE_NAME) or (door == "split" and name in TWO_IDS):
+    if (door in AS_A_FILE_NAME and name in NO_FILE_NAME) or (name in {"split": TWO_IDS, "coco": A_PATH}.get(door, ())):
         pytest.skip("no such name")
     root = guarded()
     (IN_A_FILE | AS_A_FILE_NAME)[door][0](root, IDS[name])

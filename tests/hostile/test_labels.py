@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.datasets.classes import COCO14, VOC12, load_class_list
-from pipelines.datasets.coco import read_instances
+from pipelines.datasets.coco_json import read_instances
 from pipelines.datasets.label_files import label_names, read_label_file
 from pipelines.datasets.onehot import read_onehot_npy
 from pipelines.datasets.splits import read_split
@@ -21,7 +21,8 @@ DEEP = "[" * 100_000
 
 BAD_LABELS = {
     # name: (suffix, bytes)
-    "utf-16": (".csv", "image,labels\na,cat\n".encode("utf-16")),
+    "half a utf-16": (".csv", "image,labels\na,cat\n".encode("utf-16")[:-1]),
+    "utf-16 without a mark": (".csv", "image,labels\na,cat\n".encode("utf-16-le")),
     "null bytes": (".csv", b"image,labels\na\0,cat\n"),
     "only null bytes": (".csv", bytes(50)),
     "one header of 10 MB": (".csv", b"image" * (MEGABYTES // 5)),
@@ -43,7 +44,7 @@ BAD_LABELS = {
     "two objects": (".json", b'{"a": ["cat"]}{"b": []}'),
     "deep line": (".jsonl", DEEP.encode() + b"\n"),
     "doubled key in a line": (".jsonl", b'{"image": "a", "labels": ["cat"], "labels": []}\n'),
-    "more keys": (".jsonl", b'{"image": "a", "labels": ["cat"], "score": 1}\n'),
+    "no labels": (".jsonl", b'{"image": "a", "score": 1}\n'),
 }
 LONG_LABELS = {
     "header of 30,000 columns": (".csv", b"image," * 30_000),
@@ -103,7 +104,7 @@ def test_pipe_or_device_is_not_opened(tmp_path, one_line, read, kind):
 
 
 BAD_SPLITS = {
-    "utf-16": "a\nb\n".encode("utf-16"),
+    "half a utf-16": "a\nb\n".encode("utf-16")[:-1],
     "one line of 10 MB": b"a" * MEGABYTES,
     "null": b"a\0b\n",
     "id and flag, as in VOC's Main": b"2007_000032  1\n2007_000033 -1\n2007_000032  1\n",
@@ -180,7 +181,7 @@ BAD_COCO = {
     "id of two lines": coco(images=[{"id": "a\nb", "file_name": "../a.jpg"}]),
     "annotation of nothing": coco(annotations=[{"image_id": "x" * MEGABYTES, "category_id": 1}]),
     "annotation as text": coco(annotations="x"),
-    "category of 10 MB": coco(categories=[{"id": 1, "name": "x" * MEGABYTES}]),
+    "category of 10 MB": coco(categories=[{"id": 1, "name": "x" * MEGABYTES}], annotations=[{"image_id": 1, "category_id": 1}]),
     "captions": json.dumps({"images": [], "annotations": [{"caption": "a cat"}]}),
     "null": "null",
 }

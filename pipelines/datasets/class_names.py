@@ -1,0 +1,115 @@
+"""Names of classes: what is safe to clean, and what only looks like a name where the names are taken from data."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Collection, Sequence
+
+from pipelines.errors import UsageError
+
+_AROUND = " \t\r\n\f\v\u00a0\ufeff\u200b\u200c\u200d\u2060"
+_NOTHING = {
+    "nan",
+    "none",
+    "null",
+    "n/a",
+    "na",
+    "<na>",
+    "nil",
+    "-",
+    "?",
+    "no label",
+    "no_label",
+    "nolabel",
+    "unlabeled",
+    "unlabelled",
+}
+_SEPARATORS = re.compile(r"[,|;\t\n]|[\[\]{}]|^[\"'(]|[\"')]$")
+_JOINS = (",", "|", ";", "\t", "/", "\\", "&", "+", ":", " and ", " ")
+_LOOKALIKES = str.maketrans(  # Cyrillic and Greek letters that are drawn as Latin ones
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0455\u0458\u0391\u0392\u0395\u0396\u0397"
+    "\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7\u0410\u0412\u0415\u041a\u041c\u041d"
+    "\u041e\u0420\u0421\u0422\u0425",
+    "aeopcyxisjABEZHIKMNOPTYXABEKMHOPCTX",
+)
+CLASS_FILE = "--classes FILE names the classes"
+
+
+def clean_class_name(name: str) -> str:
+    """A class name without space and invisible characters around it, with single spaces within and composed accents (NFC)."""
+    if name.isascii() and name.isalnum():
+        return name
+    return re.sub("[ \u00a0]+", " ", unicodedata.normalize("NFC", name).strip(_AROUND))
+
+
+def says_nothing(name: str) -> bool:
+    """Whether a word stands for "no class": ``nan``, ``none``, ``n/a`` and the like."""
+    return name.casefold() in _NOTHING
+
+
+def split_names(cell: str, known: Collection[str]) -> list[str] | None:
+    """Several class names in one cell, as other tools write them; None unless exactly one reading gives known names alone.
+
+    Args:
+        cell: ``apple,cup``, ``apple|cup``, ``apple cup``, ``['apple', 'cup']`` and the like.
+        known: Class names and aliases.
+    """
+    listed = re.fullmatch(r"[\[({](.*)[\])}]", cell.strip(), re.DOTALL)
+    inner = listed[1] if listed else cell
+    readings: list[list[str]] = []
+    for separator in _JOINS:
+        parts = [clean_class_name(part).strip("\"'") for part in inner.split(separator)]
+        parts = [part for part in parts if part]
+        if (len(parts) > 1 or listed) and all(part in known for part in parts) and parts not in readings:
+            readings.append(parts)
+    return readings[0] if len(readings) == 1 else None
+
+
+def names_in_list(cell: str) -> list[str] | None:
+    """The names in a list that was written as text (``["apple", "cup"]``), None if it is none."""
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
+
+
+def refuse_odd_names(names: Sequence[str], where: object) -> None:
+    """Refuse class names that were taken from data and that a person would not call names of different classes.
+
+    Args:
+        names: All names.
+        where: File, for the error.
+
+    Raises:
+        UsageError: A name holds several, stands for none, or can be taken for another one.
+    """
+    known = set(names)
+    for name in names:
+        if says_nothing(name):
+            hint = "leave the labels of an image without a class empty"
+            raise UsageError(f"{where}: {name!r} stands for no class, and is no class name", f"{hint}; or {CLASS_FILE}")
+        parts = next((parts for mark in _JOINS if len(parts := _parts(name, mark)) > 1 and known >= set(parts)), None)
+        if parts is not None or _SEPARATORS.search(name):
+            found = f"several class names in one: {', '.join(map(repr, parts))}" if parts else "separators or brackets"
+            hint = f"write ';' between the class names of an image; or {CLASS_FILE}"
+            raise UsageError(f"{where}: class name {name!r:.80} holds {found}", hint)
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(class_key(name), name)
+        if other != name:
+            hint = f"write one of them everywhere; or {CLASS_FILE}, with aliases"
+            raise UsageError(f"{where}: class names {other!r:.80} and {name!r:.80} can be taken for one", hint)
+
+
+def class_key(name: str) -> str:
+    """What spellings of one class name share: case, accents, look-alike letters, spaces, ``-`` and ``_`` do not count."""
+    letters = unicodedata.normalize("NFKD", name.translate(_LOOKALIKES))
+    plain = "".join(char for char in letters if not unicodedata.combining(char) and char not in " -_'")
+    return plain.casefold() or name
+
+
+def _parts(name: str, separator: str) -> list[str]:
+    return [part for part in map(clean_class_name, name.split(separator)) if part]

@@ -1,0 +1,164 @@
+"""Annotations in COCO's form, as COCO, Roboflow, CVAT, Label Studio and FiftyOne write them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.datasets.class_names import clean_class_name, refuse_odd_names
+from pipelines.datasets.classes import VOC12, ClassList
+from pipelines.datasets.names import IMAGE_SUFFIXES, check_image_id, image_id_of
+from pipelines.datasets.splits import read_regular
+from pipelines.errors import SsrError
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """What an instances JSON says of one image: its file name and the class indices present."""
+
+    file_name: str
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Instances:
+    """An instances JSON.
+
+    Attributes:
+        images: By image id, ascending.
+        passed_over: What has no place among these images and classes, in words.
+    """
+
+    images: dict[str, CocoImage]
+    passed_over: tuple[str, ...]
+
+
+def read_instances(path: Path, classes: ClassList) -> Instances:
+    """Images of an instances JSON with their labels, crowds included, ascending by image id.
+
+    Categories are matched by name, aliases included: a JSON with fewer categories keeps the list's class indices. For COCO's
+    own files this equals contiguous indices by ascending category id. A category that no annotation uses need not be a class,
+    and annotations of images that are not listed are passed over.
+
+    Args:
+        path: ``instances_*.json``.
+        classes: Class list that category names are looked up in.
+
+    Raises:
+        SsrError: The file cannot be read or an entry is not as expected.
+        UsageError: A category is not in the list, or a file name is unsafe.
+    """
+    content, where = _read_json(path), f"{path}: categories"
+    try:
+        names = {item["id"]: item["name"] for item in content["categories"]}
+        where = f"{path}: images"
+        files = {item["id"]: item["file_name"] for item in content["images"]}
+        if len(files) != len(content["images"]):
+            raise SsrError(f"{where}: an id stands twice")
+        present: dict[Any, set[Any]] = {image: set() for image in files}
+        lost, annotations = 0, content["annotations"]
+        where = f"{path}: annotations"
+        for number, item in enumerate(annotations):
+            where = f"{path}: annotations[{number}]"
+            category = item["category_id"]
+            if category not in names:
+                raise SsrError(f"{where}: category_id {category!r:.60} is not among the categories", "--labels FILE")
+            if item["image_id"] in present:
+                present[item["image_id"]].add(category)
+            else:
+                lost += 1
+        where = f"{path}: annotations"
+        if lost and lost == len(annotations):
+            raise SsrError(f"{where}: expected COCO instances, found none of the images that are listed", "--labels FILE")
+        used = set().union(*present.values())
+        where = f"{path}: categories"
+        index = {key: classes.indices([name], where)[0] for key, name in names.items() if key in used}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SsrError(
+            f"{where}: expected COCO instances, found {type(error).__name__} {error!s:.60}", "--labels FILE"
+        ) from None
+    images = {
+        image_id: CocoImage(files[key], tuple(sorted(index[category] for category in present[key])))
+        for image_id, key in _image_ids(path, files).items()
+    }
+    if not images:
+        raise SsrError(f"{path}: expected at least one image, found none")
+    passed = [f"{lost} annotations of images that are not listed"] if lost else []
+    known = {*classes.names, *dict(classes.aliases)}
+    unused = [str(name) for key, name in names.items() if key not in used and name not in known]
+    passed += [f"categories without an annotation: {', '.join(unused[:6])}"] if unused else []
+    return Instances(dict(sorted(images.items())), tuple(f"{path.name}: passed over {words}" for words in passed))
+
+
+def _image_ids(path: Path, files: dict[Any, Any]) -> dict[str, Any]:
+    """Image id -> id in the JSON; an image in a folder is called ``FOLDER__NAME`` where its name alone stands twice."""
+    plain: dict[Any, str] = {}
+    for key, name in files.items():
+        where = f"{path}: image {key!r:.60}"
+        if not isinstance(name, str):
+            raise SsrError(f"{path}: images: expected a file_name, found {name!r:.60}")
+        stem, _, suffix = name.rpartition(".")
+        if f".{suffix.lower()}" in IMAGE_SUFFIXES:
+            plain[key] = image_id_of(name, where)
+        else:
+            plain[key] = check_image_id(stem or name, where)
+            check_image_id(suffix or plain[key], f"{where}: what follows the last dot of {name!r:.60}")
+    counts = Counter(plain.values())
+    images: dict[str, Any] = {}
+    for key, image_id in plain.items():
+        if counts[image_id] > 1:
+            folders = files[key].replace("\\", "/").strip("/").split("/")[:-1]
+            image_id = check_image_id("__".join([*folders, image_id]), f"{path}: image {key!r:.60}")
+        if image_id in images:
+            raise SsrError(f"{path}: image {key!r:.60}: file name {files[key]!r:.200} stands twice")
+        images[image_id] = key
+    return images
+
+
+def classes_of_coco(path: Path) -> ClassList:
+    """The categories of an instances JSON as a class list, in order of their ids, with VOC's background words.
+
+    A category that only stands above others, as Roboflow writes one, is no class unless it has annotations.
+
+    Raises:
+        SsrError: The file cannot be read or an entry is not as expected.
+        UsageError: The categories are no class names.
+    """
+    content = _read_json(path)
+    try:
+        categories = sorted(content["categories"], key=lambda item: item["id"])
+        above = {item.get("supercategory") for item in categories}
+        used = {item["category_id"] for item in content["annotations"]}
+        names = [clean_class_name(item["name"]) for item in categories if item["id"] in used or item["name"] not in above]
+    except (KeyError, TypeError, AttributeError) as error:
+        found = f"{type(error).__name__} {error!s:.60}"
+        raise SsrError(f"{path}: categories: expected COCO instances, found {found}", "--classes FILE") from None
+    refuse_odd_names(names, path)
+    return ClassList(tuple(names), tuple(names), VOC12.background)
+
+
+def labels_from_coco(path: Path, classes: ClassList) -> dict[str, tuple[int, ...]]:
+    """Labels of every image of an instances JSON; see `read_instances`."""
+    return {image_id: image.labels for image_id, image in read_instances(path, classes).images.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    def slim(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        item = dict(pairs)
+        if len(item) != len(pairs):
+            raise ValueError("a key stands twice in one object")
+        item.pop("segmentation", None)  # polygons are nine tenths of the memory
+        return item
+
+    try:
+        content = json.loads(read_regular(path).decode("utf-8-sig"), object_pairs_hook=slim)
+    except OSError as error:
+        raise SsrError(f"{path}: cannot read the annotations: {error.strerror}", "--labels FILE for a label file") from None
+    except (ValueError, RecursionError) as error:
+        raise SsrError(f"{path}: broken JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise SsrError(f"{path}: expected COCO instances, found a {type(content).__name__}")
+    return content

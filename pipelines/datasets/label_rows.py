@@ -1,0 +1,70 @@
+"""One image of a label file, whatever the format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from pipelines.datasets.names import image_id_of
+from pipelines.errors import UsageError
+
+IMAGE_NAMES = (
+    "image", "filename", "file_name", "file", "filepath", "file_path", "path", "image_path", "img_path", "image_name",
+    "img_name", "imagename", "image_file", "images", "img", "image_id", "imageid", "img_id", "photo", "picture", "id", "key",
+    "url",
+)  # fmt: skip
+"""What columns and keys with the image are called, the likeliest first."""
+LABEL_NAMES = (
+    "labels", "tags", "classes", "categories", "class_names", "label_names", "names", "keywords", "objects", "targets",
+    "label", "tag", "class", "category", "class_name", "category_name", "label_name", "labelname", "name", "object", "target",
+)  # fmt: skip
+"""What columns and keys with the class names are called, the likeliest first."""
+ONE_LABEL = frozenset(LABEL_NAMES[10:])
+"""Those of a table with one row a label: an image may stand in several rows."""
+
+
+class Row(NamedTuple):
+    """One image of a label file: cheap to make, what is seldom wanted is worked out when asked for."""
+
+    image_id: str
+    key: str | tuple[str, ...]
+    """The class names, as a tuple or as they stand in a table."""
+    path: Path
+    place: int | str
+    """Line number, or what else tells where it stands."""
+
+    def names(self) -> list[str]:
+        """Class names."""
+        return split_cell(self.key) if isinstance(self.key, str) else list(self.key)
+
+    def where(self) -> str:
+        """File and line, for a message."""
+        return where(self.path, self.place)
+
+
+def where(path: Path, place: int | str) -> str:
+    """File and line or entry, for a message."""
+    return f"{path}:{place}" if isinstance(place, int) else f"{path}: {place}"
+
+
+def split_cell(cell: str) -> list[str]:
+    """Class names of a cell of a table, separated by ``;``."""
+    return [name.strip() for name in cell.split(";") if name.strip()]
+
+
+def row_of(path: Path, place: int | str, image: object, names: object) -> Row:
+    """A row of what a file says.
+
+    Raises:
+        UsageError: The image is no safe name, or the class names are no list of texts.
+    """
+    if not isinstance(image, str):
+        raise UsageError(f"{where(path, place)}: expected an image name, found {image!r:.60}")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{where(path, place)}: expected a list of class names, found {names!r:.60}")
+    return Row(image_id_of(image, where(path, place)), tuple(names), path, place)
+
+
+def column_key(name: str) -> str:
+    """The name of a column or key without what people vary: case, space around it, ``-`` and space for ``_``."""
+    return "_".join(name.strip(" \t\"'\ufeff").casefold().replace("-", " ").split())

@@ -1,0 +1,95 @@
+"""Names of images: from what people write in lists and tables to an id that is safe as a file name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Collection
+
+from pipelines.errors import UsageError
+
+MAX_ID_BYTES = 200  # leaves room for a suffix in a 255-byte file name
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff",
+)  # fmt: skip
+"""Endings of files that may be read: those that Pillow has for the formats of `image.FORMATS`."""
+UNREAD_SUFFIXES = (
+    ".gif", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jxl", ".jxr", ".svg", ".psd", ".xcf", ".tga", ".ppm",
+    ".pgm", ".pbm", ".pnm", ".ico", ".exr", ".hdr", ".dcm", ".eps", ".pdf", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw",
+    ".orf", ".rw2", ".raf",
+)  # fmt: skip
+"""Endings of pictures in formats that are not read: they are named, never called missing."""
+IMAGE_FOLDERS = {
+    "jpegimages", "images", "image", "imgs", "img", "photos", "segmentationclass", "segmentationclassaug", "segmentationobject",
+    "train", "val", "valid", "test", "train2014", "val2014", "train2017", "val2017", "test2017",
+}  # fmt: skip
+"""Folders that lists put before a name that has no suffix."""
+_MANY_NAMES = 20_000  # difflib compares with every one
+
+
+def image_id_of(text: str, where: str) -> str:
+    r"""Image id of a name or path as it stands in a list, a table or an export.
+
+    Space around it is cut off, accents are composed (NFC), and a path to an image is cut down to its name.
+
+    Args:
+        text: ``x``, ``x.jpg``, ``/JPEGImages/x.jpg``, ``C:\photos\x.jpg``, ``https://host/x.jpg?size=1`` and the like.
+        where: File and line or entry, for the error.
+
+    Raises:
+        UsageError: As `check_image_id`; a path without an image suffix or a known folder, or with ``..``, is refused, too.
+    """
+    name = text.strip()
+    if not name.isascii():
+        name = unicodedata.normalize("NFC", name)
+    if "/" in name or "\\" in name:
+        path = name.split("?d=", 1)[1] if "?d=" in name else re.sub(r"[?#].*", "", name) if "://" in name else name
+        *folders, last = re.split(r"[/\\]+", path)
+        known = last.lower().endswith(IMAGE_SUFFIXES) or (bool(folders) and folders[-1].lower() in IMAGE_FOLDERS)
+        name = last if known and ".." not in folders else name
+    return check_image_id(without_suffix(name), where)
+
+
+def without_suffix(name: str) -> str:
+    """A file name without the ending of an image; other dots are part of the id."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if (dot + suffix).lower() in IMAGE_SUFFIXES else name
+
+
+def check_image_id(image_id: str, where: str) -> str:
+    """Return an image id if it is safe as a file name.
+
+    Args:
+        image_id: Id from a file that others may have written.
+        where: File and line or entry, for the error.
+
+    Raises:
+        UsageError: The id is empty, hidden, too long, or has separators or control characters.
+    """
+    if any(unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for char in image_id):
+        problem = "has control characters"
+    elif "/" in image_id or "\\" in image_id:
+        problem = "has path separators"
+    elif not image_id or image_id.startswith(".") or image_id != image_id.strip():
+        problem = "is empty, starts with '.', or has space around it"
+    elif len(image_id.encode()) > MAX_ID_BYTES:
+        problem = f"is longer than {MAX_ID_BYTES} bytes"
+    else:
+        return image_id
+    shown = image_id if len(image_id) <= 60 else image_id[:60] + "..."
+    raise UsageError(f"{where}: image id {shown!r} {problem}; expected a file name without folder or extension")
+
+
+def name_key(name: str) -> str:
+    """What two spellings of one file name have in common: case, composition of accents and image suffixes do not count."""
+    return without_suffix(unicodedata.normalize("NFKC", name.strip()).casefold())
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """``; did you mean 'x'?`` for the known name that comes nearest, or nothing."""
+    key = name_key(name)
+    near = next((other for other in known if name_key(other) == key), None)
+    if near is None and len(known) <= _MANY_NAMES:
+        near = next(iter(difflib.get_close_matches(name[:80], known, n=1, cutoff=0.8)), None)
+    return f"; did you mean {near!r:.80}?" if near else ""
