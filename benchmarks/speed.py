@@ -1,164 +1,171 @@
-"""Seconds and memory of each stage beside the bare encoders, over the same photos in one run.
+"""What each stage costs a photo, in units of one fp32 pass of the bare CLIP image tower.
 
-    python benchmarks/speed.py --config my.toml [--count 24]
+    python benchmarks/speed.py --config my.toml [--count 24] [--rounds 2] [--precision bf16] [--recipe ssr]
 
-Prints Markdown. The bare towers are open_clip's and timm's own forward passes over decoded, resized photos; the stages
-include decoding, stores and masks. Rounds alternate and medians are printed: on a busy machine only ratios mean something.
+Each row is a command, run as a user runs it on COUNT photos and on one of them; the difference divided by COUNT - 1 is what a
+photo costs, without loading and without start-up. On a CPU the cost is CPU seconds of the command and its workers, one thread
+each; on a GPU it is seconds of wall time. Rounds alternate and medians are printed. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import resource
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from pipelines.config import build_options, read_config, read_recipe
+from pipelines.config import build_options, read_config
+from pipelines.datasets.base import Sample
 from pipelines.datasets.image import load_image
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.dino import DinoEncoder
 from pipelines.encoders.image import encoder_input, token_grid
+from pipelines.encoders.open_clip_vit import OpenClipViT
 from pipelines.encoders.weights import build_clip, build_dino, resolve_clip, resolve_dino
 from pipelines.execution.devices import resolve_device, resolve_dtype
-from pipelines.execution.progress import Silent
+from pipelines.execution.pool import THREADS
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
-from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
-from pipelines.stages import cams, superpixels
-from pipelines.stages.refine import stage as refine
 from pipelines.workdir.workspace import Workspace
+
+Costs = dict[str, list[tuple[float, float]]]
+"""Row -> a pair for each round: seconds a photo, and GiB that the largest process held at most."""
+
+UNIT = "CLIP tower, fp32"
+MASKS = "`ssr masks` with CRF"
+ROWS = {
+    "superpixels": ("superpixels",),
+    "cams": ("cams",),
+    "refine": ("refine", "--boundary", "none"),
+    "CRF": ("refine", "--boundary", "crf", "--force"),  # keeps the refined CAMs and makes the masks again
+    MASKS: ("masks", "--boundary", "crf"),
+}
+"""Row -> command; `MASKS` makes what the rows above it make, in a work directory of its own."""
 
 
 def main() -> None:
-    """Time everything and print the table."""
+    """Run all rows and print a table for each recipe."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--count", type=int, default=24, help="photos, evenly spread over the split")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--recipe", nargs="+", default=["ssr", "clip-es"])
     arguments = parser.parse_args()
+    os.environ |= dict.fromkeys(THREADS, "1")
+    torch.set_num_threads(1)
     values, _ = read_config(arguments.config)
-    with tempfile.TemporaryDirectory() as folder:
-        base = Workspace(
-            work=Path(folder) / "work",
-            dataset_options=DatasetOptions.model_validate(build_options("dataset", values.get("dataset", {})).model_dump()),
-            clip=ClipOptions.model_validate(build_options("clip", values.get("clip", {})).model_dump()),
-            dino=DinoOptions.model_validate(build_options("dino", values.get("dino", {})).model_dump()),
-            run=RunOptions.model_validate(build_options("run", values.get("run", {})).model_dump()),
-        )
-        _report(_measure(base, arguments.count, arguments.rounds), base)
-
-
-class Clock(Silent):
-    """Times a stage from its first image to its last: loading the models is left out."""
-
-    seconds = 0.0
-
-    def start(self, title: str, total: int, done: int = 0) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
-
-    def finish(self) -> None:
-        """Stop it."""
-        self.seconds = time.perf_counter() - self._started
-
-
-def _measure(base: Workspace, count: int, rounds: int) -> tuple[dict[str, list[float]], int]:
-    samples = base.dataset.samples
-    chosen = [samples[i * len(samples) // count] for i in range(min(count, len(samples)))]
-    listed = base.work.parent / "ids.txt"
-    listed.write_text("".join(f"{sample.image_id}\n" for sample in chosen))
-    base = dataclasses.replace(base, dataset_options=base.dataset_options.model_copy(update={"split": str(listed)}))
-    device = resolve_device(base.run.device)
-    dtype = resolve_dtype(base.run.precision, device)
-    clip = ClipEncoder(build_clip(resolve_clip(base.clip.model, base.clip.pretrained)), device)
-    tower = clip.model.to(dtype)
-    dino_weights = resolve_dino(base.dino.model, base.dino.pretrained)
-    dino = DinoEncoder(dino_weights, device, dtype)
-    model = build_dino(dino_weights).to(device, dtype).eval()
-    images = [load_image(sample.image_path) for sample in chosen]
-    grids = [token_grid(image.height, image.width, clip.patch_size) for image in images]
-    clip_inputs = [
-        encoder_input(i, g, clip.patch_size, clip.mean, clip.std)[None].to(device, dtype)
-        for i, g in zip(images, grids, strict=True)
-    ]
-    dino_inputs = [
-        encoder_input(i, g, dino.patch_size, dino.mean, dino.std)[None].to(device, dtype)
-        for i, g in zip(images, grids, strict=True)
-    ]
-    positions = {grid: torch.nn.Parameter(clip.position_embedding(grid)[0].to(device, dtype), False) for grid in set(grids)}
-
-    @torch.inference_mode()
-    def bare_clip() -> None:
-        for pixels, grid in zip(clip_inputs, grids, strict=True):
-            tower.positional_embedding = positions[grid]
-            tower(pixels)
-        _wait(device)
-
-    @torch.inference_mode()
-    def bare_dino() -> None:
-        for pixels in dino_inputs:
-            model(pixels)
-        _wait(device)
-
-    clip_es, ssr = (
-        (CamsOptions(**read_recipe(name).get("cams", {})), RefineOptions(**read_recipe(name)["refine"]))
-        for name in ("clip-es", "ssr")
+    run = RunOptions.model_validate(build_options("run", values.get("run", {})).model_dump())
+    device = resolve_device(run.device)
+    workspace = Workspace(
+        work=Path(),
+        dataset_options=DatasetOptions.model_validate(build_options("dataset", values.get("dataset", {})).model_dump()),
+        clip=ClipOptions.model_validate(build_options("clip", values.get("clip", {})).model_dump()),
+        dino=DinoOptions.model_validate(build_options("dino", values.get("dino", {})).model_dump()),
+        run=run,
     )
-    superpixel_options = SuperpixelsOptions(**read_recipe("ssr")["superpixels"])
-
-    def fresh(name: str) -> Workspace:
-        return dataclasses.replace(base, work=base.work / name, force=True)
-
-    seconds: dict[str, list[float]] = {}
-
-    def timed(name: str, action: Callable[[Clock], object]) -> None:
-        clock = Clock()
-        start = time.perf_counter()
-        action(clock)
-        whole = time.perf_counter() - start
-        seconds.setdefault(name, []).append(clock.seconds or whole)
-
-    bare_clip()
-    bare_dino()
-    for number in range(rounds):
-        a, b = fresh(f"a{number}"), fresh(f"b{number}")
-        timed("bare CLIP tower", lambda _: bare_clip())
-        timed("bare DINO", lambda _: bare_dino())
-        timed("superpixels", lambda clock, b=b: superpixels.run(b, superpixel_options, clock))
-        timed("cams, clip-es", lambda clock, a=a: cams.run(a, clip_es[0], clock))
-        timed("cams, ssr", lambda clock, b=b: cams.run(b, ssr[0], clock))
-        timed("refine, clip-es", lambda clock, a=a: refine.run(a, clip_es[1], clock))
-        timed("refine, ssr", lambda clock, b=b: refine.run(b, ssr[1], clock))
-        timed("CRF alone", lambda clock, b=b: refine.run(b, ssr[1].model_copy(update={"boundary": "crf"}), clock))
-    return seconds, len(chosen)
+    samples = workspace.dataset.samples
+    chosen = [samples[i * len(samples) // arguments.count] for i in range(min(arguments.count, len(samples)))]
+    flags = ["--config", str(arguments.config), "--precision", arguments.precision, "--workers", "1"]
+    towers: Costs = defaultdict(list)
+    recipes: dict[str, Costs] = {recipe: defaultdict(list) for recipe in arguments.recipe}
+    for _ in range(arguments.rounds):
+        for row, seconds in bare_towers(workspace, chosen, device).items():
+            towers[row].append((seconds, 0.0))
+        for recipe, costs in recipes.items():
+            with tempfile.TemporaryDirectory() as folder:
+                for row, command in ROWS.items():
+                    if row == "superpixels" and recipe.startswith("clip-es"):
+                        continue
+                    place = "masks" if row == MASKS else "stages"
+                    options = [*flags, "--recipe", recipe]
+                    costs[row].append(of_a_photo([*command, *options], Path(folder) / place, chosen, device))
+    dtype = str(resolve_dtype(arguments.precision, device)).removeprefix("torch.")
+    print(f"{len(chosen)} photos, device {device}, {dtype}, one thread a process, {arguments.rounds} rounds")
+    report(towers, recipes)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def bare_towers(workspace: Workspace, chosen: Sequence[Sample], device: torch.device) -> dict[str, float]:
+    """Seconds a photo of the libraries' own forward passes, over decoded and resized photos."""
+    images = [load_image(sample.image_path) for sample in chosen]
+    seconds: dict[str, float] = {}
+    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+        clip = ClipEncoder(build_clip(resolve_clip(workspace.clip.model, workspace.clip.pretrained)), device)
+        dino_weights = resolve_dino(workspace.dino.model, workspace.dino.pretrained)
+        dino = DinoEncoder(dino_weights, device)
+        grids = [token_grid(image.height, image.width, clip.patch_size) for image in images]
+        tables = (
+            {grid: clip.tower.position_embedding(grid)[0].to(device, dtype) for grid in set(grids)}
+            if isinstance(clip.tower, OpenClipViT)
+            else {}
+        )
+        towers = {"CLIP": (clip, clip.model.to(dtype)), "DINO": (dino, build_dino(dino_weights).to(device, dtype).eval())}
+        for what, (encoder, model) in towers.items():
+            total = 0.0
+            for index, (image, grid) in enumerate([(images[0], grids[0]), *zip(images, grids, strict=True)]):
+                pixels = encoder_input(image, grid, encoder.patch_size, encoder.mean, encoder.std)[None].to(device, dtype)
+                if encoder is clip and tables:
+                    model.positional_embedding = torch.nn.Parameter(tables[grid], requires_grad=False)
+                start = _clock(device)
+                with torch.inference_mode():
+                    model(pixels)
+                total += _clock(device) - start if index else 0.0  # the first pass warms up
+            seconds[f"{what} tower, {name}"] = total / len(chosen)
+    return seconds
 
 
-def _report(measured: tuple[dict[str, list[float]], int], base: Workspace) -> None:
-    seconds, count = measured
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    clip, both = median["bare CLIP tower"], median["bare CLIP tower"] + median["bare DINO"]
-    against = {"cams, clip-es": clip, "cams, ssr": clip, "refine, clip-es": both, "refine, ssr": both}
-    threads = f"{torch.get_num_threads()} threads"
-    print(f"{count} photos, device {resolve_device(base.run.device)}, {threads}, precision {base.run.precision}\n")
-    print("| | seconds a photo | x bare |\n|---|---|---|")
-    for name, value in median.items():
-        what = "CLIP + DINO" if name.startswith("refine") else "CLIP"
-        ratio = f"{value / against[name]:.2f} ({what})" if name in against else ""
-        print(f"| {name} | {value / count:.3f} | {ratio} |")
-    print(f"\npeak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB", end="")
-    if torch.cuda.is_available():
-        print(f", of the GPU {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB", end="")
-    print("\nStages are timed from the first image to the last: decoding, stores and masks included, loading the models not.")
+def _clock(device: torch.device) -> float:
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def of_a_photo(command: list[str], work: Path, chosen: Sequence[Sample], device: torch.device) -> tuple[float, float]:
+    """Seconds a photo and GiB of a command."""
+    seconds = []
+    for count in (1, len(chosen)):
+        ids = work.with_name(f"{count}.txt")
+        ids.write_text("".join(f"{sample.image_id}\n" for sample in chosen[:count]))
+        run = [sys.executable, "-m", "ssr_cli", *command, "--split", str(ids), "--work", f"{work}-{count}"]
+        with tempfile.TemporaryFile("w+") as words:
+            start = time.perf_counter()
+            process = subprocess.Popen(run, stdout=words, stderr=words)
+            _, status, usage = os.wait4(process.pid, 0)  # counts the workers too, for the command has waited for them
+            wall = time.perf_counter() - start
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                words.seek(0)
+                raise SystemExit(f"{' '.join(run)} failed:\n{words.read()}")
+        seconds.append(wall if device.type == "cuda" else usage.ru_utime + usage.ru_stime)
+    return (seconds[1] - seconds[0]) / (len(chosen) - 1), usage.ru_maxrss / 2**20
+
+
+def report(towers: Costs, recipes: dict[str, Costs]) -> None:
+    """Print the tables."""
+    unit = statistics.median(seconds for seconds, _ in towers[UNIT])
+    print("\n| | seconds a photo | CLIP tower = 1 | GiB |\n|---|---|---|---|")
+    for row, rounds in towers.items():
+        _line(row, statistics.median(seconds for seconds, _ in rounds), unit, 0)
+    for recipe, costs in recipes.items():
+        median = {row: statistics.median(seconds for seconds, _ in rounds) for row, rounds in costs.items()}
+        memory = {row: max(held for _, held in rounds) for row, rounds in costs.items()}
+        for row in costs:
+            if row == MASKS:
+                alone = [other for other in costs if other != MASKS]
+                _line(f"{recipe}: these stages", sum(median[other] for other in alone), unit, max(memory[o] for o in alone))
+            _line(f"{recipe}: {row}", median[row], unit, memory[row])
+
+
+def _line(row: str, seconds: float, unit: float, memory: float) -> None:
+    print(f"| {row} | {seconds:.3f} | {seconds / unit:.2f} | {f'{memory:.2f}' if memory else ''} |")
 
 
 if __name__ == "__main__":
