@@ -126,7 +126,7 @@ def _columns(lines: Iterable[str], known: Container[str]) -> tuple[bool, tuple[s
     for line in lines:
         first, *rest = line.split()
         firsts.append(first)
-        if line in known:
+        if rest and line in known:
             return False, ()
         if rest and all(_NUMBER(word) for word in rest):
             numbers.update(map(int, rest))

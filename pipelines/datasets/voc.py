@@ -14,7 +14,7 @@ from pipelines.datasets.class_names import clean_class_name
 from pipelines.datasets.classes import VOC12, ClassList, load_class_list
 from pipelines.datasets.image_files import ImageFiles
 from pipelines.datasets.label_files import read_label_file, select_labels, understood
-from pipelines.datasets.names import check_image_id
+from pipelines.datasets.names import MAX_ID_BYTES, check_image_id
 from pipelines.datasets.splits import parse_split, read_regular, split_file
 from pipelines.errors import SsrError, UsageError
 from pipelines.options.sources import DatasetOptions
@@ -68,7 +68,8 @@ class _Annotated(Container[str]):
 
     def __contains__(self, image_id: object) -> bool:
         text = str(image_id)
-        return "/" not in text and "\\" not in text and (self._folder / f"{text}.xml").is_file()
+        safe = not {"/", "\\", "\0"} & set(text) and len(text.encode(errors="replace")) <= MAX_ID_BYTES
+        return safe and (self._folder / f"{text}.xml").is_file()
 
 
 def labels_from_xml(
