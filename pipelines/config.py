@@ -64,7 +64,7 @@ def _extra(section: str, key: str) -> dict[str, Any]:
     return extra if isinstance(extra, dict) else {}
 
 
-FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".txt", ".json", ".py"}
+FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".jit", ".txt", ".json", ".py"}
 """What makes a model, its weights or a split a file rather than a name."""
 
 

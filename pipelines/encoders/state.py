@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -10,31 +11,66 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipelines.encoders.torchscript import is_torchscript, read_torchscript
 from pipelines.encoders.weights_folder import first_line
 from pipelines.errors import SsrError, UsageError
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a file, on the CPU; only safetensors, or pickles that ``weights_only=True`` admits, are read.
+    """Named tensors of a file, on the CPU: safetensors, pickles that ``weights_only=True`` admits, or TorchScript archives.
+
+    Tables within tables, as checkpoints of trainings have them, are joined by ``.``; a lone ``state_dict`` is taken out.
 
     Raises:
         SsrError: A damaged file, or one of something else.
     """
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = _read(path)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise SsrError(f"cannot read weights {path}: {first_line(error)}", "bring an intact .safetensors") from error
     except Exception as error:  # pickle.UnpicklingError and friends: never fall back to an unsafe load
-        raise SsrError(f"{path} holds more than tensors and was not loaded", "convert it to .safetensors") from error
+        hint = "where its code is, load it and save model.state_dict() as .safetensors"
+        raise SsrError(f"{path} holds more than tensors and was not loaded: {_asks_for(error)}", hint) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    tensors = isinstance(state, dict) and {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+        others = [value for key, value in state.items() if key != "state_dict" and isinstance(value, dict)]
+        state = state if any(_flat(other) for other in others) else state["state_dict"]
+    tensors = _flat(state)
     if not tensors:
         raise SsrError(f"{path} is no dictionary of named tensors", "bring the model's state_dict as .safetensors")
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise SsrError(f"{path}: {name!r:.60} is no plain tensor", "bring an intact .safetensors")
     return tensors
+
+
+class _Arguments:
+    """Stands for the arguments of a training, which DINO's checkpoints hold beside the weights."""
+
+
+def _read(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if is_torchscript(path):
+        return read_torchscript(path)
+    with torch.serialization.safe_globals([(_Arguments, "argparse.Namespace")]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _asks_for(error: Exception) -> str:
+    """What a pickle asks for, of the many lines that torch says."""
+    asked = re.search(r"GLOBAL (\S+)|it asks for (\S+)", str(error))
+    return f"it asks for {asked[1] or asked[2]:.80}" if asked else first_line(error)
+
+
+def _flat(state: object, depth: int = 4) -> dict[str, Tensor]:
+    """Tensors by name, of tables within tables by names joined by ``.``."""
+    found: dict[str, Tensor] = {}
+    for key, value in state.items() if isinstance(state, dict) else ():
+        if isinstance(key, str) and isinstance(value, Tensor):
+            found[key] = value
+        elif isinstance(key, str) and isinstance(value, dict) and depth:
+            found |= {f"{key}.{name}": tensor for name, tensor in _flat(value, depth - 1).items()}
+    return found
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], model_name: str, path: Path, optional: Collection[str] = ()) -> None:

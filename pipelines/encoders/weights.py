@@ -27,6 +27,7 @@ from pipelines.encoders.model_config import (
 )
 from pipelines.encoders.state import load_state, read_state
 from pipelines.encoders.weights_folder import Release, clip_release, dino_known, dino_release, first_line, place_of
+from pipelines.encoders.wrapping import unwrapped
 from pipelines.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _is_file_name(pretrained: str) -> bool:
-    return Path(pretrained).suffix in {".safetensors", ".pt", ".pth", ".bin"} or "/" in pretrained
+    return Path(pretrained).suffix in {".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".jit"} or "/" in pretrained
 
 
 def _local(model: str, pretrained: str, flag: str) -> Weights:
@@ -195,9 +196,7 @@ def build_clip(weights: Weights) -> LoadedClip:
     for key, value in _normalisation(name, weights.pretrained).items():
         setattr(model.visual, f"image_{key}", value)
     model.logit_scale.data.fill_(torch.tensor(OPENAI_LOGIT_SCALE).log())
-    state = {k.removeprefix("module."): v for k, v in read_state(weights.path).items()}
-    if not any(k.startswith("visual.") for k in state):
-        state = {f"visual.{k}": v for k, v in state.items()}
+    state = _clip_state(model, weights.path)
     marker = state.get("visual.class_embedding")
     if marker is not None:
         fingerprint = hashlib.sha256(marker.flatten()[: 1 << 16].half().numpy().tobytes()).hexdigest()
@@ -215,6 +214,17 @@ def build_clip(weights: Weights) -> LoadedClip:
         optional={"logit_scale", "logit_bias", "attn_mask"} | (set() if has_text else text),
     )
     return LoadedClip(model, weights, has_text)
+
+
+def _clip_state(model: CLIP, path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a file under the names of a CLIP: of all of it, or of the image tower with or without ``visual.``."""
+    own = model.state_dict()
+    visual = [key for key in own if key.startswith("visual.")]
+    state = unwrapped(read_state(path), visual, path, "--clip-pretrained")
+    if not any(key.startswith("visual.") for key in state):
+        bare = [key.removeprefix("visual.") for key in visual]
+        state = {f"visual.{key}": value for key, value in unwrapped(state, bare, path, "--clip-pretrained").items()}
+    return state
 
 
 def _normalisation(name: str, tag: str) -> dict[str, Any]:
@@ -364,7 +374,7 @@ def build_dino(weights: Weights) -> nn.Module:
         raise (release.unavailable(error) if release else cannot_build(weights.model, error)) from error
     adapter = adapter_of(model, weights.name, "--dino-model")
     if path is not None:
-        state = read_state(path)
+        state = unwrapped(read_state(path), model.state_dict(), path, "--dino-pretrained")
         try:
             with redirect_stdout(None):  # timm prints what it leaves out
                 state = dict(adapter.convert(state, model)) if adapter.convert else state

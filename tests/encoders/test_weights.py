@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
 from pathlib import Path
@@ -209,9 +210,129 @@ def test_dino_file_with_a_classifier_of_its_own(tmp_path: Path, dino_file: Path,
 @pytest.mark.parametrize("name", ["norm.bias", "cls_token", "blocks.0.attn.qkv.weight", ""])
 def test_dino_file_that_lacks_tensors(tmp_path: Path, dino_file: Path, name: str) -> None:
     state = load_file(dino_file)
-    state = {n: t for n, t in state.items() if n != name} if name else {f"teacher.{n}": t for n, t in state.items()}
-    with pytest.raises(SsrError, match=name or "teacher|lacks|does not fit"):
+    state = {n: t for n, t in state.items() if n != name} if name else {f"x{n}": t for n, t in state.items()}
+    with pytest.raises(SsrError, match=name or "lacks|does not fit"):
         build_dino(resolve_dino("test_vit", str(_save(tmp_path / "w.safetensors", state))))
+
+
+# --- other wrapping and other names
+
+
+def _plus(prefix: str, state: State) -> State:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def _apart(state: State, packed: str, names: str) -> State:
+    """Queries, keys and values apart: ``packed`` is their name in one, ``names`` that of each."""
+    found: State = {}
+    for name, tensor in state.items():
+        head, mark, kind = name.rpartition(packed)
+        if mark:
+            for part, piece in zip(("q", "k", "v"), tensor.chunk(3), strict=True):
+                found[head + names.format(part, {"q": "query", "k": "key", "v": "value"}[part]) + kind] = piece.contiguous()
+        else:
+            found[name] = tensor
+    return found
+
+
+def _as_hugging_face_clip(state: State) -> State:
+    found: State = {}
+    for name, tensor in _apart(state, ".attn.in_proj_", ".self_attn.{0}_proj.").items():
+        tower = "vision_model" if name.startswith("visual.") else "text_model"
+        plain = name.removeprefix("visual.").replace("transformer.resblocks", "encoder.layers")
+        for ours, theirs in {
+            "ln_pre": "pre_layrnorm", "ln_post": "post_layernorm", "ln_final": "final_layer_norm", "ln_1": "layer_norm1",
+            "ln_2": "layer_norm2", "c_fc": "fc1", "c_proj": "fc2", "attn.out_proj": "self_attn.out_proj",
+            "conv1": "embeddings.patch_embedding", "class_embedding": "embeddings.class_embedding",
+            "positional_embedding": "embeddings.position_embedding.weight", "token_embedding": "embeddings.token_embedding",
+        }.items():  # fmt: skip
+            plain = plain.replace(ours, theirs) if f"self_{ours}" not in plain else plain
+        match plain:
+            case "proj" | "text_projection":
+                key = "visual_projection" if plain == "proj" else plain
+                found[f"{key}.weight"] = tensor.T.contiguous()
+            case "logit_scale" | "attn_mask":
+                found[plain] = tensor
+            case _:
+                found[f"{tower}.{plain}"] = tensor
+    return found
+
+
+def _as_hugging_face_vit(state: State) -> State:
+    found: State = {}
+    for name, tensor in _apart(state, ".attn.qkv.", ".attention.attention.{1}.").items():
+        for ours, theirs in {
+            "patch_embed.proj": "embeddings.patch_embeddings.projection", "pos_embed": "embeddings.position_embeddings",
+            "cls_token": "embeddings.cls_token", "blocks": "encoder.layer", "norm1": "layernorm_before",
+            "norm2": "layernorm_after", "attn.proj": "attention.output.dense", "mlp.fc1": "intermediate.dense",
+            "mlp.fc2": "output.dense", "norm.": "layernorm.",
+        }.items():  # fmt: skip
+            name = name.replace(ours, theirs)
+        found[name] = tensor
+    return found
+
+
+def _chunked(state: State) -> State:
+    return {re.sub(r"^blocks\.(\d+)\.", lambda found: f"blocks.0.{found[1]}.", name): tensor for name, tensor in state.items()}
+
+
+OTHER_FORMS = {
+    # how people have it: from the plain state
+    "a training": lambda state: {"model": state, "epoch": 3, "optimizer": {"state": {0: {"step": torch.ones(1)}}}},
+    "lightning": lambda state: {"state_dict": _plus("model.", state), "hyper_parameters": {"lr": 1.0}},
+    "compiled": lambda state: {"model": _plus("_orig_mod.", state)},
+    "compiled and parallel": lambda state: _plus("module._orig_mod.", state),
+    "an arguments' namespace": lambda state: {"net": state, "args": argparse.Namespace(lr=1)},
+    "of DINO": lambda state: {
+        "student": _plus("module.backbone.", {name: tensor + 1 for name, tensor in state.items()}),
+        "teacher": _plus("backbone.", state) | {"head.mlp.0.weight": torch.ones(2, 2)},
+    },
+}
+CLIP_FORMS = OTHER_FORMS | {
+    "Hugging Face": _as_hugging_face_clip,
+    "in a larger model": lambda s: _plus("image_encoder.", _bare(s)),
+}
+DINO_FORMS = OTHER_FORMS | {
+    "Hugging Face": _as_hugging_face_vit,
+    "Hugging Face, in a model": lambda state: _plus("vit.", _as_hugging_face_vit(state)),
+    "chunks of blocks": _chunked,
+}
+
+
+@pytest.mark.parametrize("form", CLIP_FORMS)
+def test_a_clip_in_another_form_has_the_numbers_of_the_plain_file(tmp_path: Path, clip_state: State, form: str) -> None:
+    torch.save(CLIP_FORMS[form](clip_state), tmp_path / "w.pt")
+    clip = _build(tmp_path / "w.pt")
+    own = clip.model.state_dict()
+    assert clip.has_text == (form != "in a larger model")
+    assert all(torch.equal(own[name], tensor) for name, tensor in clip_state.items() if clip.has_text or "visual." in name)
+
+
+@pytest.mark.parametrize("form", DINO_FORMS)
+def test_a_dino_in_another_form_has_the_numbers_of_the_plain_file(tmp_path: Path, dino_file: Path, form: str) -> None:
+    state = {name: tensor for name, tensor in load_file(dino_file).items() if not name.startswith("head.")}
+    torch.save(DINO_FORMS[form](state), tmp_path / "w.pth")
+    own = build_dino(resolve_dino("test_vit", str(tmp_path / "w.pth"))).state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in own.items())
+
+
+def test_two_models_in_one_file_are_named(tmp_path: Path, clip_state: State) -> None:
+    other = {name: tensor + 1 for name, tensor in clip_state.items()}
+    torch.save({"model": clip_state, "model_ema": other}, tmp_path / "w.pt")
+    with pytest.raises(UsageError, match=r"several models that fit, under 'model\.', 'model_ema\.' .*save one"):
+        _build(tmp_path / "w.pt")
+    torch.save({"backbone.layers.0.ln1.weight": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(UsageError, match=r"has mmpretrain's names \(backbone\.layers\.0\.ln1\.weight\)"):
+        _build(tmp_path / "w.pt")
+
+
+def test_a_torchscript_archive(tmp_path: Path, clip_state: State, clip_file: Path) -> None:
+    """As OpenAI releases its CLIPs; nothing of its code is run."""
+    model = _build(clip_file).model.visual.half()
+    inputs = torch.zeros(1, 3, 32, 32, dtype=torch.float16)
+    torch.jit.trace(model, inputs, check_trace=False).save(str(tmp_path / "ViT.pt"))
+    built = _build(tmp_path / "ViT.pt").model.state_dict()
+    assert all(torch.equal(built[name], tensor.half().float()) for name, tensor in _visual(clip_state).items())
 
 
 # --- the hub: see test_weights_folder.py
