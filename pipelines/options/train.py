@@ -97,7 +97,7 @@ class TrainOptions(Options):
     ] = (1, 2, 4, 8, 12, 24)
     par_scale: Annotated[
         float, Field(gt=0, le=1, description="PAR: image scale at which it runs, up to 1 (WeCLIP: 1, AFA: 0.5)")
-    ] = 1.0
+    ] = 0.5
     seed: Annotated[int, Field(ge=0, lt=1_000_000, description="random seed of weights, crops and dropout")] = 0
     save_every: Annotated[int, Field(ge=1, description="steps between two saved training states")] = 500
     resume: Annotated[Literal["auto", "never"], option("auto = continue a stopped training; never = train from the start")] = (
