@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pipelines.encoders.tower import Grid, Tail, walk
+from pipelines.encoders.tower import Grid, Tail, lowered, walk
 from pipelines.encoders.weights import LoadedClip
 from pipelines.ops.attention import OpenAttention
 
@@ -47,8 +47,8 @@ class ClipEncoder:
         clip: A loaded CLIP (see `pipelines.encoders.weights.build_clip`); its image tower is taken over, and changed if
             ``dtype`` is not fp32.
         device: Where to run.
-        dtype: Precision of all blocks but the last, which always runs in fp32: a softmax at scale 100 and its
-            gradient do not survive half precision.
+        dtype: Precision of all blocks but the last, and of the last one's matrix products. The rest is fp32: a softmax at
+            scale 100 and its gradient do not survive half precision.
 
     Raises:
         UsageError: No adapter opens this tower.
@@ -84,7 +84,7 @@ class ClipEncoder:
         Args:
             grid: ``ClipTokens.grid``: positions of some towers depend on it.
         """
-        return self.tower.tail(grid)
+        return lowered(self.tower.tail(grid), self.dtype)
 
     def opened(self, grid: Grid) -> tuple[OpenAttention, ...]:
         """The attention of every block, taken apart.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipelines.encoders.tower import Grid, Tail
 from pipelines.ops.attention import OpenAttention, attended_values, by_head, mean_attention, packed_heads
+from pipelines.ops.shifted_attention import shifted_attention
 
 
 def fits(model: nn.Module) -> bool:
@@ -116,7 +117,13 @@ def block_tail(block: Any, ln_post: Callable[[Tensor], Tensor], projection: Tens
         value = F.linear(activation, attn.in_proj_weight[2 * width :], attn.in_proj_bias[2 * width :])  # (..., N, D)
         return cast("Tensor", attn.out_proj(value))
 
-    return Tail(OpenClipViT.prefix, block.ln_1, output, value_tokens, lambda tokens: ln_post(tokens) @ projection)
+    def shifted(tokens_cls: Tensor, activation: Tensor, shift: Tensor) -> Tensor:
+        attn = block.attn
+        of_all = F.linear(shift, attn.in_proj_weight)  # (B, 3 D)
+        attended = shifted_attention(*_projected(attn, activation), of_all, attn.num_heads, OpenClipViT.prefix)  # (B, T, D)
+        return _behind_attention(block, tokens_cls, attended)
+
+    return Tail(OpenClipViT.prefix, block.ln_1, output, value_tokens, lambda tokens: ln_post(tokens) @ projection, shifted)
 
 
 def _projected(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ tokens (CLS, registers) stand and how queries, keys and values are packed stands
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -30,6 +30,9 @@ class Tail:
             separate so that a gradient can be taken with respect to the second.
         value_tokens: Values of the normalised input behind the attention's output projection, ``(..., N, D)`` of the same.
         project: Tokens ``(..., N, D)`` into the joint space, ``(..., N, E)``, not L2-normalised.
+        shifted: ``output`` of an activation whose patches are moved by a third argument, a shift ``(B, D)`` that is 0; its
+            gradient by the shift takes less time than that of ``output``. None: there is no such way.
+        lowered: Matrix products run in half precision (`lowered`).
     """
 
     prefix: int
@@ -37,34 +40,75 @@ class Tail:
     output: Callable[[Tensor, Tensor], Tensor]
     value_tokens: Callable[[Tensor], Tensor]
     project: Callable[[Tensor], Tensor]
+    shifted: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    lowered: bool = False
 
     def patches(self, tokens_cls: Tensor) -> Tensor:
         """Drop the prefix: ``(..., P + N, D)`` to ``(..., N, D)``."""
         return tokens_cls[..., self.prefix :, :]
 
-    def features(self, tokens_cls: Tensor, activation: Tensor) -> Tensor:
+    def features(self, tokens_cls: Tensor, activation: Tensor, shift: Tensor | None = None) -> Tensor:
         """Projected patches of the block's output.
 
         Args:
             tokens_cls: Block input ``(B, P + N, D)``.
             activation: ``normalise(tokens_cls)``.
+            shift: ``(B, D)`` of zeros, added to the activation of all patches, for a gradient by it.
 
         Returns:
             ``(B, N, E)``, not L2-normalised.
         """
-        return self.project(self.patches(self.output(tokens_cls, activation)))  # (B, N, E)
+        if shift is not None and self.shifted is not None:
+            output = self.shifted(tokens_cls, activation, shift)  # (B, P + N, D)
+        else:
+            output = self.output(tokens_cls, self._moved(activation, shift))
+        return self.project(self.patches(output))  # (B, N, E)
 
-    def value_features(self, tokens_cls: Tensor, activation: Tensor) -> Tensor:
+    def value_features(self, tokens_cls: Tensor, activation: Tensor, shift: Tensor | None = None) -> Tensor:
         """Like `features`, but the value path alone: no attention, no residual, no MLP.
 
         Args:
             tokens_cls: Not used; stands where `features` has it.
             activation: ``normalise(tokens_cls)``, ``(B, P + N, D)``.
+            shift: As for `features`.
 
         Returns:
             ``(B, N, E)``, not L2-normalised.
         """
-        return self.project(self.value_tokens(self.patches(activation)))  # (B, N, E)
+        return self.project(self.value_tokens(self.patches(self._moved(activation, shift))))  # (B, N, E)
+
+    def _moved(self, activation: Tensor, shift: Tensor | None) -> Tensor:
+        if shift is None:
+            return activation
+        moved = self.patches(activation) + shift.unsqueeze(1)  # (B, N, D)
+        return torch.cat([activation[:, : self.prefix], moved], dim=1)  # (B, P + N, D)
+
+
+def lowered(tail: Tail, dtype: torch.dtype) -> Tail:
+    """A tail whose matrix products run in half precision; LayerNorms, residual sums and results stay in fp32.
+
+    Args:
+        tail: In fp32.
+        dtype: Of the products; fp32 leaves the tail as it is.
+    """
+    if dtype == torch.float32:
+        return tail
+
+    def low(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*tensors: Tensor) -> Tensor:
+            with torch.autocast(tensors[0].device.type, dtype):
+                return call(*tensors).float()
+
+        return run
+
+    return replace(
+        tail,
+        output=low(tail.output),
+        value_tokens=low(tail.value_tokens),
+        project=low(tail.project),
+        shifted=None if tail.shifted is None else low(tail.shifted),
+        lowered=True,
+    )
 
 
 class VisionTower(Protocol):

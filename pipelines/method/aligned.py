@@ -94,7 +94,9 @@ def gradcam(evidence: Evidence, options: CamsOptions) -> Tensor:
         tail, tokens_cls = evidence.tail, evidence.tokens_cls
         present, targets = softmax_entries(evidence.labels, text.classes, len(text.all), tokens_cls.device)
         features = _features_of(tail, alignment.features)
-        return softmax_gradcam(tokens_cls, tail.normalise, features, tail.patches, alignment.logits, present, targets, relu)
+        return softmax_gradcam(
+            tokens_cls, tail.normalise, features, tail.patches, alignment.logits, present, targets, relu, tail.lowered
+        )
     tokens = head_features(evidence.tokens_cls, evidence.tail, alignment.features)  # (B, N, E)
     maps = [
         head_gradcam(

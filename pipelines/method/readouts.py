@@ -24,7 +24,9 @@ def gradcam(evidence: Evidence, options: CamsOptions) -> Tensor:
     text, tail = evidence.text, evidence.tail
     present, targets = softmax_entries(evidence.labels, text.classes, len(text.all), evidence.tokens_cls.device)
     logits = cosine_logits(text.all, text.logit_scale)
-    return softmax_gradcam(evidence.tokens_cls, tail.normalise, tail.features, tail.patches, logits, present, targets)
+    return softmax_gradcam(
+        evidence.tokens_cls, tail.normalise, tail.features, tail.patches, logits, present, targets, by_shift=tail.lowered
+    )
 
 
 @torch.inference_mode()

@@ -29,8 +29,8 @@ def cosine_logits(text: Tensor, logit_scale: float) -> Logits:
     return lambda features: logit_scale * F.normalize(features, dim=-1) @ text.T  # (B, M)
 
 
-Features = Callable[[Tensor, Tensor], Tensor]
-"""Block input and ``ln_1`` output, both ``(B, T, D)`` -> patch features ``(B, N, E)``."""
+Features = Callable[..., Tensor]
+"""Block input and ``ln_1`` output, both ``(B, T, D)``, to patch features ``(B, N, E)``; a shift ``(B, D)`` may stand third."""
 
 
 def softmax_gradcam(
@@ -42,6 +42,7 @@ def softmax_gradcam(
     present: Tensor,
     targets: Tensor | None = None,
     relu: bool = True,
+    by_shift: bool = False,
 ) -> Tensor:
     """GradCAM of softmax probabilities for every present class.
 
@@ -54,6 +55,8 @@ def softmax_gradcam(
         present: ``(B, M)`` bool: the entries that take part in each image's softmax (its classes and all background words).
         targets: ``(B, M)`` bool, a part of ``present``: the entries whose maps are wanted. All present ones by default.
         relu: Cut the negative part of the maps off, as the papers do.
+        by_shift: Take the gradient by a shift of all patches, which is the same up to rounding and may take less time
+            (`pipelines.ops.shifted_attention`).
 
     Returns:
         ``(T, N)`` fp32, not normalised: image by image, targets in ascending order of their column.
@@ -65,18 +68,24 @@ def softmax_gradcam(
         return tokens_cls.new_zeros(0, patches(tokens_cls).shape[1])
     with torch.inference_mode(False), torch.enable_grad():
         tokens_cls = tokens_cls.detach().clone()  # tokens made under inference mode may not enter autograd
-        activation = normalise(tokens_cls).detach().requires_grad_()  # (B, T, D)
-        pooled = features(tokens_cls, activation).mean(dim=1)  # (B, E)
+        activation = normalise(tokens_cls).detach()  # (B, T, D)
+        if by_shift:
+            leaf = activation.new_zeros(activation.shape[0], activation.shape[2]).requires_grad_()  # (B, D)
+            pooled = features(tokens_cls, activation, leaf).mean(dim=1)  # (B, E)
+        else:
+            leaf = activation.requires_grad_()  # (B, T, D)
+            pooled = features(tokens_cls, leaf).mean(dim=1)  # (B, E)
         scores = logits(pooled).masked_fill(~present, float("-inf"))  # (B, M)
         probabilities = scores.softmax(dim=-1)  # (B, M)
         # Slot s asks for the s-th target of every image: the number of backward passes in the batch is the largest count.
         rank = targets.cumsum(dim=1) - 1  # (B, M)
         wanted = targets & (rank == torch.arange(slots, device=rank.device).view(-1, 1, 1))  # (S, B, M)
         (gradient,) = torch.autograd.grad(
-            probabilities, activation, wanted.to(probabilities.dtype), is_grads_batched=True
-        )  # (S, B, T, D)
-    alpha = patches(gradient).mean(dim=2)  # (S, B, D)
-    maps = torch.einsum("sbd,bnd->bsn", alpha, patches(activation.detach()))  # (B, S, N)
+            probabilities, leaf, wanted.to(probabilities.dtype), is_grads_batched=True
+        )  # (S, B, T, D), by a shift (S, B, D)
+    read = patches(activation.detach())  # (B, N, D)
+    alpha = gradient / read.shape[1] if by_shift else patches(gradient).mean(dim=2)  # (S, B, D)
+    maps = torch.einsum("sbd,bnd->bsn", alpha, read)  # (B, S, N)
     filled = torch.arange(slots, device=counts.device) < counts.unsqueeze(1)  # (B, S)
     return maps[filled].relu() if relu else maps[filled]
 

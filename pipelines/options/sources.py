@@ -85,9 +85,7 @@ class RunOptions(Options):
     device: Annotated[str, option("auto, cpu, cuda or cuda:N")] = "auto"
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
-        option(
-            "precision of all encoder blocks but the last; auto = bf16 on a GPU or a CPU that has bf16 instructions, else fp32"
-        ),
+        option("precision of the frozen encoders; auto = bf16 on a GPU or a CPU that has bf16 instructions, else fp32"),
     ] = "auto"
     batch_size: Annotated[int, Field(ge=0, description="images per batch; 0 = 16 on a GPU, 1 on a CPU")] = 0
     workers: Annotated[

@@ -67,7 +67,7 @@ def test_cams(name: str, tiny_voc: TinyDataset, ssr: Ssr, tmp_path: Path) -> Non
             rows = torch.nn.functional.normalize(torch.randn(len(names), embed_dim(name)), dim=1)
             write_bank(tmp_path / f"{bank}.safetensors", TextBank(rows, tuple(names), name, "random", "{}"))
     banks = ("--text-bank", tmp_path / "voc.safetensors", "--background-bank", tmp_path / "background.safetensors")
-    words = ("--clip-model", config, "--clip-pretrained", weights, *banks, "--root", tiny_voc.root, "--device", "cpu")
+    words = ("--clip-model", config, "--clip-pretrained", weights, *banks, "--root", tiny_voc.root, "--precision", "fp32")
     ssr("cams", "voc", *words, "--work", tmp_path / "work", "--readout", "mix", "--superpixel-share", 0)
     cams = maps(tmp_path / "work/cams.h5")
     assert set(cams) == set(tiny_voc.ids)

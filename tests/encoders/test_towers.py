@@ -175,7 +175,14 @@ def test_gradcam_through_every_tail(forms: Path, name: str) -> None:
     assert maps.shape == (8, 15)
     assert (maps.std(dim=1) > 0).all()
     assert all(p.grad is None and not p.requires_grad for p in clip.model.parameters())
-    found = encoder(forms, name, torch.bfloat16).encode(pixels, (0, 1))
+    half = encoder(forms, name, torch.bfloat16)
+    low = half.tail(tokens.grid)
+    found = softmax_gradcam(
+        tokens.tokens_cls, low.normalise, low.features, low.patches, logits, present, relu=False, by_shift=True
+    )  # the same tokens: only the products differ
+    assert found.dtype == torch.float32
+    assert 0 < (found - maps).norm() < 0.1 * maps.norm()
+    found = half.encode(pixels, (0, 1))
     assert (found.tokens_cls.dtype, found.tokens_cls.shape[2]) == (torch.float32, clip.width)
     assert (found.tokens_cls - tokens.tokens_cls).norm() < 0.03 * tokens.tokens_cls.norm()
     assert found.attention is not None

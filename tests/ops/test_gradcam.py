@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import open_clip
@@ -184,3 +185,15 @@ def test_min_max_reaches_one_however_small() -> None:
 
 def test_min_max_of_no_maps() -> None:
     assert min_max(torch.zeros(0, 5)).shape == (0, 5)
+
+
+@pytest.mark.parametrize("values", [False, True])
+@pytest.mark.parametrize("own_way", [True, False])
+def test_by_a_shift(tokens: Tensor, last_block: LastBlock, values: bool, own_way: bool) -> None:
+    """The same maps from a gradient by one vector, whether a tail has a shorter way for it or not."""
+    tail = last_block.tail if own_way else replace(last_block.tail, shifted=None)
+    features = tail.value_features if values else tail.features
+    for logits in (_cosine(), _head()):
+        expected = torch.stack(_naive(tokens, last_block, logits, PRESENT, TARGETS, values))
+        actual = _maps(tokens, last_block, logits, PRESENT, TARGETS, features=features, relu=not values, by_shift=True)
+        _close(actual, expected)
