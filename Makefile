@@ -25,21 +25,24 @@ RETRAIN ?= no
 STEPS   ?= 300
 VAL     ?= $(if $(SAMPLE),val)
 
+# a value as one word of the shell, whatever is in it
+q       = '$(subst ','\'',$(1))'
+
 BIN    := $(VENV)/bin
 SSR    := $(BIN)/ssr
 SAMPLE := $(if $(CONFIG)$(DATASET),,$(or $(WORK),runs/sample))
-INPUT   = $(if $(DATASET),$(DATASET) $(if $(ROOT),--root $(ROOT)) $(if $(SPLIT),--split $(SPLIT)) $(if $(CONFIG),--config $(CONFIG)),--config $(or $(CONFIG),$(SAMPLE)/sample.toml))
-ARGS    = $(INPUT) $(if $(WORK),--work $(WORK)) $(if $(RECIPE),--recipe $(RECIPE))
-CLIP_FLAG = $(if $(CLIP),--clip-pretrained $(CLIP))
-FLAGS   = $(CLIP_FLAG) $(if $(DINO),--dino-pretrained $(DINO))
+INPUT   = $(if $(DATASET),$(DATASET) $(if $(ROOT),--root $(call q,$(ROOT))) $(if $(SPLIT),--split $(call q,$(SPLIT))) $(if $(CONFIG),--config $(call q,$(CONFIG))),--config $(call q,$(or $(CONFIG),$(SAMPLE)/sample.toml)))
+ARGS    = $(INPUT) $(if $(WORK),--work $(call q,$(WORK))) $(if $(RECIPE),--recipe $(RECIPE))
+CLIP_FLAG = $(if $(CLIP),--clip-pretrained $(call q,$(CLIP)))
+FLAGS   = $(CLIP_FLAG) $(if $(DINO),--dino-pretrained $(call q,$(DINO)))
 # the CRF, or pixel-adaptive refinement where the CRF could not be built; a config of one's own decides for itself
 BOUNDARY_FLAG = $(if $(CONFIG),,--boundary auto)
-OWN_STEPS = $(or $(SAMPLE),$(if $(CONFIG),$(shell grep -s '^\[train\]' $(CONFIG))))
+OWN_STEPS = $(or $(SAMPLE),$(if $(CONFIG),$(shell grep -s '^\[train\]' $(call q,$(CONFIG)))))
 TRAIN_FLAGS = $(if $(OWN_STEPS),,--iterations $(STEPS)) $(if $(filter yes,$(ALIGN)),--ckpt auto) $(FLAGS)
-RETRAIN_FLAGS = $(if $(or $(SAMPLE),$(if $(CONFIG),$(shell grep -s '^\[retrain\]' $(CONFIG)))),,--schedule $(STEPS)) $(if $(DINO),--dino-pretrained $(DINO))
+RETRAIN_FLAGS = $(if $(or $(SAMPLE),$(if $(CONFIG),$(shell grep -s '^\[retrain\]' $(call q,$(CONFIG))))),,--schedule $(STEPS)) $(if $(DINO),--dino-pretrained $(call q,$(DINO)))
 PREDICT_FLAGS = $(CLIP_FLAG) $(BOUNDARY_FLAG)
 # says the command, runs it; exit code 3: done but for the bad images that --max-failures allows
-step    = @set -- $(1) $(ARGS) $(2); echo; echo "> ssr $$*"; $(SSR) "$$@" || [ $$? -eq 3 ]
+step    = @set -- $(1) $(ARGS) $(2); echo; printf '%s\n' $(call q,> ssr $(1) $(ARGS) $(2)); $(SSR) "$$@" || [ $$? -eq 3 ]
 scored  = $(if $(filter yes,$(EVAL)),$(call step,$(1),$(2)))
 
 # a file stays on one worker, in the order of tests/fixtures/lanes.py: the longest first
@@ -63,7 +66,7 @@ $(VENV)/.done: pyproject.toml
 	touch $@
 
 all: setup
-	$(if $(SAMPLE),$(SSR) sample --work $(SAMPLE))
+	$(if $(SAMPLE),$(SSR) sample --work $(call q,$(SAMPLE)))
 	$(call step,doctor,$(FLAGS))
 	$(call step,superpixels)
 	$(if $(filter yes,$(ALIGN)),$(call step,align,$(FLAGS)))
@@ -72,11 +75,11 @@ all: setup
 	$(call scored,eval masks)
 	$(if $(filter yes,$(TRAIN)),$(call step,train,$(TRAIN_FLAGS)))
 	$(if $(filter yes,$(TRAIN)),$(call step,predict,$(PREDICT_FLAGS)))
-	$(if $(filter yes,$(TRAIN)),$(if $(VAL),$(call step,predict,$(PREDICT_FLAGS) --split $(VAL))))
-	$(if $(filter yes,$(TRAIN)),$(if $(VAL),$(call scored,eval predictions,--split $(VAL))))
+	$(if $(filter yes,$(TRAIN)),$(if $(VAL),$(call step,predict,$(PREDICT_FLAGS) --split $(call q,$(VAL)))))
+	$(if $(filter yes,$(TRAIN)),$(if $(VAL),$(call scored,eval predictions,--split $(call q,$(VAL)))))
 	$(if $(filter yes,$(RETRAIN)),$(call step,retrain,$(RETRAIN_FLAGS)))
-	$(if $(filter yes,$(RETRAIN)),$(call step,predict,--model retrained $(PREDICT_FLAGS) $(if $(VAL),--split $(VAL))))
-	$(if $(filter yes,$(RETRAIN)),$(call scored,eval retrained,$(if $(VAL),--split $(VAL))))
+	$(if $(filter yes,$(RETRAIN)),$(call step,predict,--model retrained $(PREDICT_FLAGS) $(if $(VAL),--split $(call q,$(VAL)))))
+	$(if $(filter yes,$(RETRAIN)),$(call scored,eval retrained,$(if $(VAL),--split $(call q,$(VAL)))))
 	$(call scored,ablation,$(FLAGS) $(BOUNDARY_FLAG))
 	$(call scored,eval ablation)
 	$(call step,report,$(if $(filter yes,$(EVAL)),--gt))
@@ -106,8 +109,8 @@ docs: setup
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
 bench: setup
-	@[ -n '$(CONFIG)' ] || { echo 'make bench needs CONFIG=my.toml' >&2; exit 2; }
-	$(BIN)/python benchmarks/speed.py --config $(CONFIG)
+	@[ -n $(call q,$(CONFIG)) ] || { echo 'make bench needs CONFIG=my.toml' >&2; exit 2; }
+	$(BIN)/python benchmarks/speed.py --config $(call q,$(CONFIG))
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

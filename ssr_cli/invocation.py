@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pipelines.config import FILE_SUFFIXES, SECTIONS, Values, build_options, read_config, read_recipe
+from pipelines.config import FILE_SUFFIXES, SECTIONS, Values, build_options, flag_of, read_config, read_recipe
 from pipelines.errors import UsageError
 from pipelines.options.scale import ScaleOptions
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, Options, RunOptions
@@ -116,6 +118,30 @@ class Invocation:
             config=self._remembered_config,
             shard=self.shard,
         )
+
+    def command(self, command: str, *sections: str, more: Sequence[str] = (), without: Collection[str] = ()) -> str:
+        """Another command on the same data, quoted for a shell: with the flags, the config and the work directory of this one.
+
+        Args:
+            command: ``ssr`` and its name.
+            *sections: Sections whose flags both commands have.
+            more: Further words.
+            without: Options whose flags are left out.
+        """
+        words: list[str] = []
+        for section in sections:
+            for key, value in self.flags.get(section, {}).items():
+                if key in without:
+                    continue
+                flag = flag_of(section, key)
+                if isinstance(value, bool):
+                    words.append(flag if value else f"--no-{flag[2:]}")
+                else:
+                    words += [str(value)] if not flag.startswith("--") else [flag, str(value)]
+        words += ["--config", str(self.config)] if self.config else []
+        words += ["--work", str(self.work)] if self.work_flag or not self.config else []
+        words += ["--recipe", self.recipe_flag] if self.recipe_flag else []
+        return " ".join([command, shlex.join([*words, *more])])
 
     @property
     def scale(self) -> ScaleOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,7 +80,7 @@ def _read_status(work: Path) -> WorkStatus | SsrError:
 def _next_command(work: Path, status: WorkStatus) -> str:
     sample = work / "sample.toml"
     if sample.is_file() and not any(output.total for output in status.outputs):  # the work directory has no config yet
-        return f"ssr superpixels --config {sample}"
+        return f"ssr superpixels --config {shlex.quote(str(sample))}"
     return status.next_command
 
 

@@ -43,7 +43,7 @@ def run_stage(
     workspace = replace(invocation.workspace, remembers=True)
     dataset = workspace.dataset  # opened first: a wrong --root must not be saved in the work directory
     refuse_other_dataset(workspace)
-    for words in (*dataset.understood, *dataset.passed_over):
+    for words in (*dataset.understood, *dataset.passed_over, *dataset.classes.notes):
         err.print(f"[dim]{escape(words)}[/]")
     try:
         with ConsoleProgress() as progress, finishing_on_signals(print_from_signal) if graceful_stop else nullcontext():
@@ -94,6 +94,8 @@ def print_outcome(counts: Counts, work: Path, then: str | None, invocation: Invo
     Raises:
         typer.Exit: Code 3 if some images failed and the run went on without them.
     """
+    from pipelines.workdir.commands import command_for
+
     shard = invocation.shard
     if shard is None and os.environ.get("RANK", "0") != "0":  # only the first process of a training prints
         return
@@ -103,8 +105,9 @@ def print_outcome(counts: Counts, work: Path, then: str | None, invocation: Invo
     if shard is not None:
         if shard.index == 0:
             after = f"once all {shard.count} shards are done"
-            next_step(f"{then or 'ssr status'} --work {work}, or first ssr merge --work {work}, {after}")
+            first, merge = command_for(work, then or "ssr status"), command_for(work, "ssr merge")
+            next_step(f"{first}, or first {merge}, {after}")
     elif then is not None:
-        next_step(f"{then} --work {work}")
+        next_step(command_for(work, then))
     if counts.failed:
         raise typer.Exit(EXIT_PARTLY)

@@ -7,7 +7,7 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipelines.datasets.class_names import clean_class_name, split_names
+from pipelines.datasets.class_names import class_key, clean_class_name, split_names
 from pipelines.datasets.splits import read_regular
 from pipelines.errors import UsageError
 from pipelines.options.sources import Options
@@ -32,7 +32,8 @@ class ClassList:
     Args:
         names: Class names; the place in this tuple is the class index.
         prompts: What the text tower reads for each class.
-        background: Words that compete with the classes.
+        background: Words that compete with the classes. One that is a class's name, prompt or alias is left out: it would take
+            the pixels of the class.
         template: Sentence with one ``{}`` for the prompt or word.
         aliases: ``(alias, name)`` pairs that label files may use.
         supers: Name of each class's super-class, such as ``animal``; empty where none are named.
@@ -48,6 +49,8 @@ class ClassList:
     template: str = DEFAULT_TEMPLATE
     aliases: tuple[tuple[str, str], ...] = ()
     supers: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = field(default=(), init=False, compare=False)
+    """Background words that are classes."""
 
     def __post_init__(self) -> None:
         """Refuse what a label map or a label file could not hold."""
@@ -64,11 +67,22 @@ class ClassList:
                 raise UsageError(f"{name!r:.80} cannot be a class name: expected printable text without ';', not 'background'")
         if not all(text.strip() for text in (*self.prompts, *self.background)):
             raise UsageError("a prompt or background word is empty")
+        taken = {class_key(part) for text in (*known, *self.prompts) for part in (text, *text.split(","))}
+        left_out = tuple(word for word in self.background if class_key(word) in taken)
+        if left_out:
+            object.__setattr__(self, "left_out", left_out)
+            object.__setattr__(self, "background", tuple(word for word in self.background if word not in left_out))
         if self.supers and (len(self.supers) != len(self.names) or not all(text.strip() for text in self.supers)):
             lacking = next((name for name, text in zip(self.names, self.supers, strict=False) if not text.strip()), "?")
             raise UsageError(f"class {lacking!r:.80} has no super-class, others have: expected `super` for all or for none")
         if self.template.count("{}") != 1 or set("{}") & set(self.template.replace("{}", "")):
             raise UsageError(f"expected a template with one {{}}, found {self.template!r:.80}")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was changed in the words, for people."""
+        words = f"background words that are classes are left out: {', '.join(self.left_out)}"
+        return (words,) if self.left_out else ()
 
     @property
     def label_map_names(self) -> tuple[str, ...]:

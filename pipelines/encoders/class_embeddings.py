@@ -7,7 +7,7 @@ unless both banks are given (`TextEmbeddings`).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -120,7 +120,7 @@ def text_sources(clip: Weights, classes: ClassList, options: ClipOptions, supers
         of_classes = _in_class_order(read_bank(options.text_bank, clip.name), classes, str(options.text_bank))
         class_digest = _bytes_digest(of_classes)
     if options.background_bank:
-        background = read_bank(options.background_bank, clip.name)
+        background = _without(read_bank(options.background_bank, clip.name), classes)
         background_digest = _bytes_digest(background.embeddings)
     if of_classes is not None and background is not None:
         _check_widths(of_classes, background.embeddings)
@@ -134,6 +134,13 @@ def text_embeddings(clip: LoadedClip, classes: ClassList, options: ClipOptions) 
         UsageError: A class without embedding, a bank of another model, or neither bank nor text tower.
     """
     return text_sources(clip.weights, classes, options).embeddings(clip)
+
+
+def _without(bank: TextBank, classes: ClassList) -> TextBank:
+    """A bank of background words without those that are classes, as of `ClassList`."""
+    kept = replace(classes, background=bank.names).background
+    rows = [row for row, name in enumerate(bank.names) if name in kept]
+    return bank if len(rows) == len(bank.names) or not rows else replace(bank, embeddings=bank.embeddings[rows], names=kept)
 
 
 def _check_widths(of_classes: Tensor, background: Tensor) -> None:

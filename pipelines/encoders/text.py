@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,22 +112,54 @@ def encode_prompts(clip: LoadedClip, names: Sequence[str], prompts: Sequence[str
         template: Such as ``a clean origami {}.``
 
     Raises:
-        UsageError: The weights hold no text tower.
+        UsageError: The weights hold no text tower, or two prompts are one to it.
     """
     if not clip.has_text:
         raise UsageError(
             f"{clip.weights.pretrained} holds the image tower alone: class embeddings must come from a bank",
             "--text-bank and --background-bank",
         )
+    tokens = _tokenizer(clip)([template.format(prompt) for prompt in prompts])  # (M, L)
+    twins = _twins(tokens)
+    if twins is not None:
+        first, second = (names[index] for index in twins)
+        found = f"the prompts of {first!r:.60} and {second!r:.60} are the same up to the last of {tokens.shape[1]} tokens"
+        raise UsageError(f"CLIP cannot tell two words apart: {found}", "shorter prompts, or prompts that differ early")
+    embeddings = F.normalize(clip.model.encode_text(tokens).float(), dim=1)  # (M, D)
+    return TextBank(embeddings, tuple(names), clip.weights.name, clip.weights.pretrained, template)
+
+
+def token_counts(clip: LoadedClip, prompts: Sequence[str], template: str) -> tuple[list[int], int]:
+    """Tokens of each prompt in its template, and how many the text tower reads; empty where the tokenizer does not tell.
+
+    Raises:
+        SsrError: The tokenizer cannot be had.
+    """
+    tokenizer = _tokenizer(clip)
+    encode = getattr(tokenizer, "encode", None)
+    length = int(getattr(tokenizer, "context_length", 0) or 0)
+    if encode is None or not length:
+        return [], length
+    return [len(encode(template.format(prompt))) + 2 for prompt in prompts], length  # with start and end
+
+
+def _tokenizer(clip: LoadedClip) -> Any:
     import open_clip
 
     try:
-        tokenizer = open_clip.get_tokenizer(clip.weights.name)
+        return open_clip.get_tokenizer(clip.weights.name)
     except Exception as error:  # SigLIP's is a file on the hub, read by a library that may be missing
         raise SsrError(
             f"cannot have the tokenizer of {clip.weights.name}: {first_line(error)}",
             "pip install transformers and sentencepiece, or give --text-bank and --background-bank",
         ) from error
-    tokens = tokenizer([template.format(prompt) for prompt in prompts])  # (M, L)
-    embeddings = F.normalize(clip.model.encode_text(tokens).float(), dim=1)  # (M, D)
-    return TextBank(embeddings, tuple(names), clip.weights.name, clip.weights.pretrained, template)
+
+
+def _twins(tokens: Tensor) -> tuple[int, int] | None:
+    """The first two equal rows of ``(M, L)``, or None."""
+    seen: dict[bytes, int] = {}
+    for index, row in enumerate(tokens):
+        first = seen.setdefault(row.numpy().tobytes(), index)
+        if first != index:
+            return first, index
+    return None

@@ -11,12 +11,14 @@ from typing import Literal
 
 import torch
 
-from pipelines.datasets import Dataset
+from pipelines.datasets import ClassList, Dataset
 from pipelines.datasets.check import check_dataset
 from pipelines.datasets.image_files import unread_line
-from pipelines.encoders.class_embeddings import TextEmbeddings, text_embeddings
+from pipelines.encoders.class_embeddings import text_embeddings
 from pipelines.encoders.licences import dino_licence
+from pipelines.encoders.similar_words import EQUAL, NEAR, nearest_background, nearest_classes
 from pipelines.encoders.super_classes import super_classes
+from pipelines.encoders.text import token_counts
 from pipelines.encoders.weights import LoadedClip, build_clip, build_dino, resolve_clip, resolve_dino
 from pipelines.errors import SsrError
 from pipelines.evaluation.plausibility import Plausibility
@@ -67,10 +69,7 @@ def diagnose(workspace: Workspace, refine: RefineOptions, ground_truth: bool = F
             yield Finding("warning", "weights", licence)
     yield from _dataset(workspace, ground_truth)
     if clip:
-        text: list[TextEmbeddings] = []
-        yield from _attempt("text", lambda: _text(workspace, clip[0], text))
-        if text:
-            yield Finding("ok", "text", super_classes(workspace.dataset.classes, text[0].classes).described())
+        yield from _text(workspace, clip[0])
 
 
 def _attempt(topic: str, check: Callable[[], str]) -> Iterator[Finding]:
@@ -177,12 +176,33 @@ def _dino(workspace: Workspace) -> str:
     return f"DINO {weights.model} / {weights.pretrained}"
 
 
-def _text(workspace: Workspace, clip: LoadedClip, made: list[TextEmbeddings]) -> str:
-    text = text_embeddings(clip, workspace.dataset.classes, workspace.clip)
-    made.append(text)
-    nearest = (text.classes @ text.background.T).max(dim=1)  # (C,)
-    worst = int(nearest.values.argmax())
-    word = text.background_names[int(nearest.indices[worst])]
-    name = workspace.dataset.classes.names[worst]
-    similarity = float(nearest.values[worst])
-    return f"{len(text.classes)} classes, {len(text.background)} background words; nearest: {name} / {word} ({similarity:.2f})"
+def _text(workspace: Workspace, clip: LoadedClip) -> Iterator[Finding]:
+    try:
+        classes = workspace.dataset.classes
+        text = text_embeddings(clip, classes, workspace.clip)
+    except SsrError as error:
+        yield Finding("error", "text", str(error))
+        return
+    pairs = [nearest_background(text, classes.names), nearest_classes(text, classes.names)]
+    background, between = ("none" if pair is None else str(pair) for pair in pairs)
+    words = f"{len(text.classes)} classes, {len(text.background)} background words"
+    yield Finding("ok", "text", f"{words}; nearest: {background}; nearest classes: {between}")
+    for pair in pairs:
+        if pair is not None and pair.similarity >= NEAR:
+            level: Literal["warning", "error"] = "error" if pair.similarity >= EQUAL else "warning"
+            cure = "prompts that differ in more than one word" if pair is pairs[1] else "another background word, or none"
+            yield Finding(level, "text", f"CLIP {'cannot' if level == 'error' else 'can hardly'} tell apart {pair}: {cure}")
+    yield from _prompts(clip, classes, workspace)
+    yield Finding("ok", "text", super_classes(classes, text.classes).described())
+
+
+def _prompts(clip: LoadedClip, classes: ClassList, workspace: Workspace) -> Iterator[Finding]:
+    """Background words that were left out, and prompts that the text tower does not read to their end."""
+    for words in classes.notes:
+        yield Finding("warning", "text", words)
+    if not clip.has_text or workspace.clip.text_bank is not None:
+        return
+    counts, length = token_counts(clip, classes.prompts, classes.template)
+    long = [f"{name} {count}" for name, count in zip(classes.names, counts, strict=False) if count > length]
+    if long:
+        yield Finding("warning", "text", f"prompts of more than {length} tokens, whose end is not read: {_some(long)}")

@@ -32,6 +32,7 @@ from pipelines.stores.array_store import PATIENCE, ArrayReader, store_exists
 from pipelines.stores.image_arrays import read_cam
 from pipelines.stores.manifest import Manifest, read_manifest
 from pipelines.stores.one_writer import one_writer
+from pipelines.workdir.commands import command_for
 from pipelines.workdir.workspace import REPORTS, Workspace
 
 STAGE = "eval"
@@ -263,14 +264,16 @@ def _predictor(workspace: Workspace, what: str, powers: Sequence[float | None], 
     if what in {"cams", "refined"}:
         store = workspace.cams if what == "cams" else workspace.refined
         if not store_exists(store):
-            raise SsrError(f"no {what} in {workspace.work}", f"run `ssr {'cams' if what == 'cams' else 'refine'}` first")
+            command = command_for(workspace.work, "ssr cams" if what == "cams" else "ssr refine")
+            raise SsrError(f"no {what} in {workspace.work}", f"run `{command}` first")
         return _cam_predictor(stack.enter_context(ArrayReader(store)), what, [p for p in powers if p is not None])
     folder = workspace.masks if what == "masks" else Path(what)
     if not folder.is_dir():
         makers = {"predictions": "predict", "retrained": "predict --model retrained"}
         hint = "expected cams, refined, masks, predictions, retrained or a folder of PNGs"
         if what == "masks" or (folder.parent.name in makers and folder.parent.parent == workspace.work):
-            hint = f"run `ssr {makers.get(folder.parent.name, 'refine')}` first"
+            command = command_for(workspace.work, f"ssr {makers.get(folder.parent.name, 'refine')}")
+            hint = f"run `{command}` first"
         raise SsrError(f"nothing to score at {folder}", hint)
 
     def predict(sample: Sample, size: tuple[int, int]) -> dict[float | None, NDArray[np.uint8]]:

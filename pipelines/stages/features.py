@@ -36,6 +36,7 @@ from pipelines.options.stages import ShowOptions
 from pipelines.stores.array_store import ArrayReader
 from pipelines.stores.files import write_json
 from pipelines.stores.manifest import Manifest
+from pipelines.workdir.commands import command_for
 from pipelines.workdir.settings import input_digest
 from pipelines.workdir.workspace import Workspace
 
@@ -105,7 +106,7 @@ def run(workspace: Workspace, align: AlignOptions, show: ShowOptions, progress: 
     progress = progress or Silent()
     checkpoint = workspace.checkpoint
     if not checkpoint.is_file():
-        raise SsrError(f"no {checkpoint.name} in {workspace.work}", "run `ssr align` first")
+        raise SsrError(f"no {checkpoint.name} in {workspace.work}", f"run `{command_for(workspace.work, 'ssr align')}` first")
     inputs = input_digest(workspace.work / "align" / "tokens.h5", "ssr align")
     align = _as_trained(align, checkpoint, inputs)
     clip = build_clip(resolve_clip(workspace.clip.model, workspace.clip.pretrained))
@@ -201,7 +202,8 @@ def _pool(workspace: Workspace, heads: AlignmentHeads, power: float, progress: P
             photos += 1
         progress.finish()
     if not photos:
-        raise SsrError(f"{folder} holds patches of no photo of split {workspace.dataset.split}", "run `ssr align` first")
+        hint = f"run `{command_for(workspace.work, 'ssr align')}` first"
+        raise SsrError(f"{folder} holds patches of no photo of split {workspace.dataset.split}", hint)
     return _Pooled(torch.cat(before), torch.cat(after), torch.tensor(classes), photos, len(samples) - photos)
 
 

@@ -32,6 +32,7 @@ from pipelines.options.train import PredictOptions
 from pipelines.stores.array_store import store_exists
 from pipelines.stores.checkpoint import note_of
 from pipelines.stores.manifest import Manifest, digest
+from pipelines.workdir.commands import command_for
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.workspace import Workspace
 
@@ -159,7 +160,7 @@ def _model(workspace: Workspace, options: PredictOptions) -> Path:
         return options.model
     path, command = own[options.model.name]
     if not path.is_file():
-        raise UsageError(f"no model at {path}", f"run `{command}` first, or give --model FILE")
+        raise UsageError(f"no model at {path}", f"run `{command_for(workspace.work, command)}` first, or give --model FILE")
     return path
 
 

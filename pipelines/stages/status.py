@@ -10,6 +10,7 @@ from pipelines.evaluation.report import Report, read_report
 from pipelines.stores.array_store import ArrayReader, store_exists
 from pipelines.stores.manifest import Manifest, read_manifest
 from pipelines.stores.mask_store import written_masks
+from pipelines.workdir.commands import command_for
 from pipelines.workdir.memory import recall
 
 OUTPUTS = {
@@ -99,7 +100,7 @@ def status(work: Path) -> WorkStatus:
         recipe=str(memory.get("recipe") or "?"),
         outputs=outputs,
         reports=reports,
-        next_command=_next(work, outputs, reports) + f" --work {work}",
+        next_command=command_for(work, _next(work, outputs, reports)),
     )
 
 

@@ -36,4 +36,6 @@ def write_banks(dataset: DatasetOptions, clip: ClipOptions, target: Path) -> tup
 def _class_list(dataset: DatasetOptions) -> ClassList:
     if dataset.classes is not None:
         return load_class_list(dataset.classes)
+    if dataset.kind == "coco" and dataset.root is not None:  # an export has classes of its own
+        return load_dataset(dataset).classes
     return kind_of(dataset).class_list or load_dataset(dataset).classes

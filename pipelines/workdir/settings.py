@@ -19,6 +19,7 @@ from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.stores.array_reader import files_of
 from pipelines.stores.array_store import store_exists
 from pipelines.stores.manifest import read_manifest
+from pipelines.workdir.commands import command_for
 from pipelines.workdir.workspace import Workspace
 
 
@@ -30,9 +31,12 @@ def input_digest(output: Path, command: str) -> str:
     """
     manifest = read_manifest(output)
     if manifest is None and files_of(output):
-        raise SsrError(f"{output} has no manifest: what made it is not known", f"`{command} --force` starts it over")
+        raise SsrError(
+            f"{output} has no manifest: what made it is not known",
+            f"`{command_for(output.parent, command)} --force` starts it over",
+        )
     if manifest is None or not store_exists(output):  # killed before the first image: a manifest alone
-        raise SsrError(f"no {output.stem} in {output.parent}", f"run `{command}` first")
+        raise SsrError(f"no {output.stem} in {output.parent}", f"run `{command_for(output.parent, command)}` first")
     return manifest.options_digest
 
 

@@ -32,4 +32,4 @@ def command(
     if errors:
         out.print(f"[red]{errors} errors[/]: a run would fail")
         raise typer.Exit(1)
-    next_step(f"ssr superpixels --work {invocation.work}")
+    next_step(invocation.command("ssr superpixels", "dataset", "run"))

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pipelines.errors import UsageError
 from pipelines.options.stages import EvalOptions, RefineOptions
+from pipelines.workdir.commands import command_for
 from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, next_step, out
 from ssr_cli.invocation import Invocation
 from ssr_cli.parameters import command_with
@@ -52,11 +53,11 @@ def command(
         evaluations = launch(invocation, evaluate, invocation.workspace, what, options, power, progress=progress)
     if invocation.shard is not None:
         out.print(f"counts of shard {invocation.shard} are kept")
-        next_step(f"ssr merge --work {invocation.work}, once all {invocation.shard.count} shards are done")
+        next_step(f"{command_for(invocation.work, 'ssr merge')}, once all {invocation.shard.count} shards are done")
         return
     for evaluation in evaluations:
         print_evaluation(evaluation)
-    next_step(f"ssr show --work {invocation.work}")
+    next_step(command_for(invocation.work, "ssr show"))
     if evaluations[0].failed:
         err.print(f"[yellow]{evaluations[0].failed} images left out, listed in {invocation.work / 'failures.jsonl'}[/]")
         raise typer.Exit(EXIT_PARTLY)
@@ -79,7 +80,7 @@ def _ablation(invocation: Invocation, options: EvalOptions, power: float) -> Non
         before = report.miou
     out.print(table)
     _print_warnings(first)
-    next_step(f"ssr report --work {invocation.work}")
+    next_step(command_for(invocation.work, "ssr report"))
 
 
 def print_evaluation(evaluation: Evaluation) -> None:

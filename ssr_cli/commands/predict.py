@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 
 from rich.markup import escape
@@ -30,5 +31,5 @@ def command(invocation: Invocation) -> None:
     default = "retrained" if folder.parent == workspace.retrained.with_suffix("") else "predictions"
     what = default if options.output is None else str(folder)
     scored = truth is not None and truth.is_dir()
-    then = f"ssr eval {what} --split {workspace.dataset_options.split}" if scored else None
+    then = f"ssr eval {shlex.quote(what)} --split {shlex.quote(workspace.dataset_options.split)}" if scored else None
     print_outcome(counts, invocation.work, then, invocation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,4 +24,4 @@ def command(invocation: Invocation) -> None:
     with ConsoleProgress() as progress:
         sample.run(work, invocation.options("sample", SampleOptions), invocation.force, progress)
     out.print(f"images, labels and masks in [bold]{work / 'dataset'}[/], config [bold]{work / sample.CONFIG}[/]")
-    next_step(f"ssr superpixels --config {work / sample.CONFIG}")
+    next_step(f"ssr superpixels --config {shlex.quote(str(work / sample.CONFIG))}")

@@ -24,4 +24,5 @@ def command(
     dataset, clip = invocation.options("dataset", DatasetOptions), invocation.options("clip", ClipOptions)
     classes, background = write_banks(dataset, clip, target)
     out.print(f"{classes}\n{background}")
-    next_step(f"ssr cams --text-bank {classes} --background-bank {background}")
+    banks = "--text-bank", str(classes), "--background-bank", str(background)
+    next_step(invocation.command("ssr cams", "dataset", "clip", more=banks, without=("text_bank", "background_bank")))

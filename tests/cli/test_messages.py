@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def test_usage_errors_are_one_line_that_names_the_flag(ssr, tiny_voc, tmp_path, 
 )
 def test_missing_input_names_the_command_that_makes_it(ssr, tiny_voc, tmp_path, words, command):
     ran = ssr(*words, "--config", tiny_voc.config, "--work", tmp_path / "w", code=1)
-    assert f"`{command}`" in ran.err
+    assert f"`{command} --work {tmp_path / 'w'}`" in ran.err
 
 
 def test_work_that_cannot_be_a_folder(ssr, tiny_voc, tmp_path):
@@ -238,3 +239,42 @@ def test_a_class_without_ground_truth_is_named_beside_every_score(ssr, own_voc):
     ssr("report", *made)
     assert line in (work / "report.html").read_text()
     assert f"warning: {line}" in ssr("eval", "--compare", work, work).out
+
+
+@pytest.mark.parametrize("place", ["my photos & co", "it's #1; $(x)"])
+def test_printed_commands_run_as_they_are_printed(ssr, tiny_folder, tmp_path, place):
+    """From `doctor` to `show`, only by what is printed: `next:` lines, and commands in errors."""
+    root = Path(shutil.copytree(tiny_folder.root, tmp_path / place / "photos"))
+    config = tiny_folder.config.read_text().replace('root = "."\n', "")
+    (tmp_path / place / "models.toml").write_text(config)
+    made = ["folder", "--root", root, "--config", tmp_path / place / "models.toml", "--work", tmp_path / place / "runs"]
+    said = ssr("doctor", *made).out
+    commands = []
+    for _ in range(5):
+        command = next(line.removeprefix("next: ") for line in said.splitlines() if line.startswith("next: "))
+        commands.append(shlex.split(command)[1])
+        said = ssr(*shlex.split(command)[1:]).out
+    assert commands == ["superpixels", "cams", "refine", "eval", "show"]
+    shutil.rmtree(tmp_path / place / "runs")
+    failed = ssr("refine", *made, code=1).err
+    for expected in ("cams", "superpixels"):
+        command = shlex.split(failed[failed.index("`") + 1 : failed.rindex("`")])
+        assert command[1] == expected
+        failed = ssr(*command[1:], code=None).err
+
+
+def test_make_quotes_its_variables(tmp_path):
+    """What `make all` runs: each variable is one word, whatever is in it."""
+    root, work = "/data/my photos & co's", "runs/a  b"
+    words = ["make", "-n", "-o", "setup", "all", "DATASET=folder", f"ROOT={root}", f"WORK={work}", "CLIP=a b.pt", "VAL=v w"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    lines = [line for line in done.stdout.splitlines() if line.startswith("set -- ")]
+    assert len(lines) >= 7
+    for line in lines:
+        script = line.split("; echo;")[0] + "; printf '%s\\0' \"$@\""
+        found = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.split("\0")
+        assert found[found.index("--root") + 1] == root
+        assert found[found.index("--work") + 1] == work
+        shown = shlex.split(subprocess.run(["sh", "-c", line.split("; .venv")[0]], capture_output=True, text=True).stdout[1:])
+        assert shown[:2] == [">", "ssr"]
+        assert shown[2:] == found[:-1]

@@ -161,3 +161,15 @@ def test_palette_equals_the_devkit_loop() -> None:
     assert palette().dtype == np.uint8
     np.testing.assert_array_equal(palette(), twin)
     assert palette()[[0, 1, 15, 255]].tolist() == [[0, 0, 0], [128, 0, 0], [192, 128, 128], [224, 224, 192]]
+
+
+@pytest.mark.parametrize("classes", [VOC12, COCO14])
+def test_shipped_lists_keep_all_their_words(classes: ClassList) -> None:
+    assert classes.notes == ()
+
+
+def test_background_words_that_are_classes_are_left_out() -> None:
+    words = ("Tree", "road", "wall", "sea side", "kerb")
+    classes = ClassList(("tree", "way", "coast"), ("tree", "road,street", "coast"), words, aliases=(("sea-side", "coast"),))
+    assert classes.background == ("wall", "kerb")
+    assert classes.notes == ("background words that are classes are left out: Tree, road, sea side",)

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.encoders.text import TextBank, encode_prompts, read_bank, write_bank
+from pipelines.encoders.class_embeddings import TextEmbeddings
+from pipelines.encoders.similar_words import nearest_background, nearest_classes
+from pipelines.encoders.text import TextBank, encode_prompts, read_bank, token_counts, write_bank
 from pipelines.encoders.weights import LoadedClip
 from pipelines.errors import SsrError, UsageError
 
@@ -78,3 +80,21 @@ def test_a_tokenizer_that_cannot_be_had(tiny_clip: LoadedClip, monkeypatch: pyte
     monkeypatch.setattr(open_clip, "get_tokenizer", missing)
     with pytest.raises(SsrError, match=r"tokenizer of tiny-clip-quickgelu: No module named 'transformers' \(pip install"):
         encode_prompts(tiny_clip, ["a"], ["a"], "{}")
+
+
+def test_prompts_that_are_one_to_the_text_tower_are_refused(tiny_clip: LoadedClip) -> None:
+    """This tower reads 8 tokens."""
+    long = "a b c d e f g h"
+    with pytest.raises(UsageError, match=r"'cat' and 'dog' are the same up to the last of 8 tokens .*differ early"):
+        encode_prompts(tiny_clip, ["cat", "dog"], [f"{long} cat", f"{long} dog"], "{}")
+    counts, length = token_counts(tiny_clip, [f"{long} cat", "dog"], "{}")
+    assert (counts, length) == ([11, 3], 8)
+
+
+def test_the_nearest_words_are_found() -> None:
+    rows = F.normalize(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.1, 1.0, 0.0]]), dim=1)
+    text = TextEmbeddings(rows, F.normalize(torch.tensor([[1.0, 0.0, 0.2]]), dim=1), ("sky",), ("", ""))
+    assert str(nearest_background(text, ("a", "b", "c"))) == "a / sky (0.98)"
+    assert str(nearest_classes(text, ("a", "b", "c"))) == "c / b (1.00)"
+    assert nearest_classes(dataclasses.replace(text, classes=rows[:1]), ("a",)) is None
+    assert nearest_background(dataclasses.replace(text, background=rows[:0], background_names=()), ("a", "b", "c")) is None

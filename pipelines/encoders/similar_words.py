@@ -1,0 +1,52 @@
+"""Words that CLIP can hardly tell apart, or does not read to their end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipelines.encoders.class_embeddings import TextEmbeddings
+
+NEAR = 0.97
+"""Cosine similarity from which two words are pointed out: maps of such words hardly differ."""
+EQUAL = 0.9995
+"""The same from which they are one, up to rounding."""
+
+
+@dataclass(frozen=True)
+class WordPair:
+    """Two words and their cosine similarity."""
+
+    first: str
+    second: str
+    similarity: float
+
+    def __str__(self) -> str:
+        return f"{self.first} / {self.second} ({self.similarity:.2f})"
+
+
+def nearest_background(text: TextEmbeddings, names: Sequence[str]) -> WordPair | None:
+    """The class and the background word that are nearest; None without background words.
+
+    Args:
+        text: Embeddings of classes and background words.
+        names: Of the classes.
+    """
+    return _nearest(text.classes @ text.background.T, names, text.background_names)
+
+
+def nearest_classes(text: TextEmbeddings, names: Sequence[str]) -> WordPair | None:
+    """The two classes that are nearest; None of one class."""
+    similarity = text.classes @ text.classes.T  # (C, C)
+    return _nearest(similarity.masked_fill(torch.ones_like(similarity).triu().bool(), -2), names, names)
+
+
+def _nearest(similarity: Tensor, rows: Sequence[str], columns: Sequence[str]) -> WordPair | None:
+    """The largest entry of ``(R, C)``, with the names of its row and column."""
+    if not similarity.numel() or (rows is columns and len(rows) < 2):
+        return None
+    row, column = divmod(int(similarity.argmax()), similarity.shape[1])
+    return WordPair(rows[row], columns[column], float(similarity[row, column]))
