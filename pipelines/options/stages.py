@@ -132,7 +132,7 @@ class PropagationOptions(Options):
     cda_features: Annotated[
         Literal["output", "value"],
         option("patches that cda compares with the class names: output of CLIP's last block, or its value path"),
-    ] = "output"
+    ] = "value"
     cda_scale: Annotated[float, Field(gt=0, description="cda: factor of the cosines, scaled to [0, 1], in the softmax")] = 1.0
     cda_kappa: Annotated[
         float, Field(gt=0, description="cda: temperature in units of the photo's median divergence; lower is stricter")

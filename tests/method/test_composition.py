@@ -82,7 +82,7 @@ def entropy(p: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"cda_features": "value", "cda_scale": 3.0}, {"cda_product": "matrix", "cda_tau": 0.01}]
+    "values", [{}, {"cda_features": "output", "cda_scale": 3.0}, {"cda_product": "matrix", "cda_tau": 0.01}]
 )
 def test_class_distributions_weigh_the_affinity(values):
     """CD-CLIP's A_d = softmax((1 - JS) / tau) * A; classes and super-classes count, background words do not."""
