@@ -27,8 +27,8 @@ class AlignedText:
 
     Attributes:
         text: The projected embeddings; ``logit_scale`` is the scale of the cosines behind the heads.
-        class_weight: ``(C,)`` in [0, 1]: weight of the aligned CAM; ``n / (n + few_photos)`` for a class with n training
-            photos, 0 for a class whose training photos the heads do not rank first.
+        class_weight: ``(C,)`` in [0, 1], on the host: weight of the aligned CAM; ``n / (n + few_photos)`` for a class with n
+            training photos, 0 for a class whose training photos the heads do not rank first.
     """
 
     def __init__(self, alignment: Alignment, text: TextFeatures, options: CamsOptions) -> None:
@@ -36,11 +36,11 @@ class AlignedText:
         self.features = alignment.features
         self._plain, self._scale = text, options.aligned_scale
         self.project_text()
-        photos = alignment.class_photos.to(text.all.device, torch.float32)
+        photos = alignment.class_photos.float()
         weight = photos / (photos + options.few_photos).clamp_min(1e-9)  # (C,)
         if options.few_photos == 0:
             weight = torch.ones_like(weight)
-        self.class_weight = weight * (alignment.average_precision.to(weight.device) >= options.min_average_precision)
+        self.class_weight = weight * (alignment.average_precision >= options.min_average_precision)
 
     @torch.no_grad()
     def project_text(self) -> None:
@@ -55,7 +55,7 @@ class AlignedText:
         return self.text.logit_scale * F.normalize(self.heads.isa(features), dim=-1) @ self.text.all.T
 
     def weight(self, labels: tuple[tuple[int, ...], ...]) -> Tensor:
-        """`class_weight` of all (image, class) pairs, ``(T,)``."""
+        """`class_weight` of all (image, class) pairs, ``(T,)``, on the host."""
         return self.class_weight[[label for of_image in labels for label in of_image]]
 
 
@@ -80,11 +80,9 @@ def dense(evidence: Evidence, options: CamsOptions) -> Tensor:
     alignment, text = evidence.alignment, evidence.alignment.text
     tokens = head_features(evidence.tokens_cls, evidence.tail, alignment.features)  # (B, N, E)
     projected = F.normalize(alignment.heads.isa(tokens), dim=-1)  # (B, N, E)
-    maps: list[Tensor] = []
-    for index, labels in enumerate(evidence.labels):
-        features = F.normalize(_smoothed(projected[index], index, evidence, options), dim=-1)  # (N, E)
-        maps.append(text_probabilities(features, text.of(labels), len(labels), text.logit_scale))
-    return torch.cat(maps)
+    features = F.normalize(_smoothed(projected, evidence, options), dim=-1)  # (B, N, E)
+    words, absent = text.of(evidence.classes(text.all.device))  # (B, K + M, E), (B, K + M)
+    return evidence.flat(text_probabilities(features, words, max(evidence.counts), text.logit_scale, absent))
 
 
 def gradcam(evidence: Evidence, options: CamsOptions) -> Tensor:
@@ -92,19 +90,18 @@ def gradcam(evidence: Evidence, options: CamsOptions) -> Tensor:
     alignment, text, relu = evidence.alignment, evidence.alignment.text, options.aligned_relu
     if options.aligned_layer == "ln_1":  # as SSR writes it
         tail, tokens_cls = evidence.tail, evidence.tokens_cls
-        present, targets = softmax_entries(evidence.labels, text.classes, len(text.all), tokens_cls.device)
+        present, targets = softmax_entries(evidence.labels, text.classes, len(text.all))
         features = _features_of(tail, alignment.features)
         return softmax_gradcam(
             tokens_cls, tail.normalise, features, tail.patches, alignment.logits, present, targets, relu, tail.lowered
         )
     tokens = head_features(evidence.tokens_cls, evidence.tail, alignment.features)  # (B, N, E)
+    tokens, most = _smoothed(tokens, evidence, options), max(evidence.counts)  # (B, N, E)
+    words, _ = text.of(evidence.classes(text.all.device))  # (B, K + M, E)
     maps = [
-        head_gradcam(
-            _smoothed(tokens[index], index, evidence, options),
-            alignment.heads.isa, text.of(labels), len(labels), 1 / text.logit_scale, relu,
-        )
-        for index, labels in enumerate(evidence.labels)
-    ]  # fmt: skip
+        head_gradcam(of_image, alignment.heads.isa, torch.cat([own[:count], own[most:]]), count, 1 / text.logit_scale, relu)
+        for of_image, own, count in zip(tokens, words, evidence.counts, strict=True)
+    ]
     return torch.cat(maps)
 
 
@@ -118,9 +115,9 @@ def _features_of(tail: Tail, features: str) -> Features:
     return tail.value_features if features == "value" else tail.features
 
 
-def _smoothed(features: Tensor, index: int, evidence: Evidence, options: CamsOptions) -> Tensor:
+def _smoothed(features: Tensor, evidence: Evidence, options: CamsOptions) -> Tensor:
     share = options.aligned_superpixel_share
-    return smooth_over_superpixels(features, evidence.superpixels[index], share) if share else features
+    return smooth_over_superpixels(features, evidence.superpixels, share) if share else features
 
 
 def _needs(options: CamsOptions) -> Needs:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from pipelines.method.evidence import Evidence, Part, always
 from pipelines.ops import superpixel_mask
 from pipelines.ops.box_mask import box_mask
-from pipelines.ops.kmeans import kmeans
+from pipelines.ops.kmeans import kmeans, one_hot
 from pipelines.options.stages import RefineOptions
 
 ColumnMask = Callable[[Evidence, Tensor, RefineOptions], Tensor]
@@ -29,38 +28,29 @@ def token(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Tensor:
 
 def gate(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Tensor:
     """Patches whose superpixels are activated on average."""
-    return _by_image(
-        evidence,
-        maps,
-        lambda index, cam: superpixel_mask.superpixel_gate(cam, evidence.superpixels[index], options.mask_threshold),
-    )
+    cams = evidence.padded(maps)  # (B, K, N)
+    return evidence.flat(superpixel_mask.superpixel_gate(cams, evidence.superpixels, options.mask_threshold))
 
 
 def colour(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Tensor:
     """SGC as written: clusters of superpixels' colours that hold a share of the activation (SSR, Eq. 8 and 10)."""
-
-    def mask(index: int, cam: Tensor) -> Tensor:
-        clusters = kmeans(evidence.superpixel_colours[index], options.clusters)  # (S,)
-        membership = evidence.superpixels[index]  # (S, N)
-        return superpixel_mask.colour_mask(cam, membership, clusters, options.colour_high, options.mask_threshold)
-
-    return _by_image(evidence, maps, mask)
+    members = _clustered(evidence, evidence.superpixel_colours, options)  # (B, S, C)
+    cams, high = evidence.padded(maps), options.colour_high  # (B, K, N)
+    return evidence.flat(superpixel_mask.colour_mask(cams, evidence.superpixels, members, high, options.mask_threshold))
 
 
 def cluster(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Tensor:
     """Superpixels and their clusters in DINO's feature space, half the vote each."""
-
-    def mask(index: int, cam: Tensor) -> Tensor:
-        membership = evidence.superpixels[index]  # (S, N)
-        features = superpixel_mask.superpixel_features(evidence.dino_tokens[index], membership)  # (S, D)
-        return superpixel_mask.cluster_gate(cam, membership, kmeans(features, options.clusters), options.mask_threshold)
-
-    return _by_image(evidence, maps, mask)
+    features = superpixel_mask.superpixel_features(evidence.dino_tokens, evidence.superpixels)  # (B, S, D)
+    members = _clustered(evidence, features, options)  # (B, S, C)
+    cams = evidence.padded(maps)  # (B, K, N)
+    return evidence.flat(superpixel_mask.cluster_gate(cams, evidence.superpixels, members, options.mask_threshold))
 
 
-def _by_image(evidence: Evidence, maps: Tensor, mask: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """The masks ``(T, N)`` of all images with a class, of the index and the maps ``(K, N)`` of each."""
-    return torch.cat([mask(index, cam) if len(cam) else cam > 0 for index, cam in enumerate(evidence.by_image(maps))])
+def _clustered(evidence: Evidence, features: Tensor, options: RefineOptions) -> Tensor:
+    """Which superpixels are of which cluster, ``(B, S, C)``, of their features ``(B, S, F)``."""
+    valid = evidence.superpixels.sum(dim=-1) > 0  # (B, S): every superpixel has a share of some token
+    return one_hot(kmeans(features, options.clusters, valid), options.clusters)
 
 
 COLUMN_MASKS: dict[str, Part[ColumnMask, RefineOptions]] = {

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from pipelines.method.evidence import Evidence
 from pipelines.method.parts_in_use import affinity_filters_of, affinity_of, aligned_readout_of, column_masks_of, readout_of
 from pipelines.ops.affinity import propagate
 from pipelines.ops.mix import mix
 from pipelines.ops.scaling import min_max
+from pipelines.ops.transfer import sent
 from pipelines.options.stages import CamsOptions, RefineOptions
 
 
@@ -35,6 +35,7 @@ def initial_cams(evidence: Evidence, options: CamsOptions) -> Tensor:
     weight = evidence.alignment.weight(evidence.labels).unsqueeze(1)  # (T, 1)
     if bool((weight == 1).all()):
         return mix([(1, aligned)])
+    weight = sent(weight, aligned.device)
     return mix([(weight, aligned), (1 - weight, plain.call(evidence, options))])
 
 
@@ -58,12 +59,12 @@ def refined_cams(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Te
         affinity = part.call(evidence, affinity, options)  # (B, N, N)
     spread = propagate(
         affinity,
-        _padded(evidence, maps),
-        mask if mask is None else _padded(evidence, mask.to(maps.dtype)),
+        evidence.padded(maps),
+        mask if mask is None else evidence.padded(mask.to(maps.dtype)),
         options.power,
         options.mask_every_step,
     )  # (B, K, N)
-    spread = torch.cat([cams[:count] for cams, count in zip(spread, evidence.counts, strict=True)])  # (T, N)
+    spread = evidence.flat(spread)  # (T, N)
     if padding is None:
         return min_max(spread)
     lowest = spread.masked_fill(padding, float("inf")).amin(dim=-1, keepdim=True)  # (T, 1): padding is not the minimum
@@ -76,11 +77,6 @@ def column_mask(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Ten
     return torch.stack(masks).all(dim=0) if masks else None
 
 
-def _padded(evidence: Evidence, maps: Tensor) -> Tensor:
-    """``(T, N)`` -> ``(B, K, N)``, zero in the empty slots of images with fewer classes."""
-    return pad_sequence(list(evidence.by_image(maps)), batch_first=True)
-
-
 def _valid_of_maps(evidence: Evidence) -> Tensor:
-    counts = torch.tensor(evidence.counts, device=evidence.valid.device)
-    return evidence.valid.repeat_interleave(counts, dim=0)  # (T, N)
+    image = [index for index, count in enumerate(evidence.counts) for _ in range(count)]
+    return evidence.valid[sent(torch.tensor(image, dtype=torch.int64), evidence.valid.device)]  # (T, N)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from pipelines.datasets.base import Sample
 from pipelines.encoders.clip import ClipEncoder
@@ -22,6 +23,7 @@ from pipelines.method.aligned import AlignedText
 from pipelines.method.evidence import CLIP_NEEDS, DINO_NEEDS, Evidence, Grid, Needs, TextFeatures
 from pipelines.method.photo import Photo, View
 from pipelines.ops.superpixels import mean_lab, token_membership
+from pipelines.ops.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -176,17 +178,18 @@ class Encoders:
             dino = self.dino.encode(self._input(photos, view, dino=True), averaged)
             fields |= {"dino_tokens": dino.tokens, "dino_attention": dino.attention}
         if "superpixels" in self.needs:
-            memberships = [photo.superpixels[view.scale] for photo in photos]  # (S, N) each
+            membership = sent(pad_sequence([photo.superpixels[view.scale] for photo in photos], True), device)  # (B, S, N)
             if view.mirrored:
-                memberships = [one.view(-1, *grid).flip(-1).flatten(1) for one in memberships]
-            fields["superpixels"] = tuple(one.to(device) for one in memberships)
+                membership = membership.view(*membership.shape[:2], *grid).flip(-1).flatten(2)
+            fields["superpixels"] = membership
         if "superpixel_colours" in self.needs:
-            fields["superpixel_colours"] = tuple(photo.superpixel_colours for photo in photos)
+            colours = [torch.from_numpy(photo.superpixel_colours).float() for photo in photos]  # (S, 3) each
+            fields["superpixel_colours"] = sent(pad_sequence(colours, True), device)  # (B, S, 3)
         fields |= {"text": self.text, "alignment": self.alignment}
         labels = tuple(photo.sample.labels for photo in photos)
         return Evidence(grid, labels, **{name: value for name, value in fields.items() if value is not None})
 
-    @staticmethod
-    def _input(photos: Sequence[Photo], view: View, dino: bool = False) -> Tensor:
+    def _input(self, photos: Sequence[Photo], view: View, dino: bool = False) -> Tensor:
         images = torch.stack([(photo.dino_inputs if dino else photo.inputs)[view.scale] for photo in photos])
+        images = sent(images, self.clip.device)
         return images.flip(-1) if view.mirrored else images  # (B, 3, H', W')

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from pipelines.ops.transfer import sent
 
 if TYPE_CHECKING:
     from pipelines.encoders.tower import Tail
@@ -60,9 +61,18 @@ class TextFeatures:
     logit_scale: float
     supers: Tensor | None = None
 
-    def of(self, labels: tuple[int, ...]) -> Tensor:
-        """An image's classes, then all background words, ``(K + M, E)``."""
-        return torch.cat([self.all[list(labels)], self.all[self.classes :]])
+    def of(self, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Each image's classes, then all background words.
+
+        Args:
+            classes: ``(B, K)`` class indices, -1 in empty slots (`Evidence.classes`).
+
+        Returns:
+            Embeddings ``(B, K + M, E)``; ``(B, K + M)`` bool: the empty slots, which are no text.
+        """
+        background = torch.arange(self.classes, len(self.all), device=classes.device).expand(len(classes), -1)  # (B, M)
+        index = torch.cat([classes, background], dim=1)  # (B, K + M)
+        return self.all[index.clamp_min(0)], index < 0
 
 
 class Evidence:
@@ -80,8 +90,8 @@ class Evidence:
         clip_opened: The attention of each block, taken apart; comes with ``clip_inputs``.
         dino_tokens: Tokens that enter DINO's last block, ``(B, N, D)``.
         dino_attention: Mean attention of DINO's last blocks, ``(B, N, N)``.
-        superpixels: Share of each token in each superpixel, ``(S, N)`` an image.
-        superpixel_colours: Mean Lab colours, ``(S, 3)`` an image.
+        superpixels: Share of each token in each superpixel, ``(B, S, N)`` fp32; images with fewer superpixels end in zero rows.
+        superpixel_colours: Mean Lab colours, ``(B, S, 3)`` fp32.
         text: Class and background embeddings.
         alignment: The text behind the alignment heads, and the heads.
         valid: ``(B, N)`` bool, tokens that are photo and not padding; absent where there is no padding.
@@ -96,8 +106,8 @@ class Evidence:
     clip_opened: tuple[OpenAttention, ...]
     dino_tokens: Tensor
     dino_attention: Tensor
-    superpixels: tuple[Tensor, ...]
-    superpixel_colours: tuple[NDArray[np.float64], ...]
+    superpixels: Tensor
+    superpixel_colours: Tensor
     text: TextFeatures
     alignment: AlignedText
     valid: Tensor
@@ -125,6 +135,27 @@ class Evidence:
     def by_image(self, maps: Tensor) -> Iterator[Tensor]:
         """The maps ``(K, N)`` of each image, of ``(T, N)``."""
         return iter(torch.split(maps, self.counts))
+
+    def classes(self, device: torch.device) -> Tensor:
+        """``labels`` as a tensor ``(B, K)`` int64 on a device, -1 in the empty slots of images with fewer than K classes."""
+        rows = [torch.tensor(labels, dtype=torch.int64) for labels in self.labels]
+        return sent(pad_sequence(rows, batch_first=True, padding_value=-1), device)
+
+    def padded(self, maps: Tensor) -> Tensor:
+        """``(T, ...)`` -> ``(B, K, ...)``, zero in the empty slots of images with fewer than K classes."""
+        most = max(self.counts)
+        empty = maps.new_zeros(len(self.labels) * most, *maps.shape[1:])
+        return empty.index_copy(0, self._slots(maps.device), maps).view(len(self.labels), most, *maps.shape[1:])
+
+    def flat(self, maps: Tensor) -> Tensor:
+        """``(B, K, ...)`` -> ``(T, ...)``: what `padded` was made of."""
+        return maps.flatten(0, 1)[self._slots(maps.device)]
+
+    def _slots(self, device: torch.device) -> Tensor:
+        """Place of each (image, class) pair in ``(B * K,)``, ``(T,)``; the host knows the labels, so it asks no device."""
+        most = max(self.counts)
+        places = [image * most + rank for image, count in enumerate(self.counts) for rank in range(count)]
+        return sent(torch.tensor(places, dtype=torch.int64), device)
 
 
 Options = TypeVar("Options", contravariant=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from pipelines.method.affinity import attention_needs
 from pipelines.method.aligned import head_features
@@ -53,8 +52,7 @@ class OnlineLabels:
         """
         device, options = evidence.tokens_cls.device, self.options
         valid = torch.stack([crop.valid for crop in crops]).to(device)  # (B, S, S)
-        padded_labels = [torch.tensor(labels, dtype=torch.int64, device=device) for labels in evidence.labels]
-        classes = pad_sequence(padded_labels, batch_first=True, padding_value=-1)  # (B, K)
+        classes = evidence.classes(device)  # (B, K)
         cams = self.refined(crops, evidence, decoder_affinity)  # (B, K, N)
         scale = options.par_scale if options.par_iterations else 1.0
         size = scaled_size((valid.shape[1], valid.shape[2]), scale)
@@ -85,7 +83,7 @@ class OnlineLabels:
             filtered = filter_attention(evidence.clip_block_attention, decoder_affinity, difference, valid)  # (B, N, N)
             evidence = evidence.replacing(clip_attention=filtered)
         maps = refined_cams(evidence, initial_cams(evidence, self.cams), self.refine)  # (T, N)
-        return pad_sequence(list(evidence.by_image(maps)), batch_first=True)  # (B, K, N)
+        return evidence.padded(maps)  # (B, K, N)
 
     @staticmethod
     def valid_tokens(crops: Sequence[Crop]) -> Tensor:

@@ -22,7 +22,7 @@ Readout = Callable[[Evidence, CamsOptions], Tensor]
 def gradcam(evidence: Evidence, options: CamsOptions) -> Tensor:
     """Softmax-GradCAM at the output of the last block's first LayerNorm (CLIP-ES, Eq. 3-5), ``(T, N)``."""
     text, tail = evidence.text, evidence.tail
-    present, targets = softmax_entries(evidence.labels, text.classes, len(text.all), evidence.tokens_cls.device)
+    present, targets = softmax_entries(evidence.labels, text.classes, len(text.all))
     logits = cosine_logits(text.all, text.logit_scale)
     return softmax_gradcam(
         evidence.tokens_cls, tail.normalise, tail.features, tail.patches, logits, present, targets, by_shift=tail.lowered
@@ -34,14 +34,16 @@ def dense(evidence: Evidence, options: CamsOptions) -> Tensor:
     """Class probabilities of each patch's value vector, averaged inside superpixels (MaskCLIP, section 3.2), ``(T, N)``."""
     tail = evidence.tail
     values = tail.value_tokens(tail.normalise(tail.patches(evidence.tokens_cls)))  # (B, N, D)
-    maps: list[Tensor] = []
-    for index, labels in enumerate(evidence.labels):
-        value = values[index]  # (N, D)
-        if options.superpixel_share:
-            value = smooth_over_superpixels(value, evidence.superpixels[index], options.superpixel_share)
-        features = F.normalize(tail.project(value), dim=-1)  # (N, E)
-        maps.append(text_probabilities(features, evidence.text.of(labels), len(labels), options.dense_scale))
-    return torch.cat(maps)
+    if options.superpixel_share:
+        values = smooth_over_superpixels(values, evidence.superpixels, options.superpixel_share)
+    features = F.normalize(tail.project(values), dim=-1)  # (B, N, E)
+    return _probabilities(features, evidence, options)
+
+
+def _probabilities(features: Tensor, evidence: Evidence, options: CamsOptions) -> Tensor:
+    """Softmax of patch features ``(B, N, E)`` over each image's classes and the background words, ``(T, N)`` of the classes."""
+    words, absent = evidence.text.of(evidence.classes(features.device))  # (B, K + M, E), (B, K + M)
+    return evidence.flat(text_probabilities(features, words, max(evidence.counts), options.dense_scale, absent))
 
 
 def mixed(evidence: Evidence, options: CamsOptions) -> Tensor:
@@ -60,14 +62,14 @@ def excel(evidence: Evidence, options: CamsOptions) -> Tensor:
     features = static_calibration.normalised_over_tokens(features)
     pooled = features[:, 0] if tail.prefix else features.mean(dim=1)  # (B, E)
     names = static_calibration.distinct_names(pooled, evidence.text.all)  # (B, C + M, E)
-    images = zip(evidence.labels, names, tail.patches(features), strict=True)
-    return torch.cat([of_image[list(labels)] @ patches.T for labels, of_image, patches in images])
+    index = evidence.classes(names.device).clamp_min(0).unsqueeze(2).expand(-1, -1, names.shape[2])  # (B, K, E)
+    return evidence.flat(names.gather(1, index) @ tail.patches(features).transpose(1, 2))
 
 
 @torch.no_grad()
 def resclip(evidence: Evidence, options: CamsOptions) -> Tensor:
     """Class probabilities of patches behind ResCLIP's attention in the last block, ``(T, N)``."""
-    tail, opened, text = evidence.tail, evidence.clip_opened, evidence.text
+    tail, opened = evidence.tail, evidence.clip_opened
     _, key, value = opened[-1].projected(evidence.tokens_cls)  # (B, heads, P + N, d) each
     depth, share = len(opened), options.resclip_share
     middle = range(round(depth * 5 / 12), round(depth * 9 / 12))  # blocks 6 to 9 of 12
@@ -80,16 +82,15 @@ def resclip(evidence: Evidence, options: CamsOptions) -> Tensor:
         own = (1 - share) * residual_attention.gathered(key, value, bias, factor)  # (B, heads, P + N, d)
         return F.normalize(tail.project(tail.patches(opened[-1].joined(2 * (own + residual)))), dim=-1)  # (B, N, E)
 
-    names = [text.of(labels) for labels in evidence.labels]
     found = features(near, 1.0)
     if options.resclip_feedback:
         feedback, factor = options.resclip_feedback, 2.2
-        first = [(of_image @ rows.T).argmax(dim=1) for of_image, rows in zip(found, names, strict=True)]  # (N,) each
-        regions = [own.clamp(max=len(labels)) for own, labels in zip(first, evidence.labels, strict=True)]  # one background
+        words, absent = evidence.text.of(evidence.classes(found.device))  # (B, K + M, E), (B, K + M)
+        cosines = (found @ words.transpose(1, 2)).masked_fill(absent.unsqueeze(1), float("-inf"))  # (B, N, K + M)
+        regions = cosines.argmax(dim=2).clamp(max=max(evidence.counts))  # (B, N): background words are one region
         alike = torch.stack([residual_attention.semantic_feedback(own, evidence.grid) for own in regions]).unsqueeze(1)
         found = features(near + factor * feedback * alike, factor * (1 - feedback))
-    images = zip(found, names, evidence.counts, strict=True)
-    return torch.cat([text_probabilities(of_image, rows, count, options.dense_scale) for of_image, rows, count in images])
+    return _probabilities(found, evidence, options)
 
 
 def dense_needs(options: CamsOptions) -> Needs:

@@ -14,27 +14,31 @@ def smooth_over_superpixels(tokens: Tensor, membership: Tensor, share: float) ->
     """Mix each token with the mean of its superpixels.
 
     Args:
-        tokens: ``(N, D)``.
-        membership: ``(S, N)``, columns sum to 1 (`pipelines.ops.superpixels.token_membership`).
+        tokens: ``(..., N, D)``.
+        membership: ``(..., S, N)``, columns sum to 1 (`pipelines.ops.superpixels.token_membership`); zero rows are padding.
         share: Share of the superpixels' mean in [0, 1].
 
     Returns:
-        ``(N, D)``.
+        ``(..., N, D)``.
     """
-    means = membership @ tokens / membership.sum(dim=1, keepdim=True).clamp_min(1e-6)  # (S, D)
-    return (1 - share) * tokens + share * (membership.T @ means)
+    means = membership @ tokens / membership.sum(dim=-1, keepdim=True).clamp_min(1e-6)  # (..., S, D)
+    return (1 - share) * tokens + share * (membership.transpose(-2, -1) @ means)
 
 
-def text_probabilities(features: Tensor, text: Tensor, targets: int, scale: float) -> Tensor:
+def text_probabilities(features: Tensor, text: Tensor, targets: int, scale: float, absent: Tensor | None = None) -> Tensor:
     """Softmax over scaled cosines to text.
 
     Args:
-        features: ``(N, E)``, L2-normalised.
-        text: ``(M, E)`` L2-normalised: the image's classes first, then the background words.
+        features: ``(..., N, E)``, L2-normalised.
+        text: ``(..., M, E)`` L2-normalised: the image's classes first, then the background words.
         targets: Number of classes at the head of ``text``.
         scale: Of the cosines.
+        absent: ``(..., M)`` bool: rows of ``text`` that are padding and take no part; None: all take part.
 
     Returns:
-        ``(targets, N)`` in [0, 1].
+        ``(..., targets, N)`` in [0, 1], 0 for a padded class.
     """
-    return (scale * features @ text.T).softmax(dim=-1)[:, :targets].T  # (targets, N)
+    logits = scale * features @ text.transpose(-2, -1)  # (..., N, M)
+    if absent is not None:
+        logits = logits.masked_fill(absent.unsqueeze(-2), float("-inf"))
+    return logits.softmax(dim=-1)[..., :targets].transpose(-2, -1)  # (..., targets, N)

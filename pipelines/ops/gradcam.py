@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipelines.ops.transfer import sent
+
 Logits = Callable[[Tensor], Tensor]
 """Pooled, projected image features ``(B, E)`` -> logits ``(B, M)``. Alignment heads plug in here."""
 
@@ -52,8 +54,10 @@ def softmax_gradcam(
         features: From the block's input and ``ln_1``'s output to the patch features that are pooled.
         patches: Drops the tokens that are no patches, ``(..., T, D)`` to ``(..., N, D)``.
         logits: From pooled image features to ``(B, M)`` logits.
-        present: ``(B, M)`` bool: the entries that take part in each image's softmax (its classes and all background words).
-        targets: ``(B, M)`` bool, a part of ``present``: the entries whose maps are wanted. All present ones by default.
+        present: ``(B, M)`` bool, on the host: the entries that take part in each image's softmax (its classes and all
+            background words).
+        targets: ``(B, M)`` bool, on the host, a part of ``present``: the entries whose maps are wanted. All present ones by
+            default.
         relu: Cut the negative part of the maps off, as the papers do.
         by_shift: Take the gradient by a shift of all patches, which is the same up to rounding and may take less time
             (`pipelines.ops.shifted_attention`).
@@ -62,7 +66,7 @@ def softmax_gradcam(
         ``(T, N)`` fp32, not normalised: image by image, targets in ascending order of their column.
     """
     targets = present if targets is None else targets
-    counts = targets.sum(dim=1)  # (B,)
+    counts, device = targets.sum(dim=1), tokens_cls.device  # (B,), on the host, which asks the device for nothing
     slots = int(counts.max()) if counts.numel() else 0
     if slots == 0:
         return tokens_cls.new_zeros(0, patches(tokens_cls).shape[1])
@@ -75,36 +79,36 @@ def softmax_gradcam(
         else:
             leaf = activation.requires_grad_()  # (B, T, D)
             pooled = features(tokens_cls, leaf).mean(dim=1)  # (B, E)
-        scores = logits(pooled).masked_fill(~present, float("-inf"))  # (B, M)
+        scores = logits(pooled).masked_fill(~sent(present, device), float("-inf"))  # (B, M)
         probabilities = scores.softmax(dim=-1)  # (B, M)
         # Slot s asks for the s-th target of every image: the number of backward passes in the batch is the largest count.
         rank = targets.cumsum(dim=1) - 1  # (B, M)
-        wanted = targets & (rank == torch.arange(slots, device=rank.device).view(-1, 1, 1))  # (S, B, M)
+        wanted = sent(targets & (rank == torch.arange(slots).view(-1, 1, 1)), device)  # (S, B, M)
         (gradient,) = torch.autograd.grad(
             probabilities, leaf, wanted.to(probabilities.dtype), is_grads_batched=True
         )  # (S, B, T, D), by a shift (S, B, D)
     read = patches(activation.detach())  # (B, N, D)
     alpha = gradient / read.shape[1] if by_shift else patches(gradient).mean(dim=2)  # (S, B, D)
     maps = torch.einsum("sbd,bnd->bsn", alpha, read)  # (B, S, N)
-    filled = torch.arange(slots, device=counts.device) < counts.unsqueeze(1)  # (B, S)
-    return maps[filled].relu() if relu else maps[filled]
+    filled = (torch.arange(slots) < counts.unsqueeze(1)).flatten().nonzero().squeeze(1)  # (T,) places in (B, S)
+    maps = maps.flatten(0, 1)[sent(filled, device)]  # (T, N)
+    return maps.relu() if relu else maps
 
 
-def softmax_entries(labels: Sequence[tuple[int, ...]], classes: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def softmax_entries(labels: Sequence[tuple[int, ...]], classes: int, count: int) -> tuple[Tensor, Tensor]:
     """Which text embeddings take part in each image's softmax, and whose maps are wanted.
 
     Args:
         labels: Class indices of each image.
         classes: Number of classes C; the other embeddings are background words.
         count: Number of embeddings C + M.
-        device: Of the result.
 
     Returns:
-        ``present`` and ``targets`` of `softmax_gradcam`, ``(B, C + M)`` bool.
+        ``present`` and ``targets`` of `softmax_gradcam`, ``(B, C + M)`` bool, on the host.
     """
     targets = torch.zeros(len(labels), count, dtype=torch.bool)
     for row, own in zip(targets, labels, strict=True):
         row[list(own)] = True
     present = targets.clone()
     present[:, classes:] = True
-    return present.to(device), targets.to(device)
+    return present, targets

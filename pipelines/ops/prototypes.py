@@ -39,20 +39,19 @@ def class_means(features: Tensor, classes: Tensor, count: int) -> tuple[Tensor, 
     return F.normalize(total, dim=1), torch.bincount(classes, minlength=count) > 0
 
 
-def kmeans_prototypes(features: Tensor, count: int, seed: int = 0) -> Clusters:
+def kmeans_prototypes(features: Tensor, count: int) -> Clusters:
     """k-means over one modality's features; centres are scaled to unit length.
 
     Args:
         features: ``(S, E)``, L2-normalised.
         count: Clusters wanted; fewer distinct features make fewer.
-        seed: Of k-means; equal seeds give equal clusters on one machine.
 
     Returns:
         ``min(count, distinct features)`` prototypes; an index into them for every sample.
     """
     features = features.detach()
-    index = torch.from_numpy(kmeans(features.cpu().numpy(), count, seed)).to(features.device)  # (S,)
-    return Clusters(class_means(features, index, int(index.max()) + 1)[0], index)
+    used, index = torch.unique(kmeans(features, count), return_inverse=True)  # (K,), (S,): no cluster without samples
+    return Clusters(class_means(features, index, len(used))[0], index)
 
 
 def purity(cluster: Tensor, classes: Tensor) -> float:

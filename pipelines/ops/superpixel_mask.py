@@ -12,9 +12,7 @@ c  v  | . # # . . . . # # . |
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -22,87 +20,83 @@ def superpixel_gate(cam: Tensor, membership: Tensor, threshold: float) -> Tensor
     """Keep patches whose superpixels are activated on average.
 
     Args:
-        cam: ``(K, N)`` in [0, 1].
-        membership: ``(S, N)``, columns sum to 1 (`pipelines.ops.superpixels.token_membership`).
+        cam: ``(..., K, N)`` in [0, 1].
+        membership: ``(..., S, N)``, columns sum to 1 (`pipelines.ops.superpixels.token_membership`); zero rows are padding.
         threshold: Mean activation that a patch's superpixels need.
 
     Returns:
-        ``(K, N)`` bool.
+        ``(..., K, N)`` bool.
     """
-    return _superpixel_mean(cam, membership) @ membership > threshold  # (K, N)
+    return _superpixel_mean(cam, membership) @ membership > threshold  # (..., K, N)
 
 
-def cluster_gate(cam: Tensor, membership: Tensor, cluster: NDArray[np.int64], threshold: float) -> Tensor:
+def cluster_gate(cam: Tensor, membership: Tensor, members: Tensor, threshold: float) -> Tensor:
     """Keep patches whose superpixels, and the clusters these belong to, are activated: half the vote each.
 
     The paper's SGC asks colour clusters, which span the whole photo. Clusters of superpixels in DINO's feature space follow
     objects, and the superpixels' own vote keeps a stray one from passing with its cluster.
 
     Args:
-        cam: ``(K, N)`` in [0, 1].
-        membership: ``(S, N)``, columns sum to 1.
-        cluster: ``(S,)`` cluster of each superpixel (`pipelines.ops.kmeans`).
+        cam: ``(..., K, N)`` in [0, 1].
+        membership: ``(..., S, N)``, columns sum to 1; zero rows are padding.
+        members: ``(..., S, C)``, 1 where a superpixel is of a cluster, else 0 (`pipelines.ops.kmeans.one_hot`).
         threshold: Mean activation that a patch needs.
 
     Returns:
-        ``(K, N)`` bool.
+        ``(..., K, N)`` bool.
     """
-    mean = _superpixel_mean(cam, membership)  # (K, S)
-    one_hot = torch.nn.functional.one_hot(torch.from_numpy(cluster)).to(membership)  # (S, C)
-    weight = one_hot * membership.sum(dim=1, keepdim=True)  # (S, C) area of each superpixel in its cluster
-    cluster_mean = mean @ weight / weight.sum(dim=0).clamp_min(1e-6)  # (K, C)
-    return (mean + cluster_mean @ one_hot.T) / 2 @ membership > threshold  # (K, N)
+    mean = _superpixel_mean(cam, membership)  # (..., K, S)
+    weight = members * membership.sum(dim=-1, keepdim=True)  # (..., S, C) area of each superpixel in its cluster
+    cluster_mean = mean @ weight / weight.sum(dim=-2, keepdim=True).clamp_min(1e-6)  # (..., K, C)
+    return (mean + cluster_mean @ members.transpose(-2, -1)) / 2 @ membership > threshold  # (..., K, N)
 
 
 def _superpixel_mean(values: Tensor, membership: Tensor) -> Tensor:
-    """Area-weighted mean over each superpixel, ``(K, S)`` of ``(K, N)``."""
-    return values @ membership.T / membership.sum(dim=1).clamp_min(1e-6)
+    """Area-weighted mean over each superpixel, ``(..., K, S)`` of ``(..., K, N)``."""
+    return values @ membership.transpose(-2, -1) / membership.sum(dim=-1).clamp_min(1e-6).unsqueeze(-2)
 
 
 def token_gate(cam: Tensor, threshold: float) -> Tensor:
     """The same on single patches: the control that says what superpixels add.
 
     Args:
-        cam: ``(K, N)`` in [0, 1].
+        cam: ``(..., N)`` in [0, 1].
         threshold: Activation that a patch needs.
 
     Returns:
-        ``(K, N)`` bool.
+        ``(..., N)`` bool.
     """
     return cam > threshold
 
 
-def superpixel_features(tokens: Tensor, membership: Tensor) -> NDArray[np.float32]:
+def superpixel_features(tokens: Tensor, membership: Tensor) -> Tensor:
     """Mean over each superpixel of centred, normalised tokens.
 
     Args:
-        tokens: ``(N, D)``.
-        membership: ``(S, N)``, columns sum to 1.
+        tokens: ``(..., N, D)``.
+        membership: ``(..., S, N)``, columns sum to 1; zero rows are padding.
 
     Returns:
-        ``(S, D)`` fp32.
+        ``(..., S, D)``, zero in padding.
     """
-    unit = torch.nn.functional.normalize(tokens - tokens.mean(dim=0), dim=1)  # (N, D)
-    pooled = _superpixel_mean(unit.T, membership).T  # (S, D)
-    features: NDArray[np.float32] = pooled.cpu().numpy()
-    return features
+    unit = torch.nn.functional.normalize(tokens - tokens.mean(dim=-2, keepdim=True), dim=-1)  # (..., N, D)
+    return _superpixel_mean(unit.transpose(-2, -1), membership).transpose(-2, -1)
 
 
-def colour_mask(cam: Tensor, membership: Tensor, cluster: NDArray[np.int64], high: float, share: float) -> Tensor:
+def colour_mask(cam: Tensor, membership: Tensor, members: Tensor, high: float, share: float) -> Tensor:
     """SGC to the letter: colour clusters that hold a share of the activation are target (SSR, Eq. 8 and 10).
 
     Args:
-        cam: ``(K, N)`` in [0, 1].
-        membership: ``(S, N)``, columns sum to 1.
-        cluster: ``(S,)`` cluster of each superpixel (`pipelines.ops.kmeans`).
+        cam: ``(..., K, N)`` in [0, 1].
+        membership: ``(..., S, N)``, columns sum to 1; zero rows are padding.
+        members: ``(..., S, C)``, 1 where a superpixel is of a cluster, else 0 (`pipelines.ops.kmeans.one_hot`).
         high: Activation from which a patch counts as high-confidence.
         share: Part of a class's activation that its high-confidence patches in a cluster must hold.
 
     Returns:
-        ``(K, N)`` bool: patches that lie in target clusters for the most part.
+        ``(..., K, N)`` bool: patches that lie in target clusters for the most part.
     """
-    one_hot = torch.nn.functional.one_hot(torch.from_numpy(cluster)).to(membership)  # (S, C)
-    in_cluster = one_hot.T @ membership  # (C, N)
-    confident = (cam * (cam > high)) @ in_cluster.T  # (K, C)
-    target = confident / cam.sum(dim=1, keepdim=True).clamp_min(1e-12) > share  # (K, C)
-    return target.to(membership) @ in_cluster > 0.5  # (K, N)
+    in_cluster = members.transpose(-2, -1) @ membership  # (..., C, N)
+    confident = (cam * (cam > high)) @ in_cluster.transpose(-2, -1)  # (..., K, C)
+    target = confident / cam.sum(dim=-1, keepdim=True).clamp_min(1e-12) > share  # (..., K, C)
+    return target.to(membership) @ in_cluster > 0.5  # (..., K, N)

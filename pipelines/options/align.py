@@ -65,9 +65,7 @@ class AlignOptions(Options):
     weight_decay: Annotated[float, Field(ge=0, description="weight decay of AdamW")] = 2e-3
     refresh: Annotated[int, Field(ge=0, description="steps between two updates of the prototypes; 0 = once per epoch")] = 0
     tokens: Annotated[int, Field(ge=2, description="patches per image that the training sees, sampled once")] = 256
-    seed: Annotated[
-        int, Field(ge=0, lt=1_000_000, description="random seed of the heads' weights, the batches and k-means")
-    ] = 0
+    seed: Annotated[int, Field(ge=0, lt=1_000_000, description="random seed of the heads' weights and the batches")] = 0
     resume: Annotated[
         Literal["auto", "never"],
         option("auto = continue a stopped training; never = train from the start, on the patches already sampled"),

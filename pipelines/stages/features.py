@@ -123,14 +123,14 @@ def run(workspace: Workspace, align: AlignOptions, show: ShowOptions, progress: 
     if align.prototypes == "class":
         plain = class_means(pooled.before, pooled.classes, len(classes.names))[0]  # (C, E)
     else:
-        plain = kmeans_prototypes(pooled.before, len(present), align.seed).prototypes  # (P, E)
+        plain = kmeans_prototypes(pooled.before, len(present)).prototypes  # (P, E)
     sides: list[FeaturePanel] = []
     separations: list[Separation] = []
     for title, features, own_words, prototypes in (
         ("before: plain CLIP", pooled.before, text.classes, plain),
         ("after: through the alignment heads", pooled.after, words, alignment.image_prototypes),
     ):
-        separation = _separation(features, pooled.classes, len(classes.names), align.seed)
+        separation = _separation(features, pooled.classes, len(classes.names))
         rows = (prototypes.norm(dim=1) > 0.5).nonzero()[:, 0]  # the row of a class without images is zero
         parts = [features[drawn], own_words[present], prototypes[rows]]
         dots, stars, crosses = _lay_out(parts, projection, align.seed)
@@ -218,8 +218,8 @@ def _tensor(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(array.astype(np.float32)).unsqueeze(0)
 
 
-def _separation(features: Tensor, classes: Tensor, count: int, seed: int) -> Separation:
-    clusters = kmeans_prototypes(features, len(torch.unique(classes)), seed)
+def _separation(features: Tensor, classes: Tensor, count: int) -> Separation:
+    clusters = kmeans_prototypes(features, len(torch.unique(classes)))
     within, between = spread(features, classes, count)
     return Separation(purity(clusters.index, classes), within, between)
 

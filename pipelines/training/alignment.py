@@ -148,8 +148,8 @@ class AlignmentTrainer:
             return
         words = self.words()[: self.class_count]  # (C, E)
         known = torch.unique(classes)
-        of_image = kmeans_prototypes(image, len(known), self.options.seed)
-        of_text = kmeans_prototypes(words[known], len(known), self.options.seed)
+        of_image = kmeans_prototypes(image, len(known))
+        of_text = kmeans_prototypes(words[known], len(known))
         text_clusters = torch.zeros(self.class_count, dtype=torch.int64, device=self.device)
         text_clusters[known] = of_text.index
         self.prototypes = Prototypes(of_image.prototypes, of_text.prototypes, text_clusters)
@@ -159,7 +159,7 @@ class AlignmentTrainer:
         """Purity and distances of the samples now; the mean loss since the last call."""
         classes = self.data.classes.to(self.device)
         image = self.image_features()
-        clusters = kmeans_prototypes(image, len(torch.unique(classes)), self.options.seed)
+        clusters = kmeans_prototypes(image, len(torch.unique(classes)))
         within, between = spread(image, classes, self.class_count)
         losses, self._losses = self._losses, []
         loss = sum(losses) / len(losses) if losses else None

@@ -31,7 +31,12 @@ def evidence(*labels: tuple[int, ...]) -> Evidence:
     clip, dino = (torch.rand(count, 12, 12, generator=draw).softmax(-1) for _ in range(2))
     tokens = torch.eye(12).expand(count, -1, -1)
     return Evidence(
-        (3, 4), labels, clip_attention=clip, dino_attention=dino, dino_tokens=tokens, superpixels=(torch.eye(12),) * count
+        (3, 4),
+        labels,
+        clip_attention=clip,
+        dino_attention=dino,
+        dino_tokens=tokens,
+        superpixels=torch.eye(12).expand(count, -1, -1),
     )
 
 
@@ -56,6 +61,28 @@ def test_refinement_is_the_written_formula(labels):
             spread = masked @ spread
         expected.append((spread - spread.min()) / (spread.max() - spread.min()))
     torch.testing.assert_close(refined_cams(batch, cam, SSR), torch.stack(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mask", ["gate", "cluster", "colour"])
+def test_the_mask_of_an_image_does_not_depend_on_its_batch(mask):
+    """Three images of 6, 3 and 5 superpixels and of 2, 0 and 1 classes, against each alone."""
+    options = changed(SSR, superpixel_mask=mask, clusters=3, mask_threshold=0.3 if mask != "colour" else 0.1)
+    labels, sizes, draw = ((0, 3), (), (5,)), (6, 3, 5), torch.Generator().manual_seed(2)
+    batch = evidence(*labels)
+    colours, tokens = torch.randn(3, 6, 3, generator=draw), torch.randn(3, 12, 4, generator=draw)
+    membership = torch.rand(3, 6, 12, generator=draw) ** 4 * (torch.arange(6) < torch.tensor(sizes).unsqueeze(1)).unsqueeze(2)
+    membership /= membership.sum(1, keepdim=True)
+    cam = maps_of(batch)
+    found = column_mask(batch.replacing(superpixels=membership, superpixel_colours=colours, dino_tokens=tokens), cam, options)
+    alone = []
+    for index, own in enumerate(batch.by_image(cam)):
+        fields = {"dino_tokens": tokens[[index]]} | {
+            name: values[[index], : sizes[index]]
+            for name, values in {"superpixels": membership, "superpixel_colours": colours}.items()
+        }
+        alone.append(column_mask(evidence(labels[index]).replacing(**fields), own, options))
+    assert torch.equal(found, torch.cat(alone))
+    assert 0 < found.sum() < found.numel()
 
 
 def test_masks_multiply():

@@ -152,7 +152,7 @@ def test_value_features(tokens: Tensor, last_block: LastBlock, logits: Logits) -
 def test_softmax_entries(
     labels: list[tuple[int, ...]], classes: int, count: int, present: list[str], targets: list[str]
 ) -> None:
-    found = softmax_entries(labels, classes, count, torch.device("cpu"))
+    found = softmax_entries(labels, classes, count)
     for tensor, rows in zip(found, (present, targets), strict=True):
         assert tensor.dtype == torch.bool
         assert tensor.shape == (len(labels), count)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.ops.kmeans import kmeans
+from pipelines.ops import kmeans as module
+from pipelines.ops.kmeans import kmeans, one_hot
 from pipelines.ops.superpixel_mask import (
     cluster_gate,
     colour_mask,
@@ -92,7 +93,8 @@ def test_cluster_gate(seed):
         mixed.append([(row[s] + of_cluster[int(cluster[s])]) / 2 for s in range(len(cluster))])
     expected = spread(mixed, membership)
     assert clear_of(expected, 0.3)
-    assert cluster_gate(cam, membership, cluster, 0.3).tolist() == [[value > 0.3 for value in row] for row in expected]
+    members = one_hot(torch.from_numpy(cluster), 4)  # the last cluster is empty
+    assert cluster_gate(cam, membership, members, 0.3).tolist() == [[value > 0.3 for value in row] for row in expected]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -112,42 +114,69 @@ def test_colour_mask(seed, high, share):
             )
             target.append(held / sum(row) > share)
         expected.append([sum(float(membership[s, n]) for s in range(6) if target[cluster[s]]) > 0.5 for n in range(len(row))])
-    assert colour_mask(cam, membership, cluster, high, share).tolist() == expected
+    assert colour_mask(cam, membership, one_hot(torch.from_numpy(cluster), 4), high, share).tolist() == expected
 
 
 @pytest.mark.parametrize("mask", ["gate", "cluster", "colour", "token"])
 @pytest.mark.parametrize("classes", [0, 1])
 def test_no_class_and_silent_class(mask, classes):
     _, membership = case(0)
-    cam, cluster = torch.zeros(classes, membership.shape[1]), np.arange(6) % 2
+    cam, members = torch.zeros(classes, membership.shape[1]), one_hot(torch.arange(6) % 2, 2)
     found = {
         "gate": lambda: superpixel_gate(cam, membership, 0.2),
-        "cluster": lambda: cluster_gate(cam, membership, cluster, 0.2),
-        "colour": lambda: colour_mask(cam, membership, cluster, 0.3, 0.1),
+        "cluster": lambda: cluster_gate(cam, membership, members, 0.2),
+        "colour": lambda: colour_mask(cam, membership, members, 0.3, 0.1),
         "token": lambda: token_gate(cam, 0.2),
     }[mask]()
     assert found.shape == cam.shape
     assert not found.any()
 
 
-def test_clusters_part_colours_that_lie_apart():
-    rng = np.random.default_rng(0)
-    centres = np.array([[20.0, 0, 0], [80, 40, 0], [50, -40, 40]])
-    kind = rng.integers(0, 3, 60)
-    found = kmeans(centres[kind] + rng.normal(0, 1, (60, 3)), 3)
-    assert found.dtype == np.int64
-    assert len({(int(a), int(b)) for a, b in zip(kind, found, strict=True)}) == 3
+def slow_kmeans(vectors: np.ndarray, clusters: int) -> list[int]:
+    """Centres one by one, each the vector that lowers the inertia most; then Lloyd's rounds."""
+    distance = ((vectors[:, None] - vectors[None]) ** 2).sum(-1)
+    centres: list[int] = []
+    for _ in range(clusters):
+        inertia = [sum(min(row[[*centres, new]]) for row in distance) for new in range(len(vectors))]
+        centres.append(int(np.argmin(inertia)))
+    means, found = vectors[centres], []
+    for _ in range(module.ROUNDS):
+        found = [int(np.argmin([((v - mean) ** 2).sum() for mean in means])) for v in vectors]
+        own = [[v for v, c in zip(vectors, found, strict=True) if c == k] for k in range(clusters)]
+        means = [np.mean(its, axis=0) if its else mean for its, mean in zip(own, means, strict=True)]
+    return found
+
+
+@pytest.mark.parametrize("offset", [0.0, 60.0])  # Lab colours lie far from 0
+def test_clusters_of_a_batch_are_those_of_each_image(offset):
+    """Images of 30, 17 and 3 vectors, padded with what must not count, for 5 clusters."""
+    generator = torch.Generator().manual_seed(0)
+    counts = [30, 17, 3]
+    valid = torch.arange(30) < torch.tensor(counts).unsqueeze(1)  # (3, 30)
+    batch = (offset + torch.randn(3, 30, 4, generator=generator)).masked_fill(~valid.unsqueeze(2), 1e4)
+    found = kmeans(batch, 5, valid)
+    assert found.dtype == torch.int64
+    for vectors, clusters, count in zip(batch, found, counts, strict=True):
+        alone = kmeans(vectors[:count], 5)
+        assert clusters[:count].tolist() == alone.tolist() == slow_kmeans(vectors[:count].double().numpy(), min(5, count))
+
+
+def test_of_very_many_vectors_some_may_be_first_centres(monkeypatch):
+    """Groups that lie apart are found from a few candidates too, whatever image is beside in the batch."""
+    monkeypatch.setattr(module, "CANDIDATES", 12)
+    centres = torch.tensor([[20.0, 0, 0], [80, 40, 0], [50, -40, 40]])
+    kind = torch.arange(100) % 3
+    vectors = centres[kind] + torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    valid = torch.arange(100) < torch.tensor([[100], [61]])
+    for found, count in zip(kmeans(torch.stack([vectors, vectors]), 3, valid), (100, 61), strict=True):
+        pairs = {(int(a), int(b)) for a, b in zip(kind[:count], found[:count], strict=True)}
+        assert len(pairs) == 3
 
 
 @pytest.mark.parametrize(("distinct", "clusters", "expected"), [(1, 5, 1), (3, 5, 3), (8, 5, 5)])
 def test_fewer_distinct_vectors_make_fewer_clusters(distinct, clusters, expected):
-    vectors = np.repeat(np.arange(distinct, dtype=float), 4)[:, None] * np.ones((1, 3))
+    vectors = torch.arange(distinct).repeat_interleave(4).unsqueeze(1) * torch.tensor([1.0, 0.3, 77.7])
     assert set(kmeans(vectors, clusters).tolist()) == set(range(expected))
-
-
-def test_clusters_are_the_same_every_time():
-    vectors = np.random.default_rng(1).random((50, 3))
-    assert np.array_equal(kmeans(vectors, 5), kmeans(vectors.copy(), 5))
 
 
 def test_features_are_means_of_centred_unit_tokens():

@@ -154,7 +154,7 @@ def test_kmeans_prototypes_of_both_modalities(make, monkeypatch):
     trainer = make(prototypes="kmeans", seed=3)
     list(trainer.steps())
     image, words, found = trainer.image_features(), trainer.words(), trainer.prototypes
-    of_image = kmeans_prototypes(image, 3, seed=3)
+    of_image = kmeans_prototypes(image, 3)
     assert torch.equal(found.image, of_image.prototypes)
     assert found.text.shape == (3, EMBED)  # the class without photos makes none
     for index in range(3):
