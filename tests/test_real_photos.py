@@ -78,9 +78,10 @@ def measured(config, ssr, tmp_path_factory) -> Iterator[Measured]:
     miou: dict[str, float] = {}
     cams: dict[str, Tensor] = {}
 
-    def keep(encoders: Encoders, photos: Sequence[Photo], options: CamsOptions) -> list[Tensor]:
-        made = extract_cams(encoders, photos, options)
-        cams.update((photo.sample.image_id, cam) for photo, cam in zip(photos, made, strict=True))
+    def keep(encoders: Encoders, photos: Sequence[Photo], options: CamsOptions) -> Tensor:
+        made = extract_cams(encoders, photos, options)  # (T, h, w)
+        each = made.split([len(photo.sample.labels) for photo in photos])
+        cams.update((photo.sample.image_id, cam) for photo, cam in zip(photos, each, strict=True))
         return made
 
     for recipe in ("clip-es", "ssr"):

@@ -32,7 +32,7 @@ from pipelines.method.evidence import DINO_NEEDS, Evidence
 from pipelines.method.label_maps import pseudo_mask
 from pipelines.method.loading import FrozenModels, Sources
 from pipelines.method.parts_in_use import cam_needs, refine_needs
-from pipelines.method.photo import Photo, shapes
+from pipelines.method.photo import Photo, by_photo, shapes
 from pipelines.ops.online_label_map import background_first, online_label_map
 from pipelines.ops.slic import slic_superpixels
 from pipelines.options.sources import DatasetOptions, DinoOptions, RunOptions
@@ -260,9 +260,11 @@ class PseudoLabeler:
         numbered = self._numbered(pictures, checked_labels(labels, len(pictures), self.class_list))
         for group in batches_by(numbered, lambda pair: shapes(pair[1]), self.batch_size):
             evidence, made = encode_and_extract(self._encoders, [photo for _, photo in group], self.cams_options)
-            cams = [cam.half().float() for cam in made]  # as `ssr cams` stores them
-            for (number, photo), cam, refined in zip(group, cams, self._refined(evidence, cams), strict=True):
-                results[number] = self._result(pictures[number], photo, cam, refined.half())
+            cams = made.half().float()  # (T, h, w), as `ssr cams` stores them
+            photos = [photo for _, photo in group]
+            of_photos = (by_photo(maps.cpu().numpy(), photos) for maps in (cams, self._refined(evidence, cams).half()))
+            for (number, photo), cam, refined in zip(group, *of_photos, strict=True):
+                results[number] = self._result(pictures[number], photo, cam, refined)
         return [results[number] for number in range(len(pictures))]
 
     def torch(self, pixels: Tensor, labels: Sequence[Sequence[str]], superpixels: Tensor | None = None) -> PseudoLabelTensors:
@@ -283,14 +285,14 @@ class PseudoLabeler:
         evidence, cams = encode_and_extract(self._encoders, photos, self.cams_options)
         refined = self._refined(evidence, cams)
         classes = pad_sequence([torch.tensor(own, dtype=torch.int64) for own in indices], True, -1).to(self.device)  # (B, K)
-        padded = pad_sequence(refined, batch_first=True)  # (B, K, h, w)
+        padded = evidence.padded(refined)  # (B, K, h, w)
         size = (pixels.shape[-2], pixels.shape[-1])
         resized = (
             F.interpolate(padded, size=size, mode="bilinear") if padded.shape[1] else padded.new_zeros(len(pixels), 0, *size)
         )
         scores = background_first(resized, classes >= 0, self.refine_options.background_power)  # (B, K + 1, H, W)
         mask = online_label_map(scores, classes, self.refine_options.min_confidence)
-        return PseudoLabelTensors(classes, pad_sequence(cams, batch_first=True), padded, mask)
+        return PseudoLabelTensors(classes, evidence.padded(cams), padded, mask)
 
     def superpixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Superpixels ``(H, W)`` of an RGB array ``(H, W, 3)``, ids from 0."""
@@ -313,15 +315,13 @@ class PseudoLabeler:
         sample = Sample("", Path(), labels)
         return self._encoders.photo_of_pixels(sample, pixels, ids, one_pass_scales(self.cams_options))
 
-    def _refined(self, evidence: Evidence, cams: Sequence[Tensor]) -> list[Tensor]:
-        """Refined CAMs ``(K, h, w)`` of photos of one grid."""
-        maps = refined_cams(evidence, torch.cat([cam.flatten(1) for cam in cams]), self.refine_options)  # (T, N)
-        return [maps_of.view(-1, *evidence.grid) for maps_of in evidence.by_image(maps)]
+    def _refined(self, evidence: Evidence, cams: Tensor) -> Tensor:
+        """Refined CAMs of photos of one grid, ``(T, h, w)`` of CAMs of the same shape."""
+        return refined_cams(evidence, cams.flatten(1), self.refine_options).view_as(cams)
 
-    def _result(self, picture: Image.Image, photo: Photo, cam: Tensor, refined: Tensor) -> PseudoLabels:
-        maps = refined.cpu().numpy()
+    def _result(self, picture: Image.Image, photo: Photo, cam: NDArray[np.float32], maps: NDArray[np.float16]) -> PseudoLabels:
         labels, device = photo.sample.labels, str(self.device)
         mask, scores = pseudo_mask(maps, labels, photo.size, self.refine_options, lambda: picture, device)
         confidence = scores.max(axis=0) / np.maximum(scores.sum(axis=0), np.finfo(np.float32).tiny)
         names = tuple(self.class_list.names[label] for label in labels)
-        return PseudoLabels(names, cam.cpu().numpy(), maps.astype(np.float32), mask, confidence)
+        return PseudoLabels(names, cam, maps.astype(np.float32), mask, confidence)

@@ -38,3 +38,19 @@ def batches_by(items: Iterable[Item], key: Callable[[Item], Hashable], size: int
             held -= len(batch)
             yield batch
     yield from groups.values()
+
+
+def one_behind(made: Iterable[Item]) -> Iterator[Item]:
+    """Yield each item once the next has been made: while a GPU computes one batch, the host stores the batch before.
+
+    An error in between is raised after what was made before it has been yielded.
+    """
+    waiting: list[Item] = []
+    try:
+        for item in made:
+            yield from waiting
+            waiting = [item]
+    except Exception:
+        yield from waiting
+        raise
+    yield from waiting

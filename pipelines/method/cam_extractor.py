@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from pipelines.method.composition import initial_cams
@@ -17,7 +16,7 @@ from pipelines.options.stages import CamsOptions
 
 def extract_cams(
     encoders: Encoders, photos: Sequence[Photo], options: CamsOptions, encoded: Mapping[View, Evidence] | None = None
-) -> list[Tensor]:
+) -> Tensor:
     """Initial CAMs of photos of one padded size.
 
     Args:
@@ -27,7 +26,7 @@ def extract_cams(
         encoded: Views of the batch that have been encoded already.
 
     Returns:
-        For each photo ``(K, h, w)`` fp32 in [0, 1], K = its classes, in the order of ``sample.labels``.
+        ``(T, h, w)`` fp32 in [0, 1], photo by photo, its classes in the order of ``sample.labels``.
     """
 
     def maps_of(view: View) -> Tensor:
@@ -35,8 +34,7 @@ def extract_cams(
         return initial_cams(evidence, options).view(-1, *evidence.grid)  # (T, h', w')
 
     maps = averaged_over_views(maps_of, options.scales, options.flip, photos[0].grid)  # (T, h, w)
-    maps = min_max(maps.flatten(1)).view_as(maps)
-    return list(torch.split(maps, [len(photo.sample.labels) for photo in photos]))
+    return min_max(maps.flatten(1)).view_as(maps)
 
 
 def one_pass_scales(options: CamsOptions) -> tuple[float, ...]:
@@ -44,7 +42,7 @@ def one_pass_scales(options: CamsOptions) -> tuple[float, ...]:
     return options.scales if 1.0 in options.scales else (*options.scales, 1.0)
 
 
-def encode_and_extract(encoders: Encoders, photos: Sequence[Photo], options: CamsOptions) -> tuple[Evidence, list[Tensor]]:
+def encode_and_extract(encoders: Encoders, photos: Sequence[Photo], options: CamsOptions) -> tuple[Evidence, Tensor]:
     """Evidence at scale 1 and the initial CAMs, in one pass of the encoders if the CAM is taken at that scale alone.
 
     Args:

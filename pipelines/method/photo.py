@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pipelines.datasets.base import Sample
 from pipelines.method.evidence import Grid
+
+Value = TypeVar("Value", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class Photo:
 def shapes(photo: Photo) -> tuple[tuple[int, ...], ...]:
     """What photos of one batch share: equal grids at scale 1 may differ at another scale."""
     return photo.grid, *(tuple(pixels.shape) for pixels in photo.inputs)
+
+
+def by_photo(maps: NDArray[Value], photos: Sequence[Photo]) -> list[NDArray[Value]]:
+    """The maps ``(K, ...)`` of each photo, of ``(T, ...)`` with T (photo, class) pairs, photo by photo."""
+    counts = [len(photo.sample.labels) for photo in photos]
+    return np.split(maps, np.cumsum(counts)[:-1])
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def semantic_feedback(labels: Tensor, grid: tuple[int, int]) -> Tensor:
     Returns:
         ``(N, N)`` in [0, 1].
     """
-    places = _places(grid).to(labels.device)  # (N, 2)
+    places = _places(grid, labels.device)  # (N, 2)
     same = labels.unsqueeze(1) == labels.unsqueeze(0)  # (N, N)
     straight, steps = same.clone(), max(grid) - 1
     for step in range(1, steps):
@@ -79,5 +79,6 @@ def with_prefix(bias: Tensor, prefix: int) -> Tensor:
     return F.pad(bias, (prefix, 0, prefix, 0))
 
 
-def _places(grid: tuple[int, int]) -> Tensor:
-    return torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).float()  # (N, 2)
+def _places(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    rows, columns = (torch.arange(side, device=device) for side in grid)
+    return torch.cartesian_prod(rows, columns).float()  # (N, 2)

@@ -7,17 +7,17 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from pipelines.execution.batches import batches_by
+from pipelines.execution.batches import batches_by, one_behind
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
 from pipelines.execution.progress import Progress, Silent
 from pipelines.method.cam_extractor import extract_cams
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.loading import FrozenModels
 from pipelines.method.parts_in_use import cam_needs
-from pipelines.method.photo import Photo, shapes
+from pipelines.method.photo import Photo, by_photo, shapes
+from pipelines.ops.transfer import fetched
 from pipelines.options.stages import CamsOptions
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.output import Output
@@ -68,8 +68,10 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
         if todo:
             load = partial(load_photo, encoders(), superpixels, scales=options.scales)
             photos = _with_classes(output.photos(load, todo), output)
-            for batch in batches_by(photos, shapes, resolve_batch_size(workspace.run, device)):
-                for photo, cam in zip(batch, extract_cams(encoders(), batch, options), strict=True):
+            batches = batches_by(photos, shapes, resolve_batch_size(workspace.run, device))
+            made = ((batch, fetched(extract_cams(encoders(), batch, options).half())) for batch in batches)
+            for batch, maps in one_behind(made):
+                for photo, cam in zip(batch, by_photo(maps(), batch), strict=True):
                     _commit(output, photo, cam)
     return output.counts
 
@@ -80,11 +82,11 @@ def _with_classes(photos: Iterable[Photo], output: Output) -> Iterator[Photo]:
         if photo.sample.labels:
             yield photo
         else:
-            _commit(output, photo, torch.zeros(0, *photo.grid))
+            _commit(output, photo, np.zeros((0, *photo.grid), dtype=np.float16))
 
 
-def _commit(output: Output, photo: Photo, cam: Tensor) -> None:
+def _commit(output: Output, photo: Photo, cam: NDArray[np.float16]) -> None:
     """Store the CAM of a photo, ``(K, h, w)``."""
     attributes = {"labels": list(photo.sample.labels), "size": list(photo.size)}
-    output.writer.add(photo.sample.image_id, cam.cpu().numpy().astype(np.float16), attributes)
+    output.writer.add(photo.sample.image_id, cam, attributes)
     output.made(photo.sample.image_id)

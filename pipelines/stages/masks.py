@@ -22,7 +22,7 @@ from torch import Tensor
 from pipelines.datasets.base import Sample
 from pipelines.datasets.image import load_image
 from pipelines.errors import ImageError, SsrError
-from pipelines.execution.batches import batches_by
+from pipelines.execution.batches import batches_by, one_behind
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
 from pipelines.execution.interruption import until_interrupted
 from pipelines.execution.pool import DEAD_WORKER, process_pool, resolve_workers, usable
@@ -32,8 +32,9 @@ from pipelines.method.composition import refined_cams
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.loading import FrozenModels
 from pipelines.method.parts_in_use import cam_needs, refine_needs
-from pipelines.method.photo import Photo, shapes
+from pipelines.method.photo import Photo, by_photo, shapes
 from pipelines.ops.slic import slic_superpixels
+from pipelines.ops.transfer import fetched, sent
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
 from pipelines.stages.refine.target import Target, TargetJob, open_target
 from pipelines.stores.array_store import ArrayReader
@@ -107,8 +108,10 @@ def run(
             stored = superpixel_output.committed(workspace.superpixels) if superpixel_output is not None else ()
             load = partial(_load, encoders(), stored if isinstance(stored, ArrayReader) else None, slic, cams)
             photos = usable(load, todo, partial(_leave_out, job.output))
-            for batch in batches_by(photos, lambda item: shapes(item.photo), resolve_batch_size(workspace.run, device)):
-                _make(encoders(), batch, cam_output.committed(workspace.cams), cams, refine)
+            batches = batches_by(photos, lambda item: shapes(item.photo), resolve_batch_size(workspace.run, device))
+            make = partial(_made, encoders(), cam_output.committed(workspace.cams), cams, refine)
+            for made in one_behind(make(batch) for batch in batches):
+                _commit(made)
         job.makers.drain()
         progress.finish()
     return job.output.counts
@@ -177,38 +180,61 @@ def _leave_out(output: Output, work: _Work, error: ImageError) -> None:
     output.made(work.sample.image_id, error)
 
 
-def _make(
+@dataclass(frozen=True)
+class _Made:
+    """A batch, and its CAMs and refined CAMs ``(T, N)`` fp16."""
+
+    batch: Sequence[_Loaded]
+    cams: Callable[[], NDArray[np.float16]]
+    refined: Callable[[], NDArray[np.float16]]
+
+
+def _made(
     encoders: Encoders,
-    batch: Sequence[_Loaded],
     stored: ArrayReader | tuple[()],
     cams: CamsOptions,
     refine: RefineOptions,
-) -> None:
+    batch: Sequence[_Loaded],
+) -> _Made:
+    """CAMs as they are stored, or will be, and from these refined CAMs."""
+    evidence, maps = encode_and_extract(encoders, [item.photo for item in batch], cams)
+    halves = _with_stored(maps.flatten(1).half(), [item.work for item in batch], stored)  # (T, N)
+    return _Made(batch, fetched(halves), fetched(refined_cams(evidence, halves.float(), refine).half()))
+
+
+def _with_stored(halves: Tensor, works: Sequence[_Work], stored: ArrayReader | tuple[()]) -> Tensor:
+    """The maps ``(T, N)`` of a batch, with the stored CAM of each image that has one."""
+    if not isinstance(stored, ArrayReader) or all(work.cams is not None for work in works):
+        return halves
+    rows: list[int] = []
+    kept: list[Tensor] = []
+    start = 0
+    for work in works:
+        end = start + len(work.sample.labels)
+        if work.cams is None:
+            cam = read_cam(stored, work.sample.image_id)[0]  # (K, h, w)
+            rows += range(start, end)
+            kept.append(torch.from_numpy(cam.astype(np.float16)).flatten(1))
+        start = end
+    return halves.index_copy(
+        0, sent(torch.tensor(rows, dtype=torch.int64), halves.device), sent(torch.cat(kept), halves.device)
+    )
+
+
+def _commit(made: _Made) -> None:
     """Commit what each image of a batch lacks."""
-    photos = [item.photo for item in batch]
-    evidence, made = encode_and_extract(encoders, photos, cams)
-    halves = [_cam_of(item.work, stored, cam) for item, cam in zip(batch, made, strict=True)]
-    maps = torch.cat([torch.from_numpy(half.astype(np.float32)).flatten(1) for half in halves])  # (T, N)
-    refined = refined_cams(evidence, maps.to(encoders.clip.device), refine)  # (T, N)
-    for item, half, of_photo in zip(batch, halves, evidence.by_image(refined), strict=True):
-        work, image_id, size = item.work, item.work.sample.image_id, list(item.photo.size)
+    photos = [item.photo for item in made.batch]
+    for item, cam, refined in zip(made.batch, by_photo(made.cams(), photos), by_photo(made.refined(), photos), strict=True):
+        work, image_id, size, shape = item.work, item.work.sample.image_id, list(item.photo.size), (-1, *item.photo.grid)
         if work.superpixels is not None and item.superpixels is not None:
             attributes = {"size": size, "count": int(item.superpixels.max()) + 1}
             work.superpixels.writer.add(image_id, item.superpixels, attributes)
             work.superpixels.made(image_id)
         if work.cams is not None:
-            work.cams.writer.add(image_id, half, {"labels": list(work.sample.labels), "size": size})
+            work.cams.writer.add(image_id, cam.reshape(shape), {"labels": list(work.sample.labels), "size": size})
             work.cams.made(image_id)
         if work.job is not None:
-            work.job.refined(work.sample, of_photo.view(half.shape).cpu().numpy().astype(np.float16), size)
-
-
-def _cam_of(work: _Work, stored: ArrayReader | tuple[()], cam: Tensor) -> NDArray[np.float16]:
-    """The CAM of an image as it is stored, or as it will be."""
-    if work.cams is None and isinstance(stored, ArrayReader):
-        return read_cam(stored, work.sample.image_id)[0]
-    half: NDArray[np.float16] = cam.cpu().numpy().astype(np.float16)
-    return half
+            work.job.refined(work.sample, refined.reshape(shape), size)
 
 
 def _slic(pool: Executor, options: SuperpixelsOptions, image: NDArray[np.uint8]) -> NDArray[np.uint16]:

@@ -38,7 +38,8 @@ class Extractor:
     def cams(self, photos: Sequence[Photo]) -> list[torch.Tensor]:
         from pipelines.method.cam_extractor import extract_cams
 
-        return extract_cams(self.encoders, photos, self.options)
+        maps = extract_cams(self.encoders, photos, self.options)  # (T, h, w)
+        return list(maps.split([len(photo.sample.labels) for photo in photos]))
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.config import read_recipe
 from pipelines.encoders.clip import ClipEncoder
@@ -74,6 +79,55 @@ def test_one_pass_of_clip_serves_cams_and_refinement(workspace_in, tmp_path, mon
     assert len(passes) == 6
     masks.run(workspace_in(tmp_path / "work"), SLIC, *SSR)
     assert len(passes) == 6
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU would make the host wait for, and what is copied between the two."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.count = 0
+        for name in ("cpu", "numpy", "tolist", "to"):
+            patch.setattr(torch.Tensor, name, self._counted(getattr(torch.Tensor, name)))
+
+    def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            self.count += 1
+            return method(*args, **named)
+
+        return call
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ in {"_local_scalar_dense", "nonzero", "is_nonzero", "item"}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [SSR, CLIP_ES, VIEWS, HEADS], ids=["ssr", "clip-es", "views", "heads"])
+def test_the_host_waits_as_often_for_one_image_as_for_a_batch(new, options, monkeypatch):
+    """By stage and size of a batch; in images without a class there is less to do."""
+    found: dict[tuple[str, bool], set[int]] = defaultdict(set)
+
+    def watch(module: Any, name: str, batch_of: Callable[..., Sequence[Any]]) -> None:
+        function = getattr(module, name)
+
+        def call(*args: Any) -> Any:
+            with pytest.MonkeyPatch.context() as patch, Waits(patch) as waits:
+                made = function(*args)
+            found[name, len(batch_of(*args)) > 1].add(waits.count)
+            return made
+
+        monkeypatch.setattr(module, name, call)
+
+    watch(masks, "_made", lambda *args: args[-1])
+    watch(refine, "_refined", lambda *args: args[-1])
+    watch(cams, "extract_cams", lambda encoders, photos, *_: photos)
+    for size in (1, 4):
+        masks.run(new(f"together {size}", batch_size=size, force=True), SLIC, *options)
+        apart = new(f"apart {size}", batch_size=size)
+        cams.run(apart, options[0])
+        refine.run(apart, options[1])
+    for stage in ("_made", "_refined", "extract_cams"):
+        assert max(found[stage, True]) <= max(found[stage, False])
 
 
 def test_a_bad_photo_is_counted_once(workspace_in, tiny_voc, tmp_path):

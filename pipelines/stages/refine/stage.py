@@ -5,16 +5,18 @@ The encoders run once an image, however many sets of options are asked for: a ta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipelines.datasets.base import Sample
 from pipelines.errors import ImageError, SsrError, UsageError
-from pipelines.execution.batches import batches_by
+from pipelines.execution.batches import batches_by, one_behind
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
 from pipelines.execution.interruption import until_interrupted
 from pipelines.execution.pool import usable
@@ -24,7 +26,8 @@ from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.evidence import CLIP_NEEDS, DINO_NEEDS, Needs
 from pipelines.method.loading import FrozenModels
 from pipelines.method.parts_in_use import refine_needs
-from pipelines.method.photo import Photo
+from pipelines.method.photo import Photo, by_photo
+from pipelines.ops.transfer import fetched, sent
 from pipelines.options.stages import RefineOptions
 from pipelines.stages.refine.target import STAGE, Target, TargetJob, open_target
 from pipelines.stores.array_store import ArrayReader
@@ -92,10 +95,10 @@ def run_targets(workspace: Workspace, targets: Sequence[Target], progress: Progr
                 _check_cam(cams, sample)
                 return load_photo(encoders, superpixels, sample), jobs
 
-            for batch in batches_by(
-                usable(load, todo, _leave_out), lambda item: item[0].grid, resolve_batch_size(workspace.run, device)
-            ):
-                _refine(encoders, cams, batch)
+            photos = usable(load, todo, _leave_out)
+            batches = batches_by(photos, lambda item: item[0].grid, resolve_batch_size(workspace.run, device))
+            for refined in one_behind(_refined(encoders, cams, batch) for batch in batches):
+                _commit(refined)
         for job in jobs:
             job.makers.drain()
         progress.finish()
@@ -134,7 +137,16 @@ def _leave_out(wanted: tuple[Sample, list[TargetJob]], error: ImageError) -> Non
         job.output.made(sample.image_id, error)
 
 
-def _refine(encoders: Encoders, cams: ArrayReader, batch: Sequence[tuple[Photo, list[TargetJob]]]) -> None:
+@dataclass(frozen=True)
+class _Refined:
+    """A batch: which targets each photo is for, the sizes of the photos, and the maps ``(T, N)`` fp16 of each target."""
+
+    batch: Sequence[tuple[Photo, list[TargetJob]]]
+    sizes: list[list[int]]
+    maps: list[tuple[TargetJob, Callable[[], NDArray[np.float16]]]]
+
+
+def _refined(encoders: Encoders, cams: ArrayReader, batch: Sequence[tuple[Photo, list[TargetJob]]]) -> _Refined:
     """Refine the CAMs of photos of one grid for every target that has none of them."""
     photos = [photo for photo, _ in batch]
     stored = [read_cam(cams, photo.sample.image_id) for photo in photos]
@@ -143,11 +155,17 @@ def _refine(encoders: Encoders, cams: ArrayReader, batch: Sequence[tuple[Photo, 
             found = f"CAM of {photo.sample.image_id} is on grid {tuple(cam.shape[1:])}, the photo on {photo.grid}"
             raise SsrError(found, "ssr cams --force")
     evidence = encoders.encode(photos)
-    flat = [torch.from_numpy(cam.astype(np.float32)).flatten(1) for cam, _ in stored]  # (K, N) each
-    maps = torch.cat(flat).to(encoders.clip.device)  # (T, N)
-    for job in {id(job): job for _, jobs in batch for job in jobs}.values():
-        refined = refined_cams(evidence, maps, job.target.options)  # (T, N)
-        for (photo, jobs), (_, attributes), of_photo in zip(batch, stored, evidence.by_image(refined), strict=True):
+    flat = torch.cat([torch.from_numpy(cam.astype(np.float32)).flatten(1) for cam, _ in stored])
+    maps = sent(flat, encoders.clip.device)  # (T, N)
+    jobs = {id(job): job for _, jobs in batch for job in jobs}.values()
+    made = [(job, fetched(refined_cams(evidence, maps, job.target.options).half())) for job in jobs]
+    return _Refined(batch, [attributes["size"] for _, attributes in stored], made)
+
+
+def _commit(refined: _Refined) -> None:
+    """Store the maps of a batch and queue its masks."""
+    photos = [photo for photo, _ in refined.batch]
+    for job, maps in refined.maps:
+        for (photo, jobs), of_photo, size in zip(refined.batch, by_photo(maps(), photos), refined.sizes, strict=True):
             if job in jobs:
-                array = of_photo.view(-1, *photo.grid).cpu().numpy().astype(np.float16)  # (K, h, w)
-                job.refined(photo.sample, array, attributes["size"])
+                job.refined(photo.sample, of_photo.reshape(-1, *photo.grid), size)
