@@ -85,7 +85,7 @@ class SegmentationTrainer:
             slots: Place of each crop in the batch of all processes; it seeds the crop's dropout.
         """
         self.decoder.train()
-        tokens = tokens[: self.decoder.sizes["blocks"]].to(torch.float32)  # (L, B, N, D)
+        tokens = tokens[: self.decoder.sizes["blocks"]].to(self.dtype)  # (L, B, N, D)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             logits, features = self.decoder(tokens, grid, self._dropped(slots))
         affinity = decoder_affinity(features) if self.filters or "decoder_affinity" in self._needs else None  # (B, N, N)
