@@ -17,6 +17,9 @@ from pipelines.ops.scaling import min_max
 from pipelines.ops.transfer import sent
 from pipelines.options.stages import CamsOptions, RefineOptions
 
+PLAIN_SHARE = 0.05
+"""Plain CLIP's map is left out, and not computed, where its weight beside the map through alignment heads is below this."""
+
 
 def initial_cams(evidence: Evidence, options: CamsOptions) -> Tensor:
     """Class activation maps of every image's own classes (SSR, section 3.2).
@@ -26,17 +29,19 @@ def initial_cams(evidence: Evidence, options: CamsOptions) -> Tensor:
         options: Read-outs and their numbers.
 
     Returns:
-        ``(T, N)`` in [0, 1]. Through alignment heads, each class is mixed with plain CLIP's map by its weight.
+        ``(T, N)`` in [0, 1]. Through alignment heads, each class is mixed with plain CLIP's map by its weight, unless that of
+        the plain map is below `PLAIN_SHARE`.
     """
     plain = readout_of(options)
     if "alignment" not in evidence:
         return mix([(1, plain.call(evidence, options))])
     aligned = aligned_readout_of(options).call(evidence, options)  # (T, N)
-    weight = evidence.alignment.weight(evidence.labels).unsqueeze(1)  # (T, 1)
-    if bool((weight == 1).all()):
+    weight = evidence.alignment.weight(evidence.labels)  # (T,)
+    asked = 1 - weight >= PLAIN_SHARE  # (T,)
+    if not bool(asked.any()):
         return mix([(1, aligned)])
-    weight = sent(weight, aligned.device)
-    return mix([(weight, aligned), (1 - weight, plain.call(evidence, options))])
+    weight = sent(torch.where(asked, weight, 1).unsqueeze(1), aligned.device)  # (T, 1)
+    return mix([(weight, aligned), (1 - weight, plain.call(evidence.replacing(asked=asked), options))])
 
 
 def refined_cams(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Tensor:

@@ -94,6 +94,7 @@ class Evidence:
         superpixel_colours: Mean Lab colours, ``(B, S, 3)`` fp32.
         text: Class and background embeddings.
         alignment: The text behind the alignment heads, and the heads.
+        asked: ``(T,)`` bool on the host, the maps that a read-out is asked for; it may leave others 0. Absent where all are.
         valid: ``(B, N)`` bool, tokens that are photo and not padding; absent where there is no padding.
     """
 
@@ -110,6 +111,7 @@ class Evidence:
     superpixel_colours: Tensor
     text: TextFeatures
     alignment: AlignedText
+    asked: Tensor
     valid: Tensor
 
     def __init__(self, grid: Grid, labels: tuple[tuple[int, ...], ...], **fields: Any) -> None:

@@ -13,6 +13,7 @@ from pipelines.ops import residual_attention, static_calibration
 from pipelines.ops.dense_readout import smooth_over_superpixels, text_probabilities
 from pipelines.ops.gradcam import cosine_logits, softmax_entries, softmax_gradcam
 from pipelines.ops.mix import mix
+from pipelines.ops.transfer import sent
 from pipelines.options.stages import CamsOptions
 
 Readout = Callable[[Evidence, CamsOptions], Tensor]
@@ -24,9 +25,16 @@ def gradcam(evidence: Evidence, options: CamsOptions) -> Tensor:
     text, tail = evidence.text, evidence.tail
     present, targets = softmax_entries(evidence.labels, text.classes, len(text.all))
     logits = cosine_logits(text.all, text.logit_scale)
-    return softmax_gradcam(
+    asked = evidence.asked if "asked" in evidence else None
+    if asked is not None:
+        targets[targets.clone()] = asked  # both go image by image, and up in an image's classes
+    maps = softmax_gradcam(
         evidence.tokens_cls, tail.normalise, tail.features, tail.patches, logits, present, targets, by_shift=tail.lowered
-    )
+    )  # (T, N) of those asked for
+    if asked is None:
+        return maps
+    places = sent(asked.nonzero(), maps.device).expand(-1, maps.shape[1])  # (asked, N)
+    return maps.new_zeros(len(asked), maps.shape[1]).scatter(0, places, maps)
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from pipelines.datasets.classes import VOC12, ClassList
 from pipelines.encoders.weights import resolve_clip
 from pipelines.errors import UsageError
+from pipelines.method import composition, readouts
 from pipelines.method.aligned import ALIGNED_READOUTS
 from pipelines.models.alignment import AlignmentHeads
 from pipelines.models.alignment_file import Alignment, identity, read_alignment, write_alignment
@@ -114,6 +115,27 @@ def test_a_class_without_photos_gives_the_plain_cam_of_its_class_alone(clip, rea
         expected = min_max((share * aligned[index] + (1 - share) * plain[index]).flatten()).view_as(plain[index])
         torch.testing.assert_close(found[index], expected, atol=1e-5, rtol=0)
         assert (found[index] - plain[index]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("readout", ["gradcam", "dense", "mix"])
+def test_the_plain_map_is_left_out_where_its_share_is_small(clip, readout, monkeypatch):
+    """By class alone, whatever else is in the photo; and no gradient is taken for a photo that needs none."""
+    monkeypatch.setattr(composition, "PLAIN_SHARE", 0.1)
+    made = alignment(trained=True, photos=10)  # plain share 1/11
+    options = changed(PLAIN, readout=readout, few_photos=1.0)
+    found, aligned = (clip.cam("b_trio", changed(options, few_photos=few), made) for few in (1.0, 0.0))
+    assert torch.equal(found, aligned)
+    made.class_photos[11] = 8  # dog, 1/9
+    asked = []
+    gradcam = readouts.softmax_gradcam
+    monkeypatch.setattr(readouts, "softmax_gradcam", lambda *args, **named: asked.append(args[6]) or gradcam(*args, **named))
+    found, plain = clip.cam("b_trio", options, made), clip.cam("b_trio", options)
+    bird, dog, person = range(3)
+    assert torch.equal(found[[bird, person]], aligned[[bird, person]])
+    expected = min_max((8 / 9 * aligned[dog] + 1 / 9 * plain[dog]).flatten()).view_as(plain[dog])
+    torch.testing.assert_close(found[dog], expected, atol=1e-5, rtol=0)
+    if readout != "dense":
+        assert [targets.nonzero()[:, 1].tolist() for targets in asked] == [[11], [2, 11, 14]]  # through heads, plain
 
 
 def test_a_class_that_the_heads_cannot_find_keeps_the_plain_cam(clip):
