@@ -33,11 +33,14 @@ SSR = RefineOptions(**read_recipe("ssr")["refine"])
 GATE = SSR.model_copy(update={"superpixel_mask": "gate", "power": 4})
 PLAIN = SSR.model_copy(update={"superpixel_mask": "none", "power": 1})
 
+CRF = {"boundary": "crf", "crf_scale": 1.0, "crf_iterations": 10}
+"""CLIP-ES's CRF, at full resolution: that of the published tables."""
+
 MIX_ROWS = {
     "clip-attention": PLAIN.model_copy(update={"dino_weight": 0.0}),
     "dino": PLAIN,
     "ssr": SSR,
-    "ssr-crf": SSR.model_copy(update={"boundary": "crf"}),
+    "ssr-crf": SSR.model_copy(update=CRF),
 }
 MASKS = {
     "none": {"superpixel_mask": "none"},
@@ -55,7 +58,7 @@ MASK_ROWS = {
     for power in (1, 2, 4)
 } | {
     f"mask-{name}-power-{power}-crf": SSR.model_copy(
-        update={**MASKS[name], "power": power, "boundary": "crf", "boundary_background_power": 1.0}
+        update={**MASKS[name], "power": power, **CRF, "boundary_background_power": 1.0}
     )
     for name in ("token", "gate", "cluster")
     for power in (2, 4)
@@ -90,7 +93,7 @@ def main() -> None:
 
 def _gradcam_rows(kind: str) -> dict[str, RefineOptions]:
     clip_es = RefineOptions(**read_recipe("clip-es-coco" if kind == "coco" else "clip-es")["refine"])
-    return {"clip-es": clip_es, "clip-es-crf": clip_es.model_copy(update={"boundary": "crf"}), "gradcam-gate": GATE}
+    return {"clip-es": clip_es, "clip-es-crf": clip_es.model_copy(update=CRF), "gradcam-gate": GATE}
 
 
 def typed_options(kind: type[AnyOptions], values: dict, section: str) -> AnyOptions:

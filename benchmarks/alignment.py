@@ -295,7 +295,7 @@ def _count(job: _Job) -> dict[str, NDArray[np.int64]]:
     predicted = label_map(with_background(maps, job.refine.background_power), labels)
     found["refined"] = confusion_counts(predicted, target, job.classes)
     if job.crf:
-        options = job.refine.model_copy(update={"boundary": "crf"})
+        options = job.refine.model_copy(update={"boundary": "crf", "crf_scale": 1.0, "crf_iterations": 10})
         mask, _ = pseudo_mask(job.refined, labels, target.shape, options, lambda: load_image(job.sample.image_path))
         found["crf"] = confusion_counts(mask, target, job.classes)
     return found

@@ -61,7 +61,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 SCORES: dict[str, dict[str, Any]] = {
     "one scale": {"scales": (1.0,), "flip": False},
     "scales, flip": {},
-    "scales, flip, CRF": {"boundary": "crf"},
+    "scales, flip, CRF": {"boundary": "crf", "crf_scale": 1.0, "crf_iterations": 10},
 }
 
 

@@ -28,7 +28,7 @@ Size = tuple[int, int]
 """``(H, W)``."""
 
 PAR_LONG_SIDE = 1024
-"""Pixels: the neighbour weights of PAR, 192 bytes a pixel, take 200 MB at most, and three times that while they are made."""
+"""Pixels: PAR has 8 weights a distance and pixel, 170 MB at five distances, and about three times that while they are made."""
 
 CRF_KEYS = {
     "crf_iterations": "iterations",
@@ -77,9 +77,9 @@ _ONE_PHOTO = Lock()
 def _par(scores: Scores, image: Pixels, options: BoundaryOptions, device: str) -> Scores:
     import torch
 
-    from pipelines.ops.par import DILATIONS, pixel_adaptive_refinement, scaled_dilations
+    from pipelines.ops.par import pixel_adaptive_refinement, scaled_dilations
 
-    steps = scaled_dilations(DILATIONS, options.par_scale)
+    steps = scaled_dilations(options.par_dilations, options.par_scale)
     with _ONE_PHOTO, torch.inference_mode():
         photo = torch.from_numpy(image.copy()).to(device).permute(2, 0, 1)[None]  # (1, 3, H, W)
         maps = torch.from_numpy(scores).to(device)[None]  # (1, K + 1, H, W)
@@ -94,7 +94,7 @@ def _par_scale(options: BoundaryOptions, size: Size) -> float:
 BOUNDARY: dict[str, Boundary] = {
     "none": Boundary(None),
     "crf": Boundary(_crf, ("crf_scale", *CRF_KEYS), lambda options, size: float(options.crf_scale), processes=True),
-    "par": Boundary(_par, ("par_iterations", "par_scale"), _par_scale),
+    "par": Boundary(_par, ("par_iterations", "par_dilations", "par_scale"), _par_scale),
 }
 
 

@@ -24,16 +24,20 @@ class BoundaryOptions(Options):
             choices=("none", "crf", "par", "auto"),
         ),
     ] = "none"
-    crf_iterations: Annotated[int, Field(ge=1, description="CRF: mean-field iterations")] = 10
+    crf_iterations: Annotated[int, Field(ge=1, description="CRF: mean-field iterations (CLIP-ES: 10)")] = 5
     crf_scale: Annotated[
-        float, Field(ge=0.1, le=1, description="CRF: resolution factor at which it runs; a lower one is faster")
-    ] = 1.0
+        float, Field(ge=0.1, le=1, description="CRF: resolution factor at which it runs; a lower one is faster (CLIP-ES: 1)")
+    ] = 0.5
     crf_bilateral_sxy: BilateralSxy = 67.0
     crf_bilateral_srgb: BilateralSrgb = 3.0
     crf_bilateral_compat: Annotated[float, Field(ge=0, description="CRF: weight of the appearance kernel")] = 4.0
     crf_gaussian_sxy: GaussianSxy = 1.0
     crf_gaussian_compat: Annotated[float, Field(ge=0, description="CRF: weight of the smoothness kernel")] = 3.0
-    par_iterations: Annotated[int, Field(ge=1, description="PAR: passes over the photo")] = 10
+    par_iterations: Annotated[int, Field(ge=1, description="PAR: passes over the photo (WeCLIP: 20)")] = 10
+    par_dilations: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        Field(min_length=1, description="PAR: distances of the neighbours, pixels of the photo (WeCLIP: also 24)"),
+    ] = (1, 2, 4, 8, 12)
     par_scale: Annotated[
         float, Field(ge=0.1, le=1, description="PAR: resolution factor at which it runs, on at most 1024 pixels a side")
     ] = 0.5

@@ -97,7 +97,7 @@ def test_odd_files_that_are_read(tmp_path, text):
 OUT_OF_RANGE = {
     "refine": {
         "power": 0, "dino_weight": 1.5, "min_confidence": -0.1, "boundary": ["crf"], "boundary_background_power": 0,
-        "crf_iterations": 0, "crf_scale": 0.05, "par_iterations": 0, "par_scale": 1.5,
+        "crf_iterations": 0, "crf_scale": 0.05, "par_iterations": 0, "par_scale": 1.5, "par_dilations": [],
     },
     "predict": {"long_side": -1, "par_scale": 0, "crf_bilateral_sxy": 0, "crf_scale": 2},
     "cams": {"dense_scale": 0, "scales": [-1.0]},

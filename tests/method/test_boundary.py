@@ -17,7 +17,7 @@ from pipelines.method.boundary import boundary_name, boundary_note, boundary_of,
 from pipelines.method.label_maps import pseudo_mask
 from pipelines.ops.crf import CrfParameters, dense_crf
 from pipelines.ops.label_map import resize_maps, with_background
-from pipelines.ops.par import DILATIONS, pixel_adaptive_refinement, scaled_dilations
+from pipelines.ops.par import pixel_adaptive_refinement, scaled_dilations
 from pipelines.options.stages import RefineOptions
 from pipelines.plugins import VARIABLE
 
@@ -45,15 +45,16 @@ def crf_by_hand(image: NDArray[np.uint8], scores: Array, scale: float) -> Array:
 
 def par_by_hand(image: NDArray[np.uint8], scores: Array, scale: float) -> Array:
     pixels = torch.tensor(image).permute(2, 0, 1)[None]
-    return pixel_adaptive_refinement(pixels, torch.tensor(scores)[None], scaled_dilations(DILATIONS, scale), 4)[0].numpy()
+    return pixel_adaptive_refinement(pixels, torch.tensor(scores)[None], scaled_dilations((1, 3, 8), scale), 4)[0].numpy()
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.3])
 @pytest.mark.parametrize(("name", "by_hand"), [pytest.param("crf", crf_by_hand, marks=needs_crf), ("par", par_by_hand)])
 def test_pseudo_masks_are_those_made_by_hand(photo, maps, name, by_hand, scale):
     options = RefineOptions(
-        boundary=name, background_power=3, boundary_background_power=1.5, crf_iterations=4, par_iterations=4,
-        crf_scale=scale, par_scale=scale, crf_bilateral_sxy=20,
+        boundary=name, background_power=3, boundary_background_power=1.5,
+        crf_iterations=4, crf_scale=scale, crf_bilateral_sxy=20,
+        par_iterations=4, par_scale=scale, par_dilations=(1, 3, 8),
     )  # fmt: skip
     mask, scores = pseudo_mask(maps, (2, 7), SIZE, options, lambda: photo)
     height, width = round(36 * scale), round(52 * scale)
@@ -93,7 +94,7 @@ def test_auto_takes_what_is_installed_and_says_so(monkeypatch, asked, installed,
     )
     values = label_map_values(options, "background_power")
     assert values["boundary"] == made, "a manifest names what was used"
-    keys = {"crf": 8, "par": 3, "none": 0}[made]
+    keys = {"crf": 8, "par": 4, "none": 0}[made]
     assert len(values) == 2 + keys
 
 

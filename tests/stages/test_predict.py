@@ -265,7 +265,7 @@ def crf_twin(photo: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[n
 
 def par_twin(photo: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
     pixels = torch.from_numpy(photo).permute(2, 0, 1)
-    return pixel_adaptive_refinement(pixels[None], torch.from_numpy(scores)[None], iterations=3)[0].numpy()
+    return pixel_adaptive_refinement(pixels[None], torch.from_numpy(scores)[None], (1, 2, 4, 8, 12), 3)[0].numpy()
 
 
 @pytest.mark.parametrize(("boundary", "refine"), [("crf", crf_twin), ("par", par_twin)])
