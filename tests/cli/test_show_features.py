@@ -70,7 +70,7 @@ def test_refusals_are_one_line(ssr, finished, words, code, said):
     assert "Traceback" not in ran.text
     if code == 1:
         assert len(ran.err.splitlines()) == 1
-        assert "run `ssr align` first" in ran.err
+        assert "run `ssr align --work " in ran.err
     assert sorted(path for path in work.rglob("*")) == before
 
 

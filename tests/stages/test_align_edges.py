@@ -98,7 +98,7 @@ def test_one_class_without_background_words_is_refused(models, tiny_folder, work
 
 
 def test_without_superpixels_the_error_names_the_command(workspace_in, tmp_path):
-    with pytest.raises(SsrError, match="`ssr superpixels`"):
+    with pytest.raises(SsrError, match="`ssr superpixels --work "):
         align.run(workspace_in(tmp_path / "work"), OPTIONS, CamsOptions(readout="mix"), RefineOptions())
 
 

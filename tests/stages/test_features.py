@@ -229,9 +229,9 @@ def test_photos_with_other_labels_are_left_out(workspace_at, root, tmp_path):
 @pytest.mark.parametrize(
     ("lost", "said"),
     [
-        ("cmpa.safetensors", r"no cmpa\.safetensors in .*work \(run `ssr align` first\)"),
-        ("align/tokens.h5", r"no tokens in .*align \(run `ssr align` first\)"),
-        ("align/cams.h5", r"no store at .*cams\.h5 \(run `ssr align` first\)"),
+        ("cmpa.safetensors", r"no cmpa\.safetensors in .*work \(run `ssr align( --work [^`]*)?` first\)"),
+        ("align/tokens.h5", r"no tokens in .*align \(run `ssr align( --work [^`]*)?` first\)"),
+        ("align/cams.h5", r"no store at .*cams\.h5 \(run `ssr align( --work [^`]*)?` first\)"),
     ],
 )
 def test_what_is_missing_is_said_in_one_line(workspace_at, lost, said):

@@ -88,7 +88,7 @@ def test_cams_begun_but_not_there_names_the_command_too(workspace):
 def test_without_superpixels_the_error_names_the_command(workspace, kind):
     workspace.superpixels.unlink()
     (workspace.work / "superpixels.json").unlink()
-    with pytest.raises(SsrError, match="`ssr superpixels`"):
+    with pytest.raises(SsrError, match="`ssr superpixels --work "):
         refine.run(workspace, SSR.model_copy(update={"superpixel_mask": kind}))
     assert refine.run(workspace, SSR.model_copy(update={"superpixel_mask": "token"})).done == 6
 

@@ -246,7 +246,7 @@ def test_refinement_without_attention_is_refused_as_by_refine(new, train_section
 
 
 def test_without_superpixels_the_command_is_named(workspace_in, tmp_path, run_train):
-    with pytest.raises(SsrError, match="`ssr superpixels`"):
+    with pytest.raises(SsrError, match="`ssr superpixels --work "):
         run_train(workspace_in(tmp_path / "w"), "ssr", ckpt=None)
     with pytest.raises(UsageError, match=r"cmpa\.safetensors .*--ckpt"):
         run_train(workspace_in(tmp_path / "w"), "weclip", ckpt=Path("auto"))
