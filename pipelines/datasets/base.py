@@ -20,11 +20,13 @@ class Sample:
         image_id: Unique in the dataset, safe as a file name.
         image_path: Where the image should lie; it may be missing.
         labels: Class indices present, ascending, from 0, background not among them; may be empty.
+        orient: The photo is turned as its EXIF says.
     """
 
     image_id: str
     image_path: Path
     labels: tuple[int, ...]
+    orient: bool = False
 
 
 @dataclass(frozen=True)

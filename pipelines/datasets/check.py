@@ -5,14 +5,63 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.datasets.base import Dataset, Sample
-from pipelines.datasets.image import image_size
+from pipelines.datasets.image import Header, image_size, load_image, read_header
 from pipelines.datasets.image_files import instead_of, why_missing
 from pipelines.errors import ImageError
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.plausibility import Plausibility, nothing_seen, plausibility
 
+DECODED = 20
+"""Photos of 16 bits that are decoded, to see whether their values are."""
+DARK = 17
+"""Grey level, of 255, below which a photo of 16 bits holds no more than 12."""
 OPENED_MASKS = 400
 """Masks whose values are read before a run: enough to see how they are written, done in seconds."""
+
+
+class PixelReport:
+    """Photos whose pixels may not be meant as they are read, by their headers.
+
+    Args:
+        long_side: Larger photos are counted; 0 counts none.
+
+    Attributes:
+        turned: Ids of photos that EXIF asks to turn.
+        transparent: Ids of photos with transparency, which is dropped.
+        print_colours: Ids of CMYK photos, whose colour profile is not applied.
+        dark: Ids of photos of 16 bits whose values are those of 12 bits or fewer.
+        larger: Ids of photos above ``long_side``.
+        largest: ``(H, W)`` of the largest photo.
+    """
+
+    def __init__(self, long_side: int = 0) -> None:
+        self.long_side = long_side
+        self.turned: list[str] = []
+        self.transparent: list[str] = []
+        self.print_colours: list[str] = []
+        self.dark: list[str] = []
+        self.larger: list[str] = []
+        self.largest = (0, 0)
+        self._decoded = 0
+
+    def add(self, sample: Sample, header: Header) -> None:
+        """Count a photo. Of 16 bits, a few are decoded."""
+        kinds = {"RGBA": self.transparent, "LA": self.transparent, "PA": self.transparent, "CMYK": self.print_colours}
+        if header.mode in kinds:
+            kinds[header.mode].append(sample.image_id)
+        if header.turned and not sample.orient:
+            self.turned.append(sample.image_id)
+        if 0 < self.long_side < max(header.size):
+            self.larger.append(sample.image_id)
+        if header.size[0] * header.size[1] > self.largest[0] * self.largest[1]:
+            self.largest = header.size
+        if header.mode.startswith("I;16") and self._decoded < DECODED:
+            self._decoded += 1
+            try:
+                if max(load_image(sample.image_path).getextrema()[0]) < DARK:  # type: ignore[arg-type]
+                    self.dark.append(sample.image_id)
+            except ImageError:
+                pass  # the run will say it
 
 
 @dataclass(frozen=True)
@@ -32,6 +81,7 @@ class DatasetReport:
             masks were not looked at.
         bad_masks: ``(image_id, reason)`` of masks that were opened and hold no class numbers; None if masks were not looked at.
         truth: What labels and the opened masks say of one another; None if masks were not looked at.
+        pixels: What may not be meant as it is read.
     """
 
     images: int
@@ -45,6 +95,7 @@ class DatasetReport:
     size_mismatches: tuple[tuple[str, str], ...] | None = None
     bad_masks: tuple[tuple[str, str], ...] | None = None
     truth: Plausibility | None = None
+    pixels: PixelReport | None = None
 
     @property
     def ok(self) -> bool:
@@ -52,14 +103,16 @@ class DatasetReport:
         return not (self.missing or self.unread or self.unreadable or self.size_mismatches or self.bad_masks)
 
 
-def check_dataset(dataset: Dataset, open_masks: bool = False) -> DatasetReport:
+def check_dataset(dataset: Dataset, open_masks: bool = False, long_side: int = 0) -> DatasetReport:
     """Look at every image's header; nothing is decoded.
 
     Args:
         dataset: Any dataset.
         open_masks: Also read the headers of ground-truth masks, and the values of `OPENED_MASKS` of them; without it no mask is
             opened.
+        long_side: Larger photos are counted; 0 counts none.
     """
+    pixels = PixelReport(long_side)
     counts = dict.fromkeys(dataset.classes.names, 0)
     missing, unread, near = list[str](), list[str](), ""
     unreadable: list[tuple[str, str]] = []
@@ -77,11 +130,13 @@ def check_dataset(dataset: Dataset, open_masks: bool = False) -> DatasetReport:
                 unread.append(other)
             continue
         try:
-            size = image_size(sample.image_path)
+            header = read_header(sample.image_path)
         except ImageError as error:
             unreadable.append((sample.image_id, error.message))
             continue
+        pixels.add(sample, header)
         if open_masks:
+            size = image_size(sample.image_path, sample.orient)
             _check_mask(dataset, sample, size, without, mismatches)
     truth, bad = look_at_truth(dataset) if open_masks else (None, None)
     other_size = {image_id for image_id, _ in mismatches}
@@ -97,6 +152,7 @@ def check_dataset(dataset: Dataset, open_masks: bool = False) -> DatasetReport:
         size_mismatches=tuple(mismatches) if open_masks else None,
         bad_masks=None if bad is None else tuple(one for one in bad if one[0] not in other_size),
         truth=truth,
+        pixels=pixels,
     )
 
 

@@ -65,7 +65,7 @@ def load_coco(options: DatasetOptions) -> Dataset:
     else:
         several = sources[0].annotations.parent / "instances_*.json"
         labels = select_labels(labels, ids, several if listed else sources[0].annotations, options.absent_is_empty)
-    samples = tuple(Sample(image_id, places(image_id), labels[image_id]) for image_id in ids)
+    samples = tuple(Sample(image_id, places(image_id), labels[image_id], options.orient) for image_id in ids)
     used = dict.fromkeys(sample.image_path.parent.name for sample in samples)
     folder = options.root / "SegmentationClass"
     masks = [folder / name for name in used if (folder / name).is_dir()]

@@ -33,7 +33,7 @@ def load_folder(options: DatasetOptions) -> Dataset:
     words, passed = understood(label_file), tuple[str, ...]()
     samples: Sequence[Sample]
     if file is None:
-        samples = stream = LabelStream(label_file, classes, place)
+        samples = stream = LabelStream(label_file, classes, place, options.orient)
         if unlabelled := stream.lacks(place.ids()):
             passed = (f"{unlabelled} photos in {place.folder} have no row in {label_file.name} and are left out",)
     else:
@@ -41,7 +41,7 @@ def load_folder(options: DatasetOptions) -> Dataset:
         split = parse_split(file, labels)
         words = (*words, *split.understood)
         samples = tuple(
-            Sample(key, place(key), present)
+            Sample(key, place(key), present, options.orient)
             for key, present in select_labels(labels, split.ids, label_file, options.absent_is_empty).items()
         )
     masks = root / "masks"
@@ -57,12 +57,13 @@ def load_folder(options: DatasetOptions) -> Dataset:
     )
 
 
-def load_photos(folder: Path, names: tuple[str, ...]) -> Dataset:
+def load_photos(folder: Path, names: tuple[str, ...], orient: bool = False) -> Dataset:
     """List the photos of any folder, not of its subfolders; nothing is known of what they show.
 
     Args:
         folder: Hidden files and files that are no images by their suffix are passed over.
         names: Class names of whoever looks at them.
+        orient: Photos are turned as their EXIF says.
 
     Returns:
         A dataset of kind ``folder`` without labels and ground truth; its split has the folder's name.
@@ -82,7 +83,7 @@ def load_photos(folder: Path, names: tuple[str, ...]) -> Dataset:
         root=folder,
         split=folder.resolve().name,
         classes=ClassList(names, names, VOC12.background),
-        samples=tuple(Sample(check_image_id(key, str(folder)), path, ()) for key, path in images.items()),
+        samples=tuple(Sample(check_image_id(key, str(folder)), path, (), orient) for key, path in images.items()),
         mask_folder=None,
         passed_over=(f"{folder}: {unread_line(other)}",) if other else (),
     )

@@ -5,16 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipelines.datasets.image_files import why_missing
 from pipelines.errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 100_000_000
+_ORIENTATION = 0x0112
+"""EXIF's tag of the orientation."""
 
 _CONVERT = "convert it, e.g. `mogrify -format jpg FILE`; an error page or a half download must be fetched again"
 _OTHER_FORMATS = (
@@ -29,7 +32,7 @@ _OTHER_FORMATS = (
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `open_image` has its own limit, an error
 
 
-def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(path: Path, orient: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a JPEG, PNG, WEBP, BMP or TIFF, told by content and not by name.
 
     EXIF orientation is not applied: VOC's and COCO's masks are for the pixels as stored. (Only TIFF is turned, by Pillow.)
@@ -37,6 +40,7 @@ def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Args:
         path: Image file.
+        orient: Turn and mirror it as its EXIF says.
         max_pixels: Larger images are refused before decoding.
 
     Returns:
@@ -47,6 +51,8 @@ def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     with open_image(path, max_pixels=max_pixels) as image:
         image.load()
+        if orient and turned(image):
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):
             levels = (np.asarray(image).astype(np.uint32) + 128) // 257  # convert("RGB") would cut off at 255
             return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
@@ -57,10 +63,44 @@ def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return image.convert("RGB")
 
 
-def image_size(path: Path) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Header:
+    """What the header of an image says.
+
+    Attributes:
+        size: ``(height, width)`` in pixels, as stored.
+        turned: EXIF asks for another orientation.
+        mode: Pillow's name of its pixels.
+    """
+
+    size: tuple[int, int]
+    turned: bool
+    mode: str
+
+
+def read_header(path: Path) -> Header:
+    """The header of an image, nothing is decoded; errors as `load_image`."""
+    with open_image(path, checked=False) as image:
+        if image.mode in {"I", "F"}:
+            raise ImageError(f"{path}: expected 8 or 16 bits a channel, found 32 (mode {image.mode})")
+        return Header((image.height, image.width), turned(image), image.mode)
+
+
+def turned(image: Image.Image) -> bool:
+    """Whether EXIF asks for another orientation than that of the pixels as they are read; Pillow itself turns TIFF."""
+    if image.format == "TIFF":
+        return False
+    try:
+        return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except Exception:  # EXIF of anything: the pixels can be read all the same
+        return False
+
+
+def image_size(path: Path, orient: bool = False) -> tuple[int, int]:
     """``(height, width)`` in pixels from the header alone; errors as `load_image`."""
     with open_image(path, checked=False) as image:
-        return image.height, image.width
+        quarter = orient and turned(image) and int(image.getexif()[_ORIENTATION]) >= 5
+        return (image.width, image.height) if quarter else (image.height, image.width)
 
 
 @contextmanager

@@ -34,15 +34,17 @@ class LabelStream(Sequence[Sample]):
         path: The label file.
         classes: Class list.
         place: Image id -> where the image should lie.
+        orient: Photos are turned as their EXIF says.
 
     Raises:
         UsageError: As of `label_files.read_label_file`.
     """
 
-    def __init__(self, path: Path, classes: ClassList, place: Callable[[str], Path]) -> None:
+    def __init__(self, path: Path, classes: ClassList, place: Callable[[str], Path], orient: bool = False) -> None:
         self._path = path
         self._classes = classes
         self._place = place
+        self._orient = orient
         hashes, lines = array("I"), []
         digest = hashlib.sha256(f"[{_json(classes.names)},[".encode())
         texts: dict[tuple[int, ...], str] = {}
@@ -100,7 +102,7 @@ class LabelStream(Sequence[Sample]):
         if _stamp(self._path) != self._stamp:
             raise SsrError(f"{self._path} was changed while it was in use", "run the same command again")
         for image_id, labels in itertools.compress(iter_label_file(self._path, self._classes), wanted):
-            yield Sample(image_id, self._place(image_id), labels)
+            yield Sample(image_id, self._place(image_id), labels, self._orient)
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...

@@ -53,7 +53,7 @@ def load_voc(options: DatasetOptions) -> Dataset:
         root=root,
         split=listed.stem,
         classes=classes,
-        samples=tuple(Sample(image_id, place(image_id), labels[image_id]) for image_id in ids),
+        samples=tuple(Sample(image_id, place(image_id), labels[image_id], options.orient) for image_id in ids),
         mask_folder=masks[0] if masks else None,
         mask_fallback=masks[1] if len(masks) > 1 else None,
         understood=words,

@@ -27,6 +27,14 @@ def token_grid(height: int, width: int, patch_size: int, scale: float = 1.0) -> 
     return max(1, math.ceil(height * scale / patch_size)), max(1, math.ceil(width * scale / patch_size))
 
 
+def limited(height: int, width: int, long_side: int) -> tuple[int, int]:
+    """Size of a photo whose long side is at most ``long_side`` pixels, in its proportions; 0 = any size."""
+    longest = max(height, width)
+    if not long_side or longest <= long_side:
+        return height, width
+    return max(1, round(height * long_side / longest)), max(1, round(width * long_side / longest))
+
+
 def encoder_input(
     image: Image.Image, grid: tuple[int, int], patch_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:

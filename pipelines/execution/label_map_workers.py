@@ -31,6 +31,7 @@ class MaskJob:
         labels: Class indices of the K maps of a CAM; () for logits, which have a map for every class.
         size: ``(H, W)`` of the photo.
         target: The PNG.
+        orient: The photo is turned as its EXIF says.
     """
 
     image_id: str
@@ -39,6 +40,7 @@ class MaskJob:
     labels: tuple[int, ...]
     size: tuple[int, int]
     target: Path
+    orient: bool = False
 
 
 class LabelMapWorkers:

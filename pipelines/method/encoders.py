@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from pipelines.datasets.base import Sample
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.dino import DinoEncoder
-from pipelines.encoders.image import encoder_input, tensor_input, token_grid
+from pipelines.encoders.image import encoder_input, limited, tensor_input, token_grid
 from pipelines.errors import ImageError
 from pipelines.method.aligned import AlignedText
 from pipelines.method.evidence import CLIP_NEEDS, DINO_NEEDS, Evidence, Grid, Needs, TextFeatures
@@ -53,6 +53,7 @@ class Encoders:
         text: Class and background embeddings; None if ``needs`` lacks them.
         alignment: Alignment heads; None for plain CLIP.
         blocks: How deep to look.
+        long_side: Pixels of the long side at which larger photos enter the encoders; 0 = any.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class Encoders:
         text: TextFeatures | None = None,
         alignment: AlignedText | None = None,
         blocks: Blocks = Blocks(),
+        long_side: int = 0,
     ) -> None:
         self.needs, self.clip, self.dino, self.text, self.alignment, self.blocks = needs, clip, dino, text, alignment, blocks
+        self.long_side = long_side
 
     def photo(
         self,
@@ -113,7 +116,8 @@ class Encoders:
         image: Callable[[], NDArray[np.uint8]],
     ) -> Photo:
         patch = self.clip.patch_size
-        grids = [token_grid(*size, patch, scale) for scale in scales]
+        within = limited(*size, self.long_side)
+        grids = [token_grid(*within, patch, scale) for scale in scales]
         memberships: tuple[Tensor, ...] = ()
         colours = None
         if "superpixels" in self.needs:
@@ -131,7 +135,7 @@ class Encoders:
         return Photo(
             sample,
             size,
-            token_grid(*size, patch),
+            token_grid(*within, patch),
             inputs(self.clip) if self.needs & CLIP_NEEDS else (),
             tuple(grids),
             inputs(self.dino) if self.dino is not None else (),

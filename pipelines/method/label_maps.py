@@ -104,7 +104,7 @@ def make_mask(job: MaskJob, options: RefineOptions, device: str = "cpu") -> None
     Raises:
         ImageError: The photo cannot be read any more.
     """
-    mask, _ = pseudo_mask(job.maps, job.labels, job.size, options, lambda: load_image(job.image_path), device)
+    mask, _ = pseudo_mask(job.maps, job.labels, job.size, options, lambda: load_image(job.image_path, job.orient), device)
     write_mask(job.target, mask, palette())
 
 
@@ -114,5 +114,5 @@ def make_label_map(job: MaskJob, options: PredictOptions, device: str = "cpu") -
     Raises:
         ImageError: The photo cannot be read any more.
     """
-    mask = predicted_mask(job.maps, job.size, options, lambda: load_image(job.image_path), device)
+    mask = predicted_mask(job.maps, job.size, options, lambda: load_image(job.image_path, job.orient), device)
     write_mask(job.target, mask, palette())

@@ -15,6 +15,7 @@ from pipelines.method.aligned import AlignedText
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.evidence import DINO_NEEDS, Needs, TextFeatures
 from pipelines.models.alignment_file import Alignment, read_alignment
+from pipelines.options.sources import LONG_SIDE
 from pipelines.options.stages import CamsOptions
 
 
@@ -27,12 +28,14 @@ class Sources:
         dino: DINO's weights; None if no part needs DINO.
         text: Banks and prompts; None if no part needs text.
         alignment: File of alignment heads; None for plain CLIP.
+        long_side: Pixels of the long side at which larger photos enter the encoders; 0 = any.
     """
 
     clip: Weights
     dino: Weights | None = None
     text: TextSources | None = None
     alignment: Path | None = None
+    long_side: int = LONG_SIDE
 
     def fetch(self) -> None:
         """Have released weights on this machine before anything that is there is removed.
@@ -66,6 +69,7 @@ class FrozenModels:
         self.alignment: Alignment | None = None
         if sources.alignment is not None and sources.text is not None and self.embeddings is not None:
             self.alignment = read_alignment(sources.alignment, sources.clip, sources.text.classes, self.embeddings)
+        self._long_side = sources.long_side
         self.clip = ClipEncoder(loaded, device, dtype)
         self.dino = DinoEncoder(sources.dino, device, dtype) if sources.dino is not None else None
 
@@ -84,4 +88,4 @@ class FrozenModels:
             text = TextFeatures(rows, len(self.embeddings.classes), self.clip.logit_scale, supers)
         if self.alignment is not None and text is not None and cams is not None:
             aligned = AlignedText(self.alignment, text, cams)
-        return Encoders(needs, self.clip, self.dino if needs & DINO_NEEDS else None, text, aligned, blocks)
+        return Encoders(needs, self.clip, self.dino if needs & DINO_NEEDS else None, text, aligned, blocks, self._long_side)

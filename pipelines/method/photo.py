@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.datasets.base import Sample
+from pipelines.errors import ImageError
 from pipelines.method.evidence import Grid
 
 Value = TypeVar("Value", bound=np.generic)
@@ -51,6 +52,14 @@ def by_photo(maps: NDArray[Value], photos: Sequence[Photo]) -> list[NDArray[Valu
     """The maps ``(K, ...)`` of each photo, of ``(T, ...)`` with T (photo, class) pairs, photo by photo."""
     counts = [len(photo.sample.labels) for photo in photos]
     return np.split(maps, np.cumsum(counts)[:-1])
+
+
+def too_large(photo: Photo) -> ImageError:
+    """The error that a photo does not fit into memory."""
+    height, width = photo.size
+    patches = max((h * w for h, w in photo.grids), default=photo.grid[0] * photo.grid[1])
+    found = f"a photo of {width} x {height} with {patches:,} patches needs more memory than there is"
+    return ImageError(found, "a smaller --long-side, fewer --workers, or another --device")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,12 @@ def option(description: str, *, flag: str | None = None, choices: Sequence[str] 
     return Field(description=description, json_schema_extra=extra or None)
 
 
+LONG_SIDE = 1024
+"""Attention grows with the square of the patches: 3,072 of 1024 x 768 pixels, 46,875 of 12 megapixels, gigabytes a head.
+
+VOC's and COCO's photos, at most 640, are not touched."""
+
+
 class DatasetOptions(Options):
     """``[dataset]``: which images, and which classes each has."""
 
@@ -44,6 +50,16 @@ class DatasetOptions(Options):
     absent_is_empty: Annotated[
         bool, option("images of the split without an annotation file or a row of labels have no class (labelImg, YOLO)")
     ] = False
+    orient: Annotated[
+        bool, option("turn photos as their EXIF says; off: pixels as stored, which masks of VOC and COCO are for")
+    ] = False
+    long_side: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="pixels of the long side at which larger photos are encoded; masks keep the photo's size; 0 = any",
+        ),
+    ] = LONG_SIDE
     classes: Annotated[Path | None, option("class list of your own, with prompts and background words: .toml or .yaml")] = None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from pipelines.execution.batches import batches_by, one_behind
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.execution.fitting import fitting
 from pipelines.execution.progress import Progress, Silent
 from pipelines.method.cam_extractor import extract_cams
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.loading import FrozenModels
 from pipelines.method.parts_in_use import cam_needs
-from pipelines.method.photo import Photo, by_photo, shapes
+from pipelines.method.photo import Photo, by_photo, shapes, too_large
 from pipelines.ops.transfer import fetched
 from pipelines.options.stages import CamsOptions
 from pipelines.workdir.counts import Counts
@@ -69,7 +70,11 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
             load = partial(load_photo, encoders(), superpixels, scales=options.scales)
             photos = _with_classes(output.photos(load, todo), output)
             batches = batches_by(photos, shapes, resolve_batch_size(workspace.run, device))
-            made = ((batch, fetched(extract_cams(encoders(), batch, options).half())) for batch in batches)
+
+            def make(batch: Sequence[Photo]) -> tuple[Sequence[Photo], Callable[[], NDArray[np.float16]]]:
+                return batch, fetched(extract_cams(encoders(), batch, options).half())
+
+            made = fitting(make, batches, lambda photo: output.made(photo.sample.image_id, too_large(photo)))
             for batch, maps in one_behind(made):
                 for photo, cam in zip(batch, by_photo(maps(), batch), strict=True):
                     _commit(output, photo, cam)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from pipelines.datasets import ClassList, Dataset
-from pipelines.datasets.check import check_dataset
+from pipelines.datasets.check import PixelReport, check_dataset
 from pipelines.datasets.image_files import unread_line
 from pipelines.encoders.class_embeddings import text_embeddings
 from pipelines.encoders.licences import dino_licence
@@ -25,7 +25,7 @@ from pipelines.evaluation.plausibility import Plausibility
 from pipelines.execution.devices import cpu_multiplies_bf16, precision_name, resolve_device
 from pipelines.execution.pool import resolve_workers
 from pipelines.method.boundary import crf_installed
-from pipelines.options.sources import RunOptions
+from pipelines.options.sources import LONG_SIDE, RunOptions
 from pipelines.options.stages import RefineOptions
 from pipelines.stores.manifest import package_versions
 from pipelines.workdir.workspace import Workspace
@@ -113,7 +113,7 @@ def _dataset(workspace: Workspace, ground_truth: bool) -> Iterator[Finding]:
     except SsrError as error:
         yield Finding("error", "dataset", str(error))
         return
-    report = check_dataset(dataset, open_masks=ground_truth)
+    report = check_dataset(dataset, ground_truth, workspace.dataset_options.long_side)
     labels = sum(report.class_counts.values())
     yield Finding(
         "ok",
@@ -139,6 +139,8 @@ def _dataset(workspace: Workspace, ground_truth: bool) -> Iterator[Finding]:
         yield Finding("error", "dataset", f"{line} ({_some(report.unread)})")
     for image_id, reason in report.unreadable[:10]:
         yield Finding("error", "dataset", f"{image_id}: {reason}")
+    if report.pixels is not None:
+        yield from _pixels(report.pixels)
     if report.missing_masks:
         yield Finding(
             "warning", "dataset", f"{len(report.missing_masks)} images without ground truth: {_some(report.missing_masks)}"
@@ -147,6 +149,30 @@ def _dataset(workspace: Workspace, ground_truth: bool) -> Iterator[Finding]:
         yield Finding("error", "dataset", f"{image_id}: {reason}")
     if report.truth is not None:
         yield from _truth(report.truth, dataset)
+
+
+def _pixels(pixels: PixelReport) -> Iterator[Finding]:
+    """Photos that are read, though perhaps not as they are meant."""
+    lines = [
+        (
+            pixels.turned,
+            "photos that EXIF asks to turn, used as they are stored; --orient turns them, if the masks are for that",
+        ),
+        (pixels.transparent, "photos with transparency, which is dropped: what is behind it shows"),
+        (pixels.print_colours, "CMYK photos, converted without their colour profile: colours may differ; store them as RGB"),
+        (pixels.dark, "photos of 16 bits with values of 12 bits or fewer, which are nearly black: scale them to 0 to 65535"),
+    ]
+    for ids, what in lines:
+        if ids:
+            yield Finding("warning", "dataset", f"{len(ids)} {what}: {_some(ids)}")
+    if pixels.larger:
+        height, width = pixels.largest
+        what = f"photos larger than {pixels.long_side} pixels, encoded at that long side (--long-side); masks keep their size"
+        yield Finding("ok", "dataset", f"{len(pixels.larger)} {what}; the largest is {width} x {height}")
+    elif pixels.long_side == 0 and max(pixels.largest) > LONG_SIDE:
+        height, width = pixels.largest
+        found = f"the largest photo, {width} x {height}, has about {height * width // 256:,} patches"
+        yield Finding("warning", "dataset", f"{found}: attention needs gigabytes; --long-side {LONG_SIDE} limits it")
 
 
 def _truth(truth: Plausibility, dataset: Dataset) -> Iterator[Finding]:

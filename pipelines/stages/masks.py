@@ -24,6 +24,7 @@ from pipelines.datasets.image import load_image
 from pipelines.errors import ImageError, SsrError
 from pipelines.execution.batches import batches_by, one_behind
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.execution.fitting import fitting
 from pipelines.execution.interruption import until_interrupted
 from pipelines.execution.pool import DEAD_WORKER, process_pool, resolve_workers, usable
 from pipelines.execution.progress import Progress, Silent
@@ -32,7 +33,7 @@ from pipelines.method.composition import refined_cams
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.loading import FrozenModels
 from pipelines.method.parts_in_use import cam_needs, refine_needs
-from pipelines.method.photo import Photo, by_photo, shapes
+from pipelines.method.photo import Photo, by_photo, shapes, too_large
 from pipelines.ops.slic import slic_superpixels
 from pipelines.ops.transfer import fetched, sent
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
@@ -42,7 +43,7 @@ from pipelines.stores.image_arrays import read_cam, superpixels_of
 from pipelines.stores.manifest import digest
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.output import Output, Todo
-from pipelines.workdir.settings import cam_settings, model_sources
+from pipelines.workdir.settings import cam_settings, model_sources, oriented
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "masks"
@@ -81,7 +82,7 @@ def run(
     cams = cams.model_copy(update={"ckpt": workspace.heads(cams.ckpt)})
     needs = cam_needs(cams) | refine_needs(refine)
     sources = model_sources(workspace, needs, cams.ckpt)
-    superpixel_settings = superpixels.model_dump(mode="json")
+    superpixel_settings = superpixels.model_dump(mode="json") | oriented(workspace)
     made_from = {"superpixels": digest(superpixel_settings)}
     settings = cam_settings(workspace, cams, sources, made_from)
 
@@ -110,7 +111,8 @@ def run(
             photos = usable(load, todo, partial(_leave_out, job.output))
             batches = batches_by(photos, lambda item: shapes(item.photo), resolve_batch_size(workspace.run, device))
             make = partial(_made, encoders(), cam_output.committed(workspace.cams), cams, refine)
-            for made in one_behind(make(batch) for batch in batches):
+            fit = fitting(make, batches, lambda item: _leave_out(job.output, item.work, too_large(item.photo)))
+            for made in one_behind(fit):
                 _commit(made)
         job.makers.drain()
         progress.finish()
@@ -164,7 +166,7 @@ def _load(
     work: _Work,
 ) -> _Loaded:
     """Decode a photo once, for SLIC and the encoders."""
-    image = load_image(work.sample.image_path)
+    image = load_image(work.sample.image_path, work.sample.orient)
     if work.superpixels is None:
         ids = superpixels_of(stored, work.sample.image_id)
         return _Loaded(work, encoders.photo(work.sample, image, ids, one_pass_scales(cams)), None)

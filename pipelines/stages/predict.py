@@ -34,6 +34,7 @@ from pipelines.stores.checkpoint import note_of
 from pipelines.stores.manifest import Manifest, digest
 from pipelines.workdir.commands import command_for
 from pipelines.workdir.counts import Counts
+from pipelines.workdir.settings import oriented
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "predict"
@@ -104,7 +105,7 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
     path = _model(workspace, options)
     trained = open_trained(workspace, path, options, device)
     if options.images is not None:
-        workspace = replace(workspace, photos=load_photos(options.images, trained.classes))
+        workspace = replace(workspace, photos=load_photos(options.images, trained.classes, workspace.dataset_options.orient))
     _check_classes(path, trained.classes, workspace.dataset)
     folder = output_folder(workspace, options)
     store = folder.with_suffix(".h5")
@@ -126,14 +127,14 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
         todo = output.todo(lambda sample: output.holds(sample, *needed))
         if todo:
             predictor = predictor_once()
-            photos = output.photos(lambda sample: predictor.photo(sample, load_image(sample.image_path)), todo)
+            photos = output.photos(lambda sample: predictor.photo(sample, load_image(sample.image_path, sample.orient)), todo)
             for batch in batches_by(photos, shapes, resolve_batch_size(workspace.run, device)):
                 for photo, logits in zip(batch, predictor.logits(batch), strict=True):  # (C + 1, h, w)
                     image_id, maps = photo.sample.image_id, logits.half().cpu().numpy()
                     if options.probabilities:
                         output.writer.add(image_id, logits.softmax(0).half().cpu().numpy(), {"size": list(photo.size)})
                     target = folder / f"{image_id}.png"
-                    makers.submit(MaskJob(image_id, photo.sample.image_path, maps, (), photo.size, target))
+                    makers.submit(MaskJob(image_id, photo.sample.image_path, maps, (), photo.size, target, photo.sample.orient))
     return output.counts
 
 
@@ -202,4 +203,5 @@ def _settings(workspace: Workspace, options: PredictOptions, path: Path, trained
         **trained.settings,
         "precision": precision_name(workspace.run),
         "classes": list(trained.classes),
+        **oriented(workspace),
     }

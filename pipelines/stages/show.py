@@ -157,7 +157,7 @@ class _Drawer:
 
     def draw(self, sample: Sample) -> Image.Image:
         """The panel of one photo."""
-        image = np.asarray(load_image(sample.image_path))  # (H, W, 3)
+        image = np.asarray(load_image(sample.image_path, sample.orient))  # (H, W, 3)
         tiles: list[tuple[str, NDArray[np.uint8]]] = [("photo", image)]
         shown = np.zeros(image.shape[:2], dtype=np.uint8)
         superpixels = self._read("superpixels", sample)

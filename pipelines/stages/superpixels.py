@@ -19,6 +19,7 @@ from pipelines.execution.progress import Progress, Silent
 from pipelines.ops.slic import slic_superpixels
 from pipelines.options.stages import SuperpixelsOptions
 from pipelines.workdir.counts import Counts
+from pipelines.workdir.settings import oriented
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "superpixels"
@@ -28,6 +29,7 @@ STAGE = "superpixels"
 class _Job:
     image_id: str
     path: Path
+    orient: bool
 
 
 def outputs(workspace: Workspace, options: SuperpixelsOptions) -> tuple[Path, ...]:
@@ -52,7 +54,7 @@ def run(workspace: Workspace, options: SuperpixelsOptions, progress: Progress | 
     """
     progress = progress or Silent()
     workers = resolve_workers(workspace.run.workers)
-    settings = options.model_dump(mode="json")
+    settings = options.model_dump(mode="json") | oriented(workspace)
     with workspace.output(STAGE, workspace.superpixels, settings, progress) as output:
         todo = output.todo()
         if todo:
@@ -68,9 +70,9 @@ def run(workspace: Workspace, options: SuperpixelsOptions, progress: Progress | 
 
 def _jobs(samples: Iterable[Sample]) -> Iterator[_Job]:
     for sample in samples:
-        yield _Job(sample.image_id, sample.image_path)
+        yield _Job(sample.image_id, sample.image_path, sample.orient)
 
 
 def _superpixels(job: _Job, options: SuperpixelsOptions) -> NDArray[Any]:
-    image = np.asarray(load_image(job.path))
+    image = np.asarray(load_image(job.path, job.orient))
     return slic_superpixels(image, options.segments, options.compactness, options.iterations)

@@ -24,5 +24,5 @@ def load_photo(encoders: Encoders, superpixels: ArrayReader | None, sample: Samp
     Raises:
         ImageError: The file cannot be used, or its superpixels are missing or of another size.
     """
-    image = load_image(sample.image_path)
+    image = load_image(sample.image_path, sample.orient)
     return encoders.photo(sample, image, superpixels_of(superpixels, sample.image_id), scales)

@@ -15,6 +15,7 @@ from pipelines.method.boundary import label_map_values
 from pipelines.method.evidence import CLIP_NEEDS, DINO_NEEDS, Needs
 from pipelines.method.loading import Sources
 from pipelines.method.parts_in_use import cam_needs, cam_values, refine_needs, refine_values
+from pipelines.options.sources import LONG_SIDE
 from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.stores.array_reader import files_of
 from pipelines.stores.array_store import store_exists
@@ -58,7 +59,7 @@ def model_sources(workspace: Workspace, needs: Needs, alignment: Path | None = N
     text = None
     if needs & {"text", "super_classes", "alignment"}:
         text = text_sources(clip, workspace.dataset.classes, workspace.clip, "super_classes" in needs)
-    return Sources(clip, dino, text, alignment)
+    return Sources(clip, dino, text, alignment, workspace.dataset_options.long_side)
 
 
 Digests = Mapping[str, str]
@@ -79,6 +80,7 @@ def cam_settings(
         "precision": precision_name(workspace.run),
         "classes": list(workspace.dataset.classes.names),
     }
+    settings |= _photo_settings(workspace)
     if options.ckpt is not None:
         settings["ckpt"] |= {"sha256": file_sha256(options.ckpt)}
     return settings | _superpixel_settings(workspace, cam_needs(options), made_now)
@@ -94,11 +96,23 @@ def refinement_settings(
         "dino": sources.dino.provenance() if sources.dino is not None and needs & DINO_NEEDS else None,
         "precision": precision_name(workspace.run),
     }
+    settings |= _photo_settings(workspace)
     if sources.text is not None and "text" in needs:
         settings["text"] = sources.text.provenance()
     if sources.text is not None and "super_classes" in needs:
         settings["super_classes"] = sources.text.super_provenance()
     return settings | _superpixel_settings(workspace, needs, made_now)
+
+
+def oriented(workspace: Workspace) -> dict[str, Any]:
+    """The setting that photos are turned; nothing where they are not, as in work directories from before."""
+    return {"orient": True} if workspace.dataset_options.orient else {}
+
+
+def _photo_settings(workspace: Workspace) -> dict[str, Any]:
+    """How photos enter the encoders, where it is not as by default."""
+    long_side = workspace.dataset_options.long_side
+    return oriented(workspace) | ({"long_side": long_side} if long_side != LONG_SIDE else {})
 
 
 def mask_settings(options: RefineOptions) -> dict[str, Any]:

@@ -278,3 +278,61 @@ def test_make_quotes_its_variables(tmp_path):
         shown = shlex.split(subprocess.run(["sh", "-c", line.split("; .venv")[0]], capture_output=True, text=True).stdout[1:])
         assert shown[:2] == [">", "ssr"]
         assert shown[2:] == found[:-1]
+
+
+def test_a_photo_that_does_not_fit_into_memory_is_its_own_failure(ssr, own_voc, monkeypatch):
+    from pipelines.stages import cams
+
+    _, made = own_voc
+    real = cams.extract_cams
+
+    def greedy(encoders, batch, options):
+        if any(photo.sample.image_id == "b_trio" for photo in batch):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 35389440000 bytes")
+        return real(encoders, batch, options)
+
+    monkeypatch.setattr(cams, "extract_cams", greedy)
+    line = "b_trio: a photo of 64 x 96 with 24 patches needs more memory than there is (a smaller --long-side"
+    assert line in ssr("cams", "--force", *made, code=1).err
+    ran = ssr("cams", "--force", "--max-failures", 1, *made, code=3)
+    assert line in ran.err
+    assert "cams: 6/6" in ran.err
+
+
+def test_large_photos_are_encoded_at_the_long_side_and_masks_keep_their_size(ssr, own_voc):
+    from pipelines.stores.array_store import ArrayReader
+
+    root, made = own_voc
+    Image.new("RGB", (400, 100), (200, 60, 40)).save(root / "JPEGImages/a_cat.jpg")
+    made += ["--long-side", 128, "--force"]
+    assert "1 photos larger than 128 pixels, encoded at that long side" in ssr("doctor", *made).out
+    for stage in ("superpixels", "cams", "refine"):
+        ssr(stage, *made)
+    with ArrayReader(made[5] / "cams.h5") as cams:
+        assert [cams.read(name)[0].shape[1:] for name in ("a_cat", "f_car")] == [(2, 8), (3, 4)]
+    assert Image.open(made[5] / "masks/a_cat.png").size == (400, 100)
+    assert "long_side" in ssr("cams", *made[:-3], code=2).err
+
+
+def test_doctor_names_pixels_that_may_not_be_meant(ssr, own_voc):
+    import numpy as np
+
+    root, made = own_voc
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photos = root / "JPEGImages"
+    Image.open(photos / "a_cat.jpg").copy().save(photos / "a_cat.jpg", exif=exif)
+    Image.new("RGBA", (64, 96)).save(photos / "b_trio.jpg", "PNG")
+    Image.new("CMYK", (80, 80)).save(photos / "c_bird.jpg")
+    Image.fromarray(np.full((48, 64), 4095, np.uint16)).save(photos / "d_empty.jpg", "PNG")
+    said = ssr("doctor", *made).out
+    for line in (
+        "1 photos that EXIF asks to turn, used as they are stored; --orient turns them, if the masks are for that: a_cat",
+        "1 photos with transparency, which is dropped: what is behind it shows: b_trio",
+        "1 CMYK photos, converted without their colour profile",
+        "1 photos of 16 bits with values of 12 bits or fewer, which are nearly black",
+    ):
+        assert f"warning dataset: {line}" in said
+    assert "EXIF" not in ssr("doctor", "--orient", *made).out
+    assert "a_cat: image 64x96, mask 96x64" in ssr("doctor", "--orient", "--gt", *made, code=1).out
+    assert "orient" in ssr("superpixels", "--orient", *made, code=2).err

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.datasets.image import image_size, load_image
+from pipelines.datasets.image import image_size, load_image, read_header
 from pipelines.errors import ImageError
 
 
@@ -85,3 +85,19 @@ def test_own_limit(tmp_path: Path) -> None:
     assert load_image(tmp_path / "a.png", max_pixels=200).size == (20, 10)
     with pytest.raises(ImageError, match="expected at most 199 pixels, found 20 x 10"):
         load_image(tmp_path / "a.png", max_pixels=199)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orient_turns_as_exif_says(tmp_path: Path, orientation: int) -> None:
+    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    meant = {
+        1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1], 5: pixels.transpose(1, 0, 2),
+        6: pixels[::-1].transpose(1, 0, 2), 7: pixels[::-1, ::-1].transpose(1, 0, 2), 8: pixels[:, ::-1].transpose(1, 0, 2),
+    }[orientation]  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.png", orient=True)), meant)
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.png")), pixels)
+    assert image_size(tmp_path / "a.png", orient=True) == meant.shape[:2]
+    assert read_header(tmp_path / "a.png").turned == (orientation > 1)

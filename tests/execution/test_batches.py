@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.execution.batches import batches_by
+from pipelines.execution.fitting import fitting
 
 ITEMS = st.lists(st.integers(0, 5), max_size=60).map(lambda keys: [(key, number) for number, key in enumerate(keys)])
 
@@ -63,3 +65,34 @@ def test_memory_is_bounded_by_default(size: int) -> None:
     batches = batches_by(taken, lambda n: n, size)  # no two keys are equal, and no end
     assert [len(next(batches)) for _ in range(3)] == [1, 1, 1]
     assert next(taken) <= 8 * size + 4
+
+
+ERRORS = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 31.20 GiB"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+    ),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_what_does_not_fit_is_left_out_and_nothing_else(error: Exception) -> None:
+    left_out: list[int] = []
+
+    def make(batch: Sequence[int]) -> list[int]:
+        if 4 in batch or len(batch) > 3:
+            raise error
+        return [2 * item for item in batch]
+
+    made = list(fitting(make, [[1, 2, 3], [3, 4, 5], [4], [6, 7, 8, 9]], left_out.append))
+    assert made == [[2, 4, 6], [6], [10], [12], [14], [16], [18]]
+    assert left_out == [4, 4]
+
+
+def test_another_error_is_not_taken_for_memory() -> None:
+    def make(batch: Sequence[int]) -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(fitting(make, [[1]], lambda item: None))

@@ -74,13 +74,13 @@ def test_images_without_labels_become_background(workspace, options):
 
 
 def test_without_cams_the_error_names_the_command(workspace_in, tmp_path):
-    with pytest.raises(SsrError, match="`ssr cams`"):
+    with pytest.raises(SsrError, match="`ssr cams --work "):
         refine.run(workspace_in(tmp_path / "new"), SSR)
 
 
 def test_cams_begun_but_not_there_names_the_command_too(workspace):
     workspace.cams.unlink()  # killed between the manifest and the first image
-    with pytest.raises(SsrError, match="`ssr cams`"):
+    with pytest.raises(SsrError, match="`ssr cams --work "):
         refine.run(workspace, SSR)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipelines.datasets.base import Sample
 from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.execution.batches import batches_by, one_behind
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.execution.fitting import fitting
 from pipelines.execution.interruption import until_interrupted
 from pipelines.execution.pool import usable
 from pipelines.execution.progress import Progress, Silent
@@ -26,7 +28,7 @@ from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.evidence import CLIP_NEEDS, DINO_NEEDS, Needs
 from pipelines.method.loading import FrozenModels
 from pipelines.method.parts_in_use import refine_needs
-from pipelines.method.photo import Photo, by_photo
+from pipelines.method.photo import Photo, by_photo, too_large
 from pipelines.ops.transfer import fetched, sent
 from pipelines.options.stages import RefineOptions
 from pipelines.stages.refine.target import STAGE, Target, TargetJob, open_target
@@ -97,7 +99,8 @@ def run_targets(workspace: Workspace, targets: Sequence[Target], progress: Progr
 
             photos = usable(load, todo, _leave_out)
             batches = batches_by(photos, lambda item: item[0].grid, resolve_batch_size(workspace.run, device))
-            for refined in one_behind(_refined(encoders, cams, batch) for batch in batches):
+            fit = fitting(partial(_refined, encoders, cams), batches, _too_large)
+            for refined in one_behind(fit):
                 _commit(refined)
         for job in jobs:
             job.makers.drain()
@@ -135,6 +138,10 @@ def _leave_out(wanted: tuple[Sample, list[TargetJob]], error: ImageError) -> Non
     sample, jobs = wanted
     for job in jobs:
         job.output.made(sample.image_id, error)
+
+
+def _too_large(item: tuple[Photo, list[TargetJob]]) -> None:
+    _leave_out((item[0].sample, item[1]), too_large(item[0]))
 
 
 @dataclass(frozen=True)

@@ -130,5 +130,7 @@ class TargetJob:
         return self.target.masks / f"{sample.image_id}.png"
 
     def _submit(self, sample: Sample, cam: NDArray[np.float16], size: list[int]) -> None:
-        job = MaskJob(sample.image_id, sample.image_path, cam, sample.labels, (size[0], size[1]), self._mask(sample))
+        job = MaskJob(
+            sample.image_id, sample.image_path, cam, sample.labels, (size[0], size[1]), self._mask(sample), sample.orient
+        )
         self.makers.submit(job)

@@ -165,7 +165,7 @@ def split_files(name: str, samples: Sequence[Sample], masks: Sequence[Path], fol
 def _histogram(sample: Sample, path: Path, classes: Sequence[str]) -> tuple[NDArray[np.int64], Plausibility]:
     """Pixels of each value ``(256,)``, and what labels and mask say of one another."""
     mask = read_mask(path, len(classes))  # (H, W)
-    width, height = load_image(sample.image_path).size  # decoded: mmengine's readers would stop at a damaged one
+    width, height = load_image(sample.image_path, sample.orient).size  # decoded: mmengine's readers would stop at a damaged one
     if min(width, height) < 2:
         raise ImageError(f"{sample.image_path} is {width} x {height}, too thin for mmsegmentation")
     if mask.shape != (height, width):

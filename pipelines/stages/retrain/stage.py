@@ -66,6 +66,10 @@ def run(workspace: Workspace, options: RetrainOptions, progress: Progress | None
     """
     mmsegmentation_versions()
     _check(workspace, options)
+    if workspace.dataset_options.orient:
+        raise UsageError(
+            "mmsegmentation reads photos as they are stored", "without --orient: turn the files, `exiftran -ai *.jpg`"
+        )
     with launched(options.launcher, resolve_device(workspace.run.device)) as (processes, device):
         if options.batch % processes.count or options.batch == processes.count:
             raise UsageError(f"{processes.count} processes cannot share {options.batch} crops, two or more each", "--batch")

@@ -110,7 +110,7 @@ class CropSource:
 
     def _decoded(self, sample: Sample) -> Callable[[np.random.Generator, int], Crop]:
         """Read a photo once, to cut any number of crops out of it."""
-        options, image = self.options, load_image(sample.image_path)
+        options, image = self.options, load_image(sample.image_path, sample.orient)
         height, width = image.height, image.width
         superpixels, target = self._superpixels(sample, (height, width)), self._target(sample, (height, width))
         red, green, blue = (round(255 * value) for value in self.encoders.clip.mean)

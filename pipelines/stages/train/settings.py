@@ -14,7 +14,7 @@ from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.options.train import TrainOptions
 from pipelines.training.losses import active_losses
 from pipelines.training.processes import Processes
-from pipelines.workdir.settings import cam_settings, model_sources, refinement_settings
+from pipelines.workdir.settings import cam_settings, model_sources, oriented, refinement_settings
 from pipelines.workdir.workspace import Workspace
 
 NOT_SETTINGS = {"ckpt", "resume", "val_split", "validate_every", "save_every", "cache_limit"}
@@ -147,6 +147,7 @@ def _label_settings(workspace: Workspace, sections: TrainSections) -> dict[str, 
         "clip": sources.clip.provenance(),
         "classes": list(workspace.dataset.classes.names),
         "precision": precision_name(workspace.run),
+        **oriented(workspace),
     }
     if sections.train.supervision == "masks":
         return settings

@@ -52,7 +52,7 @@ class Validation:
         def load(sample: Sample) -> tuple[Photo, NDArray[np.uint8]]:
             path = self.dataset.mask_path(sample.image_id)
             assert path is not None  # noqa: S101 - mask_folder was checked
-            return predictor.photo(sample, load_image(sample.image_path)), read_mask(path, len(names) - 1)
+            return predictor.photo(sample, load_image(sample.image_path, sample.orient)), read_mask(path, len(names) - 1)
 
         for sample, loaded in prefetch(load, self.dataset.samples):
             if isinstance(loaded, ImageError):

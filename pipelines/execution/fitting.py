@@ -1,0 +1,48 @@
+"""Work on batches of which one may need more memory than there is: that is the failure of its image, not of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed", "failed to allocate")
+"""What allocators and libraries say, in small letters."""
+
+
+def fitting(
+    make: Callable[[Sequence[Item]], Result], batches: Iterable[Sequence[Item]], too_large: Callable[[Item], None]
+) -> Iterator[Result]:
+    """Results of batches; one that does not fit into memory is taken image by image.
+
+    Args:
+        make: Work on a batch; it keeps nothing until it has succeeded.
+        batches: Any iterable.
+        too_large: Called with an item that does not fit alone.
+    """
+    for batch in batches:
+        try:
+            made = [make(batch)]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            made = []
+        if made:
+            yield made[0]
+            continue
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(batch) > 1:
+            yield from fitting(make, [[item] for item in batch], too_large)
+        else:
+            too_large(batch[0])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up, on a CPU or a GPU."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in said for words in _WORDS)
