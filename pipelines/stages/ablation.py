@@ -61,7 +61,8 @@ def rows(options: RefineOptions) -> list[Row]:
         Rows in order; components that the options do not have are left out. A boundary refinement is there always: ``auto``
         where the options have none.
     """
-    off: dict[str, Any] = {"box_mask": False, "superpixel_mask": "none", "boundary": "none", "min_confidence": 0.0}
+    off: dict[str, Any] = {"affinity_filter": "none", "box_mask": False, "superpixel_mask": "none"}
+    off |= {"boundary": "none", "min_confidence": 0.0}
     result: list[Row] = []
     current = options.model_copy(update=off)
     if "clip_attention" in attention_needs(options):
@@ -70,6 +71,8 @@ def rows(options: RefineOptions) -> list[Row]:
     steps: list[tuple[str, str, dict[str, Any]]] = []
     if "dino_attention" in attention_needs(options):
         steps.append(("dino", "+ DINO affinity", {"dino_weight": options.dino_weight}))
+    if options.affinity_filter != "none":
+        steps.append(("filter", f"+ {options.affinity_filter.upper()}", {"affinity_filter": options.affinity_filter}))
     if options.box_mask:
         steps.append(("box", "+ box mask", {"box_mask": True}))
     if options.superpixel_mask != "none":

@@ -58,6 +58,9 @@ CASES: dict[str, tuple[tuple[CamsOptions, RefineOptions], bool]] = {
     # options, through heads
     "clip-es, box mask": (options_of("clip-es"), False),
     "weclip": (options_of("weclip"), False),
+    "cd-clip": (options_of("cd-clip"), False),
+    "excel": (options_of("excel"), False),
+    "resclip": (options_of("resclip"), False),
     "ssr, clusters": (options_of("ssr"), False),
     "ssr, few clusters": (options_of("ssr", clusters=5, mask_threshold=0.4), False),
     "gate": (options_of("ssr", superpixel_mask="gate", mask_threshold=0.35, mask_every_step=False), False),

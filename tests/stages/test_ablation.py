@@ -24,6 +24,7 @@ CLIP_ES = RefineOptions(**read_recipe("clip-es")["refine"])
 ROWS = {
     "ssr": (SSR, ["clip", "dino", "superpixels"]),
     "clip-es": (CLIP_ES, ["clip", "box"]),
+    "cd-clip": (RefineOptions(**read_recipe("cd-clip")["refine"]), ["clip", "filter"]),
     "dino alone": (RefineOptions(dino_weight=1.0), ["dino"]),
     "no dino": (RefineOptions(dino_weight=0.0, superpixel_mask="gate"), ["clip", "superpixels"]),
 }
