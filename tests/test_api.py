@@ -52,6 +52,15 @@ def test_masks_are_those_of_ssr_refine(finished, tiny_voc, models, labels, recip
             assert ((result.confidence >= 0) & (result.confidence <= 1)).all()
 
 
+def test_refined_boundaries_are_those_of_ssr_masks(ssr, tiny_voc, models, labels, tmp_path):
+    ssr("masks", "--config", tiny_voc.config, "--work", tmp_path / "work", "--boundary", "par")
+    par = {"refine": {"boundary": "par"}}
+    labeler = PseudoLabeler.from_recipe("ssr", classes="voc12", device="cpu", **models_of(models), **OPTIONS, **par)
+    for image_id, names in labels.items():
+        labeler(tiny_voc.root / f"JPEGImages/{image_id}.jpg", names).save(tmp_path / "mask.png")
+        assert (tmp_path / "mask.png").read_bytes() == (tmp_path / f"work/masks/{image_id}.png").read_bytes()
+
+
 def test_a_work_directory_gives_its_own_options(finished, tiny_voc, labels):
     labeler = PseudoLabeler.from_work(finished["clip-es"], device="cpu")
     result = labeler(tiny_voc.root / "JPEGImages/b_trio.jpg", labels["b_trio"])
@@ -104,11 +113,12 @@ def test_names_of_ones_own_need_no_file(models, tiny_voc):
     assert set(np.unique(result.mask)) <= {0, 2}
 
 
-def test_a_trained_model_makes_the_label_maps_of_ssr_predict(ssr, write_model, tiny_voc, models, tmp_path):
+@pytest.mark.parametrize("boundary", ["none", "par"])
+def test_a_trained_model_makes_the_label_maps_of_ssr_predict(ssr, write_model, tiny_voc, models, tmp_path, boundary):
     path = write_model(tmp_path / "work/model.safetensors")
     photos = tiny_voc.root / "JPEGImages"
-    ssr("predict", "--config", tiny_voc.config, "--work", tmp_path / "work", "--boundary", "none")
-    model = SegmentationModel.load(path, clip=models_of(models)["clip"], precision="fp32")
+    ssr("predict", "--config", tiny_voc.config, "--work", tmp_path / "work", "--boundary", boundary)
+    model = SegmentationModel.load(path, clip=models_of(models)["clip"], precision="fp32", boundary=boundary)
     for image_id in ("b_trio", "f_car"):
         with Image.open(tmp_path / f"work/predictions/train/{image_id}.png") as predicted:
             assert np.array_equal(model(photos / f"{image_id}.jpg"), np.asarray(predicted))
