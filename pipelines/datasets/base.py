@@ -21,12 +21,14 @@ class Sample:
         image_path: Where the image should lie; it may be missing.
         labels: Class indices present, ascending, from 0, background not among them; may be empty.
         orient: The photo is turned as its EXIF says.
+        photo: Fingerprint of the file once it was opened; empty before.
     """
 
     image_id: str
     image_path: Path
     labels: tuple[int, ...]
     orient: bool = False
+    photo: str = ""
 
 
 @dataclass(frozen=True)

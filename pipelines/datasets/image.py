@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,6 +62,18 @@ def load_image(path: Path, orient: bool = False, max_pixels: int = MAX_PIXELS) -
         if image.mode == "P" and "transparency" in image.info:
             return image.convert("RGBA").convert("RGB")  # straight to RGB warns
         return image.convert("RGB")
+
+
+def fingerprint(path: Path) -> str:
+    """Size and CRC-32 of a file, to notice that another one took its place; empty if it cannot be read."""
+    checksum = size = 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                checksum, size = zlib.crc32(block, checksum), size + len(block)
+    except OSError:
+        return ""
+    return f"{size}-{checksum:08x}"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pipelines.method.parts_in_use import cam_needs
 from pipelines.method.photo import Photo, by_photo, shapes, too_large
 from pipelines.ops.transfer import fetched
 from pipelines.options.stages import CamsOptions
+from pipelines.stores.image_arrays import photo_attributes
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.output import Output
 from pipelines.workdir.photos import load_photo
@@ -92,6 +93,6 @@ def _with_classes(photos: Iterable[Photo], output: Output) -> Iterator[Photo]:
 
 def _commit(output: Output, photo: Photo, cam: NDArray[np.float16]) -> None:
     """Store the CAM of a photo, ``(K, h, w)``."""
-    attributes = {"labels": list(photo.sample.labels), "size": list(photo.size)}
+    attributes = photo_attributes(photo.size, photo.sample.photo, photo.sample.labels)
     output.writer.add(photo.sample.image_id, cam, attributes)
     output.made(photo.sample.image_id)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.datasets.base import Sample
-from pipelines.datasets.image import load_image
+from pipelines.datasets.image import fingerprint, load_image
 from pipelines.errors import ImageError, SsrError
 from pipelines.execution.batches import batches_by, one_behind
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
@@ -39,7 +39,7 @@ from pipelines.ops.transfer import fetched, sent
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
 from pipelines.stages.refine.target import Target, TargetJob, open_target
 from pipelines.stores.array_store import ArrayReader
-from pipelines.stores.image_arrays import read_cam, superpixels_of
+from pipelines.stores.image_arrays import photo_attributes, read_cam, superpixels_of
 from pipelines.stores.manifest import digest
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.output import Output, Todo
@@ -167,11 +167,12 @@ def _load(
 ) -> _Loaded:
     """Decode a photo once, for SLIC and the encoders."""
     image = load_image(work.sample.image_path, work.sample.orient)
+    sample = replace(work.sample, photo=fingerprint(work.sample.image_path))
     if work.superpixels is None:
-        ids = superpixels_of(stored, work.sample.image_id)
-        return _Loaded(work, encoders.photo(work.sample, image, ids, one_pass_scales(cams)), None)
+        ids = superpixels_of(stored, sample.image_id, sample.photo)
+        return _Loaded(work, encoders.photo(sample, image, ids, one_pass_scales(cams)), None)
     made = slic(np.asarray(image))
-    return _Loaded(work, encoders.photo(work.sample, image, made, one_pass_scales(cams)), made)
+    return _Loaded(work, encoders.photo(sample, image, made, one_pass_scales(cams)), made)
 
 
 def _leave_out(output: Output, work: _Work, error: ImageError) -> None:
@@ -227,16 +228,17 @@ def _commit(made: _Made) -> None:
     """Commit what each image of a batch lacks."""
     photos = [item.photo for item in made.batch]
     for item, cam, refined in zip(made.batch, by_photo(made.cams(), photos), by_photo(made.refined(), photos), strict=True):
-        work, image_id, size, shape = item.work, item.work.sample.image_id, list(item.photo.size), (-1, *item.photo.grid)
+        work, sample, size, shape = item.work, item.photo.sample, list(item.photo.size), (-1, *item.photo.grid)
+        image_id = sample.image_id
         if work.superpixels is not None and item.superpixels is not None:
-            attributes = {"size": size, "count": int(item.superpixels.max()) + 1}
+            attributes = photo_attributes(size, sample.photo, count=int(item.superpixels.max()) + 1)
             work.superpixels.writer.add(image_id, item.superpixels, attributes)
             work.superpixels.made(image_id)
         if work.cams is not None:
-            work.cams.writer.add(image_id, cam.reshape(shape), {"labels": list(work.sample.labels), "size": size})
+            work.cams.writer.add(image_id, cam.reshape(shape), photo_attributes(size, sample.photo, sample.labels))
             work.cams.made(image_id)
         if work.job is not None:
-            work.job.refined(work.sample, refined.reshape(shape), size)
+            work.job.refined(sample, refined.reshape(shape), size)
 
 
 def _slic(pool: Executor, options: SuperpixelsOptions, image: NDArray[np.uint8]) -> NDArray[np.uint16]:

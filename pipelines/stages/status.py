@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
+from pipelines.config import build_options
+from pipelines.datasets import Dataset, load_dataset
 from pipelines.errors import SsrError
 from pipelines.evaluation.report import Report, read_report
+from pipelines.options.sources import DatasetOptions
 from pipelines.stores.array_store import ArrayReader, store_exists
 from pipelines.stores.manifest import Manifest, read_manifest
 from pipelines.stores.mask_store import written_masks
 from pipelines.workdir.commands import command_for
 from pipelines.workdir.memory import recall
+from pipelines.workdir.output import is_changed
+from pipelines.workdir.record import begun_at
 
 OUTPUTS = {
     # output: the command that makes it
@@ -42,6 +49,7 @@ class OutputStatus:
         complete: The last run reached its end.
         options_digest: Of the options that made it.
         updated: UTC time of the last change.
+        outdated: Images whose labels or photo changed since, or that are new in the work list; see `with_outdated`.
     """
 
     name: str
@@ -52,6 +60,7 @@ class OutputStatus:
     complete: bool
     options_digest: str
     updated: str
+    outdated: tuple[str, ...] = ()
 
     @property
     def state(self) -> str:
@@ -59,6 +68,7 @@ class OutputStatus:
         words = ["done" if self.complete else "broken off" if self.total else "not begun"]
         words += [f"{self.failed} bad"] if self.failed else []
         words += [f"{self.others} of another split"] if self.others else []
+        words += [f"{len(self.outdated)} out of date"] if self.outdated else []
         return ", ".join(words)
 
 
@@ -102,6 +112,52 @@ def status(work: Path) -> WorkStatus:
         reports=reports,
         next_command=command_for(work, _next(work, outputs, reports)),
     )
+
+
+def with_outdated(work: Path, found: WorkStatus) -> WorkStatus:
+    """The same with the images of each store that the next run would make anew: other labels, another photo, or new.
+
+    The label files are read and each photo's time is looked at; the next command is that of the first stage with such images.
+
+    Args:
+        work: The work directory.
+        found: Its status.
+    """
+    remembered = recall(work).get("dataset")
+    if not remembered:
+        return found
+    try:
+        dataset = load_dataset(cast("DatasetOptions", build_options("dataset", remembered)))
+    except SsrError:  # the next stage says it
+        return found
+    outputs: list[OutputStatus] = []
+    ids, stale = [sample.image_id for sample in dataset.samples], set[str]()
+    for output in found.outputs:
+        if output.name in {"superpixels", "cams", "refined"} and output.complete:
+            stale |= set(_outdated(work / f"{output.name}.h5", dataset, output.name != "superpixels"))
+        shown = tuple(image_id for image_id in ids if image_id in stale)
+        relevant = output.name in {"superpixels", "cams", "refined", "masks"} and output.total
+        outputs.append(replace(output, outdated=shown) if relevant else output)
+    first = next((output for output in outputs if output.outdated), None)
+    command = found.next_command if first is None else command_for(work, OUTPUTS[first.name])
+    return replace(found, outputs=outputs, next_command=command)
+
+
+def _outdated(store: Path, dataset: Dataset, by_labels: bool) -> Iterator[str]:
+    manifest = read_manifest(store)
+    if manifest is None or not store_exists(store):
+        return
+    begun = begun_at(manifest)
+    failed = manifest.counts.get("failed", 0)
+    with ArrayReader(store) as reader:
+        for sample in dataset.samples:
+            if sample.image_id not in reader:
+                if not failed:
+                    yield sample.image_id
+            else:
+                other_labels = by_labels and reader.attributes(sample.image_id).get("labels") != list(sample.labels)
+                if other_labels or is_changed(sample, begun, reader):
+                    yield sample.image_id
 
 
 def _heads(work: Path) -> OutputStatus | None:

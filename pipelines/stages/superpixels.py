@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.datasets.base import Sample
-from pipelines.datasets.image import load_image
+from pipelines.datasets.image import fingerprint, load_image
 from pipelines.errors import ImageError
 from pipelines.execution.pool import map_bounded, process_pool, resolve_workers
 from pipelines.execution.progress import Progress, Silent
 from pipelines.ops.slic import slic_superpixels
 from pipelines.options.stages import SuperpixelsOptions
+from pipelines.stores.image_arrays import photo_attributes
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.settings import oriented
 from pipelines.workdir.workspace import Workspace
@@ -63,7 +64,9 @@ def run(workspace: Workspace, options: SuperpixelsOptions, progress: Progress | 
                 for job, result in map_bounded(pool, work, _jobs(todo), ahead=4 * workers):
                     bad = result if isinstance(result, ImageError) else None
                     if not isinstance(result, ImageError):
-                        output.writer.add(job.image_id, result, {"size": list(result.shape), "count": int(result.max()) + 1})
+                        made, photo = result
+                        attributes = photo_attributes(made.shape, photo, count=int(made.max()) + 1)
+                        output.writer.add(job.image_id, made, attributes)
                     output.made(job.image_id, bad)
     return output.counts
 
@@ -73,6 +76,8 @@ def _jobs(samples: Iterable[Sample]) -> Iterator[_Job]:
         yield _Job(sample.image_id, sample.image_path, sample.orient)
 
 
-def _superpixels(job: _Job, options: SuperpixelsOptions) -> NDArray[Any]:
+def _superpixels(job: _Job, options: SuperpixelsOptions) -> tuple[NDArray[Any], str]:
+    """Superpixels ``(H, W)``, and the fingerprint of the photo."""
     image = np.asarray(load_image(job.path, job.orient))
-    return slic_superpixels(image, options.segments, options.compactness, options.iterations)
+    made = slic_superpixels(image, options.segments, options.compactness, options.iterations)
+    return made, fingerprint(job.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,20 @@ def read_superpixels(reader: ArrayReader, image_id: str) -> NDArray[np.integer]:
     return superpixels
 
 
-def superpixels_of(reader: ArrayReader | None, image_id: str) -> NDArray[np.integer] | None:
+def photo_attributes(size: Sequence[int], photo: str, labels: Sequence[int] | None = None, **others: int) -> dict[str, Any]:
+    """What is stored beside an array that was made of a photo.
+
+    Args:
+        size: ``(H, W)`` of the photo.
+        photo: Its fingerprint; left out if empty.
+        labels: Class indices of the maps.
+        **others: Further numbers.
+    """
+    found: dict[str, Any] = {} if labels is None else {"labels": list(labels)}
+    return found | {"size": list(size), **others} | ({"photo": photo} if photo else {})
+
+
+def superpixels_of(reader: ArrayReader | None, image_id: str, photo: str = "") -> NDArray[np.integer] | None:
     """The superpixels of a photo that is to be worked on; None without a store, if no option asks for them.
 
     Raises:
@@ -67,6 +81,9 @@ def superpixels_of(reader: ArrayReader | None, image_id: str) -> NDArray[np.inte
         return None
     if image_id not in reader:
         raise ImageError("it has no superpixels", "run `ssr superpixels`")
+    recorded = reader.attributes(image_id).get("photo")
+    if photo and recorded and recorded != photo:
+        raise ImageError("its photo was replaced after its superpixels were made", "run `ssr superpixels`")
     return read_superpixels(reader, image_id)
 
 

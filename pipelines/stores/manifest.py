@@ -41,6 +41,7 @@ class Manifest:
         versions: Of the packages that compute.
         commit: Git commit of the toolkit, if it runs from a checkout.
         updated: UTC time of the last change.
+        created: UTC time at which the output was begun.
     """
 
     stage: str
@@ -51,6 +52,7 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
     updated: str = ""
+    created: str = ""
 
     @property
     def options_digest(self) -> str:
@@ -62,6 +64,7 @@ class Manifest:
         self.versions = package_versions()
         self.commit = git_commit()
         self.updated = datetime.now(UTC).isoformat(timespec="seconds")
+        self.created = self.created or self.updated
         write_json(path, {**asdict(self), "options_digest": self.options_digest})
 
     @classmethod
@@ -80,7 +83,7 @@ class Manifest:
             not isinstance(content, dict)
             or not {"stage", "settings", "dataset"} <= content.keys()
             or not all(isinstance(content.get(key, {}), dict) for key in tables)
-            or not isinstance(content.get("updated", ""), str)
+            or not all(isinstance(content.get(key, ""), str) for key in ("updated", "created"))
         ):
             raise UsageError(f"{path} is not a manifest", cure)
         if content.get("options_digest", found := digest(content["settings"])) != found:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pipelines.datasets.base import Sample
+from pipelines.datasets.image import fingerprint
 from pipelines.errors import ImageError
 from pipelines.execution.failures import Failures
 from pipelines.execution.interruption import Interrupted, interrupted, refuse_if_interrupted, until_interrupted
@@ -148,6 +149,7 @@ class Output:
                 if starts_over and number >= first:
                     self._clear(part)
                     record.finished = False
+                    record.manifest.created = ""
                 if not record.finished:
                     record.begin()
 
@@ -202,14 +204,22 @@ class Output:
             sample: The image.
             *paths: By default all that is made.
         """
-        return all(
+        wanted = paths or self._paths
+        there = all(
             sample.image_id in self.committed(path) if _is_store(path) else (path / f"{sample.image_id}.png").is_file()
-            for path in paths or self._paths
+            for path in wanted
         )
+        return there and self._of_photo(sample, *(path for path in wanted if _is_store(path)))
 
     def holds_labels(self, sample: Sample, *paths: Path) -> bool:
         """Whether an image is in these stores (by default all), made of the labels that it has now."""
-        return holds_labels(sample, *(self.committed(path) for path in paths or self._writers))
+        stores = paths or tuple(self._writers)
+        return holds_labels(sample, *(self.committed(path) for path in stores)) and self._of_photo(sample, *stores)
+
+    def _of_photo(self, sample: Sample, *stores: Path) -> bool:
+        """Whether what stores hold of an image was made of the photo that lies there now."""
+        readers = [self.committed(store) for store in stores]
+        return not is_changed(sample, min(record.begun for record in self._records), *readers)
 
     def todo(
         self,
@@ -317,6 +327,32 @@ def holds_labels(sample: Sample, *stores: ArrayReader | tuple[()]) -> bool:
         and store.attributes(sample.image_id).get("labels") == list(sample.labels)
         for store in stores
     )
+
+
+def is_changed(sample: Sample, begun: float, *stores: ArrayReader | tuple[()]) -> bool:
+    """Whether a photo was replaced after stores were made of it.
+
+    The file is read only if it was touched, moved or copied after the stores were begun; outputs that hold no fingerprint pass.
+
+    Args:
+        sample: The image.
+        begun: Seconds since 1970.
+        *stores: What was made of it.
+    """
+    try:
+        state = sample.image_path.stat()
+    except OSError:  # what was made of it stays
+        return False
+    if max(state.st_mtime, state.st_ctime) < begun:
+        return False
+    found = ""
+    for store in stores:
+        recorded = store.attributes(sample.image_id).get("photo") if isinstance(store, ArrayReader) else None
+        if isinstance(recorded, str) and recorded:
+            found = found or fingerprint(sample.image_path)
+            if recorded != found:
+                return True
+    return False
 
 
 def _is_store(path: Path) -> bool:

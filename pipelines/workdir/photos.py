@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipelines.datasets.base import Sample
-from pipelines.datasets.image import load_image
+from pipelines.datasets.image import fingerprint, load_image
 from pipelines.method.encoders import Encoders
 from pipelines.method.photo import Photo
 from pipelines.stores.array_store import ArrayReader
@@ -22,7 +23,8 @@ def load_photo(encoders: Encoders, superpixels: ArrayReader | None, sample: Samp
         scales: Resolution factors.
 
     Raises:
-        ImageError: The file cannot be used, or its superpixels are missing or of another size.
+        ImageError: The file cannot be used, or its superpixels are missing, of another size or of another photo.
     """
     image = load_image(sample.image_path, sample.orient)
-    return encoders.photo(sample, image, superpixels_of(superpixels, sample.image_id), scales)
+    seen = replace(sample, photo=fingerprint(sample.image_path))
+    return encoders.photo(seen, image, superpixels_of(superpixels, sample.image_id, seen.photo), scales)

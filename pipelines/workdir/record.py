@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock
@@ -49,6 +50,7 @@ class Record:
             old, others = Manifest.read(self._own), [whole]
             alone = whole is not None and whole.dataset == new.dataset
         self._of_whole = whole
+        new.created = (old.created or old.updated) if old is not None else ""
         changes = (differences(each.settings, new.settings) for each in (old, *others) if each is not None)
         self.changed = next((lines for lines in changes if lines), [])
         same = old is not None and (old.stage, old.dataset) == (new.stage, new.dataset)
@@ -100,8 +102,21 @@ class Record:
         self.manifest.write(self._own)
 
     @property
+    def begun(self) -> float:
+        """Seconds since 1970 at which the output was begun; 0 if that is not known."""
+        return begun_at(self.manifest)
+
+    @property
     def _own(self) -> Path:
         return own_place(self._whole, self.shard)
+
+
+def begun_at(manifest: Manifest) -> float:
+    """Seconds since 1970 at which an output was begun; 0 if that is not known."""
+    try:
+        return datetime.fromisoformat(manifest.created or manifest.updated).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _precision_kept(changed: list[str]) -> str:

@@ -13,9 +13,9 @@ from ssr_cli.parameters import command_with
 @command_with()
 def command(invocation: Invocation) -> None:
     """Show what a work directory holds and which command comes next."""
-    from pipelines.stages.status import status
+    from pipelines.stages.status import status, with_outdated
 
-    state = status(invocation.work)
+    state = with_outdated(invocation.work, status(invocation.work))
     out.print(f"[bold]{escape(str(invocation.work))}[/]: {escape(state.dataset)}; recipe {escape(state.recipe)}")
     table = Table()
     for column in ("output", "images", "state", "options digest", "updated"):
@@ -24,6 +24,13 @@ def command(invocation: Invocation) -> None:
         images = f"{output.images}/{output.total or '?'}"
         table.add_row(output.name, images, output.state, output.options_digest, output.updated)
     out.print(table)
+    for output in state.outputs:
+        if output.outdated:
+            first = ", ".join(output.outdated[:6]) + (", ..." if len(output.outdated) > 6 else "")
+            line = (
+                f"{output.name}: {len(output.outdated)} images out of date, with other labels or another photo, or new: {first}"
+            )
+            out.print(f"[yellow]{escape(line)}[/]")
     for report in state.reports:
         out.print(f"{escape(report.caption)}: mIoU {100 * report.miou:.2f}")
     next_step(state.next_command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -336,3 +337,47 @@ def test_doctor_names_pixels_that_may_not_be_meant(ssr, own_voc):
     assert "EXIF" not in ssr("doctor", "--orient", *made).out
     assert "a_cat: image 64x96, mask 96x64" in ssr("doctor", "--orient", "--gt", *made, code=1).out
     assert "orient" in ssr("superpixels", "--orient", *made, code=2).err
+
+
+def test_a_photo_that_was_replaced_is_made_anew_by_every_stage(ssr, tiny_voc, tmp_path):
+    """Same name, same size, another picture; a file that was only touched is left as it is."""
+    from pipelines.stores.array_store import ArrayReader
+
+    root = Path(shutil.copytree(tiny_voc.root, tmp_path / "voc"))
+    made = ["--config", tiny_voc.config, "--root", root, "--work", tmp_path / "work"]
+    for stage in ("superpixels", "cams", "refine"):
+        ssr(stage, *made)
+    photo, mask = root / "JPEGImages/a_cat.jpg", tmp_path / "work/masks/a_cat.png"
+    before = mask.read_bytes(), stored(tmp_path / "work")
+    os.utime(root / "JPEGImages/c_bird.jpg")
+    turned = Image.open(photo).rotate(180)
+    turned.save(photo, quality=95)
+    os.utime(photo, (1, 1))  # as `cp -p` of an old file
+    said = ssr("status", *made[4:]).out
+    assert said.count("1 images out of date, with other labels or another photo, or new: a_cat") == 4
+    assert f"next: ssr superpixels --work {tmp_path / 'work'}" in said
+    assert "its photo was replaced after its superpixels were made" in ssr("cams", *made, code=1).err
+    for stage, said in (("superpixels", "6/6"), ("cams", "6/6"), ("refine", "6/6")):
+        ran = ssr(stage, *made)
+        assert f"{stage}: {said}" in ran.err
+        assert "5 already done" in ran.err
+    assert mask.read_bytes() != before[0]
+    after = stored(tmp_path / "work")
+    assert {name for name in after if after[name] != before[1][name]} == {"a_cat"}
+    with ArrayReader(tmp_path / "work/cams.h5") as cams:
+        assert cams.attributes("a_cat")["photo"].startswith(f"{photo.stat().st_size}-")
+    said = ssr("status", *made[4:]).out
+    assert "out of date" not in said
+    (root / "Annotations/c_bird.xml").write_text("<annotation><object><name>dog</name></object></annotation>")
+    assert "cams: 1 images out of date, with other labels or another photo, or new: c_bird" in ssr("status", *made[4:]).out
+
+
+def stored(work):
+    from pipelines.stores.array_store import ArrayReader
+
+    found = {}
+    for name in ("superpixels", "cams", "refined"):
+        with ArrayReader(work / f"{name}.h5") as reader:
+            for image_id in ("a_cat", "c_bird", "e_pair"):
+                found[image_id] = found.get(image_id, b"") + reader.read(image_id)[0].tobytes()
+    return found

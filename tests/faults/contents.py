@@ -17,7 +17,11 @@ def explain(one: Path, other: Path, names: list[str]) -> str:
     for name in names:
         if name.endswith(".json") and (one / name).is_file() and (other / name).is_file():
             a, b = json.loads((one / name).read_text()), json.loads((other / name).read_text())
-            lines += [f"{name} {key}: {a[key]} / {b.get(key)}" for key in a if a[key] != b.get(key) and key != "updated"]
+            lines += [
+                f"{name} {key}: {a[key]} / {b.get(key)}"
+                for key in a
+                if a[key] != b.get(key) and key not in {"updated", "created"}
+            ]
         else:
             lines.append(name)
     return "; ".join(lines)
@@ -59,7 +63,7 @@ def _essence(path: Path, work: Path) -> bytes:
     except ValueError:
         return content
     if isinstance(values, dict) and "updated" in values:
-        values = {key: value for key, value in values.items() if key not in {"updated", "counts", "commit"}}
+        values = {key: value for key, value in values.items() if key not in {"updated", "created", "counts", "commit"}}
     elif path.name == "metrics.json":
         values = [{**line, "loss": None} for line in values]
     return json.dumps(values, sort_keys=True).encode()

@@ -48,7 +48,7 @@ def arrays(store: Path) -> dict[str, np.ndarray]:
 
 
 def manifest(work: Path) -> dict[str, object]:
-    return {k: v for k, v in json.loads((work / "cmpa.json").read_text()).items() if k != "updated"}
+    return {k: v for k, v in json.loads((work / "cmpa.json").read_text()).items() if k not in {"updated", "created"}}
 
 
 @pytest.fixture(scope="module")

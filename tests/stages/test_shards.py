@@ -42,7 +42,7 @@ def contents(work: Path) -> dict[str, bytes]:
         if path.is_file() and not path.name.endswith(".lock"):
             content = path.read_bytes()
             if path.suffix == ".json" and b'"updated"' in content:
-                content = json.dumps({**json.loads(content), "updated": ""}).encode()
+                content = json.dumps({**json.loads(content), "updated": "", "created": ""}).encode()
             found[str(path.relative_to(work))] = content
     return found
 

@@ -115,7 +115,7 @@ class AlignInputs:
                     photos, lambda photo: photo.grid, resolve_batch_size(workspace.run, encoders.clip.device)
                 ):
                     for photo, patches, maps in self._made(encoders.encode(batch), batch):
-                        attributes = {"labels": list(photo.sample.labels)}
+                        attributes = {"labels": list(photo.sample.labels), "photo": photo.sample.photo}
                         output.writer_of(self.tokens_path).add(photo.sample.image_id, patches, attributes)
                         output.writer_of(self.cams_path).add(photo.sample.image_id, maps, attributes)
                         output.made(photo.sample.image_id)

@@ -95,7 +95,10 @@ def run_targets(workspace: Workspace, targets: Sequence[Target], progress: Progr
             def load(wanted: tuple[Sample, list[TargetJob]]) -> tuple[Photo, list[TargetJob]]:
                 sample, jobs = wanted
                 _check_cam(cams, sample)
-                return load_photo(encoders, superpixels, sample), jobs
+                photo = load_photo(encoders, superpixels, sample)
+                if cams.attributes(sample.image_id).get("photo", photo.sample.photo) != photo.sample.photo:
+                    raise ImageError("its photo was replaced after its CAM was made", "run `ssr cams`")
+                return photo, jobs
 
             photos = usable(load, todo, _leave_out)
             batches = batches_by(photos, lambda item: item[0].grid, resolve_batch_size(workspace.run, device))

@@ -22,7 +22,7 @@ from pipelines.method.label_maps import make_mask
 from pipelines.method.loading import Sources
 from pipelines.options.stages import RefineOptions
 from pipelines.stores.array_store import ArrayReader
-from pipelines.stores.image_arrays import read_cam
+from pipelines.stores.image_arrays import photo_attributes, read_cam
 from pipelines.stores.manifest import digest
 from pipelines.workdir.output import Output, Part
 from pipelines.workdir.settings import Digests, input_digest, mask_settings, refinement_settings
@@ -123,7 +123,7 @@ class TargetJob:
 
     def refined(self, sample: Sample, cam: NDArray[np.float16], size: list[int]) -> None:
         """Store a refined CAM and queue its mask."""
-        self.output.writer.add(sample.image_id, cam, {"labels": list(sample.labels), "size": size})
+        self.output.writer.add(sample.image_id, cam, photo_attributes(size, sample.photo, sample.labels))
         self._submit(sample, cam, size)
 
     def _mask(self, sample: Sample) -> Path:
