@@ -199,6 +199,9 @@ def _parsed(path: Path, lines: Iterable[str], before: int, layout: TableLayout) 
 
 def _row(path: Path, place: int, layout: TableLayout, cells: list[str]) -> Row:
     if len(cells) != layout.columns:
-        expected = "image,labels with class names separated by ';'" if layout.columns == 2 else f"{layout.columns} columns"
-        raise UsageError(f"{path}:{place}: expected {expected}, found {len(cells)} columns")
+        if layout.columns == 2:
+            raise UsageError(
+                f"{path}:{place}: expected image,labels with class names separated by ';', found {len(cells)} columns"
+            )
+        raise UsageError(f"{path}:{place}: expected {layout.columns} columns, found {len(cells)}")
     return row_of(path, place, cells[layout.image], layout.names(cells, f"{path}:{place}"))
