@@ -67,6 +67,8 @@ def _record(path: Path, place: int | str, item: Any) -> Row:
     image = next(by_key[name] for name in IMAGE_NAMES if name in by_key)
     key = next(name for name in LABEL_NAMES if name in by_key)
     names = by_key[key]
+    if isinstance(names, tuple) and [name for name, _ in names] == ["choices"]:  # Label Studio's short form
+        names = names[0][1]
     return row_of(path, place, image, split_cell(names) if isinstance(names, str) and key != "labels" else names)
 
 

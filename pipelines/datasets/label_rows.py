@@ -16,7 +16,8 @@ IMAGE_NAMES = (
 """What columns and keys with the image are called, the likeliest first."""
 LABEL_NAMES = (
     "labels", "tags", "classes", "categories", "class_names", "label_names", "names", "keywords", "objects", "targets",
-    "label", "tag", "class", "category", "class_name", "category_name", "label_name", "labelname", "name", "object", "target",
+    "choice", "label", "tag", "class", "category", "class_name", "category_name", "label_name", "labelname", "name", "object",
+    "target",
 )  # fmt: skip
 """What columns and keys with the class names are called, the likeliest first."""
 ONE_LABEL = frozenset(LABEL_NAMES[10:])

@@ -131,6 +131,8 @@ def layout_of(path: Path, start: str) -> TableLayout:
         if layout is not None:
             return layout
     found = next(iter(start.splitlines()), "").strip()
+    if "\0" in found:
+        raise UsageError(f"{path}:1: expected columns image,labels, found UTF-16 without its mark", "save the table as UTF-8")
     raise UsageError(f"{path}:1: expected columns image,labels, found {found!r:.60}", RENAME)
 
 
@@ -139,7 +141,9 @@ def _layout(path: Path, delimiter: str, header: list[str], rows: list[list[str]]
     image = next((keys.index(name) for name in IMAGE_NAMES if name in keys), None)
     if image is None or len(keys) < 2:
         return None
-    binary = {place for place in range(len(keys)) if place != image and _is_binary({row[place] for row in rows})}
+    numbers = {place for place, key in enumerate(keys) if not key or key.startswith("unnamed:") or key == "index"}  # of pandas
+    columns = set(range(len(keys))) - {image, *numbers}
+    binary = {place for place in columns if _is_binary({row[place] for row in rows})}
     named = [place for name in LABEL_NAMES for place, key in enumerate(keys) if key == name and place not in {image, *binary}]
     double = next((name for name in keys if name and keys.count(name) > 1), None)
     if double is not None:
@@ -162,6 +166,7 @@ def _layout(path: Path, delimiter: str, header: list[str], rows: list[list[str]]
     several = labels is not None and (keys[labels] in ONE_LABEL or not _BOXES.isdisjoint(keys))
     if several:
         understood.append("an image may have several rows")
+    others -= numbers
     if others:
         understood.append(f"passed over: {_some([header[place].strip() for place in sorted(others)])}")
     return TableLayout(delimiter, len(keys), image, labels, classes, several, tuple(understood))

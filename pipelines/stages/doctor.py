@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -124,6 +125,7 @@ def _dataset(workspace: Workspace, ground_truth: bool) -> Iterator[Finding]:
         yield Finding("ok", "dataset", words)
     for words in dataset.passed_over:
         yield Finding("warning", "dataset", words)
+    yield from _class_names(dataset.classes.names)
     few = [f"{name} {count}" for name, count in report.class_counts.items() if 0 < count < FEW_PHOTOS]
     none = [name for name, count in report.class_counts.items() if count == 0]
     if few:
@@ -149,6 +151,22 @@ def _dataset(workspace: Workspace, ground_truth: bool) -> Iterator[Finding]:
         yield Finding("error", "dataset", f"{image_id}: {reason}")
     if report.truth is not None:
         yield from _truth(report.truth, dataset)
+
+
+def _class_names(names: tuple[str, ...]) -> Iterator[Finding]:
+    """Class names that a person may have meant as one, or that are no words."""
+    pairs = [
+        f"{one} / {near}"
+        for index, one in enumerate(names)
+        for near in get_close_matches(one, names[:index], n=1, cutoff=0.9)
+        if len(one) > 3
+    ]
+    if pairs:
+        yield Finding("warning", "dataset", f"class names that are nearly one: {_some(pairs)}; aliases in --classes join them")
+    numbers = [name for name in names if name.isdecimal()]
+    if numbers:
+        cure = "CLIP reads them as they are: give words by `prompt` in --classes"
+        yield Finding("warning", "dataset", f"class names that are numbers: {_some(numbers)}; {cure}")
 
 
 def _pixels(pixels: PixelReport) -> Iterator[Finding]:

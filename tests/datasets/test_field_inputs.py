@@ -29,6 +29,10 @@ TABLES: dict[str, tuple[str, bytes, str]] = {
     "other names": (".csv", b"file_name,tags\n./photos/a.jpg,apple;cup\nphotos/b.jpg,\n", "column 'file_name' is the image"),
     "more columns": (".csv", b"id,path,split,Label\n1,/d/a.png,x,apple;cup\n2,/d/b.png,,\n", "passed over: id, split"),
     "one column a class": (".csv", b"filename, apple, cup, Unlabeled\na.jpg,1,1,0\nb.jpg,0,0,1\n", "one column a class: apple"),
+    "an index of pandas": (".csv", b",filename,apple,cup\n0,a.jpg,1,1\n1,b.jpg,0,0\n", "one column a class: apple, cup"),
+    "Label Studio's short form": (
+        ".json", b'[{"image": "/d/1/a.jpg", "choice": {"choices": ["apple", "cup"]}}, {"image": "b.jpg", "choice": ""}]', ""
+    ),
     "one row an object": (".csv", b"filename,class,xmin\na.jpg,apple,1\nb.jpg,,\na.jpg,cup,9\n", "several rows"),
     "commas in a cell": (".csv", b'image,labels\na,"apple, cup"\nb,\n', ""),
     "bars in a cell": (".csv", b"image,labels\na,apple|mug\nb,\n", ""),
