@@ -24,7 +24,7 @@ class SuperpixelsOptions(Options):
 
     segments: Annotated[int, Field(ge=1, le=60000, description="superpixels requested per image; SLIC returns fewer")] = 400
     compactness: Annotated[float, Field(gt=0, description="weight of position against Lab colour")] = 10.0
-    iterations: Annotated[int, Field(ge=1, description="iterations of SLIC's k-means")] = 10
+    iterations: Annotated[int, Field(ge=1, description="iterations of SLIC's k-means")] = 5
 
 
 class CamsOptions(Options):

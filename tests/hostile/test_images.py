@@ -277,7 +277,7 @@ def test_an_odd_photo_has_its_own_pixels(runs, name):
     work = runs["with"][0]
     path = work.parent / "voc/JPEGImages" / f"{name}.jpg"
     np.testing.assert_array_equal(np.asarray(load_image(path)), GOOD[name][1])
-    expected = slic_superpixels(GOOD[name][1], 12, 10.0, 10)
+    expected = slic_superpixels(GOOD[name][1], 12, 10.0, 5)
     stored, attributes = records(work, "superpixels")[name]
     assert attributes["size"] == list(GOOD[name][1].shape[:2])
     np.testing.assert_array_equal(stored, expected)
