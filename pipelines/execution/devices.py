@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,6 +62,23 @@ def precision_name(run: RunOptions) -> str:
 def resolve_batch_size(run: RunOptions, device: torch.device) -> int:
     """A CPU is busy with one image; a GPU wants several."""
     return run.batch_size or (16 if device.type == "cuda" else 1)
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that a process may use on a device at most: the GPU's, or the machine's within the limits set for it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else [sys.maxsize]
+    try:
+        import resource
+
+        limits += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
+    except ImportError:  # not on Windows
+        pass
+    group = Path("/sys/fs/cgroup/memory.max")  # of a container
+    if group.is_file() and (found := group.read_text().strip()).isdigit():
+        limits.append(int(found))
+    return min(limits)
 
 
 def peak_memory(device: torch.device) -> str:

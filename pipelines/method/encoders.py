@@ -19,11 +19,15 @@ from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.dino import DinoEncoder
 from pipelines.encoders.image import encoder_input, limited, tensor_input, token_grid
 from pipelines.errors import ImageError
+from pipelines.execution.devices import memory_of
 from pipelines.method.aligned import AlignedText
 from pipelines.method.evidence import CLIP_NEEDS, DINO_NEEDS, Evidence, Grid, Needs, TextFeatures
 from pipelines.method.photo import Photo, View
 from pipelines.ops.superpixels import mean_lab, token_membership
 from pipelines.ops.transfer import sent
+
+BYTES_A_PAIR = 20
+"""Memory for each pair of tokens: five matrices in fp32 are held at once while attentions are averaged and fused."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Encoders:
         long_side: int = 0,
     ) -> None:
         self.needs, self.clip, self.dino, self.text, self.alignment, self.blocks = needs, clip, dino, text, alignment, blocks
-        self.long_side = long_side
+        self.long_side, self.memory = long_side, memory_of(clip.device)
 
     def photo(
         self,
@@ -118,6 +122,7 @@ class Encoders:
         patch = self.clip.patch_size
         within = limited(*size, self.long_side)
         grids = [token_grid(*within, patch, scale) for scale in scales]
+        self._check_memory(within, grids)
         memberships: tuple[Tensor, ...] = ()
         colours = None
         if "superpixels" in self.needs:
@@ -142,6 +147,21 @@ class Encoders:
             memberships,
             colours,
         )
+
+    def _check_memory(self, size: tuple[int, int], grids: Sequence[Grid]) -> None:
+        """Refuse a photo of which the attention alone would fill the memory: the machine would swap for hours.
+
+        Raises:
+            ImageError: Names what is needed, what is there, and the long side that fits.
+        """
+        tokens, patch = max(height * width for height, width in grids), self.clip.patch_size
+        needed = BYTES_A_PAIR * tokens**2
+        if needed > self.memory:
+            fits = int(max(size) * (self.memory / needed) ** 0.5) // patch * patch
+            found = f"needs {needed / 2**30:.1f} GiB of memory, found {self.memory / 2**30:.1f} GiB"
+            raise ImageError(
+                f"{size[1]} x {size[0]} pixels are {tokens:,} tokens, whose attention {found}", f"--long-side {fits}"
+            )
 
     @torch.no_grad()
     def encode(self, photos: Sequence[Photo], view: View = View()) -> Evidence:  # noqa: B008 - a constant

@@ -6,18 +6,22 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.config import read_recipe
 from pipelines.encoders.clip import ClipEncoder
+from pipelines.method import encoders
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
 from pipelines.stages import cams, masks, superpixels
 from pipelines.stages.refine import stage as refine
+from pipelines.stores.array_store import ArrayReader
 
 SLIC = SuperpixelsOptions(segments=12)
 RECIPES = {name: read_recipe(name) for name in ("ssr", "clip-es")}
@@ -136,6 +140,24 @@ def test_a_bad_photo_is_counted_once(workspace_in, tiny_voc, tmp_path):
     counts = masks.run(workspace_in(tmp_path / "work", root=root, max_failures=-1), SLIC, *SSR)
     assert (counts.done, counts.failed) == (5, 1)
     assert len((tmp_path / "work/failures.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_photo_whose_attention_would_fill_the_memory_is_refused(workspace_in, tmp_path, monkeypatch):
+    """With the longer side that its message names, it is made: on a smaller grid, with a mask of the photo's own size."""
+    monkeypatch.setattr(encoders, "memory_of", lambda device: encoders.BYTES_A_PAIR * 20**2)  # 12 tokens fit, 24 do not
+    counts = masks.run(workspace_in(tmp_path / "work", max_failures=-1), SLIC, *SSR)
+    assert (counts.done, counts.failed) == (2, 4)
+    lines = (tmp_path / "work/failures.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    for words in ("96 x 64 pixels are 24 tokens", "--long-side 80"):
+        assert any(words in line for line in lines)
+    workspace = workspace_in(tmp_path / "other", max_failures=-1)
+    workspace = replace(workspace, dataset_options=workspace.dataset_options.model_copy(update={"long_side": 80}))
+    masks.run(workspace, SLIC, *SSR)
+    with ArrayReader(workspace.refined) as reader:
+        refined, attributes = reader.read("a_cat")
+    assert (refined.shape, attributes["size"]) == ((1, 4, 5), [64, 96])
+    assert Image.open(workspace.masks / "a_cat.png").size == (96, 64)
 
 
 def test_shards_merge_to_the_whole(ssr, tiny_voc, finished, tmp_path):
