@@ -50,7 +50,14 @@ def load_coco(options: DatasetOptions) -> Dataset:
     for source in sources if given is None or ids is None else ():
         if (listed or given is not None) and not source.annotations.is_file():
             continue
-        found = read_instances(source.annotations, classes)
+        try:
+            found = read_instances(source.annotations, classes)
+        except UsageError:  # an own set under the names of COCO's folders
+            own = _own_classes(source, options)
+            if own is None or labels:
+                raise
+            found, classes = read_instances(source.annotations, own), own
+            words = (*words, _found_in(source, own))
         places.add(source, found)
         passed = (*passed, *found.passed_over)
         for image_id, image in found.images.items():
@@ -119,9 +126,20 @@ def _classes(options: DatasetOptions, sources: tuple[_Source, ...]) -> tuple[Cla
     known = {*COCO14.names, *dict(COCO14.aliases)}
     if known.issuperset(own.names):
         return COCO14, ()
-    return own, (
-        f"classes are the {len(own.names)} categories of {first.name}: {', '.join(own.names[:6])}; --classes FILE for others",
-    )
+    return own, (_found_in(sources[0], own),)
+
+
+def _own_classes(source: _Source, options: DatasetOptions) -> ClassList | None:
+    """The categories of an annotation file that has none of COCO's; None if an option says what the classes are."""
+    if options.classes or options.labels:
+        return None
+    own = classes_of_coco(source.annotations)
+    return own if {*COCO14.names, *dict(COCO14.aliases)}.isdisjoint(own.names) else None
+
+
+def _found_in(source: _Source, classes: ClassList) -> str:
+    names = ", ".join(classes.names[:6])
+    return f"classes are the {len(classes.names)} categories of {source.annotations.name}: {names}; --classes FILE for others"
 
 
 _EXPECTED = f"expected COCO's folder with one of {', '.join(FOLDERS)}, or an export with its annotations as JSON"

@@ -101,7 +101,7 @@ def _image_ids(path: Path, files: dict[Any, Any]) -> dict[str, Any]:
         if not isinstance(name, str):
             raise SsrError(f"{path}: images: expected a file_name, found {name!r:.60}")
         stem, _, suffix = name.rpartition(".")
-        if f".{suffix.lower()}" in IMAGE_SUFFIXES:
+        if f".{suffix.lower()}" in IMAGE_SUFFIXES or "://" in name or "?d=" in name:
             plain[key] = image_id_of(name, where)
         else:
             plain[key] = check_image_id(stem or name, where)

@@ -83,7 +83,7 @@ def parse_split(path: Path, known: Container[str] = ()) -> Split:
         UsageError: The file cannot be read, has no ids, or an id is unsafe or stands twice.
     """
     lines = {number: line.strip() for number, line in enumerate(_lines(path), start=1)}
-    lines = {number: line for number, line in lines.items() if line and not line.startswith("#")}
+    lines = {number: _spaced(line) for number, line in lines.items() if line and not line.startswith("#")}
     cut, understood = _columns(lines.values(), known)
     seen: dict[str, int] = {}
     paths = False
@@ -116,6 +116,11 @@ def _lines(path: Path) -> list[str]:
 def encoding_of(start: bytes) -> str:
     """Encoding of a text by its mark: that of Excel's "Unicode text" and PowerShell's ``>``, or UTF-8."""
     return "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
+def _spaced(line: str) -> str:
+    """A line of a table of commas whose first column is a file name, with spaces in their place."""
+    return line.replace(",", " ") if line.partition(",")[0].strip().lower().endswith(IMAGE_SUFFIXES) else line
 
 
 def _columns(lines: Iterable[str], known: Container[str]) -> tuple[bool, tuple[str, ...]]:

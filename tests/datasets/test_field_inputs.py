@@ -100,6 +100,7 @@ SPLITS = {
     "a  1\nb -1\n": "flags of one class",
     "images/train/a.jpg\nimages/train/b.jpg\n": "folders and suffixes",
     "JPEGImages/a\nJPEGImages/b\n": "folders and suffixes",
+    "a.jpg,0\nb.jpg,1\n": "flags of one class",
     "a\r\nb\r\n": "",
 }
 
@@ -157,6 +158,7 @@ EXPORTS = {
     "CVAT, subfolders": ("annotations/instances_default.json", "images/sub", "sub/"),
     "FiftyOne": ("labels.json", "data", ""),
     "Label Studio": ("result.json", "images", "images/"),
+    "own classes as train2017": ("annotations/instances_train2017.json", "train2017", "https://host/"),
     "yolo's images": ("annotations/instances_train2017.json", "images/train2017", ""),
 }
 
@@ -166,7 +168,7 @@ def test_an_export_in_cocos_form(tmp_path: Path, write: Callable[[Path, str], Pa
     annotations, photos, prefix = EXPORTS[tool]
     for name in ("a", "b"):
         write(tmp_path / photos / f"{name}.jpg", "")
-    names = ("apple", "quince") if tool != "yolo's images" else ("apple", "cake")
+    names = ("pear", "quince") if tool != "yolo's images" else ("apple", "cake")
     source = write(tmp_path / annotations, coco(names, prefix))
     dataset = load_dataset(DatasetOptions(kind="coco", root=tmp_path))
     found = [(one.image_id, one.image_path, [dataset.classes.names[index] for index in one.labels]) for one in dataset.samples]
