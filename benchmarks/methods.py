@@ -68,8 +68,10 @@ class Method:
 
 
 CDA = {"affinity_filter": "cda"}
+CDA_FOR_MASK = {**CDA, "cda_kappa": 4.0, "superpixel_mask": "none"}
 METHODS: dict[str, Method] = {
     "clip-es": Method("clip-es"),
+    "clip-es, no box": Method("clip-es", refine={"box_mask": False}),
     "clip-es + CDA": Method("clip-es", refine=CDA),
     "cd-clip": Method("cd-clip"),
     "excel": Method("excel"),
@@ -77,11 +79,12 @@ METHODS: dict[str, Method] = {
     "ssr": Method("ssr"),
     "ssr, read-out of excel": Method("ssr", cams={"readout": "excel"}),
     "ssr, read-out of resclip": Method("ssr", cams={"readout": "resclip", "dense_scale": 40.0}),
+    "ssr, no mask": Method("ssr", refine={"superpixel_mask": "none"}),
     "ssr + CDA": Method("ssr", refine=CDA),
-    "ssr, CDA for the mask": Method("ssr", refine={**CDA, "cda_kappa": 4.0, "superpixel_mask": "none"}),
+    "ssr, CDA for the mask": Method("ssr", refine=CDA_FOR_MASK),
     "ssr, aligned": Method("ssr", aligned=True),
     "ssr, aligned + CDA": Method("ssr", refine=CDA, aligned=True),
-    "ssr, aligned, CDA for the mask": Method("ssr", refine={**CDA, "cda_kappa": 4.0, "superpixel_mask": "none"}, aligned=True),
+    "ssr, aligned, CDA for the mask": Method("ssr", refine=CDA_FOR_MASK, aligned=True),
 }
 
 
