@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines.encoders.clip import ClipEncoder
@@ -165,6 +166,20 @@ def test_a_photo_with_other_labels_is_labelled_again(new, run_train, encoded, ti
         assert labels.attributes("a_cat.1")["labels"] == list(
             next(s.labels for s in workspace.dataset.samples if s.image_id == "a_cat")
         )
+
+
+def test_a_replaced_photo_is_encoded_again(new, run_train, encoded, tiny_voc, tmp_path):
+    root = Path(shutil.copytree(tiny_voc.root, tmp_path / "voc"))
+    workspace = new(root=root)
+    run_train(workspace, "views")
+    photo = root / "JPEGImages/a_cat.jpg"
+    with Image.open(photo) as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photo)
+    before = contents(workspace)
+    encoded.clear()
+    run_train(new(root=root, force=True), "views")
+    assert encoded == [1, 1]
+    assert contents(workspace) != before
 
 
 def test_a_bad_photo_has_no_views(new, run_train, tiny_voc, tmp_path):

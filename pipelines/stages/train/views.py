@@ -131,7 +131,7 @@ class Views:
             raise SsrError("CLIP's tokens are larger than 16 bits can hold", "--cache-views 0")
         for crop, own_tokens, own_labels in zip(crops, tokens.numpy(), labels.cpu().numpy(), strict=True):
             view = view_of(crop.photo.sample, crop.slot)
-            attributes = {"labels": list(view.labels)}
+            attributes = {"labels": list(view.labels), "photo": view.photo}
             labels_writer = output.writer_of(self.labels_path)
             committed = output.writer_of(self.tokens_path).add(view.image_id, own_tokens, attributes, compressed=False)
             labels_writer.add(view.image_id, own_labels.astype(np.uint8), attributes)
