@@ -67,7 +67,10 @@ def command_with(*sections: str) -> Callable[[Callable[..., None]], Callable[...
 
 
 def _fields(sections: tuple[str, ...]) -> list[tuple[str, str, FieldInfo]]:
-    return [(section, key, field) for section in sections for key, field in SECTIONS[section].model_fields.items()]
+    """The options behind a command's flags; of two with one flag, that of the earlier section (the command's own)."""
+    fields = [(section, key, field) for section in sections for key, field in SECTIONS[section].model_fields.items()]
+    by_flag = {flag_of(section, key): (section, key, field) for section, key, field in reversed(fields)}
+    return [field for field in fields if by_flag[flag_of(*field[:2])] == field]
 
 
 def _name(section: str, key: str) -> str:

@@ -130,7 +130,7 @@ def _source(value: Any, used: int = 0, indent: int = 0) -> str:
     opening, closing = ("[", "]") if isinstance(value, list) else ("(", ")")
     entries = [("", entry) for entry in value]
     if isinstance(value, dict):
-        named = all(isinstance(key, str) and key.isidentifier() and not iskeyword(key) for key in value)
+        named = all(isinstance(key, str) and key.isascii() and key.isidentifier() and not iskeyword(key) for key in value)
         opening, closing = ("dict(", ")") if named else ("{", "}")
         entries = [(f"{key}=" if named else f"{key!r}: ", entry) for key, entry in value.items()]
     line = ", ".join(name + _source(entry) for name, entry in entries)

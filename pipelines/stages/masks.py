@@ -43,8 +43,8 @@ from pipelines.stores.image_arrays import photo_attributes, read_cam, superpixel
 from pipelines.stores.manifest import digest
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.output import Output, Todo
-from pipelines.workdir.settings import cam_settings, model_sources, oriented
-from pipelines.workdir.workspace import Workspace
+from pipelines.workdir.settings import cam_settings, model_sources
+from pipelines.workdir.workspace import Workspace, oriented
 
 STAGE = "masks"
 

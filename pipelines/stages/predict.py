@@ -34,8 +34,7 @@ from pipelines.stores.checkpoint import note_of
 from pipelines.stores.manifest import Manifest, digest
 from pipelines.workdir.commands import command_for
 from pipelines.workdir.counts import Counts
-from pipelines.workdir.settings import oriented
-from pipelines.workdir.workspace import Workspace
+from pipelines.workdir.workspace import Workspace, oriented
 
 STAGE = "predict"
 

@@ -20,8 +20,7 @@ from pipelines.ops.slic import slic_superpixels
 from pipelines.options.stages import SuperpixelsOptions
 from pipelines.stores.image_arrays import photo_attributes
 from pipelines.workdir.counts import Counts
-from pipelines.workdir.settings import oriented
-from pipelines.workdir.workspace import Workspace
+from pipelines.workdir.workspace import Workspace, oriented
 
 STAGE = "superpixels"
 

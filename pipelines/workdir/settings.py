@@ -21,7 +21,7 @@ from pipelines.stores.array_reader import files_of
 from pipelines.stores.array_store import store_exists
 from pipelines.stores.manifest import read_manifest
 from pipelines.workdir.commands import command_for
-from pipelines.workdir.workspace import Workspace
+from pipelines.workdir.workspace import Workspace, oriented
 
 
 def input_digest(output: Path, command: str) -> str:
@@ -102,11 +102,6 @@ def refinement_settings(
     if sources.text is not None and "super_classes" in needs:
         settings["super_classes"] = sources.text.super_provenance()
     return settings | _superpixel_settings(workspace, needs, made_now)
-
-
-def oriented(workspace: Workspace) -> dict[str, Any]:
-    """The setting that photos are turned; nothing where they are not, as in work directories from before."""
-    return {"orient": True} if workspace.dataset_options.orient else {}
 
 
 def _photo_settings(workspace: Workspace) -> dict[str, Any]:

@@ -179,3 +179,8 @@ class Workspace:
 def superpixel_reader(workspace: Workspace, used: bool) -> AbstractContextManager[ArrayReader | None]:
     """The store of superpixels, to be opened by ``with``; None unless some option uses them."""
     return ArrayReader(workspace.superpixels) if used else nullcontext()
+
+
+def oriented(workspace: Workspace) -> dict[str, Any]:
+    """The setting that photos are turned; nothing where they are not, as in work directories from before."""
+    return {"orient": True} if workspace.dataset_options.orient else {}

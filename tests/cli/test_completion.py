@@ -57,15 +57,15 @@ def asked(program: Path, line: str, shell: str, action: str = "get-args") -> sub
         ("ssr ca", ["cams"]),
         ("ssr zz", []),
         ("ssr --show", ["--show-completion"]),
-        ("ssr cams --re", ["--readout", "--recipe"]),
-        ("ssr cams --readout ", ["gradcam", "dense", "mix"]),
+        ("ssr cams --re", ["--readout", "--resclip-share", "--resclip-feedback", "--recipe"]),
+        ("ssr cams --readout ", ["gradcam", "dense", "mix", "excel", "resclip"]),
         ("ssr cams --readout d", ["dense"]),
         ("ssr cams vo", ["voc"]),
         ("ssr cams voc --recipe clip", ["clip-es", "clip-es-coco"]),
         ("ssr refine --superpixel-mask=c", ["colour", "cluster"]),
         ("ssr refine --superpixel-mask = c", ["colour", "cluster"]),  # bash's own way to split it
         ("ssr refine --superpixel-mask =", ["none", "colour", "gate", "cluster", "token"]),
-        ("ssr labels --from ", ["xml", "coco", "masks", "csv", "npy"]),
+        ("ssr labels --from ", ["xml", "coco", "masks", "csv", "npy", "folders", "yolo"]),
         ("ssr cams --config run", []),  # nothing of ours: the shell completes files
     ],
 )
@@ -78,7 +78,10 @@ def test_bash(program, line, expected):
 
 def test_zsh(program):
     assert asked(program, "ssr ca", "zsh").stdout.startswith('_arguments \'*: :(("cams":"3 Class activation maps')
-    assert asked(program, "ssr cams --readout ", "zsh").stdout == '_arguments \'*: :(("gradcam"\n"dense"\n"mix"))\'\n'
+    assert (
+        asked(program, "ssr cams --readout ", "zsh").stdout
+        == '_arguments \'*: :(("gradcam"\n"dense"\n"mix"\n"excel"\n"resclip"))\'\n'
+    )
     assert asked(program, "ssr cams --config ", "zsh").stdout == "_files\n"
 
 
@@ -109,7 +112,7 @@ def test_a_real_bash(program, tmp_path):
     assert done.stdout.splitlines() == [
         "complete -o default -F _ssr_completion ssr",  # default: file names where we have nothing to say
         "2: cams",
-        "4: gradcam dense mix",
+        "4: gradcam dense mix excel resclip",
         "5: colour",
         "4: ",
     ]

@@ -146,7 +146,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object], list[bytes]]] = {
     "config": ("k.toml", options_of, [CONFIG.encode()]),
     "xml": ("a.xml", labels(lambda p: labels_from_xml(p.parent, VOC12)), [
         b'<?xml version="1.0" encoding="utf-8"?><annotation><object><name>dog</name></object></annotation>']),
-    "coco": ("i.json", labels(lambda p: read_instances(p, COCO14)), [json.dumps(INSTANCES).encode()]),
+    "coco": ("i.json", labels(lambda p: read_instances(p, COCO14).images), [json.dumps(INSTANCES).encode()]),
     "one-hot": ("n.npy", labels(lambda p: read_onehot_npy(p, VOC12)), [one_hot()]),
     "mask": ("m.png", read_mask, [picture("PNG", "L"), picture("PNG", "P")]),
     "mask labels": ("m.png", labels(lambda p: labels_from_masks(p.parent, VOC12)), [picture("PNG", "L")]),

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
-from sklearn.cluster import KMeans
 
 from pipelines.errors import SsrError
+from pipelines.ops.kmeans import kmeans
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions, ShowOptions
 from pipelines.stages import features
@@ -98,7 +99,7 @@ def by_hand(workspace, power: float) -> dict[str, dict[str, float]]:
                     pooled.append(unit(total))
                     classes.append(label)
         means = {c: unit(sum(f for f, k in zip(pooled, classes, strict=True) if k == c)) for c in set(classes)}
-        labels = KMeans(len(means), n_init=4, random_state=TRAINED.seed).fit(np.array(pooled, np.float32)).labels_
+        labels = kmeans(torch.from_numpy(np.array(pooled, np.float32)), len(means)).tolist()
         groups = {cluster: Counter(c for c, k in zip(classes, labels, strict=True) if k == cluster) for cluster in set(labels)}
         found[name] = {
             "purity": sum(max(group.values()) for group in groups.values()) / len(classes),

@@ -66,7 +66,7 @@ def test_unusable_model_is_one_clear_line(work_with_model, write_model, models, 
 
 def test_no_model_yet_names_the_command(work_with_model):
     work_with_model.model.unlink()
-    with pytest.raises(UsageError, match="`ssr train`"):
+    with pytest.raises(UsageError, match="`ssr train --work "):
         predict.run(work_with_model, PLAIN)
     with pytest.raises(UsageError, match="no checkpoint at nowhere"):
         predict.run(work_with_model, PLAIN.model_copy(update={"model": Path("nowhere.safetensors")}))

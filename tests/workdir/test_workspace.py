@@ -40,7 +40,7 @@ def test_other_photos_may_not(workspace_in, tmp_path):
 
 def test_missing_input_names_its_command(workspace_in, tmp_path):
     workspace = workspace_in(tmp_path)
-    with pytest.raises(SsrError, match=r"no cams in .*`ssr cams`"):
+    with pytest.raises(SsrError, match=r"no cams in .*`ssr cams --work "):
         input_digest(workspace.cams, "ssr cams")
 
 
@@ -71,12 +71,12 @@ def test_next_command(workspace_in, tmp_path, begun, complete, following):
     ]
 
 
-def test_hint_to_force_mends_a_photo_of_another_size(ssr, tiny_voc, tmp_path):
-    """A photo is replaced after its superpixels were made: `ssr cams` says `ssr superpixels --force`."""
+def test_the_hint_mends_a_replaced_photo(ssr, tiny_voc, tmp_path):
+    """A photo is replaced after its superpixels were made: `ssr cams` names `ssr superpixels`, which makes its own anew."""
     root = Path(shutil.copytree(tiny_voc.root, tmp_path / "voc"))
     made = ("--config", tiny_voc.config, "--root", root, "--work", tmp_path / "w")
     ssr("superpixels", *made)
     shutil.copy(root / "JPEGImages/c_bird.jpg", root / "JPEGImages/a_cat.jpg")
-    assert "ssr superpixels --force" in ssr("cams", *made, code=1).err
-    ssr("superpixels", *made, "--force")
+    assert "run `ssr superpixels`" in ssr("cams", *made, code=1).err
+    ssr("superpixels", *made)
     ssr("cams", *made)

@@ -14,8 +14,8 @@ from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.options.train import TrainOptions
 from pipelines.training.losses import active_losses
 from pipelines.training.processes import Processes
-from pipelines.workdir.settings import cam_settings, model_sources, oriented, refinement_settings
-from pipelines.workdir.workspace import Workspace
+from pipelines.workdir.settings import cam_settings, model_sources, refinement_settings
+from pipelines.workdir.workspace import Workspace, oriented
 
 NOT_SETTINGS = {"ckpt", "resume", "val_split", "validate_every", "save_every", "cache_limit"}
 """Options that change nothing in the model; ``ckpt`` is recorded by its checksum."""
