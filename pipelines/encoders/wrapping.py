@@ -130,7 +130,7 @@ _VIT_PARTS = (
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
     (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
-    (r"\.attention\.attention\.(q|k|v)(?:uery|ey|alue)\.(weight|bias)$", r".attn.qkv.\2|\1"),
+    (r"\.attention\.attention\.(q|k|v)[a-z]+\.(weight|bias)$", r".attn.qkv.\2|\1"),
     (r"\.attention\.output\.dense\.", ".attn.proj."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"(?<!attention)\.output\.dense\.", ".mlp.fc2."),
