@@ -74,13 +74,7 @@ def main() -> None:
     parser.add_argument("--no-masks", action="store_true", help="leave out the ablation of the column mask")
     arguments = parser.parse_args()
     values, _ = read_config(arguments.config)
-    base = Workspace(
-        work=arguments.work,
-        dataset_options=typed_options(DatasetOptions, values, "dataset"),
-        clip=typed_options(ClipOptions, values, "clip"),
-        dino=typed_options(DinoOptions, values, "dino"),
-        run=typed_options(RunOptions, values, "run"),
-    )
+    base = workspace_of(values, arguments.work)
     subsets: dict[str, Path | None] = {"all": None}
     subsets |= {name: Path(file) for name, file in (entry.split("=", 1) for entry in arguments.images)}
     mix_rows = MIX_ROWS if arguments.no_masks else {**MIX_ROWS, **MASK_ROWS}
@@ -101,6 +95,17 @@ def typed_options(kind: type[AnyOptions], values: dict, section: str) -> AnyOpti
     options = build_options(section, values.get(section, {}))
     assert isinstance(options, kind)
     return options
+
+
+def workspace_of(values: dict, work: Path) -> Workspace:
+    """Dataset, encoders and device of a config."""
+    return Workspace(
+        work=work,
+        dataset_options=typed_options(DatasetOptions, values, "dataset"),
+        clip=typed_options(ClipOptions, values, "clip"),
+        dino=typed_options(DinoOptions, values, "dino"),
+        run=typed_options(RunOptions, values, "run"),
+    )
 
 
 def _rows(

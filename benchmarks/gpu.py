@@ -20,14 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ablation import workspace_of
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
-from pipelines.config import build_options, read_config
-from pipelines.datasets import load_dataset
+from pipelines.config import read_config
 from pipelines.execution.devices import peak_memory, resolve_device, resolve_dtype
-from pipelines.options.sources import DatasetOptions, RunOptions
 from pipelines.stores.array_store import ArrayReader
 from pipelines.stores.image_arrays import read_cam
 from ssr_cli.app import app
@@ -109,8 +108,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8)
     arguments = parser.parse_args()
     values, _ = read_config(arguments.config)
-    dataset = load_dataset(DatasetOptions.model_validate(build_options("dataset", values.get("dataset", {})).model_dump()))
-    images = [sample.image_id for sample in dataset.samples[: max(arguments.count, arguments.compared)]]
+    workspace = workspace_of(values, Path())
+    images = [sample.image_id for sample in workspace.dataset.samples[: max(arguments.count, arguments.compared)]]
     end = time.monotonic() + 60 * arguments.minutes
 
     @contextmanager
@@ -129,8 +128,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments.config.absolute(), Path(folder), images)
         name = torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU"
-        run = RunOptions.model_validate(build_options("run", values.get("run", {})).model_dump())
-        precision = str(resolve_dtype(run.precision, bench.device)).removeprefix("torch.")
+        precision = str(resolve_dtype(workspace.run.precision, bench.device)).removeprefix("torch.")
         print(f"{name}, torch {torch.__version__}, {precision}, {len(images)} images")
         with section("Stages"):
             stages(bench, arguments.count)

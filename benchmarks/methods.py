@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from ablation import SEVEN, typed_options
+from ablation import SEVEN, workspace_of
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -39,7 +39,6 @@ from pipelines.method.label_maps import pseudo_mask
 from pipelines.method.loading import FrozenModels
 from pipelines.method.parts_in_use import cam_needs, refine_needs
 from pipelines.ops.slic import slic_superpixels
-from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
 from pipelines.workdir.settings import model_sources
 from pipelines.workdir.workspace import Workspace
@@ -134,13 +133,7 @@ def main() -> None:
     values, _ = read_config(arguments.config)
     if arguments.split:
         values["dataset"]["split"] = arguments.split
-    workspace = Workspace(
-        work=Path("unused"),
-        dataset_options=typed_options(DatasetOptions, values, "dataset"),
-        clip=typed_options(ClipOptions, values, "clip"),
-        dino=typed_options(DinoOptions, values, "dino"),
-        run=typed_options(RunOptions, values, "run"),
-    )
+    workspace = workspace_of(values, Path("unused"))
     names = arguments.methods or [name for name, method in METHODS.items() if arguments.ckpt or not method.aligned]
     kind = workspace.dataset_options.kind
     rows = {name: Row(METHODS[name], kind, arguments.ckpt, arguments.crf) for name in names}

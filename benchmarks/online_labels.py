@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-from ablation import seven_classes, typed_options
+from ablation import seven_classes, workspace_of
 from numpy.typing import NDArray
 
 from pipelines.config import read_config, read_recipe
@@ -25,13 +25,11 @@ from pipelines.evaluation.metrics import metrics_from_counts
 from pipelines.execution.devices import resolve_device
 from pipelines.method.online_labels import OnlineLabels
 from pipelines.options.align import AlignOptions
-from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.options.train import TrainOptions
 from pipelines.stages.train.inputs import train_inputs
 from pipelines.stages.train.settings import TrainSections
 from pipelines.training.processes import Processes
-from pipelines.workdir.workspace import Workspace
 
 ROWS = ("none", "1x20", "1x10", "0.5x20", "0.5x10", "0.5x5", "0.5x3")
 PARTS = ("all", "even", "odd")
@@ -46,13 +44,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="SCALExPASSES")
     arguments = parser.parse_args()
     values, _ = read_config(arguments.config)
-    workspace = Workspace(
-        work=arguments.work,
-        dataset_options=typed_options(DatasetOptions, values, "dataset"),
-        clip=typed_options(ClipOptions, values, "clip"),
-        dino=typed_options(DinoOptions, values, "dino"),
-        run=typed_options(RunOptions, values, "run"),
-    )
+    workspace = workspace_of(values, arguments.work)
     recipe, options = read_recipe("ssr"), TrainOptions()
     sections = TrainSections(options, AlignOptions(), CamsOptions(**recipe["cams"]), RefineOptions(**recipe["refine"]))
     names = workspace.dataset.classes.label_map_names

@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from ablation import workspace_of
 
-from pipelines.config import build_options, read_config
+from pipelines.config import read_config
 from pipelines.datasets.base import Sample
 from pipelines.datasets.image import load_image
 from pipelines.encoders.clip import ClipEncoder
@@ -32,7 +33,6 @@ from pipelines.encoders.open_clip_vit import OpenClipViT
 from pipelines.encoders.weights import build_clip, build_dino, resolve_clip, resolve_dino
 from pipelines.execution.devices import resolve_device, resolve_dtype
 from pipelines.execution.pool import THREADS
-from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
 from pipelines.workdir.workspace import Workspace
 
 Costs = dict[str, list[tuple[float, float]]]
@@ -62,15 +62,8 @@ def main() -> None:
     os.environ |= dict.fromkeys(THREADS, "1")
     torch.set_num_threads(1)
     values, _ = read_config(arguments.config)
-    run = RunOptions.model_validate(build_options("run", values.get("run", {})).model_dump())
-    device = resolve_device(run.device)
-    workspace = Workspace(
-        work=Path(),
-        dataset_options=DatasetOptions.model_validate(build_options("dataset", values.get("dataset", {})).model_dump()),
-        clip=ClipOptions.model_validate(build_options("clip", values.get("clip", {})).model_dump()),
-        dino=DinoOptions.model_validate(build_options("dino", values.get("dino", {})).model_dump()),
-        run=run,
-    )
+    workspace = workspace_of(values, Path())
+    device = resolve_device(workspace.run.device)
     samples = workspace.dataset.samples
     chosen = [samples[i * len(samples) // arguments.count] for i in range(min(arguments.count, len(samples)))]
     flags = ["--config", str(arguments.config), "--precision", arguments.precision, "--workers", "1"]

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines.encoders.clip import ClipEncoder
-from pipelines.errors import SsrError, UsageError
+from pipelines.errors import SsrError, TooManyFailures, UsageError
 from pipelines.stages.train import stage as train
 from pipelines.stages.train import views as module
 from pipelines.stages.train.inputs import TrainInputs, new_decoder, train_inputs
@@ -169,17 +169,20 @@ def test_a_photo_with_other_labels_is_labelled_again(new, run_train, encoded, ti
 
 
 def test_a_replaced_photo_is_encoded_again(new, run_train, encoded, tiny_voc, tmp_path):
+    """Where superpixels are used, those of the old photo are refused first."""
     root = Path(shutil.copytree(tiny_voc.root, tmp_path / "voc"))
     workspace = new(root=root)
-    run_train(workspace, "views")
+    run_train(workspace, "weclip", cache_views=2, iterations=1)
     photo = root / "JPEGImages/a_cat.jpg"
     with Image.open(photo) as image:
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photo)
     before = contents(workspace)
     encoded.clear()
-    run_train(new(root=root, force=True), "views")
+    run_train(new(root=root, force=True), "weclip", cache_views=2, iterations=1)
     assert encoded == [1, 1]
     assert contents(workspace) != before
+    with pytest.raises(TooManyFailures, match="its photo was replaced after its superpixels were made"):
+        run_train(new(root=root, force=True), "views")
 
 
 def test_a_bad_photo_has_no_views(new, run_train, tiny_voc, tmp_path):

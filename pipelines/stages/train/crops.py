@@ -22,7 +22,7 @@ from pipelines.method.photo import Crop
 from pipelines.ops.label_map import IGNORE_INDEX
 from pipelines.options.train import TrainOptions
 from pipelines.stores.array_store import ArrayReader
-from pipelines.stores.image_arrays import read_superpixels
+from pipelines.stores.image_arrays import superpixels_of
 from pipelines.training.alignment_data import photo_order
 from pipelines.training.crops import crop_map, crop_photo, random_window
 from pipelines.training.processes import Processes
@@ -136,12 +136,8 @@ class CropSource:
         return cut
 
     def _superpixels(self, sample: Sample, size: tuple[int, int]) -> NDArray[np.integer] | None:
-        if self.superpixels is None:
-            return None
-        if sample.image_id not in self.superpixels:
-            raise ImageError("it has no superpixels", "run `ssr superpixels`")
-        found = read_superpixels(self.superpixels, sample.image_id)
-        if found.shape != size:
+        found = superpixels_of(self.superpixels, sample.image_id, sample.photo)
+        if found is not None and found.shape != size:
             raise ImageError(f"its superpixels are {found.shape}, the photo {size}", "ssr superpixels --force")
         return found
 
