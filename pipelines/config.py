@@ -24,6 +24,7 @@ from pipelines.options.stages import (
     ShowOptions,
     SuperpixelsOptions,
 )
+from pipelines.options.tag import TagOptions
 from pipelines.options.train import PredictOptions, TrainOptions
 
 SECTIONS: dict[str, type[Options]] = {
@@ -34,6 +35,7 @@ SECTIONS: dict[str, type[Options]] = {
     "scale": ScaleOptions,
     "sample": SampleOptions,
     "superpixels": SuperpixelsOptions,
+    "tag": TagOptions,
     "align": AlignOptions,
     "cams": CamsOptions,
     "refine": RefineOptions,

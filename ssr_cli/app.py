@@ -15,6 +15,7 @@ COMMANDS = {
     "doctor": "Check the environment, the weights and the dataset before a long run.",
     "sample": "Draw a small synthetic dataset with masks, to try every command on.",
     "labels": "Convert XML, COCO JSON, masks, CSV or one-hot .npy to a label file.",
+    "tag": "Tag images with the classes that they show, from the class names alone -> tags.csv",
     "text": "Write text banks: class embeddings that replace the text tower.",
     "superpixels": "1  SLIC superpixels of every image -> superpixels.h5",
     "align": "2  Train CMPA's alignment heads (image and text) -> cmpa.safetensors",

@@ -47,6 +47,7 @@ BLIND = {
     "refine": ["refine"],
     "refine, crf": ["refine", "--boundary", "crf", "--force", "--workers", "1"],
     "refine, par": ["refine", "--boundary", "par", "--force", "--workers", "1"],
+    "tag": ["tag"],
     "predict": ["predict", "--model", "MODEL", "--probabilities"],
     "predict photos": ["predict", "--model", "MODEL", "--images", "PHOTOS"],
     "retrain": ["retrain", *RETRAIN],

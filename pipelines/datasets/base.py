@@ -45,6 +45,7 @@ class Dataset:
         mask_fallback: Second folder for ids that ``mask_folder`` lacks.
         understood: How lists and tables were read where they are not of the plain form, in words.
         passed_over: What was left out, in words.
+        tagged: The labels are tags of `ssr tag`, not of people.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Dataset:
     mask_fallback: Path | None = None
     understood: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
+    tagged: bool = False
 
     def mask_path(self, image_id: str) -> Path | None:
         """Where an image's ground truth should lie; the file is not opened and may be missing."""

@@ -10,7 +10,7 @@ from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.classes import COCO14, ClassList, load_class_list
 from pipelines.datasets.coco_json import Instances, classes_of_coco, read_instances
 from pipelines.datasets.image_files import ImageFiles, listed, nested
-from pipelines.datasets.label_files import read_label_file, select_labels, understood
+from pipelines.datasets.label_files import holds_tags, read_label_file, select_labels, understood
 from pipelines.datasets.splits import parse_split, split_file
 from pipelines.errors import UsageError
 from pipelines.options.sources import DatasetOptions
@@ -86,6 +86,7 @@ def load_coco(options: DatasetOptions) -> Dataset:
         mask_fallback=masks[1] if len(masks) > 1 else None,
         understood=words,
         passed_over=passed,
+        tagged=holds_tags(options.labels),
     )
 
 

@@ -9,7 +9,7 @@ from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.class_names import refuse_odd_names
 from pipelines.datasets.classes import MAX_CLASSES, VOC12, ClassList, load_class_list
 from pipelines.datasets.image_files import ImageFiles, listed, twice, unread, unread_line
-from pipelines.datasets.label_files import label_names, read_label_file, select_labels, understood
+from pipelines.datasets.label_files import holds_tags, label_names, read_label_file, select_labels, understood
 from pipelines.datasets.label_stream import LabelStream
 from pipelines.datasets.names import IMAGE_SUFFIXES, check_image_id
 from pipelines.datasets.splits import parse_split, split_file
@@ -28,8 +28,8 @@ def load_folder(options: DatasetOptions) -> Dataset:
     root = options.root
     label_file = options.labels or _label_file(root)
     classes = load_class_list(options.classes) if options.classes else _classes_of(label_file)
-    file = _split(root, options.split)
-    place = ImageFiles(root / "images" if (root / "images").is_dir() else root)
+    file = split_of(root, options.split)
+    place = ImageFiles(photos_of(root))
     words, passed = understood(label_file), tuple[str, ...]()
     samples: Sequence[Sample]
     if file is None:
@@ -54,6 +54,7 @@ def load_folder(options: DatasetOptions) -> Dataset:
         mask_folder=masks if masks.is_dir() else None,
         understood=words,
         passed_over=passed,
+        tagged=holds_tags(label_file),
     )
 
 
@@ -107,7 +108,13 @@ def _label_file(root: Path) -> Path:
     raise UsageError(f"{root}: expected one of labels.csv, labels.json, labels.jsonl, found {found}", "--labels FILE")
 
 
-def _split(root: Path, split: str) -> Path | None:
+def photos_of(root: Path) -> Path:
+    """The folder of the photos: ``images/`` where there is one, else the root itself."""
+    return root / "images" if (root / "images").is_dir() else root
+
+
+def split_of(root: Path, split: str) -> Path | None:
+    """The file of a split; None for split ``train`` without one, which is every image."""
     path = split_file(split) or root / f"{split}.txt"
     if path.is_file() or split != "train":
         return path

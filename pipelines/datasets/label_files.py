@@ -16,10 +16,11 @@ from pipelines.datasets.class_names import clean_class_name
 from pipelines.datasets.classes import ClassList
 from pipelines.datasets.label_json import json_rows, jsonl_rows
 from pipelines.datasets.label_rows import Row
-from pipelines.datasets.label_tables import layout_of, table_rows
+from pipelines.datasets.label_tables import TAGS, layout_of, table_rows
 from pipelines.datasets.names import did_you_mean
 from pipelines.datasets.splits import encoding_of, refuse_irregular
 from pipelines.errors import UsageError
+from pipelines.stores.files import atomic_path
 
 _COLUMNS = ("image", "labels")
 _HEAD = 1 << 20
@@ -141,6 +142,29 @@ def write_label_file(path: Path, labels: Mapping[str, Sequence[int]], classes: C
         temporary.unlink(missing_ok=True)
 
 
+def write_tag_file(path: Path, rows: Iterable[tuple[str, Sequence[int]]], classes: ClassList) -> None:
+    """Write labels that a model gave as a label file (.csv) that says so in its first line; rows are not held.
+
+    Args:
+        path: The file.
+        rows: Image ids and class indices.
+        classes: Their class list.
+    """
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(TAGS + "\n")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows((image_id, ";".join(classes.names[index] for index in tags)) for image_id, tags in rows)
+
+
+def holds_tags(path: Path | None) -> bool:
+    """Whether a label file was written by `write_tag_file`; False for one that cannot be read."""
+    try:
+        with _opened(path or Path()) as file:
+            return path is not None and path.suffix.lower() == ".csv" and file.readline(len(TAGS) + 2).strip() == TAGS
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
@@ -180,7 +204,9 @@ def understood(path: Path) -> tuple[str, ...]:
         return ()
     with _opened(path) as file:
         encoding, start = file.encoding, file.read(_HEAD)
-    words = () if start.split("\n", 1)[0].strip() == "image,labels" else layout_of(path, start).understood
+    first = start.split("\n", 1)[0].strip()
+    known = {"image,labels": (), TAGS: ("labels are tags, which `ssr tag` gave by the class names",)}
+    words = known[first] if first in known else layout_of(path, start).understood
     words = ("UTF-16", *words) if encoding == "utf-16" else words
     return tuple(f"{path.name}: {word}" for word in ("; ".join(words),) if word)
 

@@ -25,6 +25,8 @@ _BOXES = {"xmin", "x_min", "x1", "bbox", "box", "left", "x_center", "region_id",
 """Columns of tables with one row an object."""
 _SMALL = re.compile(r"-?\d?(\.\d+)?|-?\d").fullmatch
 _LOOKED_AT = 50
+TAGS = "image,tags"
+"""First line of a label file that `ssr tag` wrote; otherwise it is a plain one."""
 RENAME = "the first line names the columns: image,labels, or image and one column of 0 and 1 for each class"
 
 
@@ -76,7 +78,7 @@ def table_rows(path: Path, file: TextIO) -> Iterator[Row]:
         UsageError: It is none, or a row is not as the first line says.
     """
     lines, header = 1, file.readline()
-    if header.strip() != "image,labels":
+    if header.strip() not in {"image,labels", TAGS}:
         yield from _rows_of_layout(path, file, header)
         return
     while block := file.read(_BLOCK) + file.readline():  # rows that need no CSV parser, a block of lines: five times as fast

@@ -13,7 +13,7 @@ from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.class_names import clean_class_name
 from pipelines.datasets.classes import VOC12, ClassList, load_class_list
 from pipelines.datasets.image_files import ImageFiles
-from pipelines.datasets.label_files import read_label_file, select_labels, understood
+from pipelines.datasets.label_files import holds_tags, read_label_file, select_labels, understood
 from pipelines.datasets.names import MAX_ID_BYTES, check_image_id
 from pipelines.datasets.splits import parse_split, read_regular, split_file
 from pipelines.errors import SsrError, UsageError
@@ -57,6 +57,7 @@ def load_voc(options: DatasetOptions) -> Dataset:
         mask_folder=masks[0] if masks else None,
         mask_fallback=masks[1] if len(masks) > 1 else None,
         understood=words,
+        tagged=holds_tags(label_file),
     )
 
 

@@ -7,8 +7,6 @@ from whatever of it is there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -21,12 +19,12 @@ from torch import Tensor
 
 from pipelines.datasets.base import Sample
 from pipelines.datasets.image import fingerprint, load_image
-from pipelines.errors import ImageError, SsrError
+from pipelines.errors import ImageError
 from pipelines.execution.batches import batches_by, one_behind
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
 from pipelines.execution.fitting import fitting
 from pipelines.execution.interruption import until_interrupted
-from pipelines.execution.pool import DEAD_WORKER, process_pool, resolve_workers, usable
+from pipelines.execution.pool import process_pool, resolve_workers, usable
 from pipelines.execution.progress import Progress, Silent
 from pipelines.method.cam_extractor import encode_and_extract, one_pass_scales
 from pipelines.method.composition import refined_cams
@@ -34,7 +32,6 @@ from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.loading import FrozenModels
 from pipelines.method.parts_in_use import cam_needs, refine_needs
 from pipelines.method.photo import Photo, by_photo, shapes, too_large
-from pipelines.ops.slic import slic_superpixels
 from pipelines.ops.transfer import fetched, sent
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
 from pipelines.stages.refine.target import Target, TargetJob, open_target
@@ -43,6 +40,7 @@ from pipelines.stores.image_arrays import photo_attributes, read_cam, superpixel
 from pipelines.stores.manifest import digest
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.output import Output, Todo
+from pipelines.workdir.photos import slic_in
 from pipelines.workdir.settings import cam_settings, model_sources
 from pipelines.workdir.workspace import Workspace, oriented
 
@@ -105,7 +103,7 @@ def run(
         todo = Todo(_wanted(workspace.samples, superpixel_output, cam_output, job))
         if todo:  # else no encoder is needed
             pool = stack.enter_context(process_pool(min(resolve_workers(workspace.run.workers), len(workspace.samples))))
-            slic = partial(_slic, pool, superpixels)
+            slic = partial(slic_in, pool, superpixels)
             stored = superpixel_output.committed(workspace.superpixels) if superpixel_output is not None else ()
             load = partial(_load, encoders(), stored if isinstance(stored, ArrayReader) else None, slic, cams)
             photos = usable(load, todo, partial(_leave_out, job.output))
@@ -239,11 +237,3 @@ def _commit(made: _Made) -> None:
             work.cams.made(image_id)
         if work.job is not None:
             work.job.refined(sample, refined.reshape(shape), size)
-
-
-def _slic(pool: Executor, options: SuperpixelsOptions, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    arguments = (image, options.segments, options.compactness, options.iterations)
-    try:
-        return pool.submit(slic_superpixels, *arguments).result()
-    except BrokenProcessPool as error:
-        raise SsrError(*DEAD_WORKER) from error

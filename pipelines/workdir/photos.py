@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.datasets.base import Sample
 from pipelines.datasets.image import fingerprint, load_image
+from pipelines.errors import SsrError
+from pipelines.execution.pool import DEAD_WORKER
 from pipelines.method.encoders import Encoders
 from pipelines.method.photo import Photo
+from pipelines.ops.slic import slic_superpixels
+from pipelines.options.stages import SuperpixelsOptions
 from pipelines.stores.array_store import ArrayReader
 from pipelines.stores.image_arrays import superpixels_of
 
@@ -28,3 +37,31 @@ def load_photo(encoders: Encoders, superpixels: ArrayReader | None, sample: Samp
     image = load_image(sample.image_path, sample.orient)
     seen = replace(sample, photo=fingerprint(sample.image_path))
     return encoders.photo(seen, image, superpixels_of(superpixels, sample.image_id, seen.photo), scales)
+
+
+def load_unstored(
+    encoders: Encoders, pool: Executor, options: SuperpixelsOptions, sample: Sample, scales: Sequence[float] = (1.0,)
+) -> Photo:
+    """Like `load_photo`, with superpixels that are made on the way, if a part needs them.
+
+    Raises:
+        ImageError: The file cannot be used.
+        SsrError: A process of the pool died.
+    """
+    image = load_image(sample.image_path, sample.orient)
+    seen = replace(sample, photo=fingerprint(sample.image_path))
+    ids = slic_in(pool, options, np.asarray(image)) if "superpixels" in encoders.needs else None
+    return encoders.photo(seen, image, ids, scales)
+
+
+def slic_in(pool: Executor, options: SuperpixelsOptions, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """Superpixels ``(H, W)`` of a photo ``(H, W, 3)``, made in a process of a pool.
+
+    Raises:
+        SsrError: The process died.
+    """
+    arguments = (image, options.segments, options.compactness, options.iterations)
+    try:
+        return pool.submit(slic_superpixels, *arguments).result()
+    except BrokenProcessPool as error:
+        raise SsrError(*DEAD_WORKER) from error

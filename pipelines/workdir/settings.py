@@ -15,8 +15,10 @@ from pipelines.method.boundary import label_map_values
 from pipelines.method.evidence import CLIP_NEEDS, DINO_NEEDS, Needs
 from pipelines.method.loading import Sources
 from pipelines.method.parts_in_use import cam_needs, cam_values, refine_needs, refine_values
+from pipelines.method.tagging import tag_values
 from pipelines.options.sources import LONG_SIDE
 from pipelines.options.stages import CamsOptions, RefineOptions
+from pipelines.options.tag import TagOptions
 from pipelines.stores.array_reader import files_of
 from pipelines.stores.array_store import store_exists
 from pipelines.stores.manifest import read_manifest
@@ -84,6 +86,18 @@ def cam_settings(
     if options.ckpt is not None:
         settings["ckpt"] |= {"sha256": file_sha256(options.ckpt)}
     return settings | _superpixel_settings(workspace, cam_needs(options), made_now)
+
+
+def tag_settings(workspace: Workspace, cams: CamsOptions, tags: TagOptions, sources: Sources) -> dict[str, Any]:
+    """Whatever changes the scores of classes, but for superpixels that are made on the way."""
+    settings = tag_values(tags, cams) | {
+        "clip": sources.clip.provenance(),
+        "text": sources.text.provenance() if sources.text is not None else None,
+        "precision": precision_name(workspace.run),
+        "classes": list(workspace.dataset.classes.names),
+    }
+    heads = {} if sources.alignment is None else {"ckpt": {"sha256": file_sha256(sources.alignment)}}
+    return settings | heads | _photo_settings(workspace)
 
 
 def refinement_settings(

@@ -93,6 +93,21 @@ class Workspace:
         return self.checkpoint if own else ckpt
 
     @property
+    def tag_scores(self) -> Path:
+        """Store of the scores of all classes, ``(C,)`` fp32 an image."""
+        return self.work / "tag_scores.h5"
+
+    @property
+    def tags(self) -> Path:
+        """Label file of the classes whose scores reach their thresholds."""
+        return self.work / "tags.csv"
+
+    @property
+    def thresholds(self) -> Path:
+        """The thresholds behind `tags`, and what is expected of them."""
+        return self.work / "thresholds.json"
+
+    @property
     def cams(self) -> Path:
         """Store of initial CAMs, ``(K, h, w)`` fp16 an image."""
         return self.work / "cams.h5"
@@ -136,6 +151,7 @@ class Workspace:
         """A fresh manifest of a stage over this dataset; ``place`` tells where the photos lie."""
         dataset = self.dataset
         described = {"kind": dataset.kind, "split": dataset.split, "images": len(dataset.samples), "digest": dataset.digest()}
+        described |= {"labels": "tags"} if dataset.tagged else {}
         return Manifest(stage, settings, described if place is None else {**described, "place": place})
 
     def output(

@@ -1,0 +1,19 @@
+"""From maps of all classes to one score a class: the mean of its best patches."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def best_patches(maps: Tensor, share: float) -> Tensor:
+    """Mean of the highest values of each map; one patch is too noisy, and the mean of all measures size.
+
+    Args:
+        maps: ``(..., N)``.
+        share: Share of the N patches that counts, in (0, 1]; at least one does.
+
+    Returns:
+        ``(...)``.
+    """
+    count = max(1, round(share * maps.shape[-1]))
+    return maps.topk(count, dim=-1).values.mean(dim=-1)

@@ -1,0 +1,216 @@
+"""`ssr tag`: which classes of the list each photo shows, from their names alone; the result is a label file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.datasets.label_files import holds_tags, iter_label_file, write_tag_file
+from pipelines.datasets.unlabelled import load_unlabelled
+from pipelines.errors import SsrError, UsageError
+from pipelines.execution.batches import batches_by
+from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.execution.fitting import fitting
+from pipelines.execution.pool import process_pool, resolve_workers
+from pipelines.execution.progress import Progress, Silent
+from pipelines.method.encoders import Blocks, Encoders
+from pipelines.method.loading import FrozenModels
+from pipelines.method.photo import Photo, shapes, too_large
+from pipelines.method.tagging import tag_scores, tagger_name, tagger_of
+from pipelines.ops.thresholds import Quality, calibrate, expected, quality
+from pipelines.options.stages import CamsOptions, SuperpixelsOptions
+from pipelines.options.tag import TagOptions
+from pipelines.stores.array_store import ArrayReader, store_exists
+from pipelines.stores.files import read_json, write_json
+from pipelines.stores.manifest import digest
+from pipelines.workdir.commands import command_for
+from pipelines.workdir.counts import Counts
+from pipelines.workdir.photos import load_unstored
+from pipelines.workdir.settings import model_sources, tag_settings
+from pipelines.workdir.workspace import Workspace
+
+STAGE = "tag"
+
+
+@dataclass(frozen=True)
+class Tags:
+    """What `write_tags` wrote.
+
+    Attributes:
+        path: The label file.
+        images: Photos in it.
+        untagged: Of these, photos without a tag.
+        tags: (photo, class) pairs.
+        thresholds: By class name.
+        source: Where the thresholds come from, in words.
+        labelled: Photos whose labels were known.
+        expected: What the tags of further photos are worth, by these labels; None without any.
+    """
+
+    path: Path
+    images: int
+    untagged: int
+    tags: int
+    thresholds: dict[str, float]
+    source: str
+    labelled: int
+    expected: Quality | None
+
+
+def outputs(workspace: Workspace, *_: object) -> tuple[Path, ...]:
+    """Stores that `run` writes."""
+    return (workspace.tag_scores,)
+
+
+def run(
+    workspace: Workspace,
+    superpixels: SuperpixelsOptions,
+    cams: CamsOptions,
+    tags: TagOptions,
+    progress: Progress | None = None,
+) -> Counts:
+    """Compute the scores of all classes in every photo that has none yet.
+
+    Args:
+        workspace: Where photos come from and the store goes; whatever labels the photos have are not looked at.
+        superpixels: SLIC's options; superpixels are made on the way and not kept.
+        cams: Numbers of the read-outs, alignment heads.
+        tags: The tagger.
+        progress: Receives each photo.
+
+    Returns:
+        Photos done, skipped and failed.
+
+    Raises:
+        UsageError: The store was made with other options and ``workspace.force`` is off, or the tagger needs heads.
+        TooManyFailures: More bad photos than allowed; what was computed is kept.
+    """
+    progress, device = progress or Silent(), resolve_device(workspace.run.device)
+    workspace = unlabelled(workspace)
+    cams = cams.model_copy(update={"ckpt": workspace.heads(cams.ckpt)})
+    needs = tagger_of(tags, cams).needs(cams)
+    sources = model_sources(workspace, needs, cams.ckpt if "alignment" in needs else None)
+    settings = tag_settings(workspace, cams, tags, sources)
+    if "superpixels" in needs:
+        settings["superpixels"] = digest(superpixels.model_dump(mode="json"))
+
+    @cache
+    def encoders() -> Encoders:
+        models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
+        return models.encoders(needs, Blocks(), cams)
+
+    def make(batch: Sequence[Photo]) -> tuple[Sequence[Photo], NDArray[np.float32]]:
+        return batch, tag_scores(encoders().encode(batch), cams, tags).cpu().numpy()
+
+    with workspace.output(STAGE, workspace.tag_scores, settings, progress, prepare=encoders) as output:
+        todo = output.todo()
+        if todo:
+            workers = min(resolve_workers(workspace.run.workers), len(workspace.samples))
+            with process_pool(workers) as pool:
+                photos = output.photos(partial(load_unstored, encoders(), pool, superpixels), todo)
+                batches = batches_by(photos, shapes, resolve_batch_size(workspace.run, device))
+                for batch, scores in fitting(make, batches, lambda photo: output.made(photo.sample.image_id, too_large(photo))):
+                    for photo, own in zip(batch, scores, strict=True):
+                        attributes = {"photo": photo.sample.photo} if photo.sample.photo else {}
+                        output.writer.add(photo.sample.image_id, own, attributes)
+                        output.made(photo.sample.image_id)
+    return output.counts
+
+
+def unlabelled(workspace: Workspace) -> Workspace:
+    """The same work directory with photos of which no class is known."""
+    return workspace if workspace.photos else replace(workspace, photos=load_unlabelled(workspace.dataset_options))
+
+
+def write_tags(workspace: Workspace, cams: CamsOptions, tags: TagOptions) -> Tags:
+    """Write the label file and the thresholds behind it, from scores that are all there.
+
+    Args:
+        workspace: With `run` done; photos with a row in its label file (``--labels``) calibrate the thresholds.
+        cams: As for `run`.
+        tags: Thresholds, or how they are chosen.
+
+    Raises:
+        UsageError: A label file without any of the photos, or thresholds of another tagger or class list.
+        SsrError: No scores.
+    """
+    workspace = unlabelled(workspace)
+    if not store_exists(workspace.tag_scores):
+        raise SsrError(f"no scores in {workspace.work}", f"run `{command_for(workspace.work, 'ssr tag')}` first")
+    classes, name = workspace.dataset.classes, tagger_name(tags, cams)
+    with ArrayReader(workspace.tag_scores) as reader:
+        scores, labels = _labelled(workspace, reader)
+        if tags.tag_threshold is not None:
+            source, chosen = "--tag-threshold", np.full(len(classes.names), tags.tag_threshold)
+        elif tags.tag_thresholds is not None:
+            source, chosen = str(tags.tag_thresholds), read_thresholds(tags.tag_thresholds, name, classes.names)
+        elif labels.any():
+            source, chosen = "labels", calibrate(scores, labels, tags.class_thresholds)
+        else:
+            source, chosen = "default", np.full(len(classes.names), tagger_of(tags, cams).threshold)
+        counts = np.zeros(3, dtype=np.int64)
+
+        def rows() -> Iterator[tuple[str, list[int]]]:
+            for sample in workspace.dataset.samples:
+                if sample.image_id in reader:
+                    found = np.flatnonzero(reader.read(sample.image_id)[0] >= chosen).tolist()
+                    counts[:] += 1, not found, len(found)
+                    yield sample.image_id, found
+
+        write_tag_file(workspace.tags, rows(), classes)
+    worth = None
+    if labels.any():
+        worth = expected(scores, labels, tags.class_thresholds) if source == "labels" else quality(scores >= chosen, labels)
+    images, untagged, pairs = counts.tolist()
+    thresholds = dict(zip(classes.names, chosen.tolist(), strict=True))
+    known = {"tagger": name, "classes": thresholds, "source": source, "labelled": len(labels)}
+    write_json(workspace.thresholds, known | ({} if worth is None else {"expected": worth._asdict()}))
+    return Tags(workspace.tags, images, untagged, pairs, thresholds, source, len(labels), worth)
+
+
+def _labelled(workspace: Workspace, reader: ArrayReader) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Scores and labels ``(photos, C)`` of the photos with a row in the label file, and a score."""
+    path, classes = workspace.dataset_options.labels, workspace.dataset.classes
+    path = None if holds_tags(path) else path  # tags say nothing of tags
+    scores: list[NDArray[np.float32]] = []
+    labels: list[tuple[int, ...]] = []
+    for image_id, present in iter_label_file(path, classes) if path is not None else ():
+        if image_id in reader:
+            scores.append(reader.read(image_id)[0])
+            labels.append(present)
+    if path is not None and not any(labels):
+        raise UsageError(
+            f"{path} has a label of none of the photos that were tagged", "--labels FILE, with rows of some photos"
+        )
+    known = np.zeros((len(labels), len(classes.names)), dtype=np.bool_)
+    for row, present in zip(known, labels, strict=True):
+        row[list(present)] = True
+    return np.array(scores, dtype=np.float32).reshape(known.shape), known
+
+
+def read_thresholds(path: Path, tagger: str, names: tuple[str, ...]) -> NDArray[np.float64]:
+    """Thresholds that `write_tags` wrote, in the order of the classes, ``(C,)``.
+
+    Raises:
+        UsageError: No such file, or one of another tagger or class list.
+    """
+    try:
+        content = read_json(path)
+        found, of = dict(content["classes"]), content["tagger"]
+        values = np.array([found[name] for name in names], dtype=np.float64)
+    except SsrError as error:
+        raise UsageError(error.message, "--tag-thresholds") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{path}: expected thresholds for {len(names)} classes, found none for {error}", "--tag-thresholds"
+        ) from None
+    if of != tagger:
+        raise UsageError(
+            f"{path}: expected thresholds of tagger {tagger}, found those of {of!r:.40}", "--tagger, or another file"
+        )
+    return values
