@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from pipelines.errors import UsageError
 from pipelines.options.align import AlignOptions
+from pipelines.options.export import ExportOptions
 from pipelines.options.retrain import RetrainOptions
 from pipelines.options.scale import ScaleOptions
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, Options, RunOptions
@@ -44,6 +45,7 @@ SECTIONS: dict[str, type[Options]] = {
     "predict": PredictOptions,
     "eval": EvalOptions,
     "show": ShowOptions,
+    "export": ExportOptions,
 }
 """Every section of a config file and the options it holds."""
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "5  Train a segmentation decoder on pseudo-masks made online -> model.safetensors",
     "predict": "6  Predict label maps of a split or of any folder of images -> predictions/*.png",
     "eval": "7  Score CAMs, masks or any folder of PNGs against ground truth.",
+    "export": "Write label maps for CVAT, Label Studio, COCO, YOLO and others.",
     "retrain": "Train a standard segmentation network on the pseudo-masks with mmsegmentation.",
     "merge": "Merge the outputs of all shards into one.",
     "ablation": "Ablation: add one component at a time and compare.",

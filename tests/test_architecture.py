@@ -22,19 +22,20 @@ FLOORS = [
     {"pipelines.method"},
     {"pipelines.training"},
     {"pipelines.models"},
-    {"pipelines.encoders", "pipelines.figures"},
+    {"pipelines.encoders", "pipelines.figures", "pipelines.exports"},
     {"pipelines.datasets", "pipelines.execution", "pipelines.evaluation"},
     {"pipelines.stores", "pipelines.ops", "pipelines.config"},
     {"pipelines.options", "pipelines.sample", "pipelines.plugins", "pipelines.errors"},
 ]
 PLANNED = {"pipelines.api"}
 EMPTY = {"pipelines", "pipelines.recipes"}  # rooms without code of their own
-OPS_MAY = {"numpy", "torch", "PIL", "skimage", "sklearn", "pydensecrf"}
+OPS_MAY = {"numpy", "torch", "PIL", "skimage", "sklearn", "pydensecrf", "rasterio"}
 COMMAND_OF = {"evaluate": "eval", "features": "show"}  # files of stages/ whose command has another name
 METHOD_WRITES = {("pipelines.method.label_maps", "pipelines.stores.mask_store")}  # a label-map worker writes its own PNG
 FILE_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "imread", "load_file", "save_file", "fromfile"}
 GROUND_TRUTH = {
     "pipelines.stages.evaluate",
+    "pipelines.stages.export",
     "pipelines.stages.retrain.data",
     "pipelines.stages.show",
     "pipelines.stages.train.crops",

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from pipelines.datasets import KINDS
 from pipelines.encoders.towers import TOWERS
+from pipelines.exports import EXPORTS
 from pipelines.method.affinity import AFFINITIES
 from pipelines.method.affinity_filters import AFFINITY_FILTERS
 from pipelines.method.boundary import BOUNDARY
@@ -33,10 +34,10 @@ from tests.fixtures.commands import Ssr
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
-TABLES = (READOUTS, AFFINITIES, AFFINITY_FILTERS, COLUMN_MASKS, BOUNDARY, LOSSES, KINDS, TOWERS)
+TABLES = (READOUTS, AFFINITIES, AFFINITY_FILTERS, COLUMN_MASKS, BOUNDARY, LOSSES, KINDS, TOWERS, EXPORTS)
 CAMS, TRAIN, DATASET = ["A read-out"], ["A loss"], ["A dataset kind"]
 REFINE = ["An affinity", "An affinity filter", "A column mask", "A backbone"]
-BOUNDARIES = ["A boundary refinement"]
+BOUNDARIES, FORMATS = ["A boundary refinement"], ["An export format"]
 
 
 @pytest.fixture
@@ -132,6 +133,13 @@ def test_dataset_kind(part, ssr_process: Ssr, tmp_path: Path) -> None:
     assert "3 panels" in ssr_process("show", "by-class", "--work", "kind", env=environment).out
 
 
+@pytest.mark.parametrize("part", FORMATS, indirect=True)
+def test_export_format(part, finished: dict[str, Path], ssr: Ssr, tmp_path: Path) -> None:
+    ssr(*part, "--work", finished["ssr"], "--output", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.png"))) == 6
+    assert (tmp_path / "out/names.txt").read_text().startswith("background\naeroplane\n")
+
+
 def test_every_example_of_the_page_is_run() -> None:
     examples = [text.split("\n")[0] for text in PAGE.split("\n## ") if "\nSSR_PLUGINS=" in text]
-    assert sorted(examples) == sorted([*CAMS, *REFINE, *BOUNDARIES, *TRAIN, *DATASET])
+    assert sorted(examples) == sorted([*CAMS, *REFINE, *BOUNDARIES, *TRAIN, *DATASET, *FORMATS])

@@ -55,6 +55,7 @@ BLIND = {
     "ablation": ["ablation", "--workers", "1"],
     "show": ["show", "--count", "2"],
     "report": ["report", "--count", "2"],
+    "export": ["export", "cvat"],
     "status": ["status"],
     "doctor": ["doctor"],
     "text": ["text", "BANK"],

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from pipelines.errors import SsrError
 
@@ -39,6 +43,40 @@ def atomic_path(target: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # on a disk that has become read-only
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``target``; on success it takes the place of ``target``, on any error it is removed.
+
+    What killed runs have left beside it is removed, too.
+
+    Args:
+        target: It may be there; it is replaced.
+
+    Raises:
+        SsrError: The folder cannot be written, the disk is full, or another process writes it.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target.parent / f".{target.name}.lock", timeout=0)
+        with lock:
+            for old in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+                shutil.rmtree(old, ignore_errors=True)
+            folder, old = (target.parent / f".{target.name}.{name}.tmp" for name in ("new", "old"))
+            folder.mkdir()
+            try:
+                yield folder
+                if target.exists():
+                    target.rename(old)
+                folder.rename(target)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(old, ignore_errors=True)
+    except Timeout as error:
+        raise SsrError(f"another process writes {target}", "wait for it, or give another --output") from error
+    except OSError as error:
+        raise SsrError(f"cannot write {target}: {_reason(error)}", "free disk space, or another --output") from error
 
 
 def _reason(error: Exception) -> str:

@@ -123,6 +123,11 @@ class Workspace:
         return self.work / "masks"
 
     @property
+    def corrected(self) -> Path:
+        """Folder of label maps that people corrected, palette PNGs."""
+        return self.work / "corrected"
+
+    @property
     def model(self) -> Path:
         """Segmentation model of the last step."""
         return self.work / "model.safetensors"
