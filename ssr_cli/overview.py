@@ -86,11 +86,9 @@ def _next_command(work: Path, status: WorkStatus) -> str:
 
 def _states(status: WorkStatus) -> dict[str, str]:
     """Command -> state of its output; of several outputs, the least complete one."""
-    from pipelines.stages.status import OUTPUTS
-
     states: dict[str, str] = {}
     for output in sorted(status.outputs, key=lambda output: output.complete):
-        command = OUTPUTS[output.name].removeprefix("ssr ")
+        command = output.made_by.split()[1]
         colour = "green" if output.complete and not output.failed else "yellow" if output.total else "dim"
         images = f"{output.images}/{output.total} " if output.total else ""
         states.setdefault(command, f"[{colour}]{images}{output.state}[/]")

@@ -103,9 +103,10 @@ class _Places:
         for image_id, image in found.images.items():
             self._source.setdefault(image_id, source)
             if "/" in image.file_name or "\\" in image.file_name:
-                path = source.photos / image.file_name.replace("\\", "/").lstrip("/")
-                if path.is_file():
-                    self._nested.setdefault(image_id, path)
+                name = image.file_name.replace("\\", "/").lstrip("/")
+                for path in (source.photos / name, source.annotations.parent.parent / name):
+                    if path.is_relative_to(source.photos) and path.is_file():
+                        self._nested.setdefault(image_id, path)
 
     def __call__(self, image_id: str) -> Path:
         if image_id in self._nested:

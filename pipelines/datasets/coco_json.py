@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import posixpath
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from pipelines.datasets.class_names import clean_class_name, refuse_odd_names
 from pipelines.datasets.classes import VOC12, ClassList
 from pipelines.datasets.names import IMAGE_SUFFIXES, check_image_id, image_id_of
 from pipelines.datasets.splits import read_regular
-from pipelines.errors import SsrError
+from pipelines.errors import SsrError, UsageError
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def read_instances(path: Path, classes: ClassList) -> Instances:
     try:
         names = {item["id"]: item["name"] for item in content["categories"]}
         where = f"{path}: images"
-        files = {item["id"]: item["file_name"] for item in content["images"]}
+        files = {item["id"]: _inside(path, item["id"], item["file_name"]) for item in content["images"]}
         if len(files) != len(content["images"]):
             raise SsrError(f"{where}: an id stands twice")
         present: dict[Any, set[Any]] = {image: set() for image in files}
@@ -91,6 +93,24 @@ def read_instances(path: Path, classes: ClassList) -> Instances:
     unused = [str(name) for key, name in names.items() if key not in used and name not in known]
     passed += [f"categories without an annotation: {', '.join(unused[:6])}"] if unused else []
     return Instances(dict(sorted(images.items())), tuple(f"{path.name}: passed over {words}" for words in passed))
+
+
+def _inside(path: Path, key: object, name: Any) -> Any:
+    """A file name without ``..``: one that leads from the folder of the JSON to another folder of the data set is resolved.
+
+    Raises:
+        UsageError: It leads out of the data set.
+    """
+    if not isinstance(name, str) or "://" in name or not name.lower().endswith(IMAGE_SUFFIXES):
+        return name
+    if ".." not in re.split(r"[/\\]", name):
+        return name
+    cleaned = posixpath.normpath(posixpath.join("annotations", name.strip().replace("\\", "/")))
+    if cleaned.split("/")[0] in {"..", "", "."}:
+        found = f"image {key!r:.60}: file_name {name!r:.100} leads out of the data set"
+        hint = "write file names relative to the folder of images, such as train/x.jpg or x.jpg"
+        raise UsageError(f"{path}: {found}", hint)
+    return cleaned.removeprefix("annotations/")
 
 
 def _image_ids(path: Path, files: dict[Any, Any]) -> dict[str, Any]:

@@ -33,12 +33,12 @@ def load_folder(options: DatasetOptions) -> Dataset:
     words, passed = understood(label_file), tuple[str, ...]()
     samples: Sequence[Sample]
     if file is None:
-        samples = stream = LabelStream(label_file, classes, place, options.orient)
+        samples = stream = LabelStream(label_file, classes, place, options.orient, place.id_of)
         if unlabelled := stream.lacks(place.ids()):
             passed = (f"{unlabelled} photos in {place.folder} have no row in {label_file.name} and are left out",)
     else:
-        labels = read_label_file(label_file, classes)
-        split = parse_split(file, labels)
+        labels = read_label_file(label_file, classes, place.id_of)
+        split = parse_split(file, labels, place.id_of)
         words = (*words, *split.understood)
         samples = tuple(
             Sample(key, place(key), present, options.orient)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from pipelines.datasets.names import IMAGE_SUFFIXES, UNREAD_SUFFIXES, did_you_mean, name_key
+from pipelines.datasets.names import IMAGE_SUFFIXES, UNREAD_SUFFIXES, did_you_mean, image_id_of, name_key, without_suffix
 from pipelines.errors import UsageError
 
 NO_PHOTOS = {"masks", "segmentationclass", "segmentationclassaug", "segmentationobject", "annotations", "labels"}
@@ -36,12 +36,15 @@ class ImageFiles:
     def __init__(self, folder: Path, preferred: str | None = None) -> None:
         self.folder = folder
         self._others: dict[str, str] = {}
+        self._by_path: dict[str, str] = {}
         endings = Counter(os.path.splitext(name)[1] for name in listed(folder))
         self._ending = max(endings, key=lambda ending: (endings[ending], ending == ".jpg", ending), default=preferred or ".jpg")
         self._count = sum(endings.values())
         if not endings:
             self._others = {image_id: str(path.relative_to(folder)) for image_id, path in nested(folder).items()}
             self._count = len(self._others)
+            joined = {image_id: path for image_id, path in self._others.items() if image_id != _stem(path)}
+            self._by_path = {without_suffix(Path(path).as_posix()): image_id for image_id, path in joined.items()}
         for name in listed(folder) if endings else ():
             self._hold(name, preferred)
 
@@ -64,6 +67,16 @@ class ImageFiles:
         """Where the image lies or, if it is missing, should lie."""
         return self.folder / (self._others.get(image_id) or image_id + self._ending)
 
+    def id_of(self, text: str, where: str) -> str:
+        """Image id of a path in a list or a table; of two photos of one name, the one in the folder that the path names.
+
+        Raises:
+            UsageError: As `names.image_id_of`.
+        """
+        parts = without_suffix(text.strip().replace("\\", "/")).split("/") if self._by_path else []
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        return next((self._by_path[end] for end in ends if end in self._by_path), None) or image_id_of(text, where)
+
     def __len__(self) -> int:
         return self._count
 
@@ -73,6 +86,10 @@ class ImageFiles:
             yield from self._others
         else:
             yield from (unicodedata.normalize("NFC", os.path.splitext(name)[0]) for name in listed(self.folder))
+
+
+def _stem(path: str) -> str:
+    return unicodedata.normalize("NFC", Path(path).stem)
 
 
 def listed(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Iterator[str]:

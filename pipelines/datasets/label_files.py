@@ -15,9 +15,9 @@ from typing import TextIO
 from pipelines.datasets.class_names import clean_class_name
 from pipelines.datasets.classes import ClassList
 from pipelines.datasets.label_json import json_rows, jsonl_rows
-from pipelines.datasets.label_rows import Row
+from pipelines.datasets.label_rows import NameOf, Row
 from pipelines.datasets.label_tables import TAGS, layout_of, table_rows
-from pipelines.datasets.names import did_you_mean
+from pipelines.datasets.names import did_you_mean, image_id_of
 from pipelines.datasets.splits import encoding_of, refuse_irregular
 from pipelines.errors import UsageError
 from pipelines.stores.files import atomic_path
@@ -27,13 +27,14 @@ _HEAD = 1 << 20
 _REMEMBERED = 10_000  # combinations of classes that are looked up once
 
 
-def read_label_file(path: Path, classes: ClassList) -> dict[str, tuple[int, ...]]:
+def read_label_file(path: Path, classes: ClassList, name: NameOf = image_id_of) -> dict[str, tuple[int, ...]]:
     """Image-level labels of a file, in its order.
 
     Args:
         path: ``.csv``, ``.tsv`` (class names separated by ``;``, or one column a class), ``.json`` or ``.jsonl``; images by id,
             file name or path.
         classes: Class list that names are looked up in.
+        name: Makes an image id of a path.
 
     Returns:
         Ascending class indices by image id; an image may have none.
@@ -42,14 +43,14 @@ def read_label_file(path: Path, classes: ClassList) -> dict[str, tuple[int, ...]
         UsageError: The file cannot be read, a class is unknown, or an image is unsafe or stands twice.
     """
     labels: dict[str, tuple[int, ...]] = {}
-    for image_id, present in iter_label_file(path, classes):
+    for image_id, present in iter_label_file(path, classes, name):
         if image_id in labels:
-            refuse_twice(path, {image_id})
+            refuse_twice(path, {image_id}, name)
         labels[image_id] = present
     return labels
 
 
-def iter_label_file(path: Path, classes: ClassList) -> Iterator[tuple[str, tuple[int, ...]]]:
+def iter_label_file(path: Path, classes: ClassList, name: NameOf = image_id_of) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Like `read_label_file`, one image after the other; of CSV and JSON lines no more than some rows are held.
 
     Whether an image stands twice is left to the caller.
@@ -61,25 +62,31 @@ def iter_label_file(path: Path, classes: ClassList) -> Iterator[tuple[str, tuple
             present = classes.indices(row.names(), row.where())
             if len(known) < _REMEMBERED:
                 known[row.key] = present
-        yield row.image_id, present
+        yield row.id_by(name), present
 
 
-def refuse_twice(path: Path, suspects: Container[str]) -> None:
+def refuse_twice(path: Path, suspects: Container[str], name: NameOf = image_id_of) -> None:
     """Look for an image that stands twice.
 
     Args:
         path: The label file.
         suspects: Ids that may do so.
+        name: Makes an image id of a path.
 
     Raises:
         UsageError: One of them does; the message says where.
     """
-    seen: dict[str, str] = {}
+    seen: dict[str, Row] = {}
     for row in _rows(path):
-        if row.image_id in suspects:
-            if row.image_id in seen:
-                raise UsageError(f"{row.where()}: image {row.image_id!r} stands twice, first in {seen[row.image_id]}")
-            seen[row.image_id] = row.where()
+        image_id = row.id_by(name)
+        if image_id in suspects:
+            first = seen.setdefault(image_id, row)
+            if first is not row and first.image != row.image:
+                found = f"{first.image or first.image_id!r} in {first.where()} and {row.image or row.image_id!r} have one name"
+                hint = "rename one photo; dataset `folder` reads sub-folders if the folder of photos holds nothing else"
+                raise UsageError(f"{row.where()}: {found}", hint)
+            if first is not row:
+                raise UsageError(f"{row.where()}: image {image_id!r} stands twice, first in {first.where()}")
 
 
 def label_names(path: Path) -> tuple[str, ...]:

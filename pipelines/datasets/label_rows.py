@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,10 @@ ONE_LABEL = frozenset(LABEL_NAMES[10:])
 """Those of a table with one row a label: an image may stand in several rows."""
 
 
+NameOf = Callable[[str, str], str]
+"""Makes an image id of a name or path; the second text says where it stands, for an error."""
+
+
 class Row(NamedTuple):
     """One image of a label file: cheap to make, what is seldom wanted is worked out when asked for."""
 
@@ -33,10 +38,16 @@ class Row(NamedTuple):
     path: Path
     place: int | str
     """Line number, or what else tells where it stands."""
+    image: str = ""
+    """The image as the file names it, if it stands in a folder there."""
 
     def names(self) -> list[str]:
         """Class names."""
         return split_cell(self.key) if isinstance(self.key, str) else list(self.key)
+
+    def id_by(self, name: NameOf) -> str:
+        """The image id where ``name`` makes ids of paths."""
+        return name(self.image, self.where()) if self.image else self.image_id
 
     def where(self) -> str:
         """File and line, for a message."""
@@ -63,7 +74,8 @@ def row_of(path: Path, place: int | str, image: object, names: object) -> Row:
         raise UsageError(f"{where(path, place)}: expected an image name, found {image!r:.60}")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UsageError(f"{where(path, place)}: expected a list of class names, found {names!r:.60}")
-    return Row(image_id_of(image, where(path, place)), tuple(names), path, place)
+    inside = image if "/" in image or "\\" in image else ""
+    return Row(image_id_of(image, where(path, place)), tuple(names), path, place, inside)
 
 
 def column_key(name: str) -> str:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from pipelines.datasets.base import Sample
 from pipelines.datasets.classes import ClassList
 from pipelines.datasets.label_files import iter_label_file, refuse_twice
+from pipelines.datasets.label_rows import NameOf
+from pipelines.datasets.names import image_id_of
 from pipelines.errors import SsrError
 from pipelines.stores.shard import Shard, id_hash
 
@@ -35,21 +37,30 @@ class LabelStream(Sequence[Sample]):
         classes: Class list.
         place: Image id -> where the image should lie.
         orient: Photos are turned as their EXIF says.
+        name: Makes an image id of a path.
 
     Raises:
         UsageError: As of `label_files.read_label_file`.
     """
 
-    def __init__(self, path: Path, classes: ClassList, place: Callable[[str], Path], orient: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        classes: ClassList,
+        place: Callable[[str], Path],
+        orient: bool = False,
+        name: NameOf = image_id_of,
+    ) -> None:
         self._path = path
         self._classes = classes
         self._place = place
         self._orient = orient
+        self._name = name
         hashes, lines = array("I"), []
         digest = hashlib.sha256(f"[{_json(classes.names)},[".encode())
         texts: dict[tuple[int, ...], str] = {}
         comma = ""
-        for image_id, labels in iter_label_file(path, classes):
+        for image_id, labels in self._read():
             hashes.append(id_hash(image_id))
             text = texts.get(labels) or texts.setdefault(labels, _json(labels))
             lines.append(
@@ -70,10 +81,13 @@ class LabelStream(Sequence[Sample]):
         ordered = np.sort(self._hashes)
         shared = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
         if shared:
-            suspects = (image_id for image_id, _ in iter_label_file(self._path, self._classes) if id_hash(image_id) in shared)
+            suspects = (image_id for image_id, _ in self._read() if id_hash(image_id) in shared)
             twice = {image_id for image_id, count in Counter(suspects).items() if count > 1}
             if twice:
-                refuse_twice(self._path, twice)
+                refuse_twice(self._path, twice, self._name)
+
+    def _read(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        return iter_label_file(self._path, self._classes, self._name)
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -101,7 +115,7 @@ class LabelStream(Sequence[Sample]):
     def _samples(self, wanted: NDArray[np.bool_]) -> Iterator[Sample]:
         if _stamp(self._path) != self._stamp:
             raise SsrError(f"{self._path} was changed while it was in use", "run the same command again")
-        for image_id, labels in itertools.compress(iter_label_file(self._path, self._classes), wanted):
+        for image_id, labels in itertools.compress(self._read(), wanted):
             yield Sample(image_id, self._place(image_id), labels, self._orient)
 
     @overload

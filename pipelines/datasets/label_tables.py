@@ -13,7 +13,7 @@ from typing import TextIO
 
 from pipelines.datasets.class_names import clean_class_name, says_nothing
 from pipelines.datasets.label_rows import IMAGE_NAMES, LABEL_NAMES, ONE_LABEL, Row, column_key, row_of, split_cell
-from pipelines.datasets.names import without_suffix
+from pipelines.datasets.names import some, without_suffix
 from pipelines.errors import UsageError
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,150}").fullmatch
@@ -105,8 +105,9 @@ def _rows_of_layout(path: Path, file: TextIO, header: str) -> Iterator[Row]:
         return
     merged: dict[str, Row] = {}
     for row in rows:
-        before = merged.get(row.image_id)
-        merged[row.image_id] = row if before is None else before._replace(key=(*before.key, *row.key))
+        key = row.image or row.image_id
+        before = merged.get(key)
+        merged[key] = row if before is None else before._replace(key=(*before.key, *row.key))
     yield from merged.values()
 
 
@@ -162,7 +163,7 @@ def _layout(path: Path, delimiter: str, header: list[str], rows: list[list[str]]
     elif binary:
         classes = tuple((place, clean_class_name(header[place])) for place in sorted(binary))
         others = set(range(len(keys))) - {image, *binary}
-        understood.append(f"one column a class: {_some([name for _, name in classes])}")
+        understood.append(f"one column a class: {some([name for _, name in classes])}")
     else:
         return None
     several = labels is not None and (keys[labels] in ONE_LABEL or not _BOXES.isdisjoint(keys))
@@ -170,7 +171,7 @@ def _layout(path: Path, delimiter: str, header: list[str], rows: list[list[str]]
         understood.append("an image may have several rows")
     others -= numbers
     if others:
-        understood.append(f"passed over: {_some([header[place].strip() for place in sorted(others)])}")
+        understood.append(f"passed over: {some([header[place].strip() for place in sorted(others)])}")
     return TableLayout(delimiter, len(keys), image, labels, classes, several, tuple(understood))
 
 
@@ -187,10 +188,6 @@ def _is_binary(cells: set[str]) -> bool:
     if found <= _PRESENT | _ABSENT:
         return bool(found)
     return bool(found & {"0", "1", "0.0", "1.0"}) and all(_SMALL(cell) for cell in found)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _parsed(path: Path, lines: Iterable[str], before: int, layout: TableLayout) -> Iterator[Row]:

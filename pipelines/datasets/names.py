@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from pipelines.errors import UsageError
 
@@ -84,6 +84,11 @@ def check_image_id(image_id: str, where: str) -> str:
 def name_key(name: str) -> str:
     """What two spellings of one file name have in common: case, composition of accents and image suffixes do not count."""
     return without_suffix(unicodedata.normalize("NFKC", name.strip()).casefold())
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import codecs
 import errno
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.datasets.names import IMAGE_SUFFIXES, check_image_id, image_id_of
+from pipelines.datasets.names import IMAGE_SUFFIXES, check_image_id, image_id_of, without_suffix
 from pipelines.errors import UsageError
 
 _NUMBER = re.compile(r"[+-]?\d{1,9}").fullmatch
@@ -68,7 +68,7 @@ def read_split(path: Path, known: Container[str] = ()) -> tuple[str, ...]:
     return parse_split(path, known).ids
 
 
-def parse_split(path: Path, known: Container[str] = ()) -> Split:
+def parse_split(path: Path, known: Container[str] = (), name: Callable[[str, str], str] = image_id_of) -> Split:
     """Read a split file: one image a line, by id, file name or path; blank lines and lines that begin with ``#`` do not count.
 
     What follows the image is passed over if it is a path (of a mask) or whole numbers (flags of one class, or class numbers).
@@ -78,18 +78,21 @@ def parse_split(path: Path, known: Container[str] = ()) -> Split:
         path: The file, in UTF-8 or with the mark of UTF-16.
         known: Ids of images. One that ends as a file name does, or in a number after a space, is taken as it is if it is among
             these.
+        name: Makes an image id of a path; it gets the text and where it stands.
 
     Raises:
-        UsageError: The file cannot be read, has no ids, or an id is unsafe or stands twice.
+        UsageError: The file cannot be read, has no ids, names classes behind images, or an id is unsafe or stands twice.
     """
     lines = {number: line.strip() for number, line in enumerate(_lines(path), start=1)}
     lines = {number: _spaced(line) for number, line in lines.items() if line and not line.startswith("#")}
     cut, understood = _columns(lines.values(), known)
+    if not cut:
+        _refuse_labels(path, lines, known)
     seen: dict[str, int] = {}
     paths = False
     for number, line in lines.items():
         text = line.split(None, 1)[0].rstrip(",;") if cut else line
-        image_id = image_id_of(text, f"{path}:{number}")
+        image_id = name(text, f"{path}:{number}")
         if image_id != text and text in known and image_id not in known:
             image_id = check_image_id(text, f"{path}:{number}")
         paths = paths or image_id != text
@@ -101,6 +104,16 @@ def parse_split(path: Path, known: Container[str] = ()) -> Split:
     if paths:
         understood = ("folders and suffixes of the images are cut off", *understood)
     return Split(tuple(seen), tuple(f"{path.name}: {words}" for words in understood))
+
+
+def _refuse_labels(path: Path, lines: Mapping[int, str], known: Container[str]) -> None:
+    """Refuse a list with class names behind the images, which is a table of labels."""
+    number, line = next(iter(lines.items()), (0, ""))
+    first, *rest = re.split(r"[,;\s]+", line)
+    image = first.lower().endswith(IMAGE_SUFFIXES) or first in known
+    if image and any(rest) and line not in known and without_suffix(line) not in known:
+        hint = "a split holds images alone; `--labels FILE.csv` takes a table, with image,labels as its first line"
+        raise UsageError(f"{path}:{number}: expected one image a line, found {' '.join(rest)!r:.60} behind {first!r:.60}", hint)
 
 
 def _lines(path: Path) -> list[str]:

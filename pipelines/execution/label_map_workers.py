@@ -32,6 +32,7 @@ class MaskJob:
         size: ``(H, W)`` of the photo.
         target: The PNG.
         orient: The photo is turned as its EXIF says.
+        photo: Its fingerprint, to be written into the PNG; empty where a store holds it.
     """
 
     image_id: str
@@ -41,6 +42,7 @@ class MaskJob:
     size: tuple[int, int]
     target: Path
     orient: bool = False
+    photo: str = ""
 
 
 class LabelMapWorkers:

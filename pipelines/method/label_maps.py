@@ -115,4 +115,4 @@ def make_label_map(job: MaskJob, options: PredictOptions, device: str = "cpu") -
         ImageError: The photo cannot be read any more.
     """
     mask = predicted_mask(job.maps, job.size, options, lambda: load_image(job.image_path, job.orient), device)
-    write_mask(job.target, mask, palette())
+    write_mask(job.target, mask, palette(), job.photo)

@@ -15,6 +15,7 @@ import torch
 from pipelines.datasets import ClassList, Dataset
 from pipelines.datasets.check import PixelReport, check_dataset
 from pipelines.datasets.image_files import unread_line
+from pipelines.datasets.names import some
 from pipelines.encoders.class_embeddings import text_embeddings
 from pipelines.encoders.licences import dino_licence
 from pipelines.encoders.similar_words import EQUAL, NEAR, nearest_background, nearest_classes
@@ -129,23 +130,23 @@ def _dataset(workspace: Workspace, ground_truth: bool) -> Iterator[Finding]:
     few = [f"{name} {count}" for name, count in report.class_counts.items() if 0 < count < FEW_PHOTOS]
     none = [name for name, count in report.class_counts.items() if count == 0]
     if few:
-        yield Finding("warning", "dataset", f"classes with fewer than {FEW_PHOTOS} images: {_some(few)}")
+        yield Finding("warning", "dataset", f"classes with fewer than {FEW_PHOTOS} images: {some(few)}")
     if none:
-        yield Finding("warning", "dataset", f"classes without any image: {_some(none)}")
+        yield Finding("warning", "dataset", f"classes without any image: {some(none)}")
     if report.unlabelled:
-        yield Finding("warning", "dataset", f"{len(report.unlabelled)} images without a class: {_some(report.unlabelled)}")
+        yield Finding("warning", "dataset", f"{len(report.unlabelled)} images without a class: {some(report.unlabelled)}")
     if report.missing:
-        yield Finding("error", "dataset", f"{len(report.missing)} image files missing: {_some(report.missing)}{report.near}")
+        yield Finding("error", "dataset", f"{len(report.missing)} image files missing: {some(report.missing)}{report.near}")
     if report.unread:
         line = unread_line(Counter(Path(name).suffix.lower() for name in report.unread))
-        yield Finding("error", "dataset", f"{line} ({_some(report.unread)})")
+        yield Finding("error", "dataset", f"{line} ({some(report.unread)})")
     for image_id, reason in report.unreadable[:10]:
         yield Finding("error", "dataset", f"{image_id}: {reason}")
     if report.pixels is not None:
         yield from _pixels(report.pixels)
     if report.missing_masks:
         yield Finding(
-            "warning", "dataset", f"{len(report.missing_masks)} images without ground truth: {_some(report.missing_masks)}"
+            "warning", "dataset", f"{len(report.missing_masks)} images without ground truth: {some(report.missing_masks)}"
         )
     for image_id, reason in (*(report.size_mismatches or ())[:10], *(report.bad_masks or ())[:10]):
         yield Finding("error", "dataset", f"{image_id}: {reason}")
@@ -162,11 +163,11 @@ def _class_names(names: tuple[str, ...]) -> Iterator[Finding]:
         if len(one) > 3
     ]
     if pairs:
-        yield Finding("warning", "dataset", f"class names that are nearly one: {_some(pairs)}; aliases in --classes join them")
+        yield Finding("warning", "dataset", f"class names that are nearly one: {some(pairs)}; aliases in --classes join them")
     numbers = [name for name in names if name.isdecimal()]
     if numbers:
         cure = "CLIP reads them as they are: give words by `prompt` in --classes"
-        yield Finding("warning", "dataset", f"class names that are numbers: {_some(numbers)}; {cure}")
+        yield Finding("warning", "dataset", f"class names that are numbers: {some(numbers)}; {cure}")
 
 
 def _pixels(pixels: PixelReport) -> Iterator[Finding]:
@@ -182,7 +183,7 @@ def _pixels(pixels: PixelReport) -> Iterator[Finding]:
     ]
     for ids, what in lines:
         if ids:
-            yield Finding("warning", "dataset", f"{len(ids)} {what}: {_some(ids)}")
+            yield Finding("warning", "dataset", f"{len(ids)} {what}: {some(ids)}")
     if pixels.larger:
         height, width = pixels.largest
         what = f"photos larger than {pixels.long_side} pixels, encoded at that long side (--long-side); masks keep their size"
@@ -201,10 +202,6 @@ def _truth(truth: Plausibility, dataset: Dataset) -> Iterator[Finding]:
         return
     for warning in truth.warnings(dataset.classes.names):
         yield Finding("warning", "dataset", f"of {truth.images} masks opened: {warning}")
-
-
-def _some(names: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _clip(workspace: Workspace, loaded: list[LoadedClip]) -> str:
@@ -249,4 +246,4 @@ def _prompts(clip: LoadedClip, classes: ClassList, workspace: Workspace) -> Iter
     counts, length = token_counts(clip, classes.prompts, classes.template)
     long = [f"{name} {count}" for name, count in zip(classes.names, counts, strict=False) if count > length]
     if long:
-        yield Finding("warning", "text", f"prompts of more than {length} tokens, whose end is not read: {_some(long)}")
+        yield Finding("warning", "text", f"prompts of more than {length} tokens, whose end is not read: {some(long)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.datasets.base import Sample
-from pipelines.datasets.image import fingerprint, load_image
+from pipelines.datasets.image import load_image
 from pipelines.errors import ImageError
 from pipelines.execution.batches import batches_by, one_behind
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
@@ -40,7 +40,7 @@ from pipelines.stores.image_arrays import photo_attributes, read_cam, superpixel
 from pipelines.stores.manifest import digest
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.output import Output, Todo
-from pipelines.workdir.photos import slic_in
+from pipelines.workdir.photos import seen, slic_in
 from pipelines.workdir.settings import cam_settings, model_sources
 from pipelines.workdir.workspace import Workspace, oriented
 
@@ -165,7 +165,7 @@ def _load(
 ) -> _Loaded:
     """Decode a photo once, for SLIC and the encoders."""
     image = load_image(work.sample.image_path, work.sample.orient)
-    sample = replace(work.sample, photo=fingerprint(work.sample.image_path))
+    sample = seen(work.sample)
     if work.superpixels is None:
         ids = superpixels_of(stored, sample.image_id, sample.photo)
         return _Loaded(work, encoders.photo(sample, image, ids, one_pass_scales(cams)), None)

@@ -13,17 +13,19 @@ import torch
 from pipelines.datasets.base import Dataset
 from pipelines.datasets.folder import load_photos
 from pipelines.datasets.image import load_image
+from pipelines.datasets.splits import split_file
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.weights import build_clip, file_sha256, resolve_clip
 from pipelines.errors import UsageError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import precision_name, resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.execution.fitting import fitting
 from pipelines.execution.label_map_workers import LabelMapWorkers, MaskJob
 from pipelines.execution.pool import resolve_workers
 from pipelines.execution.progress import Progress, Silent
 from pipelines.method.boundary import boundary_note, boundary_of, label_map_values
 from pipelines.method.label_maps import make_label_map
-from pipelines.method.photo import shapes
+from pipelines.method.photo import shapes, too_large
 from pipelines.method.predictor import MakesLogits, Predictor
 from pipelines.mmsegmentation.retrained import FORMAT as RETRAINED
 from pipelines.mmsegmentation.retrained import RetrainedPredictor, read_retrained
@@ -34,6 +36,7 @@ from pipelines.stores.checkpoint import note_of
 from pipelines.stores.manifest import Manifest, digest
 from pipelines.workdir.commands import command_for
 from pipelines.workdir.counts import Counts
+from pipelines.workdir.photos import seen
 from pipelines.workdir.workspace import Workspace, oriented
 
 STAGE = "predict"
@@ -126,14 +129,23 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
         todo = output.todo(lambda sample: output.holds(sample, *needed))
         if todo:
             predictor = predictor_once()
-            photos = output.photos(lambda sample: predictor.photo(sample, load_image(sample.image_path, sample.orient)), todo)
-            for batch in batches_by(photos, shapes, resolve_batch_size(workspace.run, device)):
-                for photo, logits in zip(batch, predictor.logits(batch), strict=True):  # (C + 1, h, w)
-                    image_id, maps = photo.sample.image_id, logits.half().cpu().numpy()
+            photos = output.photos(
+                lambda sample: predictor.photo(seen(sample), load_image(sample.image_path, sample.orient)), todo
+            )
+            batches = batches_by(photos, shapes, resolve_batch_size(workspace.run, device))
+            made = fitting(
+                lambda batch: list(zip(batch, predictor.logits(batch), strict=True)),
+                batches,
+                lambda photo: output.made(photo.sample.image_id, too_large(photo)),
+            )
+            for pairs in made:
+                for photo, logits in pairs:  # (C + 1, h, w)
+                    sample, maps = photo.sample, logits.half().cpu().numpy()
                     if options.probabilities:
-                        output.writer.add(image_id, logits.softmax(0).half().cpu().numpy(), {"size": list(photo.size)})
-                    target = folder / f"{image_id}.png"
-                    makers.submit(MaskJob(image_id, photo.sample.image_path, maps, (), photo.size, target, photo.sample.orient))
+                        output.writer.add(sample.image_id, logits.softmax(0).half().cpu().numpy(), {"size": list(photo.size)})
+                    target = folder / f"{sample.image_id}.png"
+                    job = MaskJob(sample.image_id, sample.image_path, maps, (), photo.size, target, sample.orient, sample.photo)
+                    makers.submit(job)
     return output.counts
 
 
@@ -177,8 +189,11 @@ def _check_classes(path: Path, classes: tuple[str, ...], dataset: Dataset) -> No
         )
 
 
-def _check_output(workspace: Workspace, options: PredictOptions, output: Path) -> str:
-    """Refuse a folder that is not ours or holds label maps of other photos; return what tells the photos' place."""
+def _check_output(workspace: Workspace, options: PredictOptions, output: Path) -> dict[str, str]:
+    """Refuse a folder that is not ours or holds label maps of other photos; return what tells the photos' place.
+
+    In the work directory that is also where the photos come from, so that `ssr status` finds them.
+    """
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is not a folder", "--output FOLDER")
     place = digest(str(workspace.dataset.root.resolve()))
@@ -190,7 +205,9 @@ def _check_output(workspace: Workspace, options: PredictOptions, output: Path) -
         raise UsageError(f"{output} belongs to something else than `ssr predict`", hint)
     if manifest is not None and not workspace.force and (manifest.dataset or {}).get("place", place) != place:
         raise UsageError(f"{output} holds label maps of photos of another folder", "--output FOLDER, or --force starts it over")
-    return place
+    source = options.images or split_file(workspace.dataset_options.split)
+    found = workspace.dataset_options.split if source is None else str(source.resolve())
+    return {"place": place} | ({"from": found} if options.output is None else {})
 
 
 def _settings(workspace: Workspace, options: PredictOptions, path: Path, trained: Trained) -> dict[str, Any]:

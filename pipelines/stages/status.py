@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,16 +10,18 @@ from typing import cast
 
 from pipelines.config import build_options
 from pipelines.datasets import Dataset, load_dataset
+from pipelines.datasets.folder import load_photos
 from pipelines.errors import SsrError
 from pipelines.evaluation.report import Report, read_report
 from pipelines.options.sources import DatasetOptions
 from pipelines.stores.array_store import ArrayReader, store_exists
 from pipelines.stores.manifest import Manifest, read_manifest
-from pipelines.stores.mask_store import written_masks
+from pipelines.stores.mask_store import photo_of_mask, written_masks
 from pipelines.workdir.commands import command_for
 from pipelines.workdir.memory import recall
 from pipelines.workdir.output import is_changed
 from pipelines.workdir.record import begun_at
+from pipelines.workdir.trained_photos import replaced_photos
 
 OUTPUTS = {
     # output: the command that makes it
@@ -32,6 +35,8 @@ OUTPUTS = {
 }
 TRAINED = ("cmpa", "model", "retrained")
 """Outputs that not everyone makes: listed once they were begun."""
+_FOLDERS = {"cmpa": "align", "model": "train", "retrained": "retrain"}
+"""Folder of each training."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class OutputStatus:
     """One output of a work directory.
 
     Attributes:
-        name: ``superpixels``, ``cmpa``, ``cams``, ``refined``, ``masks``, ``model`` or ``retrained``.
+        name: ``superpixels``, ``cmpa``, ``cams``, ``refined``, ``masks``, ``model``, ``retrained`` or, for label maps of
+            a model, ``predictions/NAME`` and ``retrained/NAME``.
         images: Images of the present work list that it holds; ``cmpa``: that it has learned from; ``model``, ``retrained``:
             steps trained.
         total: Images of the work list when it was last worked on; 0 if it was never begun. Trained ``cmpa``: those with a
@@ -49,7 +55,9 @@ class OutputStatus:
         complete: The last run reached its end.
         options_digest: Of the options that made it.
         updated: UTC time of the last change.
-        outdated: Images whose labels or photo changed since, or that are new in the work list; see `with_outdated`.
+        outdated: Images whose labels or photo changed since, or that are new in the work list; see `with_outdated`. Of a
+            training only those whose photo was replaced.
+        made_by: The command that makes it.
     """
 
     name: str
@@ -61,6 +69,12 @@ class OutputStatus:
     options_digest: str
     updated: str
     outdated: tuple[str, ...] = ()
+    made_by: str = ""
+
+    @property
+    def trained(self) -> bool:
+        """It was learned from all images together."""
+        return self.name in TRAINED
 
     @property
     def state(self) -> str:
@@ -79,8 +93,8 @@ class WorkStatus:
     Attributes:
         dataset: Kind, root and split, as remembered.
         recipe: Recipe in force.
-        outputs: In the order of the stages; ``cmpa``, ``model`` and ``retrained``, which not everyone trains, only once
-            they were begun.
+        outputs: In the order of the stages; ``cmpa``, ``model`` and ``retrained``, which not everyone trains, and label maps of
+            these only once they were begun.
         reports: Evaluations so far.
         next_command: The one obvious next command.
     """
@@ -102,22 +116,23 @@ def status(work: Path) -> WorkStatus:
     dataset = memory.get("dataset") or {}
     trained = {"cmpa": _heads(work), "model": _model(work, "model"), "retrained": _model(work, "retrained")}
     looked_at = [trained[name] if name in TRAINED else _output(work, name) for name in OUTPUTS]
-    outputs = [output for output in looked_at if output is not None]
+    outputs = [replace(output, made_by=OUTPUTS[output.name]) for output in looked_at if output is not None]
     # read here instead of by `evaluate.reports_in`, to avoid importing matplotlib (0.5 s) in bare `ssr`
     reports = [read_report(path) for path in sorted((work / "eval").glob("*/report.json"))]
     return WorkStatus(
         dataset=f"{dataset.get('kind', '?')}, {dataset.get('split', '?')}, {dataset.get('root', '?')}",
         recipe=str(memory.get("recipe") or "?"),
-        outputs=outputs,
+        outputs=[*outputs, *_predictions(work)],
         reports=reports,
         next_command=command_for(work, _next(work, outputs, reports)),
     )
 
 
 def with_outdated(work: Path, found: WorkStatus) -> WorkStatus:
-    """The same with the images of each store that the next run would make anew: other labels, another photo, or new.
+    """The same with the images of each output that the next run would make anew: other labels, another photo, or new.
 
     The label files are read and each photo's time is looked at; the next command is that of the first stage with such images.
+    Of trainings, which no run makes anew unasked, the photos that were replaced.
 
     Args:
         work: The work directory.
@@ -126,20 +141,25 @@ def with_outdated(work: Path, found: WorkStatus) -> WorkStatus:
     remembered = recall(work).get("dataset")
     if not remembered:
         return found
+    options = cast("DatasetOptions", build_options("dataset", remembered))
     try:
-        dataset = load_dataset(cast("DatasetOptions", build_options("dataset", remembered)))
+        dataset = load_dataset(options)
     except SsrError:  # the next stage says it
         return found
     outputs: list[OutputStatus] = []
     ids, stale = [sample.image_id for sample in dataset.samples], set[str]()
     for output in found.outputs:
+        if output.trained or "/" in output.name:
+            changed = _replaced(work, output.name, dataset) if output.trained else _repredicted(work, output.name, options)
+            outputs.append(replace(output, outdated=tuple(changed)))
+            continue
         if output.name in {"superpixels", "cams", "refined"} and output.complete:
             stale |= set(_outdated(work / f"{output.name}.h5", dataset, output.name != "superpixels"))
         shown = tuple(image_id for image_id in ids if image_id in stale)
         relevant = output.name in {"superpixels", "cams", "refined", "masks"} and output.total
         outputs.append(replace(output, outdated=shown) if relevant else output)
-    first = next((output for output in outputs if output.outdated), None)
-    command = found.next_command if first is None else command_for(work, OUTPUTS[first.name])
+    first = next((output for output in outputs if output.outdated and not output.trained), None)
+    command = found.next_command if first is None else command_for(work, first.made_by)
     return replace(found, outputs=outputs, next_command=command)
 
 
@@ -155,9 +175,48 @@ def _outdated(store: Path, dataset: Dataset, by_labels: bool) -> Iterator[str]:
                 if not failed:
                     yield sample.image_id
             else:
-                other_labels = by_labels and reader.attributes(sample.image_id).get("labels") != list(sample.labels)
-                if other_labels or is_changed(sample, begun, reader):
+                attributes = reader.attributes(sample.image_id)
+                other_labels = by_labels and attributes.get("labels") != list(sample.labels)
+                if other_labels or is_changed(sample, begun, (attributes.get("photo"),)):
                     yield sample.image_id
+
+
+def _replaced(work: Path, name: str, dataset: Dataset) -> tuple[str, ...]:
+    """Photos of a training that are others now."""
+    manifest = Manifest.read(work / f"{name}.json")
+    return replaced_photos(work / _FOLDERS[name], dataset.samples, begun_at(manifest)) if manifest else ()
+
+
+def _predictions(work: Path) -> Iterator[OutputStatus]:
+    """Label maps of models in the work directory."""
+    for parent, option in (("predictions", ""), ("retrained", " --model retrained")):
+        for path in sorted((work / parent).glob("*.json")):
+            manifest = Manifest.read(path)
+            if manifest is None or manifest.stage != "predict":
+                continue
+            source = str(manifest.dataset.get("from", manifest.dataset.get("split", "")))
+            flag = "images" if Path(source).is_dir() else "split"
+            made_by = f"ssr predict --{flag} {shlex.quote(source)}{option}"
+            yield replace(_output(work, f"{parent}/{path.stem}"), made_by=made_by)
+
+
+def _repredicted(work: Path, name: str, options: DatasetOptions) -> Iterator[str]:
+    """Photos that are others now than those that label maps were made of."""
+    manifest = Manifest.read(work / f"{name}.json")
+    source = manifest.dataset.get("from") if manifest else None
+    if manifest is None or not isinstance(source, str):
+        return
+    try:
+        if Path(source).is_dir():
+            dataset = load_photos(Path(source), ("any",))
+        else:
+            dataset = load_dataset(options.model_copy(update={"split": source}))
+    except SsrError:  # `ssr predict` says it
+        return
+    for sample in dataset.samples:
+        made = (photo_of_mask(work / name / f"{image_id}.png") for image_id in (sample.image_id,))
+        if is_changed(sample, begun_at(manifest), made):
+            yield sample.image_id
 
 
 def _heads(work: Path) -> OutputStatus | None:
@@ -189,9 +248,10 @@ def _model(work: Path, name: str) -> OutputStatus | None:
 
 
 def _output(work: Path, name: str) -> OutputStatus:
-    path = work / (name if name == "masks" else f"{name}.h5")
+    folder = name == "masks" or "/" in name
+    path = work / (name if folder else f"{name}.h5")
     manifest = read_manifest(path)
-    if name == "masks":
+    if folder:
         held = len(written_masks(path))
     elif store_exists(path):
         with ArrayReader(path) as reader:
@@ -203,7 +263,9 @@ def _output(work: Path, name: str) -> OutputStatus:
     try:
         total, counts = int(manifest.dataset.get("images", 0)), {key: int(value) for key, value in manifest.counts.items()}
     except (ArithmeticError, AttributeError, TypeError, ValueError):
-        raise SsrError(f"{path.with_suffix('.json')} is damaged", f"remove it and run `{OUTPUTS[name]} --force`") from None
+        raise SsrError(
+            f"{path.with_suffix('.json')} is damaged", f"remove it and run `{OUTPUTS.get(name, 'ssr predict')} --force`"
+        ) from None
     # an output keeps the images of earlier work lists; a run that reached its end has counted those of its own
     images = min(held, counts.get("done", 0) + counts.get("skipped", 0) if counts else total)
     others, failed = max(0, held - total), counts.get("failed", 0)

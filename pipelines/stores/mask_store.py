@@ -7,23 +7,40 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pipelines.stores.files import atomic_path
 from pipelines.stores.shard import Shard
 
+PHOTO = "photo"
+"""Key of the text in a PNG that holds the fingerprint of its photo."""
 
-def write_mask(path: Path, mask: NDArray[np.uint8], palette: NDArray[np.uint8]) -> None:
+
+def write_mask(path: Path, mask: NDArray[np.uint8], palette: NDArray[np.uint8], photo: str = "") -> None:
     """Write one label map, whole or not at all.
 
     Args:
         path: Target ``.png``.
         mask: ``(H, W)`` class numbers, 0 = background, 255 = ignore.
         palette: ``(256, 3)`` RGB.
+        photo: Fingerprint of the photo, written into the PNG as text; nothing is written if it is empty.
     """
+    text = PngInfo()
+    if photo:
+        text.add_text(PHOTO, photo)
     picture = Image.fromarray(mask, mode="L")
     picture.putpalette(palette.astype(np.uint8).tobytes())
     with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", pnginfo=text)
+
+
+def photo_of_mask(path: Path) -> str:
+    """Fingerprint of the photo that a label map was made of; empty if it holds none or cannot be read."""
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            return str(picture.info.get(PHOTO, ""))
+    except (OSError, SyntaxError, ValueError):  # what Pillow raises of a broken PNG
+        return ""
 
 
 def written_masks(folder: Path) -> set[str]:

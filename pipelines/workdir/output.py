@@ -24,7 +24,7 @@ from pipelines.execution.progress import Progress
 from pipelines.stores.array_reader import files_of
 from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
 from pipelines.stores.files import remove_leftovers
-from pipelines.stores.mask_store import remove_masks
+from pipelines.stores.mask_store import photo_of_mask, remove_masks
 from pipelines.workdir.counts import Counts, ImageTally
 from pipelines.workdir.memory import MEMORY, remember
 from pipelines.workdir.record import Record
@@ -84,7 +84,7 @@ class Output:
         prepare: Callable[[], object] | None = None,
         again: bool = True,
         log: str | None = None,
-        place: str | None = None,
+        place: Mapping[str, str] | None = None,
     ) -> None:
         self.finished = False
         self.progress = progress
@@ -209,17 +209,26 @@ class Output:
             sample.image_id in self.committed(path) if _is_store(path) else (path / f"{sample.image_id}.png").is_file()
             for path in wanted
         )
-        return there and self._of_photo(sample, *(path for path in wanted if _is_store(path)))
+        return there and self._of_photo(sample, *wanted)
 
     def holds_labels(self, sample: Sample, *paths: Path) -> bool:
         """Whether an image is in these stores (by default all), made of the labels that it has now."""
         stores = paths or tuple(self._writers)
         return holds_labels(sample, *(self.committed(path) for path in stores)) and self._of_photo(sample, *stores)
 
-    def _of_photo(self, sample: Sample, *stores: Path) -> bool:
-        """Whether what stores hold of an image was made of the photo that lies there now."""
-        readers = [self.committed(store) for store in stores]
-        return not is_changed(sample, min(record.begun for record in self._records), *readers)
+    def _of_photo(self, sample: Sample, *paths: Path) -> bool:
+        """Whether what stores and folders hold of an image was made of the photo that lies there now."""
+        return not is_changed(sample, self.begun, (self._recorded(sample.image_id, path) for path in paths))
+
+    def _recorded(self, image_id: str, path: Path) -> object:
+        """The fingerprint of the photo that something was made of."""
+        store = self.committed(path) if _is_store(path) else photo_of_mask(path / f"{image_id}.png")
+        return store.attributes(image_id).get("photo") if isinstance(store, ArrayReader) else store
+
+    @property
+    def begun(self) -> float:
+        """Seconds since 1970 at which the oldest part was begun; 0 if that is not known."""
+        return min(record.begun for record in self._records)
 
     def todo(
         self,
@@ -329,15 +338,15 @@ def holds_labels(sample: Sample, *stores: ArrayReader | tuple[()]) -> bool:
     )
 
 
-def is_changed(sample: Sample, begun: float, *stores: ArrayReader | tuple[()]) -> bool:
-    """Whether a photo was replaced after stores were made of it.
+def is_changed(sample: Sample, begun: float, recorded: Iterable[object]) -> bool:
+    """Whether a photo was replaced after something was made of it.
 
-    The file is read only if it was touched, moved or copied after the stores were begun; outputs that hold no fingerprint pass.
+    The file is read only if it was touched, moved or copied after that was begun; what holds no fingerprint passes.
 
     Args:
         sample: The image.
         begun: Seconds since 1970.
-        *stores: What was made of it.
+        recorded: Fingerprints of the photo that it was made of, looked up only if they are needed.
     """
     try:
         state = sample.image_path.stat()
@@ -346,11 +355,10 @@ def is_changed(sample: Sample, begun: float, *stores: ArrayReader | tuple[()]) -
     if max(state.st_mtime, state.st_ctime) < begun:
         return False
     found = ""
-    for store in stores:
-        recorded = store.attributes(sample.image_id).get("photo") if isinstance(store, ArrayReader) else None
-        if isinstance(recorded, str) and recorded:
+    for photo in recorded:
+        if isinstance(photo, str) and photo:
             found = found or fingerprint(sample.image_path)
-            if recorded != found:
+            if photo != found:
                 return True
     return False
 

@@ -22,6 +22,11 @@ from pipelines.stores.array_store import ArrayReader
 from pipelines.stores.image_arrays import superpixels_of
 
 
+def seen(sample: Sample) -> Sample:
+    """A sample with the fingerprint of its photo as it lies there now."""
+    return replace(sample, photo=fingerprint(sample.image_path))
+
+
 def load_photo(encoders: Encoders, superpixels: ArrayReader | None, sample: Sample, scales: Sequence[float] = (1.0,)) -> Photo:
     """Decode a photo and resize it for the encoders.
 
@@ -35,8 +40,8 @@ def load_photo(encoders: Encoders, superpixels: ArrayReader | None, sample: Samp
         ImageError: The file cannot be used, or its superpixels are missing, of another size or of another photo.
     """
     image = load_image(sample.image_path, sample.orient)
-    seen = replace(sample, photo=fingerprint(sample.image_path))
-    return encoders.photo(seen, image, superpixels_of(superpixels, sample.image_id, seen.photo), scales)
+    sample = seen(sample)
+    return encoders.photo(sample, image, superpixels_of(superpixels, sample.image_id, sample.photo), scales)
 
 
 def load_unstored(
@@ -49,9 +54,8 @@ def load_unstored(
         SsrError: A process of the pool died.
     """
     image = load_image(sample.image_path, sample.orient)
-    seen = replace(sample, photo=fingerprint(sample.image_path))
     ids = slic_in(pool, options, np.asarray(image)) if "superpixels" in encoders.needs else None
-    return encoders.photo(seen, image, ids, scales)
+    return encoders.photo(seen(sample), image, ids, scales)
 
 
 def slic_in(pool: Executor, options: SuperpixelsOptions, image: NDArray[np.uint8]) -> NDArray[np.uint16]:

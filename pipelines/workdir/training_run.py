@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from pipelines.datasets.names import some
 from pipelines.execution.devices import peak_memory
 from pipelines.execution.failures import Failures
 from pipelines.execution.interruption import interrupted
@@ -23,6 +24,7 @@ from pipelines.stores.one_writer import one_writer
 from pipelines.training.processes import Processes
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.output import Output
+from pipelines.workdir.trained_photos import PHOTOS, note_photos, replaced_photos
 from pipelines.workdir.workspace import Workspace
 
 
@@ -60,7 +62,7 @@ class TrainingRun:
         self.progress = progress if progress and processes.first else Silent()
         self.counts = Counts()
         self.settings: dict[str, Any] = {}
-        self._files = [self.folder / name for name in files]
+        self._files = [self.folder / name for name in (*files, PHOTOS)]
         self._output: Output | None = None
         self._locked = False
         self._stack = ExitStack()
@@ -112,6 +114,16 @@ class TrainingRun:
         if resume == "never":
             prepare()
             output.clear()
+        self._look_at_photos(output)
+
+    def _look_at_photos(self, output: Output) -> None:
+        """Write down the photos of a training that begins; name those that were replaced since it was begun."""
+        samples = self.workspace.dataset.samples
+        if replaced := replaced_photos(self.folder, samples, output.begun):
+            found = f"{len(replaced)} photos were replaced after this training was begun: {some(replaced)}"
+            self.progress.note(f"{found}; --force trains anew")
+        elif not output.finished and not (self.folder / PHOTOS).is_file():
+            note_photos(self.folder, samples)
 
     @property
     def owner(self) -> str:

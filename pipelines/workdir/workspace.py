@@ -152,12 +152,12 @@ class Workspace:
         """Counts the images of a run that makes no `output`."""
         return ImageTally(self.failures(stage, progress), progress)
 
-    def manifest(self, stage: str, settings: dict[str, Any], place: str | None = None) -> Manifest:
+    def manifest(self, stage: str, settings: dict[str, Any], place: Mapping[str, str] | None = None) -> Manifest:
         """A fresh manifest of a stage over this dataset; ``place`` tells where the photos lie."""
         dataset = self.dataset
         described = {"kind": dataset.kind, "split": dataset.split, "images": len(dataset.samples), "digest": dataset.digest()}
         described |= {"labels": "tags"} if dataset.tagged else {}
-        return Manifest(stage, settings, described if place is None else {**described, "place": place})
+        return Manifest(stage, settings, described | dict(place or {}))
 
     def output(
         self,

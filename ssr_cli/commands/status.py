@@ -13,6 +13,7 @@ from ssr_cli.parameters import command_with
 @command_with()
 def command(invocation: Invocation) -> None:
     """Show what a work directory holds and which command comes next."""
+    from pipelines.datasets.names import some
     from pipelines.stages.status import status, with_outdated
 
     state = with_outdated(invocation.work, status(invocation.work))
@@ -26,11 +27,13 @@ def command(invocation: Invocation) -> None:
     out.print(table)
     for output in state.outputs:
         if output.outdated:
-            first = ", ".join(output.outdated[:6]) + (", ..." if len(output.outdated) > 6 else "")
-            line = (
-                f"{output.name}: {len(output.outdated)} images out of date, with other labels or another photo, or new: {first}"
-            )
-            out.print(f"[yellow]{escape(line)}[/]")
+            line = f"{output.name}: {len(output.outdated)} images out of date, with other labels or another photo, or new"
+            if output.trained:
+                line = f"{output.name}: {len(output.outdated)} photos were replaced after the training was begun, which"
+                line += f" `{output.made_by} --force` trains anew"
+            elif "/" in output.name:
+                line = f"{output.name}: {len(output.outdated)} images out of date, with another photo"
+            out.print(f"[yellow]{escape(f'{line}: {some(output.outdated)}')}[/]")
     for report in state.reports:
         out.print(f"{escape(report.caption)}: mIoU {100 * report.miou:.2f}")
     next_step(state.next_command)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 
 @pytest.fixture
@@ -84,6 +86,44 @@ def test_photos_go_below_the_work_directory(work, tiny_voc, ssr, monkeypatch, tm
     ran = ssr("predict", "--images", "my photos")
     assert "6 label maps in runs/voc/predictions/my photos\n" in ran.out
     assert (work / "work.json").read_bytes() == memory
+
+
+def test_photos_that_were_replaced_are_predicted_again_and_trainings_name_them(ssr, tiny_voc, write_model, tmp_path):
+    root = Path(shutil.copytree(tiny_voc.root, tmp_path / "voc"))
+    work, photos = tmp_path / "work", root / "JPEGImages"
+    made = ("--config", tiny_voc.config, "--root", root, "--work", work)
+    align = ("align", "--iterations", 4, "--tokens", 8, "--hidden", 8, "--batch", 2)
+    ssr("superpixels", *made)
+    ssr(*align, *made)
+    write_model(work / "model.safetensors")
+    for source in (("--split", "val"), ("--images", photos)):
+        ssr("predict", *source, "--work", work)
+    said = ssr("status", "--work", work).out
+    assert "out of date" not in said
+    assert "were replaced" not in said
+    before = {path: path.read_bytes() for path in work.glob("predictions/*/*.png")}
+    for name in ("e_pair", "f_car"):  # touched alone, and another picture
+        os.utime(photos / f"{name}.jpg")
+    Image.open(photos / "f_car.jpg").rotate(180).save(photos / "f_car.jpg")
+    said = ssr("status", "--work", work).out
+    for line in (
+        "predictions/val: 1 images out of date, with another photo: f_car",
+        "predictions/JPEGImages: 1 images out of date, with another photo: f_car",
+        "cmpa: 1 photos were replaced after the training was begun, which `ssr align --force` trains anew: f_car",
+    ):
+        assert line in " ".join(said.split())
+    ssr("superpixels", *made)
+    assert f"next: ssr predict --images {photos} --work {work}" in ssr("status", "--work", work).out
+    for source, there in ((("--split", "val"), 1), (("--images", photos), 5)):
+        assert f"{there} already done" in ssr("predict", *source, "--work", work).err
+    after = {path: path.read_bytes() for path in work.glob("predictions/*/*.png")}
+    assert {path.stem for path in after if after[path] != before[path]} == {"f_car"}
+    replaced = "1 photos were replaced after this training was begun: f_car; --force trains anew"
+    assert replaced in ssr(*align, *made).err
+    assert "were replaced" not in ssr(*align, *made, "--force").err
+    said = ssr("status", "--work", work).out
+    assert "out of date" not in said
+    assert "were replaced" not in said
 
 
 def test_force_and_every_flag(work, ssr):

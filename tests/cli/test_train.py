@@ -41,7 +41,7 @@ def test_every_output_is_there(way, tiny_voc):
     work, _ = way
     assert json.loads((work / "model.json").read_text())["complete"] is True
     assert {path.name for path in (work / "train").iterdir() if path.name != ".lock"} == {
-        "state.safetensors", "best.safetensors", "curves.jsonl", "curves.png"
+        "state.safetensors", "best.safetensors", "curves.jsonl", "curves.png", "photos.json"
     }  # fmt: skip
     assert {path.stem for path in (work / "predictions/val").glob("*.png")} == {"e_pair", "f_car"}
 

@@ -123,7 +123,7 @@ def broken(**changes: object) -> str:
             broken(images=[{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "a.png"}], annotations=[]),
             "'a.png' stands twice",
         ),
-        (broken(images=[{"id": 7, "file_name": "../a.jpg"}], annotations=[]), "image 7: image id .* has path separators"),
+        (broken(images=[{"id": 7, "file_name": "../../a.jpg"}], annotations=[]), "image 7: file_name .* leads out of the data"),
         (broken(images=[{"id": 7, "file_name": 5}], annotations=[]), "images: expected a file_name, found 5"),
         (broken(images=[], annotations=[]), "expected at least one image"),
         (

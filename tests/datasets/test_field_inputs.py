@@ -160,6 +160,8 @@ EXPORTS = {
     "Label Studio": ("result.json", "images", "images/"),
     "own classes as train2017": ("annotations/instances_train2017.json", "train2017", "https://host/"),
     "yolo's images": ("annotations/instances_train2017.json", "images/train2017", ""),
+    "from the folder of annotations": ("annotations/instances_train.json", "images/train", "../images/train/"),
+    "with a detour": ("annotations/instances_train.json", "images/train", "x\\..\\"),
 }
 
 
@@ -186,6 +188,46 @@ def test_annotations_without_photos_or_split_are_named(tmp_path: Path, write: Ca
     assert load_dataset(options).classes.names == ("apple", "helmet")
     with pytest.raises(UsageError, match=r"expected annotations of split 'val', found train \(train/_annotations"):
         load_dataset(options.model_copy(update={"split": "val"}))
+
+
+TWICE = {
+    # images in the label file: what is said where no folder tells them apart
+    "x/a.jpg y/a.jpg": "'x/a.jpg' in .*:2 and 'y/a.jpg' have one name (rename one photo",
+    "/data/x/a.jpg /data/y/a.jpg": "have one name",
+    "C:\\p\\x\\a.jpg C:\\p\\y\\a.jpg": "have one name",
+    "x/a.jpg x/a.jpg": "image .* stands twice, first in .*:2",
+}
+
+
+@pytest.mark.parametrize("names", TWICE)
+@pytest.mark.parametrize("split", ["", "x/a.jpg\n./y/a.jpg\n"])
+def test_two_photos_of_one_name(tmp_path: Path, write: Callable[[Path, str], Path], names: str, split: str) -> None:
+    """In sub-folders both are read; where the folder of photos has none, the table cannot be meant."""
+    first, second = names.split(" ")
+    labels = write(tmp_path / "labels.csv", f"image,labels\n{first},apple\n{second},cup\nb.jpg,\n")
+    for name in ("x/a.jpg", "y/a.jpg", "z/b.jpg"):
+        write(tmp_path / "images" / name, "")
+    if split:
+        write(tmp_path / "train.txt", split)
+    options = DatasetOptions(kind="folder", root=tmp_path)
+    if first != second:
+        found = {one.image_id: (one.image_path.parent.name, one.labels) for one in load_dataset(options).samples}
+        assert found == {"x__a": ("x", (0,)), "y__a": ("y", (1,))} | ({} if split else {"b": ("z", ())})
+        (tmp_path / "images/x/a.jpg").rename(tmp_path / "images/a.jpg")
+    with pytest.raises(UsageError) as caught:
+        load_dataset(options)
+    for words in TWICE[names].split(" .* "):
+        assert words.replace(".*:2", f"{labels}:2") in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ["a apple", "a.jpg apple", "a.jpg,apple;cup", "a,cup", "a.jpg\tapple cup"])
+def test_class_names_in_a_split_are_named(tmp_path: Path, write: Callable[[Path, str], Path], line: str) -> None:
+    path = write(tmp_path / "s.txt", f"# ids\n{line}\nb cup\n")
+    with pytest.raises(
+        UsageError, match=r"s\.txt:2: expected one image a line, found '.*' behind 'a.*'.*--labels FILE"
+    ) as caught:
+        parse_split(path, {"a": (), "b": ()})
+    assert "apple" in str(caught.value) or "cup" in str(caught.value)
 
 
 def test_a_folder_a_class(tmp_path: Path, write: Callable[[Path, str], Path]) -> None:

@@ -114,7 +114,8 @@ AS_A_FILE_NAME = {
     "masks": (files_of(".png", png()), lambda path: labels_from_masks(path, VOC12)),
     "photos": (files_of(".png", png()), lambda path: load_photos(path, ("cat",))),
 }
-A_PATH = {"absolute", "below", "drive", "slash after a dot"}  # with a suffix, a path to a file: its name is the id
+A_PATH = {"absolute", "below", "drive", "slash after a dot", "out of the folder", "out of it later", "backslash"}
+"""With a suffix, a path to a file: its name is the id. From the folder of the annotations, ``..`` leads to the data set."""
 TWO_IDS = {"newline", "carriage return"}  # to a split they are the end of a line
 NO_FILE_NAME = {name for name, key in IDS.items() if "/" in key or "\0" in key or len(key.encode()) > 240}
 PASSED_OVER = {"parent", "hidden", "backslash", "only dots"}  # hidden files are no photos

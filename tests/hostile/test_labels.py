@@ -178,7 +178,7 @@ BAD_COCO = {
     "id as a list": coco(images=[{"id": [1], "file_name": "a.jpg"}]),
     "no file name": coco(images=[{"id": 1, "file_name": None}]),
     "file name of 10 MB": coco(images=[{"id": 1, "file_name": "a" * MEGABYTES}]),
-    "id of two lines": coco(images=[{"id": "a\nb", "file_name": "../a.jpg"}]),
+    "id of two lines": coco(images=[{"id": "a\nb", "file_name": "../../a.jpg"}]),
     "annotation of nothing": coco(annotations=[{"image_id": "x" * MEGABYTES, "category_id": 1}]),
     "annotation as text": coco(annotations="x"),
     "category of 10 MB": coco(categories=[{"id": 1, "name": "x" * MEGABYTES}], annotations=[{"image_id": 1, "category_id": 1}]),

@@ -23,6 +23,7 @@ from pipelines.datasets.base import Sample
 from pipelines.errors import SsrError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import resolve_batch_size
+from pipelines.execution.fitting import fitting
 from pipelines.execution.progress import Progress
 from pipelines.method.aligned import head_features
 from pipelines.method.composition import initial_cams, refined_cams
@@ -30,7 +31,7 @@ from pipelines.method.encoders import Blocks
 from pipelines.method.evidence import Evidence, Needs
 from pipelines.method.loading import FrozenModels, Sources
 from pipelines.method.parts_in_use import cam_needs, refine_needs
-from pipelines.method.photo import Photo
+from pipelines.method.photo import Photo, too_large
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.stores.array_store import ArrayReader, iter_records, store_exists
@@ -111,10 +112,14 @@ class AlignInputs:
                 blocks = Blocks(clip_attention=self.refine.clip_blocks, dino_attention=self.refine.dino_blocks)
                 encoders = load().encoders(self.needs, blocks)
                 photos = output.photos(partial(load_photo, encoders, superpixels), todo)
-                for batch in batches_by(
-                    photos, lambda photo: photo.grid, resolve_batch_size(workspace.run, encoders.clip.device)
-                ):
-                    for photo, patches, maps in self._made(encoders.encode(batch), batch):
+                batches = batches_by(photos, lambda photo: photo.grid, resolve_batch_size(workspace.run, encoders.clip.device))
+                made = fitting(
+                    lambda batch: list(self._made(encoders.encode(batch), batch)),
+                    batches,
+                    lambda photo: output.made(photo.sample.image_id, too_large(photo)),
+                )
+                for arrays in made:
+                    for photo, patches, maps in arrays:
                         attributes = {"labels": list(photo.sample.labels), "photo": photo.sample.photo}
                         output.writer_of(self.tokens_path).add(photo.sample.image_id, patches, attributes)
                         output.writer_of(self.cams_path).add(photo.sample.image_id, maps, attributes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.datasets.base import Dataset, Sample
-from pipelines.datasets.image import fingerprint, load_image
+from pipelines.datasets.image import load_image
 from pipelines.errors import ImageError
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.execution.pool import prefetch
@@ -26,6 +26,7 @@ from pipelines.stores.image_arrays import superpixels_of
 from pipelines.training.alignment_data import photo_order
 from pipelines.training.crops import crop_map, crop_photo, random_window
 from pipelines.training.processes import Processes
+from pipelines.workdir.photos import seen
 
 Item = TypeVar("Item")
 Slot = tuple[int, int, int]
@@ -105,8 +106,7 @@ class CropSource:
         Raises:
             ImageError: The photo cannot be used.
         """
-        seen = replace(sample, photo=fingerprint(sample.image_path))
-        cut, of_photo = self._decoded(seen), zlib.crc32(sample.image_id.encode())
+        cut, of_photo = self._decoded(seen(sample)), zlib.crc32(sample.image_id.encode())
         return [cut(np.random.default_rng((self.options.seed, of_photo, number)), number) for number in numbers]
 
     def _decoded(self, sample: Sample) -> Callable[[np.random.Generator, int], Crop]:
