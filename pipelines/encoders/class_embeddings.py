@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipelines.datasets.classes import ClassList
-from pipelines.encoders.super_classes import super_embeddings
+from pipelines.encoders.super_classes import super_classes, super_embeddings
 from pipelines.encoders.text import TextBank, encode_prompts, read_bank
 from pipelines.encoders.weights import LoadedClip, Weights
 from pipelines.errors import UsageError
@@ -32,6 +32,7 @@ class TextEmbeddings:
         sources: What made the rows of classes and of background: the text tower's last bits depend on threads and machine, so
             embeddings are told apart by this and not by their values.
         supers: ``(S, D)`` of super-classes, or None where no part needs them.
+        super_of_class: Row of ``supers`` of each class, C numbers; empty where no part needs them.
     """
 
     classes: Tensor
@@ -39,6 +40,7 @@ class TextEmbeddings:
     background_names: tuple[str, ...]
     sources: tuple[str, str]
     supers: Tensor | None = None
+    super_of_class: tuple[int, ...] = ()
 
     @property
     def all(self) -> Tensor:
@@ -95,10 +97,11 @@ class TextSources:
         if background is None:
             background = encode_prompts(clip, classes.background, classes.background, classes.template)
         _check_widths(of_classes, background.embeddings)
-        supers = None
-        if self.supers:
-            supers = super_embeddings(classes, of_classes, clip if clip.has_text and self.of_classes is None else None)
-        return TextEmbeddings(of_classes, background.embeddings, background.names, self.digests, supers)
+        found = TextEmbeddings(of_classes, background.embeddings, background.names, self.digests)
+        if not self.supers:
+            return found
+        supers = super_embeddings(classes, of_classes, clip if clip.has_text and self.of_classes is None else None)
+        return replace(found, supers=supers, super_of_class=super_classes(classes, of_classes).of_class)
 
 
 def text_sources(clip: Weights, classes: ClassList, options: ClipOptions, supers: bool = False) -> TextSources:

@@ -54,12 +54,14 @@ class TextFeatures:
         classes: Number of classes C.
         logit_scale: CLIP's own scale of the cosines, about 100.
         supers: Super-class embeddings ``(S, E)`` fp32, L2-normalised; None unless a part needs ``super_classes``.
+        super_of_class: Row of ``supers`` of each class, C numbers; empty unless a part needs ``super_classes``.
     """
 
     all: Tensor
     classes: int
     logit_scale: float
     supers: Tensor | None = None
+    super_of_class: tuple[int, ...] = ()
 
     def of(self, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Each image's classes, then all background words.

@@ -85,7 +85,9 @@ class FrozenModels:
         if self.embeddings is not None:
             rows, supers = self.embeddings.all.to(self.clip.device), self.embeddings.supers
             supers = None if supers is None else supers.to(self.clip.device)
-            text = TextFeatures(rows, len(self.embeddings.classes), self.clip.logit_scale, supers)
+            text = TextFeatures(
+                rows, len(self.embeddings.classes), self.clip.logit_scale, supers, self.embeddings.super_of_class
+            )
         if self.alignment is not None and text is not None and cams is not None:
             aligned = AlignedText(self.alignment, text, cams)
         return Encoders(needs, self.clip, self.dino if needs & DINO_NEEDS else None, text, aligned, blocks, self._long_side)

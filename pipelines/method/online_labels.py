@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +14,16 @@ from pipelines.method.aligned import head_features
 from pipelines.method.composition import initial_cams, refined_cams
 from pipelines.method.evidence import Evidence
 from pipelines.method.photo import Crop
+from pipelines.method.super_maps import super_maps
 from pipelines.ops.attention_filter import filter_attention
 from pipelines.ops.label_map import IGNORE_INDEX
 from pipelines.ops.online_label_map import background_first, online_label_map
 from pipelines.ops.par import refinement_at_scale, resized, scaled_size
+from pipelines.ops.transfer import sent
 from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.options.train import TrainOptions
 from pipelines.training.alignment_loss import Batch
-from pipelines.training.losses import Targets
+from pipelines.training.losses import Targets, needs_super_maps
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class OnlineLabels:
 
     @torch.no_grad()
     def __call__(self, crops: Sequence[Crop], evidence: Evidence, decoder_affinity: Tensor | None = None) -> Targets:
-        """Label maps, and what L_proto learns from if heads are trained.
+        """Label maps, and what L_proto and the super-class loss learn from if they are on.
 
         Args:
             crops: A batch of B crops of side S.
@@ -64,10 +66,21 @@ class OnlineLabels:
                 images, scores, scale, options.par_dilations, options.par_iterations
             )  # (B, K + 1, S, S)
         labels = online_label_map(scores, classes, self.refine.min_confidence).masked_fill(~valid, IGNORE_INDEX)
+        targets = self._with_supers(Targets(labels), crops, evidence)
         if not options.train_heads:
-            return Targets(labels)
+            return targets
         tokens = head_features(evidence.tokens_cls, evidence.tail, evidence.alignment.features)  # (B, N, E)
-        return Targets(labels, Batch(tokens, cams, classes, torch.zeros_like(classes), self.valid_tokens(crops).to(device)))
+        samples = Batch(tokens, cams, classes, torch.zeros_like(classes), self.valid_tokens(crops).to(device))
+        return replace(targets, samples=samples)
+
+    def _with_supers(self, targets: Targets, crops: Sequence[Crop], evidence: Evidence) -> Targets:
+        """With super-class maps, and the super-class of each class, if a loss needs them."""
+        if not needs_super_maps(self.options):
+            return targets
+        valid = self.valid_tokens(crops).to(evidence.tokens_cls.device)  # (B, N)
+        of_class = sent(torch.tensor(evidence.text.super_of_class), valid.device)  # (C,)
+        maps = super_maps(evidence.replacing(valid=valid), self.cams)  # (B, S, N)
+        return replace(targets, super_maps=maps, super_of_class=of_class)
 
     @torch.no_grad()
     def refined(self, crops: Sequence[Crop], evidence: Evidence, decoder_affinity: Tensor | None = None) -> Tensor:

@@ -73,7 +73,10 @@ class TrainOptions(Options):
     ] = 0.0
     losses: Annotated[
         dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]],
-        option("weight of a further loss, NAME=WEIGHT; plugins add names", flag="--loss"),
+        option(
+            "weight of a further loss, NAME=WEIGHT: sbe (borders of super-classes, CD-CLIP: 0.6); plugins add names",
+            flag="--loss",
+        ),
     ] = Field(default_factory=dict)
     affinity_radius: Annotated[
         int, Field(ge=1, description="distance up to which pairs of patches enter the affinity loss, patches (WeCLIP: 8)")

@@ -13,6 +13,7 @@ from torch import Tensor
 from pipelines.errors import UsageError
 from pipelines.ops.label_map import IGNORE_INDEX
 from pipelines.ops.segmentation_loss import affinity_halves, cross_entropy_halves, mean_of_means
+from pipelines.ops.super_class_maps import dice_losses, super_probabilities, supers_predicted
 from pipelines.options.train import TrainOptions
 from pipelines.plugins import table_entry
 from pipelines.training.alignment_loss import Batch
@@ -45,10 +46,14 @@ class Targets:
     Attributes:
         labels: ``(B, S, S)`` int64: 0 background, ``i + 1`` for class i, 255 ignored.
         samples: Patch features, CAMs and classes for losses that train the alignment heads; None without such heads.
+        super_maps: Where super-classes are, ``(B, S, N)`` in [0, 1], -1 where nothing is known; None if no loss needs it.
+        super_of_class: Super-class of each class, ``(C,)`` int64; comes with ``super_maps``.
     """
 
     labels: Tensor
     samples: Batch | None = None
+    super_maps: Tensor | None = None
+    super_of_class: Tensor | None = None
 
 
 class CropPixels(Protocol):
@@ -97,7 +102,8 @@ class Loss:
         size: Number of sums.
         mean: Sums of this process and counts of all -> the loss, a scalar.
         weight: Options -> weight, 0 = off; None: the weight that ``--loss NAME=WEIGHT`` gives, off without.
-        needs: ``decoder_affinity`` and ``samples``: fields of the state that must not be None.
+        needs: ``decoder_affinity``, ``samples``, ``super_maps``: fields of the state that must not be None.
+        crops: Whether it looks at ``crops``, which cached views do not hold.
         trains: What its gradient moves. With heads, the total is the losses of the heads + gamma times those of the decoder.
     """
 
@@ -107,6 +113,7 @@ class Loss:
     mean: Callable[[Tensor, Tensor], Tensor] = mean_of_means
     weight: Callable[[TrainOptions], float] | None = None
     needs: frozenset[str] = frozenset()
+    crops: bool = True
     trains: Literal["decoder", "heads"] = "decoder"
 
 
@@ -137,6 +144,17 @@ def _prototype(state: TrainingState) -> tuple[Tensor, Tensor]:
     return loss, torch.ones_like(loss)
 
 
+def _super_class_boundary(state: TrainingState) -> tuple[Tensor, Tensor]:
+    """Dice of super-classes' probabilities and maps, of crops in whose prediction two or more of them meet (CD-CLIP)."""
+    maps, of_class = state.targets.super_maps, state.targets.super_of_class
+    assert maps is not None and of_class is not None  # noqa: S101, PT018 - the entry needs them
+    logits = state.decoder.logits.float().flatten(2)  # (B, C + 1, N)
+    known, count = (maps >= 0).any(dim=1), maps.shape[1]  # (B, N)
+    meet = supers_predicted(logits.detach(), of_class, count, known) >= 2  # (B,)
+    losses = dice_losses(super_probabilities(logits, of_class, count), maps)  # (B,)
+    return (losses * meet).sum().view(1), meet.sum().view(1).to(losses.dtype)
+
+
 LOSSES: dict[str, Loss] = {
     "segmentation": Loss("cross-entropy", _segmentation, size=2, weight=lambda _: 1.0),
     "affinity": Loss(
@@ -154,10 +172,11 @@ LOSSES: dict[str, Loss] = {
         needs=frozenset({"samples"}),
         trains="heads",
     ),
+    "sbe": Loss("super-class borders", _super_class_boundary, needs=frozenset({"super_maps"}), crops=False),
 }
 """Name -> loss. A plugin adds an entry; ``--loss NAME=WEIGHT`` switches it on."""
 
-NEEDS = frozenset({"decoder_affinity", "samples"})
+NEEDS = frozenset({"decoder_affinity", "samples", "super_maps"})
 """What an entry of `LOSSES` may need."""
 
 
@@ -175,10 +194,17 @@ def active_losses(options: TrainOptions) -> dict[str, tuple[Loss, float]]:
             raise UsageError(f"loss {name!r} needs {', '.join(sorted(entry.needs - NEEDS))}, which no training has", "--loss")
         if "samples" in entry.needs and not options.train_heads:
             raise UsageError(f"loss {name!r} learns from samples of alignment heads that are trained", "--train-heads")
+        if "super_maps" in entry.needs and options.losses[name] and options.supervision == "masks":
+            raise UsageError(f"loss {name!r} learns from CAMs, which supervision masks does not make", f"--loss {name}=0")
     weights = {
         name: options.losses.get(name, 0.0) if loss.weight is None else loss.weight(options) for name, loss in LOSSES.items()
     }
     return {name: (LOSSES[name], weight) for name, weight in weights.items() if weight}
+
+
+def needs_super_maps(options: TrainOptions) -> bool:
+    """Whether a loss of the training compares with super-class maps."""
+    return any("super_maps" in loss.needs for loss, _ in active_losses(options).values())
 
 
 def total_loss(losses: Mapping[str, tuple[Loss, float]], values: Mapping[str, Tensor], gamma: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipelines.method.affinity import AFFINITIES
 from pipelines.method.composition import column_mask, initial_cams
+from pipelines.method.evidence import TextFeatures
 from pipelines.method.online_labels import OnlineLabels
 from pipelines.method.photo import Crop
 from pipelines.ops.label_map import label_map, resize_maps, with_background
@@ -48,6 +49,32 @@ def test_a_crop_does_not_see_its_batch(padded, recipe):
         differs = (labels([crop], alone).labels[0] != found[index]).numpy()
         assert not differs[first - second > 1e-3].any()
         assert differs.mean() < 0.1
+
+
+@pytest.mark.parametrize("recipe", ["ssr", "cd-clip"])
+def test_super_class_maps_are_those_of_each_crop_by_hand(padded, recipe):
+    """From the super-classes that a photo's labels name, read out like classes; padding is unknown and takes no part."""
+    inputs, labels = padded(recipe, losses={"sbe": 0.6})
+    crops, encoded = crops_of(inputs, "b_trio", "d_empty", "e_pair")
+    targets = labels(crops, encoded)
+    text = inputs.encoders.text
+    assert targets.super_of_class.tolist() == list(text.super_of_class)
+    words = TextFeatures(torch.cat([text.supers, text.all[20:]]), len(text.supers), text.logit_scale)
+    counts = []
+    for crop, found in zip(crops, targets.super_maps, strict=True):
+        named = sorted({text.super_of_class[label] for label in crop.photo.sample.labels})
+        counts.append(len(named))
+        valid, expected = labels.valid_tokens([crop])[0], torch.full_like(found, -1)
+        if named:
+            evidence = inputs.encoders.encode([crop.photo]).replacing(text=words, labels=(tuple(named),))
+            photo = evidence.dino_tokens[0][valid] - evidence.dino_tokens[0][valid].mean(dim=0)  # (N', D)
+            for place, cam in zip(named, initial_cams(evidence, labels.cams)[:, valid], strict=True):
+                prototype = (cam[:, None] * photo).sum(dim=0)
+                cosines = F.cosine_similarity(photo, prototype[None]).clamp_min(0)
+                expected[place, valid] = (cosines - cosines.min()) / (cosines.max() - cosines.min())
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert {0, 2} <= set(counts)
+    assert padded(recipe)[1](crops, encoded).super_maps is None
 
 
 def refined_by_hand(inputs: TrainInputs, labels: OnlineLabels, crop: Crop, attention: Tensor | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -59,31 +60,35 @@ def contents(workspace: Workspace) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((workspace.work / "train").glob("view*.h5"))}
 
 
-@pytest.mark.parametrize("name", ["views", "weclip", "masks"])
+@pytest.mark.parametrize("name", ["views", "weclip", "masks", "sbe"])
 def test_views_are_what_the_training_makes_on_the_spot(new, run_train, on_the_spot, name):
-    """Tokens to the last of their 16 bits, labels to the pixel."""
+    """Tokens and super-class maps to the last of their 16 bits, labels to the pixel."""
     workspace = new()
     run_train(workspace, name, cache_views=3, iterations=1, min_scale=0.5, max_scale=1.5)
-    inputs, _ = on_the_spot(workspace, name, cache_views=3, iterations=1, min_scale=0.5, max_scale=1.5)
-    paths = Views(workspace, None)
-    tokens, labels = (dict(iter_records(path)) for path in (paths.tokens_path, paths.labels_path))
+    inputs, sections = on_the_spot(workspace, name, cache_views=3, iterations=1, min_scale=0.5, max_scale=1.5)
+    tokens, labels, *supers = (dict(iter_records(path)) for path in Views(workspace, sections).paths)
+    assert len(supers) == (name == "sbe")
     samples = workspace.dataset.samples
     assert tokens.keys() == labels.keys() == {f"{sample.image_id}.{view}" for sample in samples for view in range(3)}
     for sample in samples:
         for view, crop in enumerate(inputs.source.views(sample, range(3))):
             evidence = inputs.encoders.encode([crop.photo])
-            label = crop.target if inputs.labels is None else inputs.labels([crop], evidence).labels[0]
+            targets = None if inputs.labels is None else inputs.labels([crop], evidence)
+            label = crop.target if targets is None else targets.labels[0]
             key = f"{sample.image_id}.{view}"
             assert np.array_equal(tokens[key][0], evidence.clip_block_tokens[:, 0].half().numpy())
             assert np.array_equal(labels[key][0], label.numpy())
+            for maps in supers:
+                assert np.array_equal(maps[key][0], targets.super_maps[0].half().numpy())
     assert len({array.tobytes() for array, _ in tokens.values()}) == len(tokens)
 
 
-def test_a_training_on_views_is_that_of_its_loop(new, run_train, on_the_spot):
+@pytest.mark.parametrize("name", ["views", "sbe"])
+def test_a_training_on_views_is_that_of_its_loop(new, run_train, on_the_spot, name):
     """Every photo shows view e, modulo their number, in epoch e; seven steps are more than two epochs of six photos."""
     workspace = new()
-    run_train(workspace, "views", iterations=7, accumulate=2, batch=3, dropout=0.3)
-    inputs, sections = on_the_spot(workspace, "views", iterations=7, accumulate=2, batch=3, dropout=0.3)
+    run_train(workspace, name, iterations=7, accumulate=2, batch=3, dropout=0.3)
+    inputs, sections = on_the_spot(workspace, name, iterations=7, accumulate=2, batch=3, dropout=0.3)
     options, samples = sections.train, workspace.dataset.samples
     trainer = SegmentationTrainer(new_decoder(options, inputs.encoders.clip, 20), options, torch.device("cpu"), micro_batches=2)
     for step, photos in enumerate(islice(photo_order(6, 3, 0), 7)):
@@ -91,8 +96,12 @@ def test_a_training_on_views_is_that_of_its_loop(new, run_train, on_the_spot):
         for slots in ((0, 1), (2,)):
             evidence = [inputs.encoders.encode([crops[slot].photo]) for slot in slots]
             tokens = torch.cat([one.clip_block_tokens for one in evidence], dim=1).half()
-            labels = [inputs.labels([crops[slot]], one).labels for slot, one in zip(slots, evidence, strict=True)]
-            trainer.backward(trainer.forward(tokens, (4, 4), slots), Targets(torch.cat(labels)))
+            made = [inputs.labels([crops[slot]], one) for slot, one in zip(slots, evidence, strict=True)]
+            targets = Targets(torch.cat([own.labels for own in made]))
+            if name == "sbe":
+                maps = torch.cat([own.super_maps for own in made]).half().float()
+                targets = replace(targets, super_maps=maps, super_of_class=made[0].super_of_class)
+            trainer.backward(trainer.forward(tokens, (4, 4), slots), targets)
         trainer.step()
     found = load_file(workspace.model)
     for key, tensor in trainer.decoder.state_dict().items():
@@ -112,6 +121,19 @@ def test_more_views_leave_those_that_are_there(new, run_train, encoded):
     run_train(workspace, "views", cache_views=2, learning_rate=1e-3, iterations=8)
     assert encoded == []
     assert contents(workspace) == contents(other)
+
+
+def test_super_class_maps_come_to_views_that_are_there_and_hurt_none(new, run_train, encoded):
+    """Views without the maps are encoded again to make them; a training that needs no maps then reads the views as they are."""
+    workspace = new()
+    run_train(workspace, "sbe", losses={})
+    encoded.clear()
+    run_train(new(force=True), "sbe")
+    assert encoded == [1] * 12
+    before = contents(workspace)
+    assert set(before) == {"views.h5", "view_labels.h5", "view_supers.h5"}
+    run_train(new(force=True), "sbe", losses={}, iterations=8)
+    assert (encoded, contents(workspace)) == ([1] * 12, before)
 
 
 def test_processes_share_the_views_of_one(new, run_train, train_sections, on_the_spot):
@@ -201,7 +223,7 @@ def test_a_bad_photo_has_no_views(new, run_train, tiny_voc, tmp_path):
     [
         ("joint", {}, r"heads that are trained change the labels.*--no-train-heads"),
         ("weclip", {}, r"the decoder's filter changes the labels.*--filter-from -1"),
-        ("ssr", {"losses": {"own": 0.5}}, r"a further loss may read the crops.*no --loss"),
+        ("ssr", {"losses": {"own": 0.5}}, r"loss 'own' may read the crops.*--loss own=0"),
         ("ssr", {"cache_limit": 1e-5}, r"2 views of 6 photos take 0\.074 MB, more than the 1e-05 GB allowed.*--cache-limit"),
     ],
 )

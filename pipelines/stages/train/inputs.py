@@ -19,7 +19,7 @@ from pipelines.models.alignment_file import Alignment
 from pipelines.models.decoder import SegmentationDecoder
 from pipelines.options.train import TrainOptions
 from pipelines.stages.train.crops import CropSource
-from pipelines.stages.train.settings import DECODER_NEEDS, TrainSections, training_needs
+from pipelines.stages.train.settings import TrainSections, needs_of_views, training_needs
 from pipelines.training.online_alignment import OnlineAlignment
 from pipelines.training.processes import Processes
 from pipelines.workdir.settings import model_sources
@@ -46,7 +46,7 @@ class TrainInputs:
     Attributes:
         encoders: The frozen CLIP and, if labels need it, DINO.
         source: The crops.
-        text: Class and background embeddings; None with ``supervision`` masks.
+        text: Class and background embeddings; None where labels and losses need none.
         labels: Makes label maps of crops on line; None: crops bring their ground truth.
         heads: Alignment heads that go on learning, or None.
     """
@@ -80,7 +80,7 @@ def train_inputs(
     Raises:
         UsageError: Options that do not fit CLIP, or alignment heads that do not fit CLIP or the classes.
     """
-    options, needs = sections.train, DECODER_NEEDS if labelled else training_needs(sections)
+    options, needs = sections.train, needs_of_views(sections) if labelled else training_needs(sections)
     sources = model_sources(workspace, needs, sections.cams.ckpt)
     models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
     _check_encoder(options, models.clip)
@@ -94,7 +94,7 @@ def train_inputs(
     superpixels = stack.enter_context(superpixel_reader(workspace, "superpixels" in needs))
     source = CropSource(workspace.dataset, options, encoders, superpixels)
     if labelled or options.supervision == "masks":
-        return TrainInputs(encoders, source)
+        return TrainInputs(encoders, source, models.embeddings)
     text, heads = models.embeddings, None
     if options.train_heads and text is not None and models.alignment is not None and encoders.alignment is not None:
         heads = _trained_heads(sections, models.alignment, encoders.alignment, text, processes)

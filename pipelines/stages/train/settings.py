@@ -9,10 +9,11 @@ from pipelines.errors import UsageError
 from pipelines.execution.devices import precision_name
 from pipelines.method.evidence import Needs
 from pipelines.method.parts_in_use import cam_needs, refine_needs
+from pipelines.method.super_maps import super_map_needs
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.options.train import TrainOptions
-from pipelines.training.losses import active_losses
+from pipelines.training.losses import active_losses, needs_super_maps
 from pipelines.training.processes import Processes
 from pipelines.workdir.settings import cam_settings, model_sources, refinement_settings
 from pipelines.workdir.workspace import Workspace, oriented
@@ -86,8 +87,10 @@ def _refuse_uncached(train: TrainOptions) -> None:
         raise UsageError(
             "the decoder's filter changes the labels, which cached views keep", "--filter-from -1 or --cache-views 0"
         )
-    if any(train.losses.values()):
-        raise UsageError("a further loss may read the crops, which cached views do not hold", "no --loss, or --cache-views 0")
+    reading = next((name for name, (loss, _) in active_losses(train).items() if name in train.losses and loss.crops), None)
+    if reading is not None:
+        found = f"loss {reading!r} may read the crops, which cached views do not hold"
+        raise UsageError(found, f"--loss {reading}=0, or --cache-views 0")
 
 
 DECODER_NEEDS: Needs = frozenset({"tokens_cls", "clip_block_tokens"})
@@ -99,7 +102,14 @@ def training_needs(sections: TrainSections) -> Needs:
     if sections.train.supervision == "masks":
         return DECODER_NEEDS
     filtered: Needs = frozenset({"clip_block_attention"}) if sections.train.filter_from >= 0 else frozenset()
-    return DECODER_NEEDS | filtered | cam_needs(sections.cams) | refine_needs(sections.refine)
+    needs = DECODER_NEEDS | filtered | cam_needs(sections.cams) | refine_needs(sections.refine)
+    return needs | super_map_needs(sections.cams) if needs_super_maps(sections.train) else needs
+
+
+def needs_of_views(sections: TrainSections) -> Needs:
+    """What a training on cached views reads beside them."""
+    words: Needs = frozenset({"text", "super_classes"}) if needs_super_maps(sections.train) else frozenset()
+    return DECODER_NEEDS | words
 
 
 def train_settings(workspace: Workspace, sections: TrainSections, processes: Processes) -> dict[str, Any]:
@@ -123,6 +133,7 @@ def train_settings(workspace: Workspace, sections: TrainSections, processes: Pro
     settings = {
         **options.model_dump(mode="json", exclude=NOT_SETTINGS | unused),
         **_label_settings(workspace, sections),
+        **({"super_maps": supers} if (supers := super_map_settings(workspace, sections)) else {}),
         "photos": workspace.dataset.digest(),
         "processes": processes.count,
     }
@@ -138,6 +149,15 @@ def view_settings(workspace: Workspace, sections: TrainSections) -> dict[str, An
         SsrError: The options need superpixels and there are none.
     """
     return {**sections.train.model_dump(mode="json", include=VIEW_SETTINGS), **_label_settings(workspace, sections)}
+
+
+def super_map_settings(workspace: Workspace, sections: TrainSections) -> dict[str, Any]:
+    """Whatever changes a super-class map beside the crop and its label; empty where no loss needs one."""
+    if not needs_super_maps(sections.train):
+        return {}
+    sources = model_sources(workspace, training_needs(sections), sections.cams.ckpt)
+    settings: dict[str, Any] = {"dino": sources.dino.provenance()} if sources.dino is not None else {}
+    return settings | (sources.text.super_provenance() if sources.text is not None else {})
 
 
 def _label_settings(workspace: Workspace, sections: TrainSections) -> dict[str, Any]:

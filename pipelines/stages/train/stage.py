@@ -151,7 +151,7 @@ def _steps(
             yield take_step(trainer, crops, size, from_crops), bad
     else:
         for _, kept, bad in views.steps(inputs, trainer.iteration, processes):
-            yield take_step(trainer, kept, size, lambda few: learn_views(trainer, few, patch)), bad
+            yield take_step(trainer, kept, size, lambda few: learn_views(trainer, few, patch, inputs.text)), bad
 
 
 def _train(training: TrainingRun, options: TrainOptions, device: torch.device, load: Load, views: Views | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipelines.datasets.base import Sample
+from pipelines.encoders.class_embeddings import TextEmbeddings
 from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import resolve_batch_size
@@ -24,15 +26,15 @@ from pipelines.method.photo import Crop
 from pipelines.ops.label_map import IGNORE_INDEX
 from pipelines.stages.train.crops import BadPhotos, Slot
 from pipelines.stages.train.inputs import TrainInputs
-from pipelines.stages.train.settings import TrainSections, view_settings
+from pipelines.stages.train.settings import TrainSections, super_map_settings, view_settings
 from pipelines.stores.array_reader import files_of
 from pipelines.stores.array_store import ArrayReader, store_exists
 from pipelines.training.alignment_data import steps_an_epoch
-from pipelines.training.losses import Targets
+from pipelines.training.losses import Targets, needs_super_maps
 from pipelines.training.processes import Processes
 from pipelines.training.segmentation import SegmentationTrainer
 from pipelines.workdir.counts import Counts
-from pipelines.workdir.output import Output, holds_labels
+from pipelines.workdir.output import Output, Part, holds_labels
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "views"
@@ -49,11 +51,13 @@ class KeptView:
         slot: Place in the batch of all processes.
         tokens: Output of CLIP's first blocks, ``(L, N, D)`` fp16.
         labels: ``(S, S)`` uint8: 0 background, ``i + 1`` for class i, 255 ignored.
+        super_maps: ``(S', N)`` fp16, see `pipelines.training.losses.Targets`; None if no loss needs them.
     """
 
     slot: int
     tokens: Tensor
     labels: Tensor
+    super_maps: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,16 @@ class Views:
         """Store of the views' label maps, ``(S, S)`` uint8 each."""
         return self.workspace.work / "train" / "view_labels.h5"
 
+    @property
+    def supers_path(self) -> Path:
+        """Store of the views' super-class maps, ``(S', N)`` fp16 each; there if a loss needs them."""
+        return self.workspace.work / "train" / "view_supers.h5"
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The stores that the training reads."""
+        return self.tokens_path, self.labels_path, *((self.supers_path,) if needs_super_maps(self.sections.train) else ())
+
     def collect(self, load: Callable[[], TrainInputs], progress: Progress) -> Counts:
         """Encode and label every view that is not there yet.
 
@@ -97,9 +111,11 @@ class Views:
             self._check_space(loaded, progress)
             return loaded
 
-        settings, paths = view_settings(self.workspace, self.sections), (self.tokens_path, self.labels_path)
+        settings, others = view_settings(self.workspace, self.sections), (self.labels_path,)
+        supers = settings | {"super_maps": super_map_settings(self.workspace, self.sections)}
+        then = [Part(STAGE, path, supers) for path in self.paths if path == self.supers_path]
         with self.workspace.output(
-            STAGE, paths[0], settings, progress, others=paths[1:], again=False, prepare=inputs
+            STAGE, self.tokens_path, settings, progress, others=others, then=then, again=False, prepare=inputs
         ) as output:
             todo = output.todo(lambda sample: not self._missing(output, sample), title="train: views")
             if todo:
@@ -123,20 +139,25 @@ class Views:
         """Encode a batch of views, label them, and write both."""
         evidence = inputs.encoders.encode([crop.photo for crop in crops])
         if inputs.labels is not None:
-            labels = inputs.labels(crops, evidence).labels  # (B, S, S)
+            targets = inputs.labels(crops, evidence)
         else:
-            labels = torch.stack([crop.target for crop in crops if crop.target is not None])  # (B, S, S)
+            targets = Targets(torch.stack([crop.target for crop in crops if crop.target is not None]))
         tokens = evidence.clip_block_tokens.transpose(0, 1).half().cpu()  # (B, L, N, D)
         if not bool(torch.isfinite(tokens).all()):
             raise SsrError("CLIP's tokens are larger than 16 bits can hold", "--cache-views 0")
-        for crop, own_tokens, own_labels in zip(crops, tokens.numpy(), labels.cpu().numpy(), strict=True):
+        arrays = {self.labels_path: targets.labels.cpu().numpy().astype(np.uint8)}  # (B, S, S)
+        if targets.super_maps is not None:
+            arrays[self.supers_path] = targets.super_maps.half().cpu().numpy()  # (B, S', N)
+        for number, crop in enumerate(crops):
             view = view_of(crop.photo.sample, crop.slot)
             attributes = {"labels": list(view.labels), "photo": view.photo}
-            labels_writer = output.writer_of(self.labels_path)
-            committed = output.writer_of(self.tokens_path).add(view.image_id, own_tokens, attributes, compressed=False)
-            labels_writer.add(view.image_id, own_labels.astype(np.uint8), attributes)
-            if committed:  # tokens without their labels would be made again
-                labels_writer.commit()
+            committed = output.writer_of(self.tokens_path).add(
+                view.image_id, tokens[number].numpy(), attributes, compressed=False
+            )
+            for path, array in arrays.items():
+                output.writer_of(path).add(view.image_id, array[number], attributes)
+                if committed:  # tokens without their labels would be made again
+                    output.writer_of(path).commit()
 
     def _check_space(self, inputs: TrainInputs, progress: Progress) -> None:
         """Say how large all views are; refuse what is larger than the limit or the disk."""
@@ -159,10 +180,11 @@ class Views:
         Raises:
             SsrError: There are none.
         """
-        if not store_exists(self.tokens_path) or not store_exists(self.labels_path):
+        if not all(store_exists(path) for path in self.paths):
             raise SsrError("none of the photos could be used: there is nothing to train on", "see failures.jsonl")
-        with ArrayReader(self.tokens_path) as tokens, ArrayReader(self.labels_path) as labels:
-            yield from inputs.source.made(_Read(self, inputs, tokens, labels), begin, processes)
+        with ExitStack() as stack:
+            readers = tuple(stack.enter_context(ArrayReader(path)) for path in self.paths)
+            yield from inputs.source.made(_Read(self, inputs, readers), begin, processes)
 
 
 @dataclass(frozen=True)
@@ -171,37 +193,45 @@ class _Read:
 
     views: Views
     inputs: TrainInputs
-    tokens: ArrayReader
-    labels: ArrayReader
+    readers: tuple[ArrayReader, ...]
 
     def __call__(self, slot: Slot) -> KeptView:
         step, place, index = slot
         samples, options = self.inputs.source.dataset.samples, self.views.sections.train
         epoch = step // steps_an_epoch(len(samples), options.batch)
         view = view_of(samples[index], epoch % options.cache_views)
-        if not holds_labels(view, self.tokens, self.labels):
+        if not holds_labels(view, *self.readers):
             raise ImageError("it has no cached views", "see failures.jsonl")
-        tokens, labels = self.tokens.read(view.image_id)[0], self.labels.read(view.image_id)[0]
-        classes = len(self.inputs.source.dataset.classes.names)
-        sound = tokens.shape == view_shape(self.inputs) and tokens.dtype == np.float16 and labels.dtype == np.uint8
+        tokens, labels, *supers = (reader.read(view.image_id)[0] for reader in self.readers)
+        classes, shape = len(self.inputs.source.dataset.classes.names), view_shape(self.inputs)
+        sound = tokens.shape == shape and tokens.dtype == np.float16 and labels.dtype == np.uint8
+        sound &= all(maps.shape[1:] == shape[1:2] and maps.dtype == np.float16 for maps in supers)
         if not sound or labels.shape != (options.crop,) * 2 or int(labels[labels != IGNORE_INDEX].max(initial=0)) > classes:
-            found = f"{view.image_id} in {self.tokens.path} or {self.labels.path} is no view of this training"
-            raise SsrError(found, "remove both and run `ssr train` again")
-        return KeptView(place, torch.from_numpy(tokens), torch.from_numpy(labels))
+            where = " or ".join(str(reader.path) for reader in self.readers)
+            raise SsrError(f"{view.image_id} in {where} is no view of this training", "remove them and run `ssr train` again")
+        return KeptView(place, *(torch.from_numpy(array) for array in (tokens, labels, *supers)))
 
 
-def learn_views(trainer: SegmentationTrainer, views: Sequence[KeptView], patch: int) -> None:
+def learn_views(
+    trainer: SegmentationTrainer, views: Sequence[KeptView], patch: int, text: TextEmbeddings | None = None
+) -> None:
     """Forward pass and gradient of one micro-batch of views.
 
     Args:
         trainer: What learns.
         views: The micro-batch.
         patch: Side of CLIP's patch, pixels.
+        text: Knows the super-class of each class; None if no loss needs super-class maps.
     """
     tokens = torch.stack([view.tokens for view in views], dim=1).to(trainer.device)  # (L, B, N, D)
     labels = torch.stack([view.labels for view in views]).to(trainer.device, torch.int64)  # (B, S, S)
     state = trainer.forward(tokens, (labels.shape[1] // patch, labels.shape[2] // patch), [view.slot for view in views])
-    trainer.backward(state, Targets(labels))
+    maps = [view.super_maps for view in views if view.super_maps is not None]  # (S', N) each
+    if not maps or text is None:
+        trainer.backward(state, Targets(labels))
+        return
+    of_class = torch.tensor(text.super_of_class, device=trainer.device)  # (C,)
+    trainer.backward(state, Targets(labels, super_maps=torch.stack(maps).to(trainer.device).float(), super_of_class=of_class))
 
 
 def view_of(sample: Sample, view: int) -> Sample:
