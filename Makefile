@@ -62,7 +62,7 @@ $(VENV)/.done: pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install -e '.[all,dev,docs]' || { \
 	  echo 'pydensecrf2 was not built (is there a C++ compiler?): pixel-adaptive refinement takes the place of the CRF'; \
-	  $(BIN)/python -m pip install -e '.[mmseg,ray,dev,docs]'; }
+	  $(BIN)/python -m pip install -e '.[mmseg,ray,vector,dev,docs]'; }
 	touch $@
 
 all: setup

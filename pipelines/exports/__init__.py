@@ -1,8 +1,8 @@
-"""Label maps in the formats of other tools, one file a format."""
+"""Label maps in the formats of other tools, one file a format or a family of them."""
 
 from __future__ import annotations
 
-from pipelines.exports import coco, cvat, cvat_xml
+from pipelines.exports import coco, cvat, cvat_xml, folders, label_studio, yolo
 from pipelines.exports.base import Format
 from pipelines.plugins import table_entry
 
@@ -12,6 +12,13 @@ EXPORTS: dict[str, Format] = {
     "coco": coco.FORMAT,
     "cvat": cvat.FORMAT,
     "cvat-xml": cvat_xml.FORMAT,
+    "label-studio": label_studio.FORMAT,
+    "yolo-seg": yolo.POLYGONS,
+    "yolo-sem": yolo.MASKS,
+    "voc": folders.VOC,
+    "mmseg": folders.MMSEG,
+    "fiftyone": folders.FIFTYONE,
+    "hf": folders.HF,
 }
 """Every format by its name, which is the argument FORMAT; a plugin adds its own."""
 

@@ -28,7 +28,7 @@ def write(plan: Plan) -> Iterator[Add]:
     with text_files(plan.folder, ".names") as (names,), zipfile.ZipFile(plan.folder / "masks.zip", "w") as archive:
 
         def add(item: Item) -> None:
-            objects = _objects(item.label_map, plan.options.instances)
+            objects = objects_of(item.label_map, plan.options.instances)
             put(archive, f"SegmentationClass/{item.image_id}.png", png_bytes(item.label_map, palette()))
             put(archive, f"SegmentationObject/{item.image_id}.png", png_bytes(objects, palette()))
             names.write(f"{item.image_id}\n")
@@ -66,7 +66,7 @@ def put(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     archive.writestr(entry, content, zipfile.ZIP_STORED if name.endswith(".png") else zipfile.ZIP_DEFLATED)
 
 
-def _objects(label_map: NDArray[np.uint8], instances: bool) -> NDArray[np.uint8]:
+def objects_of(label_map: NDArray[np.uint8], instances: bool) -> NDArray[np.uint8]:
     """Number of each pixel's object, 0 for background: without these, CVAT would take background for an object."""
     numbers = np.zeros_like(label_map)
     for number, region in enumerate(regions(label_map, instances), start=1):

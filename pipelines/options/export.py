@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipelines.options.sources import Options, option
 
-FORMATS = ("coco", "cvat", "cvat-xml")
+FORMATS = ("coco", "cvat", "cvat-xml", "label-studio", "yolo-seg", "yolo-sem", "voc", "mmseg", "fiftyone", "hf")
 """Formats that the package ships."""
 
 

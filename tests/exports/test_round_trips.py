@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import xml.etree.ElementTree as ET
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from pipelines.errors import SsrError, UsageError
 from pipelines.exports import EXPORTS
+from pipelines.ops.run_lengths import decode_brush, encode_brush, from_run_lengths, run_lengths
 from pipelines.options.export import FORMATS, ExportOptions
 from pipelines.stages import export
 from tests.exports.conftest import NAMES
@@ -126,8 +130,6 @@ def test_every_format_that_is_named_is_there():
 
 
 def test_a_name_that_a_format_cannot_hold(odd, tmp_path):
-    from dataclasses import replace
-
     names = tuple("a:b" if index == 3 else name for index, name in enumerate(NAMES))
     dataset = replace(odd.workspace.dataset, classes=replace(odd.workspace.dataset.classes, names=names, prompts=names))
     other = replace(odd.workspace, photos=dataset)
@@ -191,8 +193,6 @@ def test_shards_make_the_whole(odd, tmp_path):
 
 
 def test_bad_label_maps_are_named_and_left_out(odd, tmp_path):
-    from dataclasses import replace
-
     folder = tmp_path / "maps"
     folder.mkdir()
     for image_id in odd.maps:
@@ -222,3 +222,172 @@ def test_photos_without_a_dataset(odd, tmp_path, ssr, monkeypatch):
     said = ssr("export", "coco", folder, "--images", odd.root / "images", "--output", tmp_path / "out").out
     assert "6 images in" in said
     same(by_pycocotools(tmp_path / "out/annotations/instances_images.json")[0], expected(odd))
+
+
+def rle_pack(data: list[int]) -> list[int]:
+    """thi-ng's rle-pack, bit by bit as its documentation has it: the slow twin of ours."""
+    bits = "".join(f"{byte:08b}" for byte in data)
+    place = 0
+
+    def take(width: int) -> int:
+        nonlocal place
+        place += width
+        return int(bits[place - width : place], 2)
+
+    count, word = take(32), take(5) + 1
+    sizes = [take(4) + 1 for _ in range(4)]
+    out: list[int] = []
+    while len(out) < count:
+        run, length = take(1), take(sizes[take(2)]) + 1
+        out += [take(word)] * length if run else [take(word) for _ in range(length)]
+    assert len(out) == count
+    assert len(bits) - place < 8
+    return out
+
+
+@pytest.mark.parametrize("instances", [False, True])
+def test_label_studio_by_the_documented_brush(odd, exported, instances):
+    """The result's tools are those of the interface: Label Studio shows nothing otherwise."""
+    folder = exported("label-studio", instances=instances, image_url="https://host/p h/")
+    interface = ET.parse(folder / "interface.xml").getroot()
+    tool, image = interface.find("BrushLabels"), interface.find("Image")
+    assert [label.get("value") for label in tool] == list(NAMES)
+    found = {}
+    for task in json.loads((folder / "tasks.json").read_text(encoding="utf-8")):
+        assert task["data"]["image"].isascii()
+        assert task["data"]["image"].startswith("https://host/p h/")
+        height, width = odd.maps[task["data"]["image_id"]].shape
+        found[task["data"]["image_id"]] = label_map = np.zeros((height, width), np.uint8)
+        (prediction,) = task["predictions"]
+        for result in prediction["result"]:
+            assert (result["from_name"], result["to_name"]) == (tool.get("name"), image.get("name"))
+            assert (result["original_height"], result["original_width"]) == (height, width)
+            brush = np.array(rle_pack(result["value"]["rle"]), np.uint8).reshape(height, width, 4)[..., 3]
+            (name,) = result["value"]["brushlabels"]
+            label_map[brush > 0] = NAMES.index(name) + 1
+    same(found, expected(odd))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (259, 257)])
+@pytest.mark.parametrize("fill", [0.0, 0.02, 0.5, 1.0])
+def test_brushes_of_any_run(shape, fill):
+    """Runs of one value over 16 bits long, of all four widths, and none."""
+    mask = np.random.default_rng(1).random(shape) < fill
+    data = encode_brush(mask)
+    assert (np.array(rle_pack(data)).reshape(*shape, 4)[..., 3] == 255 * mask).all()
+    assert (decode_brush(bytes(data), shape) == mask).all()
+    assert (from_run_lengths(run_lengths(mask), shape) == mask).all()
+
+
+def near_edges(label_map):
+    """Pixels within one pixel of another value."""
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    return maximum_filter(label_map, 3) != minimum_filter(label_map, 3)
+
+
+@pytest.mark.parametrize("holes", ["bridge", "fill"])
+def test_yolo_polygons_as_ultralytics_fills_them(odd, exported, holes):
+    """`polygon2mask` truncates corners and fills by OpenCV, border included: pixels beside an outline may differ, no others."""
+    pytest.importorskip("rasterio")
+    cv2 = pytest.importorskip("cv2")
+    folder = exported("yolo-seg", holes=holes)
+    config = yaml.safe_load((folder / "data.yaml").read_text(encoding="utf-8"))
+    assert config["names"] == dict(enumerate(NAMES))
+    assert config["path"] == str(folder)
+    for image_id, mask in expected(odd).items():
+        assert (folder / config["train"] / f"{image_id}.png").is_file()
+        height, width = mask.shape
+        found = np.zeros_like(mask)
+        for line in (folder / f"labels/train/{image_id}.txt").read_text().splitlines():
+            index, *numbers = line.split()
+            corners = np.array(numbers, np.float64).reshape(-1, 2)
+            assert len(corners) >= 3
+            assert corners.min() >= 0
+            assert corners.max() <= 1
+            cv2.fillPoly(found, [(corners * (width, height)).astype(np.int32)], int(index) + 1)
+        wrong = (found != mask) & ~near_edges(mask)
+        if holes == "bridge":
+            assert not wrong.any(), image_id
+        else:
+            assert wrong.any() == (image_id == "ring")
+
+
+def test_holes_may_be_refused(odd, tmp_path):
+    pytest.importorskip("rasterio")
+    run = odd.workspace.run.model_copy(update={"max_failures": 1})
+    workspace = replace(odd.workspace, run=run)
+    done = export.run(workspace, ExportOptions(format="yolo-seg", holes="refuse", output=tmp_path / "x"))
+    assert (done.done, done.failed) == (5, 1)
+    assert "'Straßenschild' has a hole" in (odd.workspace.work / "failures.jsonl").read_text(encoding="utf-8")
+    assert not (tmp_path / "x/labels/train/ring.txt").exists()
+
+
+def by_opencv(path):
+    cv2 = pytest.importorskip("cv2")
+    return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def by_pillow(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+@pytest.mark.parametrize(("form", "masks", "images", "read"), [
+    ("yolo-sem", "masks/train", "images/train", by_opencv),
+    ("fiftyone", "labels", "data", by_opencv),
+    ("voc", "SegmentationClass", "JPEGImages", by_pillow),
+    ("hf", "train/masks", "train/images", by_pillow),
+])  # fmt: skip
+def test_folders_of_masks(odd, exported, form, masks, images, read):
+    """As their readers decode them: OpenCV would make colours of a palette."""
+    folder = exported(form)
+    same({path.stem: read(path) for path in (folder / masks).iterdir()}, odd.maps)
+    assert {path.stem for path in (folder / images).iterdir()} == set(odd.maps)
+    if form == "yolo-sem":
+        config = yaml.safe_load((folder / "data.yaml").read_text(encoding="utf-8"))
+        assert (config["masks_dir"], config["names"]) == ("masks", dict(enumerate(("background", *NAMES))))
+    elif form == "hf":
+        rows = [json.loads(line) for line in (folder / "train/metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert all((folder / "train" / row[key]).is_file() for row in rows for key in row)
+        assert list(json.loads((folder / "id2label.json").read_text(encoding="utf-8")).values()) == ["background", *NAMES]
+    elif form == "voc":
+        assert (folder / "ImageSets/Segmentation/train.txt").read_text(encoding="utf-8").splitlines() == odd.order
+    else:
+        code = (folder / "README.md").read_text(encoding="utf-8").split("```")[1].removeprefix("python\n")
+        (targets,) = [
+            node.value
+            for node in ast.walk(ast.parse(code))
+            if isinstance(node, ast.Assign) and "mask_targets" in ast.unparse(node)
+        ]
+        assert ast.literal_eval(targets) == {"ground_truth": dict(enumerate(("background", *NAMES)))}
+
+
+def test_mmseg_by_mmsegmentation(odd, exported):
+    pytest.importorskip("mmseg")
+    from pipelines.mmsegmentation.imports import import_mmsegmentation
+
+    import_mmsegmentation()
+    from mmengine.config import Config
+    from mmseg.datasets import BaseSegDataset
+    from mmseg.datasets.transforms import LoadAnnotations
+
+    folder = exported("mmseg")
+    config = dict(Config.fromfile(folder / "dataset.py")["dataset"])
+    assert config.pop("type") == "BaseSegDataset"
+    dataset = BaseSegDataset(**config, pipeline=[])
+    assert dataset.metainfo["classes"] == ("background", *NAMES)
+    load = LoadAnnotations()
+    entries = [dataset.get_data_info(index) for index in range(len(dataset))]
+    assert all(Path(entry["img_path"]).is_file() for entry in entries)
+    same({Path(entry["img_path"]).stem: load(entry)["gt_seg_map"] for entry in entries}, odd.maps)
+
+
+def test_confidence_of_refined_cams(finished, tiny_voc, ssr, tmp_path):
+    """Between 0 and 1, for images with an object; Label Studio sorts by it."""
+    ssr("export", "label-studio", "--config", tiny_voc.config, "--work", finished["ssr"], "--output", tmp_path / "out")
+    tasks = json.loads((tmp_path / "out/tasks.json").read_text())
+    scores = {task["data"]["image_id"]: task["predictions"][0].get("score") for task in tasks}
+    assert scores.pop("d_empty") is None
+    assert all(0 < score <= 1 for score in scores.values())
+    assert len(set(scores.values())) > 1
