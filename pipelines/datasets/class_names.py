@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Sequence
 
+from pipelines.datasets.names import IMAGE_SUFFIXES
 from pipelines.errors import UsageError
 
 _AROUND = " \t\r\n\f\v\u00a0\ufeff\u200b\u200c\u200d\u2060"
@@ -34,6 +35,8 @@ _LOOKALIKES = str.maketrans(  # Cyrillic and Greek letters that are drawn as Lat
     "\u041e\u0420\u0421\u0422\u0425",
     "aeopcyxisjABEZHIKMNOPTYXABEKMHOPCTX",
 )
+NO_BACKGROUND = "leave it out: an image without a class has no labels, and every mask has background"
+NO_LABELS = "leave the labels of an image without a class empty"
 CLASS_FILE = "--classes FILE names the classes"
 
 
@@ -88,9 +91,13 @@ def refuse_odd_names(names: Sequence[str], where: object) -> None:
     """
     known = set(names)
     for name in names:
+        if name.casefold() == "background":
+            raise UsageError(f"{where}: {name!r} is what no class covers, and is no class name", NO_BACKGROUND)
+        if name.lower().endswith(IMAGE_SUFFIXES):
+            hint = "a label file names the classes of each image, not the images of each class"
+            raise UsageError(f"{where}: {name!r:.80} is the name of an image, and no class name", f"{hint}; or {CLASS_FILE}")
         if says_nothing(name):
-            hint = "leave the labels of an image without a class empty"
-            raise UsageError(f"{where}: {name!r} stands for no class, and is no class name", f"{hint}; or {CLASS_FILE}")
+            raise UsageError(f"{where}: {name!r} stands for no class, and is no class name", f"{NO_LABELS}; or {CLASS_FILE}")
         parts = next((parts for mark in _JOINS if len(parts := _parts(name, mark)) > 1 and known >= set(parts)), None)
         if parts is not None or _SEPARATORS.search(name):
             found = f"several class names in one: {', '.join(map(repr, parts))}" if parts else "separators or brackets"

@@ -16,7 +16,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipelines.datasets.class_names import class_key, clean_class_name, split_names
+from pipelines.datasets.class_names import NO_BACKGROUND, NO_LABELS, class_key, clean_class_name, says_nothing, split_names
 from pipelines.datasets.splits import read_regular
 from pipelines.errors import UsageError
 from pipelines.options.sources import Options
@@ -102,9 +102,10 @@ class ClassList:
         by_case = {known.casefold(): known for known in (*self.names, *dict(self.aliases))}
         near = difflib.get_close_matches(name[:80].casefold(), by_case, n=1)
         guess = f"; did you mean {by_case[near[0]]!r}?" if near else ""
-        raise UsageError(
-            f"unknown class {name!r:.80}, expected one of {len(self.names)} classes{guess}", "--classes for other classes"
-        )
+        hint = "--classes for other classes"
+        if not guess and (name.casefold() == "background" or says_nothing(name)):
+            hint = NO_BACKGROUND if name.casefold() == "background" else NO_LABELS
+        raise UsageError(f"unknown class {name!r:.80}, expected one of {len(self.names)} classes{guess}", hint)
 
     def indices(self, names: Iterable[str], where: str) -> tuple[int, ...]:
         """Ascending class indices of names, each once; errors start with ``where``.

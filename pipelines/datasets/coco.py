@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipelines.errors import UsageError
 from pipelines.options.sources import DatasetOptions
 
 FOLDERS = ("train2014", "val2014", "train2017", "val2017")
+SPLIT_NAMES = ("train", "val", "valid", "test")
 _ALIASES = {"val": ("val", "valid", "validation"), "valid": ("valid", "val", "validation")}
 """Other names of a split in exports."""
 
@@ -179,9 +181,16 @@ def _exported(root: Path, split: str, from_file: bool) -> tuple[_Source, ...]:
     if found:
         names = ", ".join(f"{name} ({path.relative_to(root)})" for name, path in found.items())
         raise UsageError(f"{root}: expected annotations of split {split!r}, found {names}", "--split")
-    inside = sorted(path.name for path in root.iterdir())[:8] if root.is_dir() else []
-    listing = f": it holds {', '.join(inside)}" if inside else ""
-    raise UsageError(f"{_EXPECTED}, found none in {root}{listing}", "--root FOLDER")
+    inside = sorted(root.iterdir()) if root.is_dir() else []
+    listing = f": it holds {', '.join(path.name for path in inside[:8])}" if inside else ""
+    deeper = next((path for path in inside if path.is_dir() and (_annotation_files(path) or _has_folders(path))), None)
+    archive = next((path.name for path in inside if path.suffix.lower() in {".zip", ".tar", ".gz", ".tgz", ".7z"}), None)
+    hint = f"--root {shlex.quote(str(deeper))}" if deeper else f"unpack {archive} first" if archive else "--root FOLDER"
+    raise UsageError(f"{_EXPECTED}, found none in {root}{listing}", hint)
+
+
+def _has_folders(root: Path) -> bool:
+    return any((root / name).is_dir() or (root / "images" / name).is_dir() for name in FOLDERS)
 
 
 def _has_photos(folder: Path) -> bool:
@@ -196,6 +205,9 @@ def _annotation_files(root: Path) -> Mapping[str, Path]:
     for path in sorted(root.glob("*/_annotations.coco.json")) + sorted(root.glob("*/labels.json")):  # Roboflow, FiftyOne
         if path.parent.name != "annotations":
             found.setdefault(path.parent.name, path)
+    for name in SPLIT_NAMES:
+        if (root / f"{name}.json").is_file():
+            found.setdefault(name, root / f"{name}.json")
     for name in ("_annotations.coco.json", "labels.json", "result.json", "result_coco.json", "annotations.json"):
         if (root / name).is_file():  # the last ones are Label Studio's
             found.setdefault("all", root / name)

@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.datasets.class_names import clean_class_name, refuse_odd_names
 from pipelines.datasets.classes import VOC12, ClassList
 from pipelines.datasets.names import IMAGE_SUFFIXES, check_image_id, image_id_of
-from pipelines.datasets.splits import read_regular
+from pipelines.datasets.splits import encoding_of, read_regular
 from pipelines.errors import SsrError, UsageError
 
 
@@ -55,9 +55,9 @@ def read_instances(path: Path, classes: ClassList) -> Instances:
     """
     content, where = _read_json(path), f"{path}: categories"
     try:
-        names = {item["id"]: item["name"] for item in content["categories"]}
+        names = {_key(item["id"]): item["name"] for item in content["categories"]}
         where = f"{path}: images"
-        files = {item["id"]: _inside(path, item["id"], item["file_name"]) for item in content["images"]}
+        files = {_key(item["id"]): _inside(path, item["id"], item["file_name"]) for item in content["images"]}
         if len(files) != len(content["images"]):
             raise SsrError(f"{where}: an id stands twice")
         present: dict[Any, set[Any]] = {image: set() for image in files}
@@ -65,11 +65,11 @@ def read_instances(path: Path, classes: ClassList) -> Instances:
         where = f"{path}: annotations"
         for number, item in enumerate(annotations):
             where = f"{path}: annotations[{number}]"
-            category = item["category_id"]
+            category, image = _key(item["category_id"]), _key(item["image_id"])
             if category not in names:
-                raise SsrError(f"{where}: category_id {category!r:.60} is not among the categories", "--labels FILE")
-            if item["image_id"] in present:
-                present[item["image_id"]].add(category)
+                raise SsrError(f"{where}: category_id {item['category_id']!r:.60} is not among the categories", "--labels FILE")
+            if image in present:
+                present[image].add(category)
             else:
                 lost += 1
         where = f"{path}: annotations"
@@ -93,6 +93,11 @@ def read_instances(path: Path, classes: ClassList) -> Instances:
     unused = [str(name) for key, name in names.items() if key not in used and name not in known]
     passed += [f"categories without an annotation: {', '.join(unused[:6])}"] if unused else []
     return Instances(dict(sorted(images.items())), tuple(f"{path.name}: passed over {words}" for words in passed))
+
+
+def _key(number: Any) -> Any:
+    """An id that is the same whether it was written as a number or as text."""
+    return number if isinstance(number, int) or not isinstance(number, str) or not number.isdecimal() else int(number)
 
 
 def _inside(path: Path, key: object, name: Any) -> Any:
@@ -151,13 +156,17 @@ def classes_of_coco(path: Path) -> ClassList:
     try:
         categories = sorted(content["categories"], key=lambda item: item["id"])
         above = {item.get("supercategory") for item in categories}
-        used = {item["category_id"] for item in content["annotations"]}
-        names = [clean_class_name(item["name"]) for item in categories if item["id"] in used or item["name"] not in above]
+        used = {_key(item["category_id"]) for item in content["annotations"]}
+        listed = [item["name"] for item in categories if _key(item["id"]) in used or item["name"] not in above]
+        names = list(dict.fromkeys(map(clean_class_name, listed)))  # Roboflow may write one twice, as a class and above it
     except (KeyError, TypeError, AttributeError) as error:
         found = f"{type(error).__name__} {error!s:.60}"
         raise SsrError(f"{path}: categories: expected COCO instances, found {found}", "--classes FILE") from None
     refuse_odd_names(names, path)
-    return ClassList(tuple(names), tuple(names), VOC12.background)
+    try:
+        return ClassList(tuple(names), tuple(names), VOC12.background)
+    except UsageError as error:
+        raise UsageError(f"{path}: categories: {error.message}", "--classes FILE") from None
 
 
 def labels_from_coco(path: Path, classes: ClassList) -> dict[str, tuple[int, ...]]:
@@ -174,11 +183,15 @@ def _read_json(path: Path) -> dict[str, Any]:
         return item
 
     try:
-        content = json.loads(read_regular(path).decode("utf-8-sig"), object_pairs_hook=slim)
+        text = read_regular(path)
+        if not text.strip():
+            raise SsrError(f"{path}: expected COCO instances, found an empty file", "export the annotations again")
+        content = json.loads(text.decode(encoding_of(text)), object_pairs_hook=slim)
     except OSError as error:
         raise SsrError(f"{path}: cannot read the annotations: {error.strerror}", "--labels FILE for a label file") from None
     except (ValueError, RecursionError) as error:
         raise SsrError(f"{path}: broken JSON: {error}") from None
     if not isinstance(content, dict):
-        raise SsrError(f"{path}: expected COCO instances, found a {type(content).__name__}")
+        hint = "an object with images, annotations and categories; a list is what a model found"
+        raise SsrError(f"{path}: expected COCO instances, found a {type(content).__name__}", hint)
     return content

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from pipelines.datasets.class_names import clean_class_name
-from pipelines.datasets.image_files import nested
+from pipelines.datasets.image_files import nested, unread_in, unread_line
 from pipelines.datasets.names import IMAGE_FOLDERS, image_id_of
 from pipelines.datasets.splits import read_regular
 from pipelines.errors import UsageError
@@ -58,14 +58,14 @@ def labels_from_folders(root: Path) -> NamedLabels:
     inside = {image_id: path for image_id, path in photos.items() if len(path.parts) > 1}
     if not inside:
         raise UsageError(f"{root}: expected photos in one folder a class, found none", "--from folders reads CLASS/x.jpg")
-    skip = 1 if all(path.parts[0].lower() in SPLITS and len(path.parts) > 2 for path in inside.values()) else 0
+    outer, skip = SPLITS | IMAGE_FOLDERS, 0
+    while all(len(path.parts) > skip + 2 and path.parts[skip].lower() in outer for path in inside.values()):
+        skip += 1
     images: dict[str, tuple[str, ...]] = {image_id: (clean_class_name(path.parts[skip]),) for image_id, path in inside.items()}
     names = tuple(sorted({name for found in images.values() for name in found}))
-    words = (
-        [f"{len(photos) - len(inside)} photos outside the folders of classes are passed over"]
-        if len(photos) > len(inside)
-        else []
-    )
+    outside, other = len(photos) - len(inside), unread_in(root)
+    words = [f"{outside} photos outside the folders of classes are passed over"] if outside else []
+    words += [unread_line(other)] if other else []
     return NamedLabels(images, names, tuple(words))
 
 
@@ -93,7 +93,8 @@ def labels_from_yolo(root: Path, names: Iterable[str] | None = None) -> NamedLab
     for path in files:
         image_id = image_id_of(path.stem, str(path))
         if image_id in images:
-            raise UsageError(f"{root}: expected one label file an image, found two for {image_id!r}")
+            hint = "convert each split by itself, e.g. labels/train; or rename one photo"
+            raise UsageError(f"{root}: expected one label file an image, found two for {image_id!r}", hint)
         images[image_id] = _yolo_file(path, known)
     photos = _yolo_photos(root)
     empty = [image_id for image_id in photos if image_id not in images]
@@ -106,13 +107,16 @@ def labels_from_yolo(root: Path, names: Iterable[str] | None = None) -> NamedLab
 
 
 def _yolo_names(root: Path) -> tuple[Path | None, tuple[str, ...] | None]:
-    for folder in (root, root.parent, root.parent.parent):
-        for path in (*sorted(folder.glob("data*.y*ml")), *sorted(folder.glob("dataset*.y*ml"))):
+    for folder in (root, root / "labels", root.parent, root.parent.parent):
+        for path in sorted(folder.glob("*.y*ml"), key=lambda path: (not path.name.startswith("data"), path.name)):
             content = _yaml(path)
             found = content.get("names") if isinstance(content, dict) else None
             if isinstance(found, dict):
                 found = [found[key] for key in sorted(found)] if all(isinstance(key, int) for key in found) else None
             if isinstance(found, list):
+                odd = next((name for name in found if isinstance(name, bool | None)), "")
+                if odd != "":
+                    raise UsageError(f"{path}: expected class names, found {odd}", "YAML needs quotes around yes, no, on, off")
                 return path, tuple(clean_class_name(str(name)) for name in found)
         for name in _NAMES[:3]:
             if (folder / name).is_file():

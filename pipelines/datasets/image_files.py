@@ -144,6 +144,11 @@ def unread(folder: Path) -> Counter[str]:
     return Counter(os.path.splitext(name)[1].lower() for name in listed(folder, UNREAD_SUFFIXES))
 
 
+def unread_in(root: Path) -> Counter[str]:
+    """The same of a folder and its subfolders."""
+    return sum((unread(Path(place)) for place, _, _ in os.walk(root)), Counter())
+
+
 def unread_line(endings: Counter[str]) -> str:
     """What to do about files that are not read."""
     found = ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))

@@ -16,7 +16,7 @@ from pipelines.datasets.class_names import clean_class_name
 from pipelines.datasets.classes import ClassList
 from pipelines.datasets.label_json import json_rows, jsonl_rows
 from pipelines.datasets.label_rows import NameOf, Row
-from pipelines.datasets.label_tables import TAGS, layout_of, table_rows
+from pipelines.datasets.label_tables import TAGS, layout_of, preamble, table_rows
 from pipelines.datasets.names import did_you_mean, image_id_of
 from pipelines.datasets.splits import encoding_of, refuse_irregular
 from pipelines.errors import UsageError
@@ -24,6 +24,7 @@ from pipelines.stores.files import atomic_path
 
 _COLUMNS = ("image", "labels")
 _HEAD = 1 << 20
+_TABLES = {".txt", ".xlsx", ".xls", ".ods", ".numbers", ".parquet", ".feather", ".dat"}
 _REMEMBERED = 10_000  # combinations of classes that are looked up once
 
 
@@ -179,7 +180,8 @@ def _json(value: object) -> str:
 def _rows(path: Path) -> Iterator[Row]:
     readers = {".csv": table_rows, ".tsv": table_rows, ".json": json_rows, ".jsonl": jsonl_rows}
     if path.suffix.lower() not in readers:
-        raise UsageError(f"{path}: expected a label file .csv, .json or .jsonl, found {path.suffix!r}", "--labels")
+        hint = "save the table as CSV" if path.suffix.lower() in _TABLES else "--labels; `ssr labels` converts other formats"
+        raise UsageError(f"{path}: expected a label file .csv, .json or .jsonl, found {path.suffix!r}", hint)
     found = False
     try:
         with _opened(path) as file:
@@ -210,8 +212,9 @@ def understood(path: Path) -> tuple[str, ...]:
     if path.suffix.lower() not in {".csv", ".tsv"}:
         return ()
     with _opened(path) as file:
-        encoding, start = file.encoding, file.read(_HEAD)
-    first = start.split("\n", 1)[0].strip()
+        encoding, header = file.encoding, preamble(file)[1]
+        start = header + file.read(_HEAD)
+    first = header.strip()
     known = {"image,labels": (), TAGS: ("labels are tags, which `ssr tag` gave by the class names",)}
     words = known[first] if first in known else layout_of(path, start).understood
     words = ("UTF-16", *words) if encoding == "utf-16" else words

@@ -29,6 +29,9 @@ NameOf = Callable[[str, str], str]
 """Makes an image id of a name or path; the second text says where it stands, for an error."""
 
 
+_NAMES = 'write ["name", ...]; numbers and boxes are not read: `ssr labels` converts exports in the forms of COCO, VOC and YOLO'
+
+
 class Row(NamedTuple):
     """One image of a label file: cheap to make, what is seldom wanted is worked out when asked for."""
 
@@ -73,7 +76,7 @@ def row_of(path: Path, place: int | str, image: object, names: object) -> Row:
     if not isinstance(image, str):
         raise UsageError(f"{where(path, place)}: expected an image name, found {image!r:.60}")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"{where(path, place)}: expected a list of class names, found {names!r:.60}")
+        raise UsageError(f"{where(path, place)}: expected a list of class names, found {names!r:.60}", _NAMES)
     inside = image if "/" in image or "\\" in image else ""
     return Row(image_id_of(image, where(path, place)), tuple(names), path, place, inside)
 

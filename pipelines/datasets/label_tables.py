@@ -51,6 +51,8 @@ class TableLayout:
     classes: tuple[tuple[int, str], ...]
     several_rows: bool
     understood: tuple[str, ...]
+    verified: int | None = None
+    """Place of a column that says by 0 or 1 whether the class of a row is there."""
 
     def names(self, cells: Sequence[str], where: str) -> list[str]:
         """Class names of a row.
@@ -58,6 +60,8 @@ class TableLayout:
         Raises:
             UsageError: A column of a class holds something else than 0 or 1.
         """
+        if self.verified is not None and cells[self.verified].strip().casefold() in _ABSENT - {""}:
+            return []
         if self.labels is not None:
             return split_cell(cells[self.labels])
         names = []
@@ -77,10 +81,11 @@ def table_rows(path: Path, file: TextIO) -> Iterator[Row]:
     Raises:
         UsageError: It is none, or a row is not as the first line says.
     """
-    lines, header = 1, file.readline()
+    before, header = preamble(file)
     if header.strip() not in {"image,labels", TAGS}:
-        yield from _rows_of_layout(path, file, header)
+        yield from _rows_of_layout(path, file, header, before)
         return
+    lines = before + 1
     while block := file.read(_BLOCK) + file.readline():  # rows that need no CSV parser, a block of lines: five times as fast
         block = block.replace("\r\n", "\n")
         if '"' in block or "\r" in block or "\0" in block:
@@ -96,18 +101,30 @@ def table_rows(path: Path, file: TextIO) -> Iterator[Row]:
                 yield from _parsed(path, ["image,labels", line], lines - 2, PLAIN)
 
 
-def _rows_of_layout(path: Path, file: TextIO, header: str) -> Iterator[Row]:
+def preamble(file: TextIO) -> tuple[int, str]:
+    """Pass over what may stand before the first line of a table: empty lines, comments, ``sep=;`` of Excel.
+
+    Returns:
+        How many lines were passed over, and the first line.
+    """
+    count, line = 0, file.readline()
+    while line and (not line.strip() or line.startswith("#") or re.fullmatch(r"sep=.\s*", line)):
+        count, line = count + 1, file.readline()
+    return count, line
+
+
+def _rows_of_layout(path: Path, file: TextIO, header: str, before: int) -> Iterator[Row]:
     start = file.read(_BLOCK)
     layout = layout_of(path, header + start)
-    rows = _parsed(path, _lines(header + start, file), 0, layout)
+    rows = _parsed(path, _lines(header + start, file), before, layout)
     if not layout.several_rows:
         yield from rows
         return
     merged: dict[str, Row] = {}
     for row in rows:
         key = row.image or row.image_id
-        before = merged.get(key)
-        merged[key] = row if before is None else before._replace(key=(*before.key, *row.key))
+        first = merged.get(key)
+        merged[key] = row if first is None else first._replace(key=(*first.key, *row.key))
     yield from merged.values()
 
 
@@ -134,6 +151,8 @@ def layout_of(path: Path, start: str) -> TableLayout:
         if layout is not None:
             return layout
     found = next(iter(start.splitlines()), "").strip()
+    if not found:
+        raise UsageError(f"{path}:1: expected columns image,labels, found an empty file", RENAME)
     if "\0" in found:
         raise UsageError(f"{path}:1: expected columns image,labels, found UTF-16 without its mark", "save the table as UTF-8")
     raise UsageError(f"{path}:1: expected columns image,labels, found {found!r:.60}", RENAME)
@@ -170,9 +189,13 @@ def _layout(path: Path, delimiter: str, header: list[str], rows: list[list[str]]
     if several:
         understood.append("an image may have several rows")
     others -= numbers
+    verified = keys.index("confidence") if several and "confidence" in keys and keys.index("confidence") in binary else None
+    if verified is not None:
+        others -= {verified}
+        understood.append(f"rows of {header[verified].strip()} 0 say that a class is not there")
     if others:
         understood.append(f"passed over: {some([header[place].strip() for place in sorted(others)])}")
-    return TableLayout(delimiter, len(keys), image, labels, classes, several, tuple(understood))
+    return TableLayout(delimiter, len(keys), image, labels, classes, several, tuple(understood), verified)
 
 
 PLAIN = TableLayout(",", 2, 0, 1, (), False, ())

@@ -126,5 +126,7 @@ def classes_of(source: LabelSource, path: Path) -> ClassList:
 
 
 def _class_list(names: Sequence[str], where: Path) -> ClassList:
+    if not names:
+        raise UsageError(f"{where}: expected class names, found none", "--classes FILE")
     refuse_odd_names(names, where)
     return ClassList(tuple(names), tuple(names), VOC12.background)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.datasets.names import IMAGE_SUFFIXES, check_image_id, image_id_of, without_suffix
+from pipelines.datasets.names import IMAGE_FOLDERS, IMAGE_SUFFIXES, check_image_id, image_id_of, without_suffix
 from pipelines.errors import UsageError
 
+_HEADERS = {"image", "images", "image_id", "imageid", "filename", "file_name", "file", "id", "path", "image_path", "name"}
 _NUMBER = re.compile(r"[+-]?\d{1,9}").fullmatch
 
 
@@ -46,6 +47,8 @@ def split_file(split: str) -> Path | None:
     """
     if split.lower().endswith(".txt"):
         return Path(split)
+    if "/" in split or "\\" in split or split.lower().endswith((".csv", ".tsv", ".lst", ".list")):
+        raise UsageError(f"--split: expected the name of a split or a list FILE.txt, found {split!r:.80}", "rename it FILE.txt")
     check_image_id(split, "--split")
     return None
 
@@ -84,7 +87,10 @@ def parse_split(path: Path, known: Container[str] = (), name: Callable[[str, str
         UsageError: The file cannot be read, has no ids, names classes behind images, or an id is unsafe or stands twice.
     """
     lines = {number: line.strip() for number, line in enumerate(_lines(path), start=1)}
-    lines = {number: _spaced(line) for number, line in lines.items() if line and not line.startswith("#")}
+    lines = {number: _spaced(_bare(line, known)) for number, line in lines.items() if line and not line.startswith("#")}
+    first = next(iter(lines), 0)
+    if len(lines) > 1 and lines[first].lower() in _HEADERS and known and lines[first] not in known:
+        del lines[first]  # the name of a column
     cut, understood = _columns(lines.values(), known)
     if not cut:
         _refuse_labels(path, lines, known)
@@ -119,6 +125,8 @@ def _refuse_labels(path: Path, lines: Mapping[int, str], known: Container[str]) 
 def _lines(path: Path) -> list[str]:
     try:
         content = read_regular(path)
+        if b"\0" in content and encoding_of(content) != "utf-16":
+            raise UsageError(f"{path}: expected a split of UTF-8 lines, found UTF-16 without its mark", "save it as UTF-8")
         return re.split("\r\n|\r|\n", content.decode(encoding_of(content)))
     except OSError as error:
         raise UsageError(f"{path}: cannot read the split: {error.strerror}", "--split NAME or --split FILE.txt") from None
@@ -131,9 +139,23 @@ def encoding_of(start: bytes) -> str:
     return "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
 
+def _bare(line: str, known: Container[str]) -> str:
+    """A line without what tables put around a name: quotes, and a separator at its end."""
+    if line in known:
+        return line
+    line = line.rstrip(",;").strip()
+    return line[1:-1] if len(line) > 2 and line[0] == line[-1] and line[0] in "\"'" else line
+
+
 def _spaced(line: str) -> str:
     """A line of a table of commas whose first column is a file name, with spaces in their place."""
     return line.replace(",", " ") if line.partition(",")[0].strip().lower().endswith(IMAGE_SUFFIXES) else line
+
+
+def _is_file(word: str) -> bool:
+    """Whether a word is an image's file name or a path in a folder of images or masks."""
+    folder = re.split(r"[/\\]", word)[-2:-1]
+    return word.lower().endswith(IMAGE_SUFFIXES) or (bool(folder) and folder[0].lower() in IMAGE_FOLDERS)
 
 
 def _columns(lines: Iterable[str], known: Container[str]) -> tuple[bool, tuple[str, ...]]:
@@ -148,7 +170,7 @@ def _columns(lines: Iterable[str], known: Container[str]) -> tuple[bool, tuple[s
             return False, ()
         if rest and all(_NUMBER(word) for word in rest):
             numbers.update(map(int, rest))
-        elif len(rest) == 1 and rest[0].lower().endswith(IMAGE_SUFFIXES) and first.lower().endswith(IMAGE_SUFFIXES):
+        elif rest and _is_file(first) and _is_file(rest[0]) and all(_NUMBER(word) for word in rest[1:]):
             masks = True
         elif rest:
             return False, ()

@@ -31,7 +31,7 @@ def load_unlabelled(options: DatasetOptions) -> Dataset:
     if options.classes is None:
         raise UsageError("expected the names to tag photos with, found no class list", "--classes FILE, .toml or .yaml")
     place, file = ImageFiles(photos_of(options.root)), split_of(options.root, options.split)
-    split = parse_split(file, frozenset(place.ids())) if file else None
+    split = parse_split(file, frozenset(place.ids()), place.id_of) if file else None
     ids = sorted(place.ids()) if split is None else split.ids
     if not ids:
         raise UsageError(f"{place.folder}: expected photos, found none", "--root FOLDER")

@@ -29,6 +29,11 @@ TABLES: dict[str, tuple[str, bytes, str]] = {
     "other names": (".csv", b"file_name,tags\n./photos/a.jpg,apple;cup\nphotos/b.jpg,\n", "column 'file_name' is the image"),
     "more columns": (".csv", b"id,path,split,Label\n1,/d/a.png,x,apple;cup\n2,/d/b.png,,\n", "passed over: id, split"),
     "one column a class": (".csv", b"filename, apple, cup, Unlabeled\na.jpg,1,1,0\nb.jpg,0,0,1\n", "one column a class: apple"),
+    "Excel's own first line": (".csv", b"sep=;\r\nimage;labels\r\na.jpg;apple, cup\r\nb.jpg;\r\n", "separated by semicolons"),
+    "comments first": (".csv", b"# made by hand\n\nimage,labels\na,apple;cup\nb,\n", ""),
+    "rows that deny a class": (
+        ".csv", b"ImageID,LabelName,Confidence\na,apple,1\na,cup,1\nb,cup,0\n", "rows of Confidence 0 say that a class is not"
+    ),
     "an index of pandas": (".csv", b",filename,apple,cup\n0,a.jpg,1,1\n1,b.jpg,0,0\n", "one column a class: apple, cup"),
     "Label Studio's short form": (
         ".json", b'[{"image": "/d/1/a.jpg", "choice": {"choices": ["apple", "cup"]}}, {"image": "b.jpg", "choice": ""}]', ""
@@ -70,6 +75,8 @@ NO_NAMES = {
     "pear|fig": "class name 'pear|fig' holds separators or brackets",
     "['apple', 'cup']": "holds separators or brackets",
     "apple cup": "class name 'apple cup' holds several class names in one",
+    "a.jpg": "'a.jpg' is the name of an image",
+    "background": "'background' is what no class covers",
     "nan": "'nan' stands for no class",
     "N/A": "'N/A' stands for no class",
     "Apple": "class names 'Apple' and 'apple' can be taken for one",
@@ -85,7 +92,7 @@ def test_class_names_from_data_are_not_believed(tmp_path: Path, write: Callable[
     with pytest.raises(UsageError, match=r"labels\.json: .*") as caught:
         load_dataset(DatasetOptions(kind="folder", root=tmp_path))
     assert NO_NAMES[cell] in str(caught.value)
-    assert "--classes FILE" in str(caught.value)
+    assert ("leave it out" if cell == "background" else "--classes FILE") in str(caught.value)
 
 
 def test_names_that_differ_in_what_no_one_sees_are_one(tmp_path: Path, write: Callable[[Path, str], Path]) -> None:
@@ -100,6 +107,11 @@ SPLITS = {
     "a  1\nb -1\n": "flags of one class",
     "images/train/a.jpg\nimages/train/b.jpg\n": "folders and suffixes",
     "JPEGImages/a\nJPEGImages/b\n": "folders and suffixes",
+    "JPEGImages/a.jpg,SegmentationClass/a.png,0,5\nJPEGImages/b.jpg,SegmentationClass/b.png\n": "paths of masks",
+    "JPEGImages/a SegmentationClass/a\nJPEGImages/b SegmentationClass/b\n": "paths of masks",
+    '"a"\n"b"\n': "",
+    "a,\nb,\n": "",
+    "image_id\na\nb\n": "",
     "a.jpg,0\nb.jpg,1\n": "flags of one class",
     "a\r\nb\r\n": "",
 }
@@ -109,7 +121,7 @@ SPLITS = {
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_a_split_in_every_form(tmp_path: Path, text: str, encoding: str) -> None:
     (tmp_path / "s.txt").write_bytes(text.encode(encoding))
-    split = parse_split(tmp_path / "s.txt")
+    split = parse_split(tmp_path / "s.txt", {"a", "b"})
     assert split.ids == ("a", "b")
     assert SPLITS[text] in " ".join(split.understood)
     assert bool(split.understood) == bool(SPLITS[text])
@@ -160,6 +172,7 @@ EXPORTS = {
     "Label Studio": ("result.json", "images", "images/"),
     "own classes as train2017": ("annotations/instances_train2017.json", "train2017", "https://host/"),
     "yolo's images": ("annotations/instances_train2017.json", "images/train2017", ""),
+    "lists beside the photos": ("train.json", "images", ""),
     "from the folder of annotations": ("annotations/instances_train.json", "images/train", "../images/train/"),
     "with a detour": ("annotations/instances_train.json", "images/train", "x\\..\\"),
 }
@@ -182,7 +195,10 @@ def test_an_export_in_cocos_form(tmp_path: Path, write: Callable[[Path, str], Pa
 def test_annotations_without_photos_or_split_are_named(tmp_path: Path, write: Callable[[Path, str], Path]) -> None:
     write(tmp_path / "train/_annotations.coco.json", coco(("apple", "helmet")))
     options = DatasetOptions(kind="coco", root=tmp_path)
-    with pytest.raises(UsageError, match=r"found none in .*: it holds train"):
+    write(tmp_path / "outer/set/train/_annotations.coco.json", coco(("apple", "helmet")))
+    with pytest.raises(UsageError, match=rf"found none in .*: it holds set \(--root {tmp_path}/outer/set\)"):
+        load_dataset(options.model_copy(update={"root": tmp_path / "outer"}))
+    with pytest.raises(UsageError, match=r"found none in .*: it holds outer, train"):
         load_dataset(options)
     write(tmp_path / "train/a.jpg", "")
     assert load_dataset(options).classes.names == ("apple", "helmet")
@@ -230,6 +246,23 @@ def test_class_names_in_a_split_are_named(tmp_path: Path, write: Callable[[Path,
     assert "apple" in str(caught.value) or "cup" in str(caught.value)
 
 
+ODD_COCO: dict[str, object] = {
+    "ids as text": {"images": [{"id": "1", "file_name": "a.jpg"}, {"id": "2", "file_name": "b.jpg"}]},
+    "classes as text": {"annotations": [{"image_id": 1, "category_id": "1"}, {"image_id": 1, "category_id": "2"}]},
+    "one name twice": {"categories": [{"id": 0, "name": "pear", "supercategory": "none"}, {"id": 1, "name": "pear"},
+                                      {"id": 2, "name": "quince"}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_COCO)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_annotations_of_other_hands(tmp_path: Path, name: str, encoding: str) -> None:
+    path = tmp_path / "i.json"
+    path.write_bytes(coco(("pear", "quince"), **ODD_COCO[name]).encode(encoding))  # type: ignore[arg-type]
+    found = convert_labels("coco", path, None)
+    assert (found.classes.names, found.labels) == (("pear", "quince"), {"a": (0, 1), "b": ()})
+
+
 def test_a_folder_a_class(tmp_path: Path, write: Callable[[Path, str], Path]) -> None:
     for name in ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "x.txt"):
         write(tmp_path / name, "")
@@ -244,6 +277,14 @@ def test_a_folder_a_class(tmp_path: Path, write: Callable[[Path, str], Path]) ->
     ]
 
 
+def test_folders_around_those_of_classes_are_no_classes(tmp_path: Path, write: Callable[[Path, str], Path]) -> None:
+    for name in ("data/images/train/cat/1.jpg", "data/images/val/dog/2.jpg", "data/images/val/dog/3.gif"):
+        write(tmp_path / name, "")
+    found = convert_labels("folders", tmp_path / "data", None)
+    assert (found.labels, found.classes.names) == ({"1": (0,), "2": (1,)}, ("cat", "dog"))
+    assert "files of formats that are not read: 1 .gif" in found.understood[0]
+
+
 def test_yolo(tmp_path: Path, write: Callable[[Path, str], Path]) -> None:
     for name in ("images/train/a.jpg", "images/train/b.jpg"):
         write(tmp_path / name, "")
@@ -255,6 +296,13 @@ def test_yolo(tmp_path: Path, write: Callable[[Path, str], Path]) -> None:
     write(path, "2 .5 .5 1 1\n")
     with pytest.raises(UsageError, match=r"a\.txt:1: expected a class number from 0 to 1, found '2'"):
         convert_labels("yolo", tmp_path, None)
+    write(path, "1 .5 .5 1 1\n0 .1 .1 .1 .1 .2 .2\n")
+    write(tmp_path / "data.yaml", "names: [no, yes]\n")
+    with pytest.raises(UsageError, match=r"data\.yaml: expected class names, found False \(YAML needs quotes"):
+        convert_labels("yolo", tmp_path, None)
+    (tmp_path / "data.yaml").unlink()
+    write(tmp_path / "labels/classes.txt", "apple\r\ncup\r\n")  # as labelImg leaves it
+    assert convert_labels("yolo", tmp_path, None).labels == TWO
 
 
 def test_written_classes_are_read_back(tmp_path: Path) -> None:

@@ -41,7 +41,10 @@ def test_formats_agree(tmp_path: Path, name: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("l.csv", "", ":1: expected columns image,labels, found ''"),
+        ("l.csv", "", ":1: expected columns image,labels, found an empty file"),
+        ("l.csv", "\n# none\nphoto of,x\na,cat\n", ":1: expected columns image,labels, found 'photo of,x'"),
+        ("l.csv", "image,labels\na,background\n", ":2: unknown class 'background', .* has background\\)"),
+        ("l.csv", "image,labels\na,None\n", ":2: unknown class 'None', .* a class empty\\)"),
         ("l.csv", "picture of,what\na,cat\n", ":1: expected columns image,labels, found 'picture of,what' .*first line names"),
         ("l.csv", "image,labels,more\n", ": expected at least one image"),
         ("l.csv", "image,cat,dog\na,1,0\nb,1,2\n", ":1: expected columns|:3: expected 0 or 1 in column 'dog', found '2'"),
@@ -58,7 +61,7 @@ def test_formats_agree(tmp_path: Path, name: str, text: str) -> None:
         ("l.json", "[" * 200_000, ":1: broken JSON"),
         ("l.json", '{"a": ' + "9" * 5000 + "}", ":1: broken JSON"),
         ("l.json", '[["a", ["cat"]]]', r": expected an object \{image: \[class names\]\}, found a list"),
-        ("l.json", '{"a": "cat"}', ": entry 'a': expected a list of class names, found 'cat'"),
+        ("l.json", '{"a": "cat"}', ": entry 'a': expected a list of class names, found 'cat'.*numbers and boxes are not read"),
         ("l.json", '{"a": {"cat": 1}}', ": entry 'a': expected a list of class names"),
         ("l.json", '{"a": [1]}', r": entry 'a': expected a list of class names, found \[1\]"),
         ("l.json", '{"a": ["cat"], "a": ["dog"]}', ": entry 'a': image 'a' stands twice"),
@@ -68,7 +71,7 @@ def test_formats_agree(tmp_path: Path, name: str, text: str) -> None:
         ("l.jsonl", '{"image": "a", "labels": []}\n{"image": "b",\n', ":2: broken JSON"),
         ("l.jsonl", '{"image": 3, "labels": []}', ":1: expected an image name, found 3"),
         ("l.jsonl", '{"image": "a", "image": "b", "labels": []}', ":1: expected"),
-        ("l.txt", "a", r": expected a label file \.csv, \.json or \.jsonl, found '\.txt'"),
+        ("l.txt", "a", r": expected a label file \.csv, \.json or \.jsonl, found '\.txt'.*save the table as CSV"),
     ],
 )
 def test_bad_file_is_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -54,5 +54,5 @@ def test_missing_split_and_folder(tmp_path: Path) -> None:
 def test_split_names_and_files() -> None:
     assert split_file("train") is None
     assert split_file("some/where.txt") == Path("some/where.txt")
-    with pytest.raises(UsageError, match=r"--split: image id '\.\./train' has path separators"):
+    with pytest.raises(UsageError, match=r"--split: expected the name of a split or a list FILE\.txt, found '\.\./train'"):
         split_file("../train")
