@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.image import Header, image_size, load_image, read_header
-from pipelines.datasets.image_files import instead_of, why_missing
+from pipelines.datasets.image_files import instead_of, listed, why_missing
+from pipelines.datasets.names import did_you_mean
 from pipelines.errors import ImageError
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.plausibility import Plausibility, nothing_seen, plausibility
@@ -74,6 +76,7 @@ class DatasetReport:
         missing: Ids whose image file is not there.
         unread: Names of files that lie in place of missing images, in formats that are not read.
         near: What the first missing image may be meant to be, as the end of a message.
+        near_mask: The same of the first missing mask.
         unreadable: ``(image_id, reason)`` of images whose header cannot be read.
         unlabelled: Ids without any class.
         missing_masks: Ids without ground truth; None if masks were not looked at.
@@ -92,6 +95,7 @@ class DatasetReport:
     missing_masks: tuple[str, ...] | None = None
     unread: tuple[str, ...] = ()
     near: str = ""
+    near_mask: str = ""
     size_mismatches: tuple[tuple[str, str], ...] | None = None
     bad_masks: tuple[tuple[str, str], ...] | None = None
     truth: Plausibility | None = None
@@ -138,6 +142,7 @@ def check_dataset(dataset: Dataset, open_masks: bool = False, long_side: int = 0
         if open_masks:
             size = image_size(sample.image_path, sample.orient)
             _check_mask(dataset, sample, size, without, mismatches)
+    first_mask = dataset.mask_path(without[0]) if without else None
     truth, bad = look_at_truth(dataset) if open_masks else (None, None)
     other_size = {image_id for image_id, _ in mismatches}
     return DatasetReport(
@@ -146,6 +151,7 @@ def check_dataset(dataset: Dataset, open_masks: bool = False, long_side: int = 0
         missing=tuple(missing),
         unread=tuple(unread),
         near=near,
+        near_mask=_near_mask(first_mask) if first_mask is not None else "",
         unreadable=tuple(unreadable),
         unlabelled=tuple(sample.image_id for sample in dataset.samples if not sample.labels),
         missing_masks=tuple(without) if open_masks else None,
@@ -179,6 +185,11 @@ def look_at_truth(dataset: Dataset, most: int = OPENED_MASKS) -> tuple[Plausibil
         except ImageError as error:
             bad.append((sample.image_id, str(error)))
     return truth, bad
+
+
+def _near_mask(path: Path) -> str:
+    near = did_you_mean(path.name, list(listed(path.parent)))
+    return f"{near} a mask is a PNG of its photo's name" if near else ""
 
 
 def _check_mask(

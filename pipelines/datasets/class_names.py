@@ -118,5 +118,12 @@ def class_key(name: str) -> str:
     return plain.casefold() or name
 
 
+def singular_keys(name: str) -> set[str]:
+    """The key of a name, and what it is without the ending of an English plural."""
+    key = class_key(name)
+    endings = [ending for ending in ("s", "es") if key.endswith(ending) and not key.endswith("ss") and len(key) > 3]
+    return {key, *(key.removesuffix(ending) for ending in endings)}
+
+
 def _parts(name: str, separator: str) -> list[str]:
     return [part for part in map(clean_class_name, name.split(separator)) if part]

@@ -16,7 +16,14 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipelines.datasets.class_names import NO_BACKGROUND, NO_LABELS, class_key, clean_class_name, says_nothing, split_names
+from pipelines.datasets.class_names import (
+    NO_BACKGROUND,
+    NO_LABELS,
+    clean_class_name,
+    says_nothing,
+    singular_keys,
+    split_names,
+)
 from pipelines.datasets.splits import read_regular
 from pipelines.errors import UsageError
 from pipelines.options.sources import Options
@@ -32,8 +39,8 @@ class ClassList:
     Args:
         names: Class names; the place in this tuple is the class index.
         prompts: What the text tower reads for each class.
-        background: Words that compete with the classes. One that is a class's name, prompt or alias is left out: it would take
-            the pixels of the class.
+        background: Words that compete with the classes. One that is a class's name, prompt or alias, or the plural of one, is
+            left out: it would take the pixels of the class.
         template: Sentence with one ``{}`` for the prompt or word.
         aliases: ``(alias, name)`` pairs that label files may use.
         supers: Name of each class's super-class, such as ``animal``; empty where none are named.
@@ -64,11 +71,15 @@ class ClassList:
             raise UsageError(f"class name {double[0]!r:.80} stands twice")
         for name in known:
             if name == "background" or not name.isprintable() or ";" in name or name != name.strip() or not name:
-                raise UsageError(f"{name!r:.80} cannot be a class name: expected printable text without ';', not 'background'")
+                found = ": leave it out, label maps have it as 0" if name == "background" else ""
+                raise UsageError(
+                    f"{name!r:.80} cannot be a class name: expected printable text without ';', not 'background'{found}"
+                )
         if not all(text.strip() for text in (*self.prompts, *self.background)):
             raise UsageError("a prompt or background word is empty")
-        taken = {class_key(part) for text in (*known, *self.prompts) for part in (text, *text.split(","))}
-        left_out = tuple(word for word in self.background if class_key(word) in taken)
+        texts = (part for text in (*known, *self.prompts) for part in (text, *text.split(",")))
+        taken = set[str]().union(*map(singular_keys, texts))
+        left_out = tuple(word for word in self.background if not taken.isdisjoint(singular_keys(word)))
         if left_out:
             object.__setattr__(self, "left_out", left_out)
             object.__setattr__(self, "background", tuple(word for word in self.background if word not in left_out))

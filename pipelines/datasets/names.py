@@ -93,8 +93,8 @@ def some(names: Sequence[str]) -> str:
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
     """``; did you mean 'x'?`` for the known name that comes nearest, or nothing."""
-    key = name_key(name)
-    near = next((other for other in known if name_key(other) == key), None)
+    key, keys = name_key(name), {name_key(other): other for other in known}
+    near = keys.get(key) or next((other for spelling, other in keys.items() if without_suffix(spelling) == key), None)
     if near is None and len(known) <= _MANY_NAMES:
-        near = next(iter(difflib.get_close_matches(name[:80], known, n=1, cutoff=0.8)), None)
+        near = next((keys[one] for one in difflib.get_close_matches(key[:80], keys, n=1, cutoff=0.8)), None)
     return f"; did you mean {near!r:.80}?" if near else ""

@@ -57,7 +57,10 @@ def _decoded(path: Path) -> NDArray[np.uint8]:
                 raise ImageError(f"expected class indices in {path}, found {kind} of mode {stored}", hint=_HINT)
             return np.array(image, dtype=np.uint8)
     except FileNotFoundError as error:
-        raise ImageError(f"expected a ground-truth mask, found no file {path}", hint="score a split that has masks") from error
+        raise ImageError(
+            f"expected a ground-truth mask, found no file {path}",
+            hint="a mask is a PNG of its photo's name; score a split that has masks",
+        ) from error
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file

@@ -145,9 +145,8 @@ def _dataset(workspace: Workspace, ground_truth: bool) -> Iterator[Finding]:
     if report.pixels is not None:
         yield from _pixels(report.pixels)
     if report.missing_masks:
-        yield Finding(
-            "warning", "dataset", f"{len(report.missing_masks)} images without ground truth: {some(report.missing_masks)}"
-        )
+        found = f"{len(report.missing_masks)} images without ground truth: {some(report.missing_masks)}{report.near_mask}"
+        yield Finding("warning", "dataset", found)
     for image_id, reason in (*(report.size_mismatches or ())[:10], *(report.bad_masks or ())[:10]):
         yield Finding("error", "dataset", f"{image_id}: {reason}")
     if report.truth is not None:

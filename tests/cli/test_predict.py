@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 
@@ -68,6 +69,24 @@ def test_photos_model_and_output_are_enough(tiny_voc, models, write_model, ssr, 
     assert "1 bad images left out, listed in failures.jsonl" in ran.err
     assert "5 label maps in out\n" in ran.out
     assert ssr(*words, code=1).err.count("error: ") == 1
+
+
+def test_a_photo_that_is_too_large_is_its_own_failure(work, ssr, monkeypatch):
+    from pipelines.method.predictor import Predictor
+
+    logits = Predictor.logits
+
+    def short_of_memory(self, photos):
+        if any(photo.sample.image_id == "c_bird" for photo in photos):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 31.20 GiB")
+        return logits(self, photos)
+
+    monkeypatch.setattr(Predictor, "logits", short_of_memory)
+    ran = ssr("predict", "--work", work, "--batch-size", 3, "--max-failures", 1, code=3)
+    assert "5 label maps" in ran.out
+    (line,) = (work / "failures.jsonl").read_text().splitlines()
+    assert json.loads(line)["image"] == "c_bird"
+    assert "patches needs more memory than there is" in line
 
 
 @pytest.mark.parametrize("left_out", ["--model", "--output"])

@@ -41,6 +41,11 @@ def test_images_only(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_masks_where_asked(dataset: Dataset) -> None:
     report = check_dataset(dataset, open_masks=True)
     assert report.missing_masks == ("no_mask",)
+    assert report.near_mask == ""
+    (dataset.root / "masks/bad_mask.png").rename(dataset.root / "masks/no_mask.jpg")
+    near = check_dataset(dataset, open_masks=True).near_mask
+    assert near == "; did you mean 'no_mask.jpg'? a mask is a PNG of its photo's name"
+    (dataset.root / "masks/no_mask.jpg").rename(dataset.root / "masks/bad_mask.png")
     assert report.size_mismatches is not None
     assert [key for key, _ in report.size_mismatches] == ["small_mask", "bad_mask"]
     assert report.size_mismatches[0][1] == "image 6x4, mask 4x6 (width x height)"

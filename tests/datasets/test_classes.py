@@ -169,7 +169,8 @@ def test_shipped_lists_keep_all_their_words(classes: ClassList) -> None:
 
 
 def test_background_words_that_are_classes_are_left_out() -> None:
-    words = ("Tree", "road", "wall", "sea side", "kerb")
-    classes = ClassList(("tree", "way", "coast"), ("tree", "road,street", "coast"), words, aliases=(("sea-side", "coast"),))
-    assert classes.background == ("wall", "kerb")
-    assert classes.notes == ("background words that are classes are left out: Tree, road, sea side",)
+    words = ("Tree", "road", "wall", "sea side", "kerb", "streets", "box", "grass", "gras")
+    names, prompts = ("trees", "way", "coast", "boxes", "glass"), ("trees", "road,street", "coast", "boxes", "glass")
+    classes = ClassList(names, prompts, words, aliases=(("sea-side", "coast"),))
+    assert classes.background == ("wall", "kerb", "grass", "gras")
+    assert classes.notes == ("background words that are classes are left out: Tree, road, sea side, streets, box",)

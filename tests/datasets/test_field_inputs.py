@@ -325,11 +325,13 @@ def test_numbers_as_keys_of_irn(tmp_path: Path) -> None:
 def test_what_lies_in_place_of_a_photo_is_named(tmp_path: Path, write: Callable[[Path, str], Path]) -> None:
     from pipelines.datasets.image import load_image
 
-    for name in ("a.heic", "IMG_1.jpg", "b.gif"):
+    for name in ("a.heic", "IMG_1.jpg", "b.gif", "c.JPG.jpg"):
         write(tmp_path / name, "GIF89a" if name == "b.gif" else "x")
     for name, said in {
         "a.jpg": "'a.heic' lies there, a format that is not read: convert it, e.g. `mogrify -format jpg *.heic`",
         "img_1.jpg": "did you mean 'IMG_1.jpg'?",
+        "c.jpg": "did you mean 'c.JPG.jpg'?",
+        "d.jpg": "No such file or directory",
         "IMG_2.jpg": "did you mean 'IMG_1.jpg'?",
         "b.gif": "b'GIF89a', a GIF (convert it",
         "none/a.jpg": "there is no folder",
@@ -337,3 +339,4 @@ def test_what_lies_in_place_of_a_photo_is_named(tmp_path: Path, write: Callable[
         with pytest.raises(SsrError) as caught:
             load_image(tmp_path / name)
         assert said in str(caught.value)
+        assert name != "d.jpg" or "did you mean" not in str(caught.value)

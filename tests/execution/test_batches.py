@@ -69,6 +69,9 @@ def test_memory_is_bounded_by_default(size: int) -> None:
 
 ERRORS = [
     MemoryError(),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] posix_memalign: Not enough memory: you tried to allocate 8589934592 bytes."),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 31.20 GiB"),
     RuntimeError(
         "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
