@@ -30,7 +30,11 @@ FLOORS = [
 PLANNED = {"pipelines.api"}
 EMPTY = {"pipelines", "pipelines.recipes"}  # rooms without code of their own
 OPS_MAY = {"numpy", "torch", "PIL", "skimage", "sklearn", "pydensecrf", "rasterio"}
-COMMAND_OF = {"evaluate": "eval", "features": "show"}  # files of stages/ whose command has another name
+COMMAND_OF = {
+    "evaluate": "eval",
+    "features": "show",
+    "label_free": "predict",
+}  # files of stages/ whose command has another name
 METHOD_WRITES = {("pipelines.method.label_maps", "pipelines.stores.mask_store")}  # a label-map worker writes its own PNG
 FILE_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "imread", "load_file", "save_file", "fromfile"}
 GROUND_TRUTH = {

@@ -49,6 +49,7 @@ BLIND = {
     "refine, par": ["refine", "--boundary", "par", "--force", "--workers", "1"],
     "tag": ["tag"],
     "predict": ["predict", "--model", "MODEL", "--probabilities"],
+    "predict, no model": ["predict", "--model", "tags", "--workers", "1"],
     "predict photos": ["predict", "--model", "MODEL", "--images", "PHOTOS"],
     "retrain": ["retrain", *RETRAIN],
     "predict retrained": ["predict", "--model", "retrained"],

@@ -27,8 +27,9 @@ from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
 from pipelines.method.cam_extractor import encode_and_extract, one_pass_scales
 from pipelines.method.composition import refined_cams
-from pipelines.method.encoders import Blocks
+from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.evidence import DINO_NEEDS, Evidence
+from pipelines.method.label_free import label_free, label_free_needs
 from pipelines.method.label_maps import pseudo_mask
 from pipelines.method.loading import FrozenModels, Sources
 from pipelines.method.parts_in_use import cam_needs, refine_needs
@@ -37,10 +38,12 @@ from pipelines.ops.online_label_map import background_first, online_label_map
 from pipelines.ops.slic import slic_superpixels
 from pipelines.options.sources import DatasetOptions, DinoOptions, RunOptions
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
+from pipelines.options.tag import TagOptions
 from pipelines.workdir.memory import recall
+from pipelines.workdir.thresholds import given_thresholds
 from pipelines.workdir.workspace import HEADS_FILE
 
-_SECTIONS = ("superpixels", "cams", "refine")
+_SECTIONS = ("superpixels", "cams", "refine", "tag")
 
 
 class PseudoLabeler:
@@ -52,6 +55,7 @@ class PseudoLabeler:
         superpixels: How superpixels are made, for parts that need them.
         cams: Read-out of the initial CAM.
         refine: Affinity, column masks, propagation, label map.
+        tag: How photos without labels are tagged.
         batch_size: Photos of one size a pass; 0 chooses by device.
 
     Attributes:
@@ -60,6 +64,7 @@ class PseudoLabeler:
         superpixels_options: As ``superpixels``.
         cams_options: As ``cams``.
         refine_options: As ``refine``.
+        tag_options: As ``tag``.
         device: Where the encoders run.
     """
 
@@ -70,12 +75,14 @@ class PseudoLabeler:
         superpixels: SuperpixelsOptions,
         cams: CamsOptions,
         refine: RefineOptions,
+        tag: TagOptions = TagOptions(),  # noqa: B008 - a constant
         batch_size: int = 0,
     ) -> None:
         self.models, self.class_list = models, classes
-        self.superpixels_options, self.cams_options, self.refine_options = superpixels, cams, refine
+        self.superpixels_options, self.cams_options, self.refine_options, self.tag_options = superpixels, cams, refine, tag
         blocks = Blocks(clip_attention=refine.clip_blocks, dino_attention=refine.dino_blocks)
         self._encoders = models.encoders(cam_needs(cams) | refine_needs(refine), blocks, cams)
+        self._tagging = models.encoders(label_free_needs(tag, cams, refine), blocks, cams)
         self.device = models.clip.device
         self.batch_size = resolve_batch_size(RunOptions(batch_size=batch_size), self.device)
 
@@ -104,7 +111,7 @@ class PseudoLabeler:
             background: Words that compete with the classes; default: those of the class list.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             precision: ``auto``, ``fp32`` or ``bf16``.
-            **sections: Further options by section: ``superpixels``, ``cams``, ``refine``, each a mapping.
+            **sections: Further options by section: ``superpixels``, ``cams``, ``refine``, ``tag``, each a mapping.
 
         Raises:
             UsageError: An unknown recipe, section, key or class, or weights that do not fit.
@@ -216,7 +223,9 @@ class PseudoLabeler:
         unknown = set(sections) - set(_SECTIONS)
         if unknown:
             raise UsageError(f"unknown section {min(unknown)!r}: expected {', '.join(_SECTIONS)}", "PseudoLabeler")
-        superpixels, cams, refine = (build_options(name, values.get(name, {}), sections.get(name, {})) for name in _SECTIONS)
+        superpixels, cams, refine, tag = (
+            build_options(name, values.get(name, {}), sections.get(name, {})) for name in _SECTIONS
+        )
         cams = cast("CamsOptions", cams).model_copy(update={"ckpt": None if alignment is None else Path(alignment)})
         refine = cast("RefineOptions", refine)
         needs = cam_needs(cams) | refine_needs(refine)
@@ -230,42 +239,53 @@ class PseudoLabeler:
         )
         where = resolve_device(device)
         models = FrozenModels(sources, where, resolve_dtype(precision, where))
-        return cls(models, class_list, cast("SuperpixelsOptions", superpixels), cams, refine)
+        return cls(models, class_list, cast("SuperpixelsOptions", superpixels), cams, refine, cast("TagOptions", tag))
 
-    def __call__(self, image: ImageLike, labels: Sequence[str]) -> PseudoLabels:
+    def __call__(self, image: ImageLike, labels: Sequence[str] | None = None) -> PseudoLabels:
         """CAMs and pseudo-mask of one photo.
 
         Args:
             image: RGB array ``(H, W, 3)`` uint8, PIL image or path.
-            labels: Names of the classes that are in it.
+            labels: Names of the classes that are in it; None: they are found, as by `ssr predict --model tags`.
 
         Raises:
             UsageError: An unknown class, or an array of another shape or type.
             ImageError: A photo that cannot be used.
         """
-        return self.batch([image], [labels])[0]
+        return self.batch([image], None if labels is None else [labels])[0]
 
-    def batch(self, images: Sequence[ImageLike], labels: Sequence[Sequence[str]]) -> list[PseudoLabels]:
+    def batch(self, images: Sequence[ImageLike], labels: Sequence[Sequence[str]] | None = None) -> list[PseudoLabels]:
         """Like a call for each photo; photos of one size share a pass of the encoders.
 
         Args:
             images: Photos, each as for a call.
-            labels: Class names of each photo.
+            labels: Class names of each photo; None: those of all photos are found.
 
         Returns:
             One result a photo, in the order of ``images``.
         """
         results: dict[int, PseudoLabels] = {}
         pictures = [as_picture(image) for image in images]
-        numbered = self._numbered(pictures, checked_labels(labels, len(pictures), self.class_list))
-        for group in batches_by(numbered, lambda pair: shapes(pair[1]), self.batch_size):
-            evidence, made = encode_and_extract(self._encoders, [photo for _, photo in group], self.cams_options)
-            cams = made.half().float()  # (T, h, w), as `ssr cams` stores them
-            photos = [photo for _, photo in group]
-            of_photos = (by_photo(maps.cpu().numpy(), photos) for maps in (cams, self._refined(evidence, cams).half()))
-            for (number, photo), cam, refined in zip(group, *of_photos, strict=True):
-                results[number] = self._result(pictures[number], photo, cam, refined)
+        known = [()] * len(pictures) if labels is None else checked_labels(labels, len(pictures), self.class_list)
+        encoders, make = (self._tagging, self._made_without) if labels is None else (self._encoders, self._made)
+        for group in batches_by(self._numbered(encoders, pictures, known), lambda pair: shapes(pair[1]), self.batch_size):
+            photos, cams, refined = make([photo for _, photo in group])
+            of_photos = (by_photo(maps.cpu().numpy(), photos) for maps in (cams, refined.half()))
+            for (number, _), photo, cam, own in zip(group, photos, *of_photos, strict=True):
+                results[number] = self._result(pictures[number], photo, cam, own)
         return [results[number] for number in range(len(pictures))]
+
+    def _made(self, photos: Sequence[Photo]) -> tuple[Sequence[Photo], Tensor, Tensor]:
+        """Photos, their CAMs ``(T, h, w)`` as `ssr cams` stores them, and refined CAMs."""
+        evidence, made = encode_and_extract(self._encoders, photos, self.cams_options)
+        cams = made.half().float()
+        return photos, cams, self._refined(evidence, cams)
+
+    def _made_without(self, photos: Sequence[Photo]) -> tuple[Sequence[Photo], Tensor, Tensor]:
+        """The same of photos of which nothing is known, with their tags for labels."""
+        thresholds = given_thresholds(self.class_list.names, self.cams_options, self.tag_options)
+        made = label_free(self._tagging, photos, thresholds, self.tag_options, self.cams_options, self.refine_options)
+        return made.photos, made.cams, made.refined
 
     def torch(self, pixels: Tensor, labels: Sequence[Sequence[str]], superpixels: Tensor | None = None) -> PseudoLabelTensors:
         """Maps of a batch as tensors on its device.
@@ -299,12 +319,14 @@ class PseudoLabeler:
         options = self.superpixels_options
         return slic_superpixels(image, options.segments, options.compactness, options.iterations)
 
-    def _numbered(self, pictures: Sequence[Image.Image], labels: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, Photo]]:
+    def _numbered(
+        self, encoders: Encoders, pictures: Sequence[Image.Image], labels: Sequence[tuple[int, ...]]
+    ) -> Iterator[tuple[int, Photo]]:
         """Number and photo, prepared one at a time."""
         for number, (picture, own) in enumerate(zip(pictures, labels, strict=True)):
-            ids = self.superpixels(np.asarray(picture)) if "superpixels" in self._encoders.needs else None
+            ids = self.superpixels(np.asarray(picture)) if "superpixels" in encoders.needs else None
             scales = one_pass_scales(self.cams_options)
-            yield number, self._encoders.photo(Sample(str(number), Path(), own), picture, ids, scales)
+            yield number, encoders.photo(Sample(str(number), Path(), own), picture, ids, scales)
 
     def _photo_of(self, pixels: Tensor, labels: tuple[int, ...], superpixels: Tensor | None) -> Photo:
         ids = None

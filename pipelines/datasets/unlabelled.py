@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipelines.datasets import Dataset, Sample, load_class_list, load_dataset
+from pipelines.datasets import ClassList, Dataset, Sample, kind_of, load_class_list, load_dataset
 from pipelines.datasets.folder import photos_of, split_of
 from pipelines.datasets.image_files import ImageFiles
 from pipelines.datasets.names import check_image_id
@@ -14,7 +14,7 @@ from pipelines.options.sources import DatasetOptions
 
 
 def load_unlabelled(options: DatasetOptions) -> Dataset:
-    """List the photos of a split as photos of which no class is known; no ground truth is known either.
+    """List the photos of a split as photos of which no class is known.
 
     A folder needs no label file then: without a split file, all its photos are the split. Of other layouts the loader reads
     what it always does, and the labels are left out.
@@ -24,23 +24,34 @@ def load_unlabelled(options: DatasetOptions) -> Dataset:
     """
     if options.kind != "folder":
         dataset = load_dataset(options.model_copy(update={"labels": None}))
-        samples = tuple(replace(sample, labels=()) for sample in dataset.samples)
-        return replace(dataset, samples=samples, mask_folder=None, mask_fallback=None)
+        return replace(dataset, samples=tuple(replace(sample, labels=()) for sample in dataset.samples))
     if options.root is None or not options.root.is_dir():
         raise UsageError(f"expected a folder of images, found {options.root or 'no dataset root'}", "--root FOLDER")
-    if options.classes is None:
-        raise UsageError("expected the names to tag photos with, found no class list", "--classes FILE, .toml or .yaml")
+    classes = class_list_of(options)
     place, file = ImageFiles(photos_of(options.root)), split_of(options.root, options.split)
     split = parse_split(file, frozenset(place.ids()), place.id_of) if file else None
     ids = sorted(place.ids()) if split is None else split.ids
+    masks = options.root / "masks"
     if not ids:
         raise UsageError(f"{place.folder}: expected photos, found none", "--root FOLDER")
     return Dataset(
         kind="folder",
         root=options.root,
         split=file.stem if file else options.split,
-        classes=load_class_list(options.classes),
+        classes=classes,
         samples=tuple(Sample(check_image_id(key, str(place.folder)), place(key), (), options.orient) for key in ids),
-        mask_folder=None,
+        mask_folder=masks if masks.is_dir() else None,
         understood=split.understood if split else (),
     )
+
+
+def class_list_of(options: DatasetOptions) -> ClassList:
+    """The class list that options name, or that of their layout; no photo and no label is looked at.
+
+    Raises:
+        UsageError: Neither is there.
+    """
+    classes = load_class_list(options.classes) if options.classes else kind_of(options).class_list
+    if classes is None:
+        raise UsageError("expected the names to tag photos with, found no class list", "--classes FILE, .toml or .yaml")
+    return classes

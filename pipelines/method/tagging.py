@@ -22,15 +22,23 @@ Scores = Callable[[Evidence, CamsOptions, TagOptions], Tensor]
 """Evidence whose labels are all classes of the list, and options -> ``(B, C)`` in [0, 1]."""
 
 
+MANY = 20
+"""Classes of VOC, whose photos chose the default thresholds; the exponent is that between VOC's and COCO's best ones."""
+
+
 @dataclass(frozen=True)
 class Tagger(Part[Scores, CamsOptions]):
     """One entry of `TAGGERS`.
 
     Attributes:
-        threshold: Score from which a class is a tag where nothing else is known.
+        threshold: Score from which a class is a tag where nothing else is known, for up to `MANY` classes.
     """
 
     threshold: float = 0.5
+
+    def default_threshold(self, classes: int) -> float:
+        """`threshold` for a list of so many classes: the more names share a softmax, the lower is the best score."""
+        return self.threshold * float(min(1.0, (MANY / classes) ** 0.8))
 
 
 def dense(evidence: Evidence, cams: CamsOptions, options: TagOptions) -> Tensor:
@@ -74,10 +82,10 @@ _DENSE = readouts.READOUTS["dense"].options
 _HEADS = (*_DENSE, *aligned.ALIGNED_READOUTS["dense"].options, "few_photos", "min_average_precision")
 
 TAGGERS: dict[str, Tagger] = {
-    "dense": Tagger(dense, readouts.dense_needs, (*_DENSE, "best_share"), 0.6),
-    "cls": Tagger(cls, always("tokens_cls", "text"), (), 0.08),
-    "heads": Tagger(heads, _needs_heads, (*_HEADS, "best_share"), 0.38),
-    "mean": Tagger(mean, _needs_heads, (*_DENSE, "aligned_scale", "aligned_superpixel_share", "best_share"), 0.33),
+    "dense": Tagger(dense, readouts.dense_needs, (*_DENSE, "best_share"), 0.65),
+    "cls": Tagger(cls, always("tokens_cls", "text"), (), 0.14),
+    "heads": Tagger(heads, _needs_heads, (*_HEADS, "best_share"), 0.46),
+    "mean": Tagger(mean, _needs_heads, (*_DENSE, "aligned_scale", "aligned_superpixel_share", "best_share"), 0.32),
 }
 
 

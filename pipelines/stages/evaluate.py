@@ -155,7 +155,7 @@ def count(
         options_digest=manifest.options_digest if manifest else "unknown",
         boundary=_boundary(what, manifest),
         supervised=manifest is not None and manifest.settings.get("supervision") == "masks",
-        tagged=manifest is not None and manifest.dataset.get("labels") == "tags",
+        tagged=manifest is not None and "tags" in (manifest.dataset.get("labels"), manifest.settings.get("supervision")),
         oracle=options.oracle,
         pictures=options.pictures,
         truth=truth,
@@ -209,7 +209,7 @@ def _finish(work: Path, counted: Counted, power: float | None, *, oracle: bool) 
     if counted.supervised:
         report.rules["supervision"] = "ground-truth masks (upper bound)"
     elif counted.tagged:
-        report.rules["supervision"] = "tags of `ssr tag`: class names alone"
+        report.rules["supervision"] = "tags of class names, no labels of these images"
     with one_writer(folder, "evaluating", PATIENCE):
         write_confusion(counts, folder / "confusion.npy")
         write_csv(metrics, folder / "per_class.csv")

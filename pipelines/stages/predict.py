@@ -111,7 +111,7 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
     _check_classes(path, trained.classes, workspace.dataset)
     folder = output_folder(workspace, options)
     store = folder.with_suffix(".h5")
-    place = _check_output(workspace, options, folder)
+    place = check_output(workspace, options, folder)
     settings = _settings(workspace, options, path, trained)
     predictor_once = cache(trained.predictor)
     needed = (folder, store) if options.probabilities else (folder,)  # otherwise the store is the lock of the folder
@@ -155,11 +155,20 @@ def output_folder(workspace: Workspace, options: PredictOptions) -> Path:
     Raises:
         UsageError: A name beside which no ``NAME.json`` and ``NAME.h5`` can lie.
     """
+    name = options.images.resolve().name if options.images else workspace.dataset.split
+    if options.output is None and note_of(_model(workspace, options), "--model").get("format") == RETRAINED:
+        return folder_of(options, workspace.retrained.with_suffix(""), name)
+    return folder_of(options, workspace.predictions, name)
+
+
+def folder_of(options: PredictOptions, parent: Path, name: str) -> Path:
+    """The folder that is asked for, or one of a name in the work directory.
+
+    Raises:
+        UsageError: A name beside which no ``NAME.json`` and ``NAME.h5`` can lie.
+    """
     if options.output is None:
-        name = options.images.resolve().name if options.images else workspace.dataset.split
-        retrained = note_of(_model(workspace, options), "--model").get("format") == RETRAINED
-        folder = workspace.retrained.with_suffix("") if retrained else workspace.predictions
-        return folder / (name.replace(".", "_") or "photos")
+        return parent / (name.replace(".", "_") or "photos")
     if options.output.name in {"", ".."} or options.output.suffix:
         raise UsageError(f"expected a folder name without a dot, found {str(options.output)!r}", "--output")
     return options.output
@@ -189,7 +198,7 @@ def _check_classes(path: Path, classes: tuple[str, ...], dataset: Dataset) -> No
         )
 
 
-def _check_output(workspace: Workspace, options: PredictOptions, output: Path) -> dict[str, str]:
+def check_output(workspace: Workspace, options: PredictOptions, output: Path) -> dict[str, str]:
     """Refuse a folder that is not ours or holds label maps of other photos; return what tells the photos' place.
 
     In the work directory that is also where the photos come from, so that `ssr status` finds them.

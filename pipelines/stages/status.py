@@ -196,7 +196,8 @@ def _predictions(work: Path) -> Iterator[OutputStatus]:
                 continue
             source = str(manifest.dataset.get("from", manifest.dataset.get("split", "")))
             flag = "images" if Path(source).is_dir() else "split"
-            made_by = f"ssr predict --{flag} {shlex.quote(source)}{option}"
+            model = " --model tags" if manifest.settings.get("supervision") == "tags" else option
+            made_by = f"ssr predict --{flag} {shlex.quote(source)}{model}"
             yield replace(_output(work, f"{parent}/{path.stem}"), made_by=made_by)
 
 

@@ -26,12 +26,12 @@ from pipelines.ops.thresholds import Quality, calibrate, expected, quality
 from pipelines.options.stages import CamsOptions, SuperpixelsOptions
 from pipelines.options.tag import TagOptions
 from pipelines.stores.array_store import ArrayReader, store_exists
-from pipelines.stores.files import read_json, write_json
 from pipelines.stores.manifest import digest
 from pipelines.workdir.commands import command_for
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.photos import load_unstored
 from pipelines.workdir.settings import model_sources, tag_settings
+from pipelines.workdir.thresholds import given_thresholds, write_thresholds
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "tag"
@@ -145,14 +145,12 @@ def write_tags(workspace: Workspace, cams: CamsOptions, tags: TagOptions) -> Tag
     classes, name = workspace.dataset.classes, tagger_name(tags, cams)
     with ArrayReader(workspace.tag_scores) as reader:
         scores, labels = _labelled(workspace, reader)
-        if tags.tag_threshold is not None:
-            source, chosen = "--tag-threshold", np.full(len(classes.names), tags.tag_threshold)
-        elif tags.tag_thresholds is not None:
-            source, chosen = str(tags.tag_thresholds), read_thresholds(tags.tag_thresholds, name, classes.names)
-        elif labels.any():
+        if tags.tag_threshold is None and tags.tag_thresholds is None and labels.any():
             source, chosen = "labels", calibrate(scores, labels, tags.class_thresholds)
         else:
-            source, chosen = "default", np.full(len(classes.names), tagger_of(tags, cams).threshold)
+            file = "default" if tags.tag_thresholds is None else str(tags.tag_thresholds)
+            source = file if tags.tag_threshold is None else "--tag-threshold"
+            chosen = given_thresholds(classes.names, cams, tags)
         counts = np.zeros(3, dtype=np.int64)
 
         def rows() -> Iterator[tuple[str, list[int]]]:
@@ -168,8 +166,8 @@ def write_tags(workspace: Workspace, cams: CamsOptions, tags: TagOptions) -> Tag
         worth = expected(scores, labels, tags.class_thresholds) if source == "labels" else quality(scores >= chosen, labels)
     images, untagged, pairs = counts.tolist()
     thresholds = dict(zip(classes.names, chosen.tolist(), strict=True))
-    known = {"tagger": name, "classes": thresholds, "source": source, "labelled": len(labels)}
-    write_json(workspace.thresholds, known | ({} if worth is None else {"expected": worth._asdict()}))
+    more = {} if worth is None else {"expected": worth._asdict()}
+    write_thresholds(workspace.thresholds, name, thresholds, source=source, labelled=len(labels), **more)
     return Tags(workspace.tags, images, untagged, pairs, thresholds, source, len(labels), worth)
 
 
@@ -191,26 +189,3 @@ def _labelled(workspace: Workspace, reader: ArrayReader) -> tuple[NDArray[np.flo
     for row, present in zip(known, labels, strict=True):
         row[list(present)] = True
     return np.array(scores, dtype=np.float32).reshape(known.shape), known
-
-
-def read_thresholds(path: Path, tagger: str, names: tuple[str, ...]) -> NDArray[np.float64]:
-    """Thresholds that `write_tags` wrote, in the order of the classes, ``(C,)``.
-
-    Raises:
-        UsageError: No such file, or one of another tagger or class list.
-    """
-    try:
-        content = read_json(path)
-        found, of = dict(content["classes"]), content["tagger"]
-        values = np.array([found[name] for name in names], dtype=np.float64)
-    except SsrError as error:
-        raise UsageError(error.message, "--tag-thresholds") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{path}: expected thresholds for {len(names)} classes, found none for {error}", "--tag-thresholds"
-        ) from None
-    if of != tagger:
-        raise UsageError(
-            f"{path}: expected thresholds of tagger {tagger}, found those of {of!r:.40}", "--tagger, or another file"
-        )
-    return values

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines import PseudoLabeler
 from pipelines.datasets.classes import VOC12
 from pipelines.datasets.label_files import holds_tags, read_label_file
 from pipelines.stores.array_store import iter_records
@@ -107,10 +108,51 @@ def test_what_follows_says_that_labels_are_tags(tagged, ssr, tiny_voc, tmp_path)
     for name in ("cams", "refined", "masks"):
         assert json.loads((work / f"{name}.json").read_text())["dataset"]["labels"] == "tags"
     said = ssr("eval", "--work", work, "--no-pictures").out
-    assert "supervision: tags of `ssr tag`: class names alone" in said
+    assert "supervision: tags of class names, no labels of these images" in said
     ssr("masks", "--config", tiny_voc.config, "--work", tmp_path / "true")
     assert "labels" not in json.loads((tmp_path / "true/masks.json").read_text())["dataset"]
     assert "supervision" not in ssr("eval", "--work", tmp_path / "true", "--no-pictures").out
+
+
+@pytest.mark.parametrize("heads", [False, True], ids=["plain", "heads"])
+def test_label_free_prediction_is_tagging_and_masks_to_the_byte(heads, tiny_voc, models, with_heads, ssr, tmp_path):
+    """Also from Python, without labels."""
+    work, ckpt = tmp_path / "work", with_heads / "cmpa.safetensors"
+    words, more = ("--config", tiny_voc.config, "--work", work), ("--ckpt", ckpt) if heads else ()
+    threshold = ("--tag-threshold", 0.06)
+    ssr("tag", *words, *threshold, *more)
+    ssr("masks", *words, *more, "--labels", work / "tags.csv")
+    masks = {path.name: path.read_bytes() for path in (work / "masks").glob("*.png")}
+    assert len(masks) == len(PHOTOS)
+    assert len({len(tags.split(";")) for tags in tags_of(work).values()}) > 1
+    ran = ssr("predict", *words, *threshold, "--model", ckpt if heads else "tags")
+    folder = work / "predictions/train_tags"
+    assert f"6 label maps in {folder}\nnext: ssr eval {folder} --split train" in ran.out
+    assert {path.name: path.read_bytes() for path in folder.glob("*.png")} == masks
+    (folder / "b_trio.png").unlink()
+    assert ", 5 already done" in ssr("predict", *words, *threshold, "--model", ckpt if heads else "tags").err
+    assert (folder / "b_trio.png").read_bytes() == masks["b_trio.png"]
+    assert "tag.thresholds: " in ssr("predict", *words, "--model", ckpt if heads else "tags", code=2).err
+    assert "supervision: tags of class names" in ssr("eval", folder, *words, "--no-pictures").out
+    labeler = PseudoLabeler.from_config(
+        tiny_voc.config, alignment=ckpt if heads else None, tag={"tag_threshold": 0.06}, device="cpu"
+    )
+    for image_id in PHOTOS:
+        result = labeler(tiny_voc.root / f"JPEGImages/{image_id}.jpg")
+        assert ";".join(result.classes) == tags_of(work)[image_id]
+        result.save(tmp_path / "mask.png")
+        assert (tmp_path / "mask.png").read_bytes() == masks[f"{image_id}.png"]
+
+
+def test_label_free_prediction_of_any_folder_and_what_it_refuses(tagged, tiny_voc, models, ssr, tmp_path):
+    photos = Path(shutil.copytree(tiny_voc.root / "JPEGImages", tmp_path / "my photos"))
+    words = ("--model", "tags", "--images", photos, "--work", Path(shutil.copytree(tagged, tmp_path / "work")))
+    ran = ssr("predict", *words, "--scales", 1.5, "--no-flip", "--long-side", 48, "--boundary", "par")
+    assert f"6 label maps in {tmp_path}/work/predictions/my photos_tags\n" in ran.out
+    settings = json.loads((tmp_path / "work/predictions/my photos_tags.json").read_text())["settings"]
+    assert (settings["cams"]["scales"], settings["cams"]["long_side"], settings["boundary"]) == ([1.5], 48, "par")
+    assert "--probabilities: only a trained model has them" in ssr("predict", *words, "--probabilities", code=2).err
+    assert "no checkpoint at" in ssr("predict", *words, "--model", "heads", code=2).err
 
 
 BAD = {

@@ -1,0 +1,59 @@
+"""Thresholds of tags as a file: written by `ssr tag`, read by whatever tags photos after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import SsrError, UsageError
+from pipelines.method.tagging import tagger_name, tagger_of
+from pipelines.options.stages import CamsOptions
+from pipelines.options.tag import TagOptions
+from pipelines.stores.files import read_json, write_json
+
+FLAG = "--tag-thresholds"
+
+
+def write_thresholds(path: Path, tagger: str, classes: Mapping[str, float], **more: Any) -> None:
+    """Write the thresholds of a tagger by class name, and what else is worth knowing of them."""
+    write_json(path, {"tagger": tagger, "classes": dict(classes), **more})
+
+
+def given_thresholds(names: Sequence[str], cams: CamsOptions, tags: TagOptions) -> NDArray[np.float64]:
+    """Thresholds that need no calibration: a number, those of a file, or the tagger's default.
+
+    Args:
+        names: Of the classes.
+        cams: Whether there are alignment heads.
+        tags: The tagger and its thresholds.
+
+    Returns:
+        ``(C,)``.
+
+    Raises:
+        UsageError: No such file, or one of another tagger or class list.
+    """
+    default = tagger_of(tags, cams).default_threshold(len(names))
+    if tags.tag_threshold is None and tags.tag_thresholds is not None:
+        return _read(tags.tag_thresholds, tagger_name(tags, cams), names)
+    return np.full(len(names), default if tags.tag_threshold is None else tags.tag_threshold)
+
+
+def _read(path: Path, tagger: str, names: Sequence[str]) -> NDArray[np.float64]:
+    try:
+        content = read_json(path)
+        found, of = dict(content["classes"]), content["tagger"]
+        values = np.array([found[name] for name in names], dtype=np.float64)
+    except SsrError as error:
+        raise UsageError(error.message, FLAG) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: expected thresholds for {len(names)} classes, found none for {error}", FLAG) from None
+    if of != tagger:
+        raise UsageError(
+            f"{path}: expected thresholds of tagger {tagger}, found those of {of!r:.40}", "--tagger, or another file"
+        )
+    return values
