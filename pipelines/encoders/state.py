@@ -24,6 +24,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         SsrError: A damaged file, or one of something else.
     """
+    _refuse_other_files(path)
     try:
         state = _read(path)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
@@ -41,6 +42,29 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise SsrError(f"{path}: {name!r:.60} is no plain tensor", "bring an intact .safetensors")
     return tensors
+
+
+_OTHER_FILES = {
+    b"version https://git-lfs": ("a pointer of Git LFS in place of the file", "git lfs pull, or download the file itself"),
+    b"<": ("a web page", "download the file itself: a link to a page was saved"),
+    b"\x1f\x8b": ("a gzip archive", "unpack it first"),
+    b"7z\xbc\xaf": ("a 7-Zip archive", "unpack it first"),
+}
+"""First bytes of what lies under the names of weights, what it is, and what to do."""
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Refuse what a download left in place of weights; whatever else is wrong, the readers say."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError:
+        return
+    if not start:
+        raise SsrError(f"{path}: expected weights, found an empty file", "download it again, or bring an intact .safetensors")
+    for mark, (found, cure) in _OTHER_FILES.items():
+        if start.lstrip().startswith(mark):
+            raise SsrError(f"{path}: expected weights, found {found}", cure)
 
 
 class _Arguments:

@@ -350,3 +350,24 @@ def test_the_hub_is_asked_for_tensors_only(monkeypatch: pytest.MonkeyPatch) -> N
     loaded = build_clip(Weights("ViT-B-16-quickgelu", "openai"))
     assert loaded.has_text
     assert asked == {"name": "ViT-B-16-quickgelu", "pretrained": "cached.bin", "weights_only": True}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".pth"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "expected weights, found an empty file (download it again, or"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+            "found a pointer of Git LFS in place of the file (git lfs",
+        ),
+        (b"\n<!DOCTYPE html><html>", "found a web page (download the file itself"),
+        (b"\x1f\x8b\x08\0", "found a gzip archive (unpack it first)"),
+    ],
+)
+def test_what_a_download_left_in_place_of_weights_is_named(tmp_path: Path, content: bytes, said: str, suffix: str) -> None:
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(SsrError) as caught:
+        _build(path)
+    assert said in str(caught.value)
