@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from pipelines.encoders.super_classes import super_classes, super_embeddings
 from pipelines.encoders.text import TextBank, encode_prompts, read_bank
 from pipelines.encoders.weights import LoadedClip, Weights
 from pipelines.errors import UsageError
+from pipelines.ops.text_enrichment import attribute_centres, enriched
 from pipelines.options.sources import ClipOptions
 from pipelines.stores.manifest import digest
 
@@ -63,6 +65,8 @@ class TextSources:
         background: The bank of background words, or None.
         digests: Of what makes the rows of classes and of background.
         supers: Whether super-classes are embedded too.
+        attributes: What enriches the class embeddings: a bank, or sentences for the text tower; None: nothing.
+        attribute_centres: Clusters of them.
     """
 
     clip: Weights
@@ -71,6 +75,8 @@ class TextSources:
     background: TextBank | None
     digests: tuple[str, str]
     supers: bool = False
+    attributes: TextBank | tuple[str, ...] | None = None
+    attribute_centres: int = 112
 
     @property
     def background_names(self) -> tuple[str, ...]:
@@ -97,11 +103,18 @@ class TextSources:
         if background is None:
             background = encode_prompts(clip, classes.background, classes.background, classes.template)
         _check_widths(of_classes, background.embeddings)
+        plain = of_classes
+        if self.attributes is not None:
+            bank = self.attributes
+            if not isinstance(bank, TextBank):
+                bank = encode_prompts(clip, bank, bank, "{}")
+            _check_widths(of_classes, bank.embeddings, "attributes")
+            of_classes = enriched(of_classes, attribute_centres(bank.embeddings, self.attribute_centres))  # (C, D)
         found = TextEmbeddings(of_classes, background.embeddings, background.names, self.digests)
         if not self.supers:
             return found
-        supers = super_embeddings(classes, of_classes, clip if clip.has_text and self.of_classes is None else None)
-        return replace(found, supers=supers, super_of_class=super_classes(classes, of_classes).of_class)
+        supers = super_embeddings(classes, plain, clip if clip.has_text and self.of_classes is None else None)
+        return replace(found, supers=supers, super_of_class=super_classes(classes, plain).of_class)
 
 
 def text_sources(clip: Weights, classes: ClassList, options: ClipOptions, supers: bool = False) -> TextSources:
@@ -127,7 +140,13 @@ def text_sources(clip: Weights, classes: ClassList, options: ClipOptions, supers
         background_digest = _bytes_digest(background.embeddings)
     if of_classes is not None and background is not None:
         _check_widths(of_classes, background.embeddings)
-    return TextSources(clip, classes, of_classes, background, (class_digest, background_digest), supers)
+    attributes = None
+    if options.attributes:
+        attributes = _attributes(options.attributes, clip.name)
+        rows = _bytes_digest(attributes.embeddings) if isinstance(attributes, TextBank) else attributes
+        class_digest = digest([class_digest, rows, options.attribute_centres])
+    digests = class_digest, background_digest
+    return TextSources(clip, classes, of_classes, background, digests, supers, attributes, options.attribute_centres)
 
 
 def text_embeddings(clip: LoadedClip, classes: ClassList, options: ClipOptions) -> TextEmbeddings:
@@ -146,12 +165,28 @@ def _without(bank: TextBank, classes: ClassList) -> TextBank:
     return bank if len(rows) == len(bank.names) or not rows else replace(bank, embeddings=bank.embeddings[rows], names=kept)
 
 
-def _check_widths(of_classes: Tensor, background: Tensor) -> None:
-    if background.shape[1] != of_classes.shape[1]:
-        raise UsageError(
-            f"class embeddings have {of_classes.shape[1]} dimensions, background embeddings {background.shape[1]}",
-            "--text-bank and --background-bank must be of one model",
-        )
+def _attributes(path: Path, model: str) -> TextBank | tuple[str, ...]:
+    """A text bank, or the lines of a text file, each once.
+
+    Raises:
+        UsageError: No such file, none of these, or no line in it.
+    """
+    if path.suffix == ".safetensors":
+        return read_bank(path, model)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"no attributes at {path}: expected a .txt or .safetensors file", "--attributes") from error
+    sentences = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not sentences:
+        raise UsageError(f"{path} is empty: expected a sentence a line", "--attributes")
+    return sentences
+
+
+def _check_widths(of_classes: Tensor, others: Tensor, what: str = "background embeddings") -> None:
+    if others.shape[1] != of_classes.shape[1]:
+        found = f"class embeddings have {of_classes.shape[1]} dimensions, {what} {others.shape[1]}"
+        raise UsageError(found, "--text-bank, --background-bank and --attributes must be of one model")
 
 
 def _bytes_digest(embeddings: Tensor) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,7 +50,7 @@ class AlignedText:
         projected = F.normalize(self.heads.tsa(self._plain.all), dim=1)  # (C + M, E)
         scale, supers = self._scale or 1 / self.heads.temperature.item(), self._plain.supers
         supers = None if supers is None else F.normalize(self.heads.tsa(supers), dim=1)  # (S, E)
-        self.text = TextFeatures(projected, self._plain.classes, scale, supers)
+        self.text = replace(self._plain, all=projected, logit_scale=scale, supers=supers)
 
     def logits(self, features: Tensor) -> Tensor:
         """Pooled patch features ``(B, E)`` -> logits ``(B, C + M)`` through both heads."""

@@ -82,6 +82,13 @@ class ClipOptions(Options):
     background_bank: Annotated[
         Path | None, option("background embeddings from `ssr text` (.safetensors), used instead of the text tower")
     ] = None
+    attributes: Annotated[
+        Path | None,
+        option("attributes that enrich the class embeddings (ExCEL): a .txt with a sentence a line, or a text bank of them"),
+    ] = None
+    attribute_centres: Annotated[
+        int, Field(ge=1, description="clusters of the attributes that classes are enriched with (ExCEL: 112 VOC, 224 COCO)")
+    ] = 112
 
 
 class DinoOptions(Options):

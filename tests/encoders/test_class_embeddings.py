@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from itertools import combinations
 
 import pytest
@@ -13,8 +14,10 @@ from pipelines.datasets.classes import VOC12
 from pipelines.encoders import class_embeddings as embeddings
 from pipelines.encoders.class_embeddings import text_embeddings, text_sources
 from pipelines.encoders.super_classes import super_classes
-from pipelines.encoders.text import encode_prompts
+from pipelines.encoders.text import encode_prompts, write_bank
 from pipelines.encoders.weights import build_clip, resolve_clip
+from pipelines.errors import UsageError
+from pipelines.ops.text_enrichment import attribute_centres, enriched
 from pipelines.options.sources import ClipOptions
 
 
@@ -67,6 +70,43 @@ def test_super_classes_are_prompts_or_means_of_their_members(clip, models):
         assert sources.provenance() == without.provenance()  # CAMs are the same, whatever is asked for beside them
     other = text_sources(clip.weights, dataclasses.replace(VOC12, supers=()), options)
     assert other.super_provenance() != sources.super_provenance()
+
+
+def test_attributes_enrich_classes_by_a_loop(clip, models, tmp_path):
+    """ExCEL's t + softmax(t A) A without the tenth that a class resembles least; a file of sentences is as good as its bank."""
+    sentences = [f"it has {word}" for word in VOC12.background]
+    (tmp_path / "attributes.txt").write_text("\n".join([*sentences, "", sentences[0]]))
+    write_bank(tmp_path / "bank.safetensors", encode_prompts(clip, sentences, sentences, "{}"))
+    plain = text_embeddings(clip, VOC12, ClipOptions())
+    rows = encode_prompts(clip, sentences, sentences, "{}").embeddings
+    kept = len(rows) - len(rows) // 10
+    expected = []
+    for own in plain.classes:
+        best = sorted(range(len(rows)), key=lambda row: float(own @ rows[row]), reverse=True)[:kept]
+        odds = [math.exp(float(own @ rows[row])) for row in best]
+        moved = own + sum(odd / sum(odds) * rows[row] for odd, row in zip(odds, best, strict=True))
+        expected.append(moved / moved.norm())
+    seen = {plain.provenance()["class_embeddings"]}
+    for name in ("attributes.txt", "bank.safetensors"):
+        found = text_embeddings(clip, VOC12, ClipOptions(attributes=tmp_path / name))
+        assert torch.allclose(found.classes, torch.stack(expected), atol=1e-5)
+        assert torch.equal(found.background, plain.background)
+        seen.add(found.provenance()["class_embeddings"])
+    few = text_embeddings(clip, VOC12, ClipOptions(attributes=tmp_path / "attributes.txt", attribute_centres=3))
+    centres = attribute_centres(rows, 3)
+    assert len(centres) == 3
+    assert torch.allclose(few.classes, enriched(plain.classes, centres))
+    assert len(seen | {few.provenance()["class_embeddings"]}) == 4
+    distances = (rows[:, None] - centres).square().sum(dim=2)  # (A, 3)
+    for place in range(3):  # each centre is the mean of the rows that are nearest to it
+        assert torch.allclose(rows[distances.argmin(dim=1) == place].mean(dim=0), centres[place], atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "said"), [("none.txt", "no attributes at .*none.txt"), ("empty.txt", "a sentence a line")])
+def test_attributes_that_cannot_be_read_are_one_line(clip, tmp_path, name, said):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(UsageError, match=rf"{said}.*--attributes"):
+        text_embeddings(clip, VOC12, ClipOptions(attributes=tmp_path / name))
 
 
 def test_classes_without_super_classes_are_clustered():
