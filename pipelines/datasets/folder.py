@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from pipelines.datasets.names import IMAGE_SUFFIXES, check_image_id
 from pipelines.datasets.splits import parse_split, split_file
 from pipelines.errors import UsageError
 from pipelines.options.sources import DatasetOptions
+
+_SUFFIXES = (".csv", ".json", ".jsonl")
 
 
 def load_folder(options: DatasetOptions) -> Dataset:
@@ -101,11 +104,13 @@ def _classes_of(label_file: Path) -> ClassList:
 
 
 def _label_file(root: Path) -> Path:
-    there = [root / f"labels.{suffix}" for suffix in ("csv", "json", "jsonl") if (root / f"labels.{suffix}").is_file()]
+    there = [root / f"labels{suffix}" for suffix in _SUFFIXES if (root / f"labels{suffix}").is_file()]
     if len(there) == 1:
         return there[0]
     found = ", ".join(path.name for path in there) or "none"
-    raise UsageError(f"{root}: expected one of labels.csv, labels.json, labels.jsonl, found {found}", "--labels FILE")
+    deeper = next((path.parent for path in sorted(root.glob("*/labels.*")) if not there and path.suffix in _SUFFIXES), None)
+    hint = f"--root {shlex.quote(str(deeper))}, or --labels FILE" if deeper else "--labels FILE"
+    raise UsageError(f"{root}: expected one of labels.csv, labels.json, labels.jsonl, found {found}", hint)
 
 
 def photos_of(root: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Container, Iterable
 from pathlib import Path
 from xml.etree.ElementTree import ParseError  # the class only: defusedxml parses
@@ -129,8 +130,9 @@ def _root(root: Path | None) -> Path:
         raise UsageError(f"{expected}, found no dataset root", "--root VOCdevkit/VOC2012")
     if (root / "JPEGImages").is_dir():
         return root
-    inner = [root / name for name in ("VOC2012", "VOCdevkit/VOC2012") if (root / name / "JPEGImages").is_dir()]
-    raise UsageError(f"{expected}, found no JPEGImages in {root}", f"--root {inner[0] if inner else 'VOCdevkit/VOC2012'}")
+    inner = sorted(path.parent for pattern in ("*/JPEGImages", "*/*/JPEGImages") for path in root.glob(pattern))
+    hint = f"--root {shlex.quote(str(inner[-1]) if inner else 'VOCdevkit/VOC2012')}"
+    raise UsageError(f"{expected}, found no JPEGImages in {root}", hint)
 
 
 def _image_set(root: Path, split: str) -> Path:

@@ -85,7 +85,10 @@ def test_label_file_must_be_one(root: Path, write: Write) -> None:
         load_dataset(options(root))
     (root / "labels.csv").unlink()
     (root / "labels.json").unlink()
-    with pytest.raises(UsageError, match="found none"):
+    with pytest.raises(UsageError, match=r"found none \(--labels FILE"):
+        load_dataset(options(root))
+    write(root / "my set/labels.csv", "image,labels\na,\n")
+    with pytest.raises(UsageError, match=r"found none \(--root '.*/my set', or --labels FILE"):
         load_dataset(options(root))
 
 

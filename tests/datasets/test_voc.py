@@ -120,6 +120,9 @@ def test_wrong_root_and_split_say_what_there_is(root: Path) -> None:
     (root / "outer/VOCdevkit").rename(root / "outer/VOC2012")
     with pytest.raises(UsageError, match=r"JPEGImages.*--root .*outer/VOC2012"):
         load_dataset(options(root / "outer"))
+    (root / "outer/VOC2012").rename(root / "outer/my set")
+    with pytest.raises(UsageError, match=r"--root '.*outer/my set'"):
+        load_dataset(options(root / "outer"))
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 226), ("val", 80), ("train_aug", 456)])
