@@ -45,6 +45,7 @@ def test_outputs(way):
     assert json.loads((work / "retrained.json").read_text())["complete"] is True
     assert {path.name for path in (work / "retrain").iterdir() if path.name != ".lock"} == {
         "config.py", "train.txt", "val.txt", "state.pth", "best.safetensors", "curves.jsonl", "curves.png", "mmengine",
+        "photos.json",
     }  # fmt: skip
     assert {path.stem for path in (work / "retrained/val").glob("*.png")} == {"e_pair", "f_car"}
     assert (work / "eval/retrained-val/report.json").is_file()

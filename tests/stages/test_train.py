@@ -105,6 +105,7 @@ def test_outputs(trained, models, name):
     assert {path.name for path in (work / "train").iterdir() if path.name != ".lock"} == {
         "state.safetensors", "curves.jsonl", "curves.png", *(["cmpa.safetensors"] if name == "joint" else []),
         *(["views.h5", "views.json", "view_labels.h5", ".views.h5.lock", ".view_labels.h5.lock"] if name == "views" else []),
+        "photos.json",
     }  # fmt: skip
     assert not list(work.rglob("*.tmp"))
 
