@@ -34,6 +34,7 @@ COMMAND_OF = {
     "evaluate": "eval",
     "features": "show",
     "label_free": "predict",
+    "check_labels": "labels",
 }  # files of stages/ whose command has another name
 METHOD_WRITES = {("pipelines.method.label_maps", "pipelines.stores.mask_store")}  # a label-map worker writes its own PNG
 FILE_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "imread", "load_file", "save_file", "fromfile"}

@@ -61,6 +61,7 @@ BLIND = {
     "doctor": ["doctor"],
     "text": ["text", "BANK"],
     "labels from xml": ["labels", "ANNOTATIONS", "OUT", "--from", "xml"],
+    "labels check": ["labels", "--check", "--work", "WORK"],
 }
 ASKED = {
     "retrain, val": ["retrain", *RETRAIN, "--val-split", "train_aug", "--write-only"],
@@ -87,6 +88,7 @@ def told(tiny_voc, models, write_model, tmp_path_factory):
         "ANNOTATIONS": root / "Annotations",
         "MASKS": root / "SegmentationClass",
         "OUT": folder / "out.csv",
+        "WORK": folder / "work",
         "CHECKPOINT": folder / "work/cmpa.safetensors",
         "MODEL": write_model(folder / "model.safetensors"),
         "PHOTOS": root / "JPEGImages",

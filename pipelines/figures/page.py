@@ -57,7 +57,7 @@ def html_page(
     facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in summary.items())
     count = f"{len(articles):,} image{'s' if len(articles) != 1 else ''}"
     return _PAGE.substitute(
-        title=escape(title), count=count, facts=facts, articles="\n".join([*sections, *articles]), style=_STYLE
+        title=escape(title), count=count, facts=facts, articles="\n".join([*sections, *articles]), style=STYLE
     )
 
 
@@ -89,7 +89,7 @@ def _jpeg(row: PageRow) -> tuple[bytes, tuple[int, int]]:
         raise ValueError(f"the picture of {row.image_id} is neither JPEG nor PNG") from error
 
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ground: #f4f5f7; --card: #fff; --ink: #1c1f24; --muted: #69707d; --line: #dfe2e7; }
 @media (prefers-color-scheme: dark) {
   :root { --ground: #121418; --card: #1b1e24; --ink: #e8eaee; --muted: #969eac; --line: #2c313a; }

@@ -78,3 +78,25 @@ def expected(scores: NDArray[np.floating], labels: NDArray[np.bool_], own: bool 
         thresholds = calibrate(scores[others], labels[others], own) if chosen else calibrate(scores, labels, own)
         tags[~others] = scores[~others] >= thresholds
     return quality(tags, labels)
+
+
+def doubts(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """How much the scores speak against each label, and for each class that is no label.
+
+    The measure is the distance from the class's own threshold in log-odds, so that classes of low scores count as others do.
+
+    Args:
+        scores: ``(photos, C)`` in [0, 1].
+        labels: ``(photos, C)``, of which most are right; at least one is true.
+
+    Returns:
+        ``(photos, C)``; positive where scores and labels disagree.
+    """
+    above = _log_odds(scores) - _log_odds(calibrate(scores, labels, own=True))  # (photos, C)
+    return np.where(labels, -above, above)
+
+
+def _log_odds(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    shares = np.clip(values.astype(np.float64), 1e-4, 1 - 1e-4)
+    odds: NDArray[np.float64] = np.log(shares / (1 - shares))
+    return odds

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
+from pipelines.errors import UsageError
 from pipelines.options.sources import DatasetOptions
-from ssr_cli.console import err, out
+from pipelines.options.stages import CamsOptions, SuperpixelsOptions
+from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, out
 from ssr_cli.invocation import Invocation
 from ssr_cli.parameters import command_with
 
@@ -20,15 +22,17 @@ if TYPE_CHECKING:
 @command_with()
 def command(
     invocation: Invocation,
-    source: Annotated[Path, typer.Argument(help="folder of XML, photos, YOLO files or masks, or the file to convert")],
-    target: Annotated[Path, typer.Argument(help="label file to write: .csv, .json or .jsonl")],
+    source: Annotated[
+        Path | None, typer.Argument(help="folder of XML, photos, YOLO files or masks, or the file to convert")
+    ] = None,
+    target: Annotated[Path | None, typer.Argument(help="label file to write: .csv, .json or .jsonl")] = None,
     kind: Annotated[
-        Literal["xml", "coco", "masks", "csv", "npy", "folders", "yolo"],
+        Literal["xml", "coco", "masks", "csv", "npy", "folders", "yolo"] | None,
         typer.Option(
             "--from",
             help="format of SOURCE; csv = any label file; folders = photos in one folder a class; masks opens ground truth",
         ),
-    ],
+    ] = None,
     class_list: Annotated[
         str,
         typer.Option(
@@ -43,8 +47,25 @@ def command(
     write_classes: Annotated[
         Path | None, typer.Option(help="also write a class list (.toml) with the class names of SOURCE")
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="list labels of the dataset of --config or --work that are probably wrong or missing; needs no SOURCE",
+        ),
+    ] = False,
+    top: Annotated[int, typer.Option(min=1, help="check: labels on the page with pictures, the most doubtful")] = 100,
 ) -> None:
-    """Convert XML, COCO JSON, YOLO, folders of photos, masks, a label file or a one-hot .npy to a label file."""
+    """Convert XML, COCO JSON, YOLO, folders of photos, masks, a label file or a one-hot .npy to a label file.
+
+    With --check, list labels that are probably wrong or missing, by the scores of the class names; opens no ground truth.
+    """
+    if check:
+        _check(invocation, top)
+        return
+    if source is None or target is None or kind is None:
+        lacking = "SOURCE" if source is None else "TARGET" if target is None else "--from"
+        raise UsageError(f"expected SOURCE, TARGET and --from, found no {lacking}", "ssr labels --help, or --check")
     from pipelines.datasets.classes import write_class_list
     from pipelines.datasets.labels import BRINGS_CLASSES, convert_labels, write_label_file
     from pipelines.datasets.splits import read_split
@@ -65,6 +86,19 @@ def command(
     labels = found.labels.values()
     count, used = sum(map(len, labels)), len({index for indices in labels for index in indices})
     out.print(f"{escape(str(target))}: {len(labels)} images, {count} labels, {used} classes")
+
+
+def _check(invocation: Invocation, top: int) -> None:
+    from pipelines.stages import check_labels
+
+    superpixels, cams = invocation.options("superpixels", SuperpixelsOptions), invocation.options("cams", CamsOptions)
+    with ConsoleProgress() as progress:
+        made = check_labels.run(invocation.workspace, superpixels, cams, top, progress)
+    out.print(f"{made.wrong:,} labels of {made.photos:,} images may be wrong, {made.missing:,} may be missing")
+    out.print(f"all, worst first: [bold]{escape(str(made.table))}[/]")
+    out.print(f"the first {made.shown:,}, to tick: [bold]{escape(str(made.page))}[/]; it saves a corrected label file")
+    if made.failed:
+        raise typer.Exit(EXIT_PARTLY)
 
 
 def _class_list(invocation: Invocation, name: str) -> ClassList:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.ops.thresholds import FEW, best_threshold, calibrate, expected, quality
+from pipelines.ops.thresholds import FEW, best_threshold, calibrate, doubts, expected, quality
 
 
 def f1(scores: np.ndarray, labels: np.ndarray, threshold: float) -> float:
@@ -50,3 +50,16 @@ def test_few_labels_are_enough():
     scores, labels = np.array([[0.9, 0.1]]), np.array([[True, False]])
     assert expected(scores, labels).f1 == 1
     assert quality(np.zeros((2, 2), np.bool_), np.zeros((2, 2), np.bool_)) == (0, 0, 0)
+
+
+def test_doubts_find_exchanged_labels_whatever_the_level_of_a_class():
+    rng = np.random.default_rng(0)
+    labels = rng.random((200, 4)) < 0.3
+    level = np.array([0.9, 0.5, 0.2, 0.05])
+    scores = np.where(labels, level, level / 10) * rng.uniform(0.7, 1, labels.shape)
+    wrong = labels.copy()
+    changed = rng.choice(labels.size, 12, replace=False)
+    wrong.flat[changed] ^= True
+    order = np.argsort(-doubts(scores, wrong), axis=None)
+    assert set(order[:12].tolist()) == set(changed.tolist())
+    assert (doubts(scores, wrong).flat[order[:12]] > 0).all()
