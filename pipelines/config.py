@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from pipelines.errors import UsageError
 from pipelines.options.align import AlignOptions
-from pipelines.options.export import ExportOptions
+from pipelines.options.export import ExportOptions, ImportOptions
 from pipelines.options.retrain import RetrainOptions
 from pipelines.options.scale import ScaleOptions
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, Options, RunOptions
@@ -46,6 +46,7 @@ SECTIONS: dict[str, type[Options]] = {
     "eval": EvalOptions,
     "show": ShowOptions,
     "export": ExportOptions,
+    "import": ImportOptions,
 }
 """Every section of a config file and the options it holds."""
 

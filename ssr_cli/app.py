@@ -26,6 +26,7 @@ COMMANDS = {
     "predict": "6  Predict label maps of a split or of any folder of images -> predictions/*.png",
     "eval": "7  Score CAMs, masks or any folder of PNGs against ground truth.",
     "export": "Write label maps for CVAT, Label Studio, COCO, YOLO and others.",
+    "import": "Take over masks that people corrected in CVAT, Label Studio or as COCO.",
     "retrain": "Train a standard segmentation network on the pseudo-masks with mmsegmentation.",
     "merge": "Merge the outputs of all shards into one.",
     "ablation": "Ablation: add one component at a time and compare.",

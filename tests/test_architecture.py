@@ -22,7 +22,7 @@ FLOORS = [
     {"pipelines.method"},
     {"pipelines.training"},
     {"pipelines.models"},
-    {"pipelines.encoders", "pipelines.figures", "pipelines.exports"},
+    {"pipelines.encoders", "pipelines.figures", "pipelines.exports", "pipelines.corrections"},
     {"pipelines.datasets", "pipelines.execution", "pipelines.evaluation"},
     {"pipelines.stores", "pipelines.ops", "pipelines.config"},
     {"pipelines.options", "pipelines.sample", "pipelines.plugins", "pipelines.errors"},
@@ -35,6 +35,7 @@ COMMAND_OF = {
     "features": "show",
     "label_free": "predict",
     "check_labels": "labels",
+    "corrections": "import",
 }  # files of stages/ whose command has another name
 METHOD_WRITES = {("pipelines.method.label_maps", "pipelines.stores.mask_store")}  # a label-map worker writes its own PNG
 FILE_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "imread", "load_file", "save_file", "fromfile"}

@@ -57,6 +57,8 @@ BLIND = {
     "show": ["show", "--count", "2"],
     "report": ["report", "--count", "2"],
     "export": ["export", "cvat"],
+    "export coco": ["export", "coco"],
+    "import": ["import", "CORRECTED"],
     "status": ["status"],
     "doctor": ["doctor"],
     "text": ["text", "BANK"],
@@ -92,12 +94,17 @@ def told(tiny_voc, models, write_model, tmp_path_factory):
         "CHECKPOINT": folder / "work/cmpa.safetensors",
         "MODEL": write_model(folder / "model.safetensors"),
         "PHOTOS": root / "JPEGImages",
+        "CORRECTED": folder / "work/exports/coco-train_aug/annotations/instances_train_aug.json",
     }
     made = ["--config", str(tiny_voc.config), "--root", str(root), "--split", "train_aug", "--work", str(folder / "work")]
     commands = []
     for argv in (*BLIND.values(), *ASKED.values()):
         words = [str(places.get(word, word)) for word in argv]
         extra = {"labels": [], "status": ["--work", str(folder / "work")]}.get(argv[0], made)
+        if (
+            argv[0] == "import"
+        ):  # into a work directory of its own: the trainings of this one take corrections where there are any
+            extra = [*made[:-1], str(folder / "other")]
         if argv[0] == "text":
             extra = [*made, "--clip-pretrained", str(models.full)]
         commands.append([*words, *extra])

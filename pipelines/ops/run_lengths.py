@@ -85,7 +85,7 @@ def decode_brush(data: bytes, size: tuple[int, int]) -> NDArray[np.bool_]:
     bits, wanted = np.unpackbits(np.frombuffer(data, np.uint8)), size[0] * size[1] * _CHANNELS
     count, place = _number(bits, 0, 32), 32
     word, place = _number(bits, place, 5) + 1, place + 5
-    if count != wanted or word != 8 or len(bits) < _HEADER:
+    if count != wanted or word != 8:
         raise ValueError(f"expected a brush of {wanted} bytes, found {count}")
     sizes = [_number(bits, place + 4 * index, 4) + 1 for index in range(4)]
     out, filled, place = np.zeros(count, np.uint8), 0, _HEADER

@@ -57,3 +57,12 @@ class ExportOptions(Options):
         str, option("label-studio: what precedes an image's file name, such as https://host/photos/; empty = local files")
     ] = ""
     shard: Annotated[str | None, option("a stable share of the images, e.g. 0/4, as an export of its own")] = None
+
+
+class ImportOptions(Options):
+    """``[import]``: label maps that people corrected in another tool."""
+
+    empty: Annotated[
+        Literal["skip", "background"],
+        option("images without any object in the file: skip = not corrected; background = nothing is in them"),
+    ] = "skip"

@@ -10,7 +10,8 @@ Stages, in order:
 6. `predict`: label maps of a split or a folder of images -> ``predictions/*/*.png``
 7. `evaluate` (``ssr eval``): scores against ground truth -> ``eval/*/report.json``
 
-Further commands: `retrain` (a standard network on mmsegmentation), `ablation` (one component more at a time), `features`
+Further commands: `retrain` (a standard network on mmsegmentation), `ablation` (one component more at a time), `export` and
+`corrections` (``ssr import``: masks for other tools and back), `features`
 (``ssr show features``), `show`, `report`, `status`, `doctor`, `sample`, `text`, `merge` (outputs of shards). `launch` runs a
 per-image stage on several devices or a Ray cluster. ``ssr labels`` needs no stage.
 """

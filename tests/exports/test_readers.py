@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.exports.conftest import NAMES
 from tests.exports.test_round_trips import near_edges
+from tests.fixtures.odd import NAMES
 
 PYTHON = os.environ.get("SSR_READERS")
 

@@ -19,7 +19,7 @@ from pipelines.exports import EXPORTS
 from pipelines.ops.run_lengths import decode_brush, encode_brush, from_run_lengths, run_lengths
 from pipelines.options.export import FORMATS, ExportOptions
 from pipelines.stages import export
-from tests.exports.conftest import NAMES
+from tests.fixtures.odd import NAMES
 
 
 def expected(odd, ignored: int = 0):

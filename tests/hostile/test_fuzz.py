@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.config import build_options, read_config
+from pipelines.corrections import Source, corrections
 from pipelines.datasets.classes import COCO14, VOC12, load_class_list
 from pipelines.datasets.coco_json import read_instances
 from pipelines.datasets.image import load_image
@@ -36,6 +38,7 @@ from pipelines.errors import SsrError
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.metrics import metrics_from_counts
 from pipelines.evaluation.report import Report, read_report, write_report
+from pipelines.ops.run_lengths import encode_brush
 from pipelines.stores.array_store import ArrayReader, ArrayWriter
 from pipelines.stores.checkpoint import read_checkpoint, write_checkpoint
 from pipelines.stores.manifest import Manifest
@@ -122,6 +125,46 @@ def rgb(path: Path) -> None:
     assert 0 < image.width * image.height == np.asarray(image).size // 3
 
 
+def corrected(path: Path) -> None:
+    """Whatever is read is a label map of known classes; an image that cannot be used counts as refused."""
+    refused = None
+    for image_id, found in corrections(Source(path, VOC12)):
+        assert check_image_id(image_id, "") == image_id
+        if isinstance(found, SsrError):
+            refused = found
+        else:
+            assert set(np.unique(found.label_map).tolist()) <= {*range(21), 255}
+    if refused is not None:
+        raise refused
+
+
+def mask_zip() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("labelmap.txt", "background:0,0,0::\ncat:9,9,9::\ndog:5,0,0::\n")
+        for name, mode in (("a b", "L"), ("c", "P")):
+            out = io.BytesIO()
+            Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4) % 3).convert(mode).save(out, "PNG")
+            archive.writestr(f"SegmentationClass/{name}.png", out.getvalue())
+    return buffer.getvalue()
+
+
+CVAT_XML = b"""<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version>
+<image id="0" name="a.jpg" width="6" height="4">
+<mask label="cat" rle="1, 2, 1" left="1" top="1" width="2" height="2" z_order="1"></mask>
+<polygon label="dog" points="0.5,0.5;3,1;2,4" z_order="0"></polygon></image></annotations>"""
+CORRECTED = {
+    "images": [{"id": 1, "file_name": "a.jpg", "width": 4, "height": 3}],
+    "annotations": [
+        {"image_id": 1, "category_id": 3, "segmentation": [[0, 0, 3, 0, 3, 2]]},
+        {"image_id": 1, "category_id": 1, "segmentation": {"size": [3, 4], "counts": [5, 2, 5]}},
+        {"image_id": 1, "category_id": 1, "segmentation": {"size": [3, 4], "counts": "525"}},
+    ],
+    "categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "person"}],
+}
+BRUSH = {"format": "rle", "rle": encode_brush(np.eye(3, 4, dtype=bool)), "brushlabels": ["cat"]}
+TASKS = [{"data": {"image": "/x/a.jpg"}, "annotations": [{"result": [
+    {"type": "brushlabels", "original_width": 4, "original_height": 3, "value": BRUSH}]}]}]  # fmt: skip
 INSTANCES = {
     "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
     "annotations": [{"image_id": 1, "category_id": 3, "segmentation": [[1, 2]]}],
@@ -155,6 +198,10 @@ READERS: dict[str, tuple[str, Callable[[Path], object], list[bytes]]] = {
     "webp": ("a.webp", rgb, [picture("WEBP"), picture("WEBP", lossless=True), picture("WEBP", "RGBA")]),
     "bmp": ("a.bmp", rgb, [picture("BMP"), picture("BMP", "P"), picture("BMP", "1")]),
     "tiff": ("a.tif", rgb, [picture("TIFF", compression=how) for how in ("raw", "tiff_lzw", "jpeg", "tiff_deflate")]),
+    "corrected zip": ("c.zip", corrected, [mask_zip()]),
+    "corrected xml": ("c.xml", corrected, [CVAT_XML]),
+    "corrected coco": ("c.json", corrected, [json.dumps(CORRECTED).encode()]),
+    "corrected tasks": ("c.json", corrected, [json.dumps(TASKS).encode()]),
     "bank": ("b.safetensors", read_bank, [made(lambda path: write_bank(path, BANK))]),
     "checkpoint": ("c.safetensors", lambda p: read_checkpoint(p, "--ckpt"), [
         made(lambda path: write_checkpoint(path, {"w": BANK.embeddings}, {"iteration": 3}))]),

@@ -1,0 +1,198 @@
+"""Label maps that people corrected in other tools: what all readers of them share."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.datasets.classes import ClassList
+from pipelines.datasets.image import MAX_PIXELS
+from pipelines.datasets.names import image_id_of
+from pipelines.errors import ImageError, SsrError, UsageError
+from pipelines.exports.base import IGNORE_NAME
+from pipelines.ops.label_map import IGNORE_INDEX
+
+MAX_BYTES = 1 << 31
+"""Bytes of a JSON or XML, packed or not."""
+
+
+@dataclass(frozen=True)
+class Correction:
+    """One image of a file of corrections.
+
+    Attributes:
+        image_id: As our lists have it.
+        label_map: ``(H, W)`` uint8, 255 = unsure; empty if the file has no object and no size.
+        objects: How many objects it shows.
+    """
+
+    image_id: str
+    label_map: NDArray[np.uint8]
+    objects: int
+
+
+@dataclass
+class Source:
+    """A file of corrections, read once.
+
+    Attributes:
+        path: The file.
+        classes: What its names are looked up in.
+        passed_over: Shapes that are no masks, by kind.
+    """
+
+    path: Path
+    classes: ClassList
+    passed_over: dict[str, int] = field(default_factory=dict)
+
+    def value(self, name: object, where: str) -> int:
+        """Value of a label map for a class name; ``_ignore`` is 255 and ``background`` 0.
+
+        Raises:
+            UsageError: No such class.
+        """
+        own = {IGNORE_NAME: IGNORE_INDEX, self.classes.label_map_names[0]: 0}
+        if not isinstance(name, str):
+            raise UsageError(f"{self.path}: {where}: expected a class name, found {name!r:.60}")
+        if name in own:
+            return own[name]
+        try:
+            return self.classes.index(name) + 1
+        except UsageError as error:
+            raise UsageError(f"{self.path}: {where}: {error.message}", error.hint) from None
+
+    def image_id(self, name: object, where: str) -> str:
+        """Image id of a name, path or address.
+
+        Raises:
+            UsageError: It is unsafe, or no text.
+        """
+        if not isinstance(name, str):
+            raise UsageError(f"{self.path}: {where}: expected the name of an image, found {name!r:.60}")
+        return image_id_of(name, f"{self.path}: {where}")
+
+    def pass_over(self, kind: object) -> None:
+        """Count a shape that is no mask."""
+        shown = str(kind)[:40]
+        self.passed_over[shown] = self.passed_over.get(shown, 0) + 1
+
+
+Outcome = tuple[str, Correction | ImageError]
+"""Name of an image, and its label map or why there is none."""
+
+Reader = Callable[[Source], Iterator[Outcome]]
+
+
+class Canvas:
+    """A label map on which objects are painted, later ones over earlier ones.
+
+    Args:
+        size: ``(H, W)`` as the file has it.
+
+    Raises:
+        ImageError: No size of an image.
+    """
+
+    def __init__(self, size: tuple[object, object]) -> None:
+        height, width = size
+        if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1 or height * width > MAX_PIXELS:
+            raise ImageError(f"expected the size of an image, found {height!r:.20} x {width!r:.20}")
+        self.size = (height, width)
+        self.label_map = np.zeros(self.size, np.uint8)
+        self.objects = 0
+
+    def paint(self, value: int, mask: NDArray[np.bool_]) -> None:
+        """Paint ``(H, W)`` with a value."""
+        self.label_map[mask] = value
+        self.objects += bool(mask.any())
+
+    def polygons(self, value: int, rings: Iterable[Any]) -> None:
+        """Paint the union of polygons, filled as COCO's own code does.
+
+        Args:
+            value: To paint.
+            rings: Numbers ``x, y, x, y, ...`` in pixels.
+
+        Raises:
+            ImageError: They are none.
+        """
+        from pycocotools import mask as coco
+
+        clean = []
+        for ring in rings:
+            sound = isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0
+            if not sound or not all(isinstance(number, int | float) and math.isfinite(number) for number in ring):
+                raise ImageError(f"expected a polygon of three points or more, found {ring!r:.60}")
+            corners = np.clip(np.asarray(ring, np.float64).reshape(-1, 2), 0, self.size[::-1])  # C code counts on it
+            clean.append(corners.ravel().tolist())
+        if clean:
+            codes = coco.frPyObjects(clean, *self.size)
+            self.paint(value, coco.decode(coco.merge(codes)).astype(bool))
+
+    def done(self, image_id: str) -> Correction:
+        """The finished label map."""
+        return Correction(image_id, self.label_map, self.objects)
+
+
+def parse_json(data: bytes, path: Path) -> Any:
+    """JSON in which no object has a key twice.
+
+    Raises:
+        SsrError: It is none, or too large.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        item = dict(pairs)
+        if len(item) != len(pairs):
+            raise ValueError("a key stands twice in one object")
+        return item
+
+    refuse_large(len(data), path)
+    try:
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise SsrError(f"{path}: broken JSON: {error!s:.160}") from None
+
+
+def refuse_large(size: int, path: Path) -> None:
+    """Refuse more bytes than a file of corrections has.
+
+    Raises:
+        SsrError: There are more.
+    """
+    if size > MAX_BYTES:
+        raise SsrError(f"{path}: expected at most {MAX_BYTES:,} bytes, found {size:,}", "export fewer images at a time")
+
+
+def whole_number(text: object, where: str) -> int:
+    """A number of an XML attribute or of JSON.
+
+    Raises:
+        ImageError: It is none.
+    """
+    if isinstance(text, int) and not isinstance(text, bool):
+        return text
+    if isinstance(text, str) and text.strip().isascii() and text.strip().removeprefix("-").isdigit() and len(text) < 12:
+        return int(text)
+    raise ImageError(f"{where}: expected a whole number, found {text!r:.40}")
+
+
+def known_keys(item: object, keys: Collection[str], where: str) -> dict[str, Any]:
+    """An object of JSON that has some keys.
+
+    Raises:
+        SsrError: It is none, or lacks one.
+    """
+    if not isinstance(item, dict):
+        raise SsrError(f"{where}: expected an object, found a {type(item).__name__}")
+    missing = next((key for key in keys if key not in item), None)
+    if missing is not None:
+        raise SsrError(f"{where}: expected {missing!r}, found {', '.join(map(repr, item))!s:.80}")
+    return item

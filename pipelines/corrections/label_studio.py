@@ -1,0 +1,94 @@
+"""Label Studio's JSON: brushes and polygons of the newest annotation of each task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+
+from pipelines.corrections.base import Canvas, Correction, Outcome, Source, known_keys
+from pipelines.errors import ImageError, SsrError
+from pipelines.ops.run_lengths import decode_brush
+
+_IMAGES = ("image", "img", "url")
+_MASKS = {"brushlabels": "brushlabels", "polygonlabels": "polygonlabels"}
+
+
+def tasks(source: Source, content: list[Any]) -> Iterator[Outcome]:
+    """Label maps of tasks that a person has annotated; predictions are ours and do not count.
+
+    Raises:
+        SsrError: No tasks.
+        UsageError: A class that is not in the list, or an unsafe name.
+    """
+    for number, entry in enumerate(content):
+        where = f"task {number}"
+        task = known_keys(entry, ("data", "annotations"), f"{source.path}: {where}")
+        if not isinstance(task["data"], dict) or not isinstance(task["annotations"], list):
+            raise SsrError(f"{source.path}: {where}: expected Label Studio's JSON export", "export as JSON, not as JSON-MIN")
+        name = _name(task["data"])
+        image_id = source.image_id(unquote(name) if isinstance(name, str) else name, where)
+        made = [a for a in task["annotations"] if isinstance(a, dict) and not a.get("was_cancelled") and "result" in a]
+        if not made:
+            continue
+        newest = max(made, key=lambda annotation: str(annotation.get("updated_at", "")))
+        try:
+            canvas = _painted(source, newest["result"], where)
+            yield image_id, canvas.done(image_id) if canvas else Correction(image_id, np.zeros((0, 0), np.uint8), 0)
+        except ImageError as error:
+            yield image_id, ImageError(f"{where}: {error.message}", error.hint)
+
+
+def _name(data: dict[str, Any]) -> object:
+    """The image of a task: its id, where our export has written it, or its address."""
+    own = data.get("image_id")
+    return own if isinstance(own, str) else next((data[key] for key in _IMAGES if key in data), None)
+
+
+def _painted(source: Source, results: Any, where: str) -> Canvas | None:
+    """What an annotation shows; None if it has no mask and so says no size."""
+    if not isinstance(results, list):
+        raise ImageError(f"expected a list of results, found a {type(results).__name__}")
+    canvas: Canvas | None = None
+    for result in results:
+        kind = result.get("type") if isinstance(result, dict) else None
+        if kind not in _MASKS:
+            source.pass_over(kind)
+            continue
+        value, size = result.get("value"), (result.get("original_height"), result.get("original_width"))
+        if not isinstance(value, dict):
+            raise ImageError(f"expected a value, found {value!r:.40}")
+        canvas = canvas or Canvas(size)
+        if size != canvas.size:
+            raise ImageError(f"expected results of one size, found {size} beside {canvas.size}")
+        names = value.get(_MASKS[kind])
+        if not isinstance(names, list) or len(names) != 1:
+            raise ImageError(f"expected one class a mask, found {names!r:.60}")
+        number = source.value(names[0], where)
+        if kind == "brushlabels":
+            canvas.paint(number, _brush(value, canvas.size))
+        else:
+            canvas.polygons(number, [_polygon(value, canvas.size)])
+    return canvas
+
+
+def _brush(value: dict[str, Any], size: tuple[int, int]) -> Any:
+    rle = value.get("rle")
+    if value.get("format") != "rle" or not isinstance(rle, list) or not all(isinstance(n, int) and 0 <= n < 256 for n in rle):
+        raise ImageError(f"expected a brush as bytes, found {rle!r:.40}")
+    try:
+        return decode_brush(bytes(rle), size)
+    except ValueError as error:
+        raise ImageError(str(error)) from None
+
+
+def _polygon(value: dict[str, Any], size: tuple[int, int]) -> list[float]:
+    """Points in percent of the image's size -> pixels."""
+    points, numbers = value.get("points"), []
+    for point in points if isinstance(points, list) else [None]:
+        if not isinstance(point, list) or len(point) != 2 or not all(isinstance(part, int | float) for part in point):
+            raise ImageError(f"expected points of a polygon, found {points!r:.40}")
+        numbers += [point[0] / 100 * size[1], point[1] / 100 * size[0]]
+    return numbers

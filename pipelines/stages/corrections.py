@@ -1,0 +1,122 @@
+"""`ssr import`: label maps that people corrected in another tool, into ``WORK/corrected``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.corrections import Correction, Source, corrections
+from pipelines.datasets.base import Sample
+from pipelines.datasets.classes import palette
+from pipelines.datasets.image import image_size
+from pipelines.errors import ImageError, SsrError, UsageError
+from pipelines.execution.interruption import refuse_if_interrupted, until_interrupted
+from pipelines.execution.progress import Progress, Silent
+from pipelines.options.export import ImportOptions
+from pipelines.stores.manifest import Manifest
+from pipelines.stores.mask_store import remove_masks, write_mask, written_masks
+from pipelines.stores.one_writer import one_writer
+from pipelines.workdir.workspace import Workspace
+
+STAGE = "import"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What `run` took over.
+
+    Attributes:
+        folder: All corrected label maps, those of earlier files included.
+        done: Images of this file.
+        failed: Images whose label map cannot be used.
+        total: Images in the folder.
+        said: What was passed over, for people.
+    """
+
+    folder: Path
+    done: int
+    failed: int
+    total: int
+    said: tuple[str, ...]
+
+
+def run(workspace: Workspace, file: Path, options: ImportOptions, progress: Progress | None = None) -> Imported:
+    """Take corrected label maps over; those of an image that was imported before are replaced.
+
+    Args:
+        workspace: Names the images and classes. With ``force``, corrections of earlier files are removed first.
+        file: Of CVAT, COCO or Label Studio, told by its content.
+        options: What an image without objects means.
+        progress: Receives each image.
+
+    Raises:
+        UsageError: A class or name that cannot be, or earlier corrections of other classes.
+        SsrError: A file that cannot be read, or that is of other images.
+        TooManyFailures: More bad label maps than allowed; those before are kept.
+    """
+    progress = progress or Silent()
+    dataset, folder = workspace.dataset, workspace.corrected
+    samples = {sample.image_id: sample for sample in dataset.samples}
+    source = Source(file, dataset.classes)
+    manifest = workspace.manifest(STAGE, {"classes": list(dataset.classes.names)})
+    tally = workspace.tally(STAGE, progress)
+    others: list[str] = []
+    empty = 0
+    with one_writer(folder, "importing", 0.0):
+        before = Manifest.read(folder.with_suffix(".json"))
+        if workspace.force:
+            remove_masks(folder)
+        elif before is not None and before.settings != manifest.settings:
+            raise UsageError(f"{folder} has corrections of other classes", "--force removes them, or give another --work")
+        progress.start(STAGE, len(samples))
+        for image_id, found in until_interrupted(corrections(source)):
+            sample = samples.get(image_id)
+            if sample is None:
+                others.append(image_id)
+                continue
+            try:
+                if isinstance(found, ImageError):
+                    raise found
+                if not found.objects and options.empty == "skip":
+                    empty += 1
+                    continue
+                write_mask(folder / f"{image_id}.png", _checked(sample, found), palette())
+                tally.made(image_id)
+            except ImageError as error:
+                tally.made(image_id, error)
+        progress.finish()
+        if tally.counts.done:
+            total = len(written_masks(folder))
+            manifest.complete, manifest.counts = True, {"done": total}
+            manifest.write(folder.with_suffix(".json"))
+    refuse_if_interrupted()
+    if others and not tally.counts.done and not tally.counts.failed and not empty:
+        raise SsrError(
+            f"{file}: none of {len(others)} images is of split {dataset.split}, such as {others[0]!r:.80}",
+            "--split, or another --work",
+        )
+    if not others and not tally.counts.done and not tally.counts.failed and not empty:
+        raise SsrError(f"{file} holds no corrected image", "in Label Studio, submit a task before the export")
+    said = [f"{len(others)} images are not of split {dataset.split}, such as {others[0]!r:.80}"] if others else []
+    said += [f"{empty} images without an object are passed over (--empty background takes them)"] if empty else []
+    said += [f"{count} shapes of kind {kind} are no masks and are passed over" for kind, count in source.passed_over.items()]
+    return Imported(folder, tally.counts.done, tally.counts.failed, len(written_masks(folder)), tuple(said))
+
+
+def _checked(sample: Sample, found: Correction) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """The label map ``(H, W)``, of the photo's size.
+
+    Raises:
+        ImageError: The photo is missing, or of another size.
+    """
+    size = image_size(sample.image_path, sample.orient)
+    if not found.objects:
+        return np.zeros(size, np.uint8)
+    if found.label_map.shape != size:
+        raise ImageError(
+            f"the corrected label map is {found.label_map.shape}, the photo {size} (rows, columns)",
+            "a tool that turns photos by their EXIF needs --orient here, from the first stage on",
+        )
+    return found.label_map
