@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from pipelines.datasets.classes import VOC12
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.errors import SsrError, TooManyFailures, UsageError
 from pipelines.stages.train import stage as train
@@ -237,6 +238,16 @@ def test_what_cannot_be_cached_is_one_line(new, run_train, monkeypatch, name, ch
     assert "\n" not in str(caught.value)
     assert contents(workspace) == {}
     assert not workspace.model.exists()
+
+
+def test_one_super_class_meets_no_other(new, run_train, tmp_path):
+    entries = ", ".join(f"{{name = '{name}', super = 'thing'}}" for name in VOC12.names)
+    (tmp_path / "one.toml").write_text(f"classes = [{entries}]")
+    workspace = new()
+    options = workspace.dataset_options.model_copy(update={"classes": tmp_path / "one.toml"})
+    with pytest.raises(UsageError, match=r"of which there must be two; the class list has one.*--loss sbe=0"):
+        run_train(replace(workspace, dataset_options=options), "sbe")
+    assert contents(workspace) == {}
 
 
 def test_a_filter_that_never_begins_changes_nothing(new, run_train):

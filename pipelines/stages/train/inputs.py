@@ -20,6 +20,7 @@ from pipelines.models.decoder import SegmentationDecoder
 from pipelines.options.train import TrainOptions
 from pipelines.stages.train.crops import CropSource
 from pipelines.stages.train.settings import TrainSections, needs_of_views, training_needs
+from pipelines.training.losses import needs_super_maps
 from pipelines.training.online_alignment import OnlineAlignment
 from pipelines.training.processes import Processes
 from pipelines.workdir.settings import model_sources
@@ -84,6 +85,8 @@ def train_inputs(
     sources = model_sources(workspace, needs, sections.cams.ckpt)
     models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
     _check_encoder(options, models.clip)
+    if "super_classes" in needs and needs_super_maps(options) and models.embeddings is not None:
+        _check_supers(models.embeddings)
     blocks = Blocks(
         clip_attention=sections.refine.clip_blocks,
         dino_attention=sections.refine.dino_blocks,
@@ -122,6 +125,12 @@ def _trained_heads(
         prototypes = aligned.text.all[: len(text.classes)].clone()  # k-means prototypes have no class: start from the names
     refresh = sections.train.prototype_refresh
     return TrainedHeads(alignment, OnlineAlignment(alignment.heads, prototypes, text.all, sections.align, refresh, processes))
+
+
+def _check_supers(text: TextEmbeddings) -> None:
+    if text.supers is not None and len(text.supers) < 2:
+        found = "a loss compares super-classes, of which there must be two; the class list has one"
+        raise UsageError(found, "other `super` names in the class list, or --loss sbe=0")
 
 
 def _check_encoder(options: TrainOptions, encoder: ClipEncoder) -> None:
