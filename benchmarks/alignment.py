@@ -18,36 +18,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablation import seven_classes, typed_options
+from ablation import seven_classes, workspace_of
 from numpy.typing import NDArray
 
 from pipelines.config import read_config, read_recipe
 from pipelines.datasets.base import Sample
 from pipelines.datasets.image import load_image
 from pipelines.datasets.splits import read_split
-from pipelines.encoders.class_embeddings import text_embeddings
-from pipelines.encoders.clip import ClipEncoder
-from pipelines.encoders.dino import DinoEncoder
-from pipelines.encoders.weights import build_clip, resolve_clip, resolve_dino
 from pipelines.evaluation.confusion import confusion_counts
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.metrics import metrics_from_counts
+from pipelines.execution.devices import resolve_device, resolve_dtype
 from pipelines.execution.pool import process_pool, resolve_workers
 from pipelines.method.aligned import AlignedText
 from pipelines.method.composition import initial_cams, refined_cams
-from pipelines.method.encoders import Blocks, Encoders
-from pipelines.method.evidence import TextFeatures
+from pipelines.method.encoders import Blocks
+from pipelines.method.evidence import Needs, TextFeatures
 from pipelines.method.label_maps import pseudo_mask
+from pipelines.method.loading import FrozenModels
 from pipelines.method.parts_in_use import cam_needs, refine_needs
 from pipelines.models.alignment_file import Alignment
 from pipelines.ops.label_map import label_map, resize_maps, with_background
 from pipelines.options.align import AlignOptions
-from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, RunOptions
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
 from pipelines.stages import superpixels
 from pipelines.stages.align.inputs import AlignInputs
 from pipelines.stores.array_store import ArrayReader
 from pipelines.training.alignment import AlignmentTrainer
+from pipelines.training.alignment_data import AlignmentData
+from pipelines.workdir.settings import model_sources
 from pipelines.workdir.workspace import Workspace
 from ssr_cli.console import ConsoleProgress
 
@@ -57,7 +56,7 @@ CLIP_ES = RefineOptions(**read_recipe("clip-es")["refine"])
 POWERS = range(1, 11)
 UNGUARDED = {"few_photos": 0.0, "min_average_precision": 0.0}
 AS_WRITTEN = {"aligned_readout": "gradcam", "aligned_layer": "ln_1", "aligned_relu": True, **UNGUARDED}
-POOLED_ONLY = {"token_contrast": 0.0, "background": 0.0, "cam_power": 1.0}
+POOLED_ONLY = {"token_contrast": 0.0, "background": 0.0, "cam_power": 1.0, "cooccurrence": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +80,10 @@ ROWS: dict[str, Row] = {
     "clip-es": Row(cams={"readout": "gradcam"}, refine=CLIP_ES, crf=True),
     "ssr, plain CLIP": Row(crf=True),
     **{f"ssr, aligned, seed {seed}": Row({"seed": seed}, crf=True) for seed in (0, 1, 2)},
+    **{f"no co-occurrence, seed {seed}": Row({"seed": seed, "cooccurrence": 0.0}, crf=True) for seed in (0, 1, 2)},
+    "two propagation steps": Row({}, refine=REFINE.model_copy(update={"power": 2}), crf=True),
+    "ssr, plain CLIP, two steps": Row(refine=REFINE.model_copy(update={"power": 2}), crf=True),
+    "constant learning rate": Row({"final_rate": 1.0}, crf=True),
     "read-out gradcam": Row({}, {"aligned_readout": "gradcam"}),
     "read-out mix": Row({}, {"aligned_readout": "mix"}),
     "read-out gradcam at ln_1": Row({}, {**AS_WRITTEN, "aligned_relu": False}),
@@ -119,21 +122,17 @@ def main() -> None:
     parser.add_argument("--crf", action="store_true", help="also score the main rows with the CRF")
     arguments = parser.parse_args()
     values, _ = read_config(arguments.config)
-    dataset = typed_options(DatasetOptions, values, "dataset")
-    base = Workspace(
-        work=arguments.work / "train",
-        dataset_options=dataset.model_copy(update={"split": arguments.train}),
-        clip=typed_options(ClipOptions, values, "clip"),
-        dino=typed_options(DinoOptions, values, "dino"),
-        run=typed_options(RunOptions, values, "run"),
-    )
+    values["dataset"]["split"] = arguments.train
+    base = workspace_of(values, arguments.work / "train")
     rows = {name: ROWS[name] for name in arguments.rows}
     bench = Bench(base, rows)
     scored: dict[str, list[Sample]] = {}
     places: dict[str, Workspace] = {}
     for split in arguments.score:
         place = dataclasses.replace(
-            base, work=arguments.work / f"score-{Path(split).stem}", dataset_options=dataset.model_copy(update={"split": split})
+            base,
+            work=arguments.work / f"score-{Path(split).stem}",
+            dataset_options=base.dataset_options.model_copy(update={"split": split}),
         )
         superpixels.run(place, SuperpixelsOptions(**read_recipe("ssr")["superpixels"]), ConsoleProgress())
         scored[split] = list(place.dataset.samples)
@@ -150,11 +149,16 @@ class Bench:
 
     def __init__(self, base: Workspace, rows: dict[str, Row]) -> None:
         self.base, self.rows = base, rows
-        self.weights = resolve_clip(base.clip.model, base.clip.pretrained)
-        clip = build_clip(self.weights)
-        self.text = text_embeddings(clip, base.dataset.classes, base.clip)
+        self.device = resolve_device(base.run.device)
+        self.needs: Needs = frozenset().union(
+            *(cam_needs(CAMS.model_copy(update=row.cams)) | refine_needs(row.refine) for row in rows.values())
+        ) | {"tokens_cls", "text"}
+        self.sources = model_sources(base, self.needs, None)
+        self.models = FrozenModels(self.sources, self.device, resolve_dtype(base.run.precision, self.device))
+        self.text = self.models.embeddings
         self.names = base.dataset.classes.label_map_names
         self.heads: dict[str, Alignment | None] = {}
+        self.data: dict[Any, AlignmentData] = {}
         superpixels.run(base, SuperpixelsOptions(**read_recipe("ssr")["superpixels"]), ConsoleProgress())
         trained: dict[AlignOptions, Alignment] = {}
         for name, row in rows.items():
@@ -164,7 +168,6 @@ class Bench:
                 if options not in trained:
                     trained[options] = self._train(name, options)
                 self.heads[name] = trained[options]
-        self.encoder = ClipEncoder(clip, torch.device("cpu"))
         self.counts: dict[tuple[str, str, str], Any] = defaultdict(lambda: 0)
 
     def _train(self, name: str, options: AlignOptions) -> Alignment:
@@ -174,10 +177,11 @@ class Bench:
         for file in ("superpixels.h5", "superpixels.json"):
             if not (place.work / file).exists():
                 (place.work / file).symlink_to((self.base.work / file).absolute())
-        inputs = AlignInputs(place, options, CAMS, REFINE, self.weights, self.text)
-        inputs.collect(build_clip(self.weights), torch.device("cpu"), ConsoleProgress())
-        data = inputs.data()
-        trainer = AlignmentTrainer(data, self.text.all, len(self.text.classes), options, torch.device("cpu"))
+        collected = options.model_copy(update={"cooccurrence": options.cooccurrence or AlignOptions().cooccurrence})
+        data = self._data(AlignInputs(place, collected, CAMS, REFINE, self.sources))
+        if not options.cooccurrence:
+            data = dataclasses.replace(data, unknown=None)
+        trainer = AlignmentTrainer(data, self.text.all, len(self.text.classes), options, self.device)
         trainer.refresh()
         before, started = trainer.quality(), time.monotonic()
         for _ in trainer.steps():
@@ -193,20 +197,26 @@ class Bench:
         heads = trainer.heads.eval().requires_grad_(False)
         return Alignment(heads, options.features, photos, trainer.average_precision(), trainer.prototypes.image)
 
+    def _data(self, inputs: AlignInputs) -> AlignmentData:
+        options = inputs.options
+        key = options.cam, options.features, options.tokens, options.cooccurrence, options.neighbours
+        if key not in self.data:
+            inputs.collect(lambda: self.models, ConsoleProgress())
+            self.data[key] = inputs.data(inputs.collected(), self.device)
+        return self.data[key]
+
     def score(
         self, samples: dict[str, Sample], places: dict[str, Workspace], subsets: dict[str, set[str]], *, crf: bool
     ) -> None:
         """Count confusions of every row over all samples."""
-        dino = DinoEncoder(resolve_dino(self.base.dino.model, self.base.dino.pretrained), torch.device("cpu"))
-        text = TextFeatures(self.text.all, len(self.text.classes), self.encoder.logit_scale)
+        text = TextFeatures(self.text.all.to(self.device), len(self.text.classes), self.models.clip.logit_scale)
         rows = {
             name: (options := CAMS.model_copy(update=row.cams), alignment and AlignedText(alignment, text, options), row.refine)
             for name, row in self.rows.items()
             for alignment in (self.heads[name],)
         }
-        needs = frozenset().union(*(cam_needs(cams) | refine_needs(refine) for cams, _, refine in rows.values()))
         blocks = Blocks(clip_attention=REFINE.clip_blocks, dino_attention=REFINE.dino_blocks)
-        encoders = Encoders(needs, self.encoder, dino, text, blocks=blocks)
+        encoders = self.models.encoders(self.needs, blocks)
         readers = {place.work: ArrayReader(place.superpixels) for place in places.values()}
         progress = ConsoleProgress()
         progress.start("score", len(samples))
@@ -295,7 +305,7 @@ def _count(job: _Job) -> dict[str, NDArray[np.int64]]:
     predicted = label_map(with_background(maps, job.refine.background_power), labels)
     found["refined"] = confusion_counts(predicted, target, job.classes)
     if job.crf:
-        options = job.refine.model_copy(update={"boundary": "crf", "crf_scale": 1.0, "crf_iterations": 10})
+        options = job.refine.model_copy(update={"boundary": "crf"})
         mask, _ = pseudo_mask(job.refined, labels, target.shape, options, lambda: load_image(job.sample.image_path))
         found["crf"] = confusion_counts(mask, target, job.classes)
     return found

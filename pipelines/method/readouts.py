@@ -40,18 +40,35 @@ def gradcam(evidence: Evidence, options: CamsOptions) -> Tensor:
 @torch.inference_mode()
 def dense(evidence: Evidence, options: CamsOptions) -> Tensor:
     """Class probabilities of each patch's value vector, averaged inside superpixels (MaskCLIP, section 3.2), ``(T, N)``."""
+    return _probabilities(_values(evidence, options), evidence, options)
+
+
+@torch.no_grad()
+def background_share(evidence: Evidence, options: CamsOptions) -> Tensor:
+    """Probability of the likeliest background word at each patch by the dense read-out, ``(B, N)``; 0 without such words."""
+    classes = max(evidence.counts)
+    shares = _word_probabilities(_values(evidence, options), evidence, options)[:, classes:]  # (B, M, N)
+    return shares.amax(dim=1) if shares.shape[1] else shares.sum(dim=1)
+
+
+def _values(evidence: Evidence, options: CamsOptions) -> Tensor:
+    """Value vectors of the patches in CLIP's joint space, ``(B, N, E)`` L2-normalised."""
     tail = evidence.tail
     values = tail.value_tokens(tail.normalise(tail.patches(evidence.tokens_cls)))  # (B, N, D)
     if options.superpixel_share:
         values = smooth_over_superpixels(values, evidence.superpixels, options.superpixel_share)
-    features = F.normalize(tail.project(values), dim=-1)  # (B, N, E)
-    return _probabilities(features, evidence, options)
+    return F.normalize(tail.project(values), dim=-1)
+
+
+def _word_probabilities(features: Tensor, evidence: Evidence, options: CamsOptions) -> Tensor:
+    """Softmax of patch features ``(B, N, E)`` over each image's classes and the background words, ``(B, K + M, N)``."""
+    words, absent = evidence.text.of(evidence.classes(features.device))  # (B, K + M, E), (B, K + M)
+    return text_probabilities(features, words, words.shape[1], options.dense_scale, absent)
 
 
 def _probabilities(features: Tensor, evidence: Evidence, options: CamsOptions) -> Tensor:
-    """Softmax of patch features ``(B, N, E)`` over each image's classes and the background words, ``(T, N)`` of the classes."""
-    words, absent = evidence.text.of(evidence.classes(features.device))  # (B, K + M, E), (B, K + M)
-    return evidence.flat(text_probabilities(features, words, max(evidence.counts), options.dense_scale, absent))
+    """The classes' rows of `_word_probabilities`, ``(T, N)``."""
+    return evidence.flat(_word_probabilities(features, evidence, options)[:, : max(evidence.counts)])
 
 
 def mixed(evidence: Evidence, options: CamsOptions) -> Tensor:

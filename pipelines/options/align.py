@@ -51,6 +51,15 @@ class AlignOptions(Options):
             description="weight of the patch loss: each patch against the text prototypes, weighted by its CAM value; 0 = off",
         ),
     ] = 2.0
+    cooccurrence: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="how strongly patches whose look-alikes lie in other images of the same class are kept out of the"
+            " background loss; 0 = off",
+        ),
+    ] = 2.0
+    neighbours: Annotated[int, Field(ge=1, description="look-alikes of a patch that cooccurrence counts")] = 40
     separation: Annotated[
         float, Field(ge=0, description="weight of the loss that pushes the text prototypes of different classes apart; 0 = off")
     ] = 0.0
@@ -62,6 +71,9 @@ class AlignOptions(Options):
     iterations: Annotated[int, Field(ge=0, description="optimiser steps; 0 = as many as epochs gives (SSR: 30000 VOC)")] = 0
     batch: Annotated[int, Field(ge=1, description="images per step, over all processes (SSR: 128 VOC, 256 COCO)")] = 32
     learning_rate: Annotated[float, Field(gt=0, description="learning rate of AdamW (SSR: 1e-5)")] = 1e-4
+    final_rate: Annotated[
+        float, Field(gt=0, le=1, description="share of the learning rate at the last step, fallen linearly; 1 = constant")
+    ] = 0.1
     weight_decay: Annotated[float, Field(ge=0, description="weight decay of AdamW")] = 2e-3
     refresh: Annotated[int, Field(ge=0, description="steps between two updates of the prototypes; 0 = once per epoch")] = 0
     tokens: Annotated[int, Field(ge=2, description="patches per image that the training sees, sampled once")] = 256

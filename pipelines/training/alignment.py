@@ -119,12 +119,19 @@ class AlignmentTrainer:
         batch = self.data.batch(share, self.device, self._image_clusters)
         noise = self._noise(batch.classes.shape)
         loss = alignment_loss(self.heads, batch, self.text, self.class_count, self.prototypes, self.options, noise)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate(self.iteration)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.processes.average_gradients(self.heads.parameters())
         self.optimiser.step()
         self._losses.append(loss.item())
         return self._losses[-1]
+
+    def learning_rate(self, iteration: int) -> float:
+        """Of one step; it falls linearly to ``final_rate`` of itself, so that the last batches do not decide."""
+        fallen = (1 - self.options.final_rate) * iteration / max(1, self.iterations - 1)
+        return self.options.learning_rate * (1 - fallen)
 
     def _noise(self, slots: torch.Size) -> Tensor | None:
         """Noise of this step and process, the same after a stop; of length ``text_noise`` on average."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,12 +23,15 @@ class AlignmentData:
         cams: ``(K, T)`` fp32 of each photo, in [0, 1].
         labels: Class indices of each photo, at least one.
         image_ids: Names of the photos; empty where nobody asks.
+        unknown: ``(T,)`` fp32 of each photo, patches that are no background (`pipelines.training.cooccurrence`); None: there
+            are no such patches.
     """
 
     tokens: NDArray[np.float16]
     cams: Sequence[NDArray[np.float32]]
     labels: Sequence[tuple[int, ...]]
     image_ids: tuple[str, ...] = ()
+    unknown: Sequence[NDArray[np.float32]] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,7 +69,11 @@ class AlignmentData:
             if clusters is not None:
                 image_clusters[row, :filled] = clusters[photo]
         tokens = torch.from_numpy(self.tokens[list(photos)].astype(np.float32))  # (B, T, E)
-        return Batch(tokens.to(device), cams.to(device), classes.to(device), image_clusters.to(device))
+        batch = Batch(tokens.to(device), cams.to(device), classes.to(device), image_clusters.to(device))
+        if self.unknown is None:
+            return batch
+        unknown = torch.from_numpy(np.stack([self.unknown[photo] for photo in photos]))  # (B, T)
+        return dataclasses.replace(batch, unknown=unknown.to(device))
 
 
 def photo_order(photos: int, batch: int, seed: int) -> Iterator[list[int]]:

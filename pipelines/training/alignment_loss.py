@@ -23,6 +23,8 @@ class Batch:
         classes: ``(B, K)`` int64; -1 in slots that no class fills.
         image_clusters: ``(B, K)`` int64, each sample's image prototype if k-means made them.
         valid: ``(B, T)`` bool: patches of the photo; padding is no background. None: all are.
+        unknown: ``(B, T)`` in [0, 1], how much other photos speak for a class of this one at a patch: that much of it is no
+            background, whatever the CAMs leave out. None: all that they leave out is background.
     """
 
     tokens: Tensor
@@ -30,6 +32,7 @@ class Batch:
     classes: Tensor
     image_clusters: Tensor
     valid: Tensor | None = None
+    unknown: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,8 @@ def alignment_loss(
     if options.separation:
         rows = torch.arange(class_count, device=words.device)
         loss = loss + options.separation * prototype_contrast(words[:class_count], rows, words[:class_count], temperature)
-    # photos without classes have no row to take the highest of: one of zeros
-    outside = (1 - F.pad(batch.cams, (0, 0, 0, 1)).amax(dim=1)).clamp_min(0)  # (B, T)
+    unknown = torch.zeros_like(projected[..., 0]) if batch.unknown is None else batch.unknown  # (B, T)
+    outside = (1 - torch.cat([batch.cams, unknown.unsqueeze(1)], dim=1).amax(dim=1)).clamp_min(0)  # (B, T)
     outside = outside if batch.valid is None else outside * batch.valid
     if options.background:
         pooled = weighted_pool(projected, outside.unsqueeze(1))[:, 0]  # (B, E)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -86,7 +87,8 @@ def slow_loss(heads: AlignmentHeads, batch: Batch, text: Tensor, against: Protot
             to_image.append(miss(words[own], list(against.image), [image_row], temperature))
             to_own_text.append(miss(words[own], text_rows, [text_row], temperature))
             distance.append(1 - torch.dot(feature, words[own]))
-        left = [1 - max(cams[slot, t] for slot in range(len(slots))) for t in range(PATCHES)]
+        unknown = torch.zeros(PATCHES) if batch.unknown is None else batch.unknown[photo]
+        left = [1 - max(unknown[t], *(cams[slot, t] for slot in range(len(slots)))) for t in range(PATCHES)]
         if background:
             feature = unit(sum(left[t] * tokens[t] for t in range(PATCHES)))
             outside_terms.append(miss(feature, words, background, temperature))
@@ -117,11 +119,15 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.parametrize("unknown", [False, True], ids=["", "unknown patches"])
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("kind", ["class", "kmeans"])
 @pytest.mark.parametrize(("options", "words"), OPTIONS)
-def test_same_as_its_formula(heads, batch, kind, options, words, train):
+def test_same_as_its_formula(heads, batch, kind, options, words, train, unknown):
     options = AlignOptions(**options)
+    if unknown:
+        drawn_unknown = torch.rand(3, PATCHES, generator=torch.Generator().manual_seed(26), dtype=torch.float64)
+        batch = dataclasses.replace(batch, unknown=drawn_unknown)
     heads.train(train)
     twin = copy.deepcopy(heads)
     found = alignment_loss(heads, batch, text(words), CLASSES, prototypes(kind), options)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor
 from pipelines.datasets.base import Sample
 from pipelines.errors import SsrError
 from pipelines.execution.batches import batches_by
-from pipelines.execution.devices import resolve_batch_size
+from pipelines.execution.devices import resolve_batch_size, resolve_dtype
 from pipelines.execution.fitting import fitting
 from pipelines.execution.progress import Progress
 from pipelines.method.aligned import head_features
@@ -32,10 +33,12 @@ from pipelines.method.evidence import Evidence, Needs
 from pipelines.method.loading import FrozenModels, Sources
 from pipelines.method.parts_in_use import cam_needs, refine_needs
 from pipelines.method.photo import Photo, too_large
+from pipelines.method.readouts import background_share
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.stores.array_store import ArrayReader, iter_records, store_exists
 from pipelines.training.alignment_data import AlignmentData
+from pipelines.training.cooccurrence import unknown_patches
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.output import holds_labels
 from pipelines.workdir.photos import load_photo
@@ -51,7 +54,7 @@ class AlignInputs:
 
     Attributes:
         workspace: Photos, superpixels, work directory.
-        options: ``cam``, ``features``, ``tokens``.
+        options: ``cam``, ``features``, ``tokens``, ``cooccurrence``.
         cams: Plain CLIP's read-out; its checkpoint, scales and flip are left out.
         refine: Affinity and masks of the refined CAM.
         sources: What the encoders are built from; see `sources_of`.
@@ -74,6 +77,22 @@ class AlignInputs:
         return self.workspace.work / "align" / "cams.h5"
 
     @property
+    def inputs_path(self) -> Path:
+        """Store of the same patches as they enter CLIP's last block, where look-alikes are found; ``(T, D)`` fp16 a photo."""
+        return self.workspace.work / "align" / "inputs.h5"
+
+    @property
+    def background_path(self) -> Path:
+        """Store of the likeliest background word's probability at the same patches, ``(T,)`` fp16 a photo."""
+        return self.workspace.work / "align" / "background.h5"
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All stores that are made."""
+        paths = self.tokens_path, self.cams_path
+        return (*paths, self.inputs_path, self.background_path) if self.options.cooccurrence else paths
+
+    @property
     def needs(self) -> Needs:
         """What the CAMs and patches are made from."""
         return needs_of(self.options, self.cams, self.refine)
@@ -82,6 +101,10 @@ class AlignInputs:
         """Whatever changes the patches or their CAMs."""
         options = self.options.model_dump(mode="json", include={"cam", "features", "tokens"})
         settings: dict[str, Any] = {**options, "cams": cam_settings(self.workspace, self.cams, self.sources)}
+        if self.options.cooccurrence:
+            settings["background"] = self._background_options().model_dump(
+                mode="json", include={"dense_scale", "superpixel_share"}
+            )
         if self.options.cam == "refined":
             settings["refine"] = refinement_settings(self.workspace, self.refine, self.sources)
         return settings
@@ -103,7 +126,7 @@ class AlignInputs:
         again = workspace.force and self._damaged()
         with (
             workspace.output(
-                STAGE, self.tokens_path, self.settings(), progress, others=(self.cams_path,), again=again, prepare=load
+                STAGE, self.tokens_path, self.settings(), progress, others=self.paths[1:], again=again, prepare=load
             ) as output,
             superpixel_reader(workspace, "superpixels" in self.needs) as superpixels,
         ):
@@ -119,17 +142,17 @@ class AlignInputs:
                     lambda photo: output.made(photo.sample.image_id, too_large(photo)),
                 )
                 for arrays in made:
-                    for photo, patches, maps in arrays:
+                    for photo, *stored in arrays:
                         attributes = {"labels": list(photo.sample.labels), "photo": photo.sample.photo}
-                        output.writer_of(self.tokens_path).add(photo.sample.image_id, patches, attributes)
-                        output.writer_of(self.cams_path).add(photo.sample.image_id, maps, attributes)
+                        for path, array in zip(self.paths, stored, strict=True):
+                            output.writer_of(path).add(photo.sample.image_id, array, attributes)
                         output.made(photo.sample.image_id)
         return output.counts
 
     def _damaged(self) -> bool:
         """Whether any patches or CAMs do not read back."""
         try:
-            for path in (self.tokens_path, self.cams_path):
+            for path in self.paths:
                 if store_exists(path):
                     for _ in iter_records(path):
                         pass
@@ -137,17 +160,23 @@ class AlignInputs:
             return True
         return False
 
-    def _made(
-        self, evidence: Evidence, photos: Sequence[Photo]
-    ) -> Iterator[tuple[Photo, NDArray[np.float16], NDArray[np.float16]]]:
-        """Patch features ``(T, E)`` of each photo and its CAMs ``(K, T)`` there."""
+    def _made(self, evidence: Evidence, photos: Sequence[Photo]) -> Iterator[tuple[Any, ...]]:
+        """Each photo, and what is stored of it, one array a path of `paths`."""
         features = head_features(evidence.tokens_cls, evidence.tail, self.options.features)  # (B, N, E)
         maps = initial_cams(evidence, self.cams)  # (sum of K, N)
         if self.options.cam == "refined":
             maps = refined_cams(evidence, maps, self.refine)
+        others: list[Tensor] = []
+        if self.options.cooccurrence:
+            entering = evidence.tail.patches(evidence.tokens_cls)  # (B, N, D)
+            others = [entering, background_share(evidence, self._background_options())]
         for index, (photo, cam) in enumerate(zip(photos, evidence.by_image(maps), strict=True)):
             drawn = torch.from_numpy(drawn_patches(photo.sample.image_id, cam.shape[1], self.options.tokens)).to(cam.device)
-            yield photo, _half(features[index, drawn]), _half(cam[:, drawn])
+            yield photo, _half(features[index, drawn]), _half(cam[:, drawn]), *(_half(other[index, drawn]) for other in others)
+
+    def _background_options(self) -> CamsOptions:
+        """How background words are read out: with superpixels only where the CAMs have them too."""
+        return self.cams if "superpixels" in self.needs else self.cams.model_copy(update={"superpixel_share": 0.0})
 
     def collected(self) -> list[Sample]:
         """The photos whose patches and CAMs are there, made with the labels of today.
@@ -159,24 +188,43 @@ class AlignInputs:
         if not with_class:
             raise SsrError("no photo has a class: there is nothing to align", "check --labels")
         none = SsrError("none of the photos could be used: there is nothing to align", "see failures.jsonl in the work folder")
-        if not store_exists(self.tokens_path) or not store_exists(self.cams_path):
+        if not all(store_exists(path) for path in self.paths):
             raise none
-        with ArrayReader(self.tokens_path) as tokens, ArrayReader(self.cams_path) as cams:
-            samples = [sample for sample in with_class if holds_labels(sample, tokens, cams)]
+        with ExitStack() as stack:
+            stores = [stack.enter_context(ArrayReader(path)) for path in self.paths]
+            samples = [sample for sample in with_class if holds_labels(sample, *stores)]
         if not samples:
             raise none
         return samples
 
-    def data(self, samples: Sequence[Sample]) -> AlignmentData:
-        """What was collected of photos, patches in a memory map that has no name and ends with the process."""
-        with ArrayReader(self.tokens_path) as tokens, ArrayReader(self.cams_path) as cams:
-            shape = (len(samples), self.options.tokens, tokens.read(samples[0].image_id)[0].shape[1])
-            with tempfile.TemporaryFile(dir=self.tokens_path.parent) as file:
+    def data(self, samples: Sequence[Sample], device: torch.device) -> AlignmentData:
+        """What was collected of photos, patches in a memory map that has no name and ends with the process.
+
+        Args:
+            samples: Photos that were `collected`.
+            device: Where look-alikes are searched.
+        """
+        labels = [sample.labels for sample in samples]
+        with ArrayReader(self.cams_path) as cams:
+            maps = [cams.read(sample.image_id)[0].astype(np.float32) for sample in samples]
+        data = AlignmentData(self._mapped(self.tokens_path, samples), maps, labels, tuple(s.image_id for s in samples))
+        if not self.options.cooccurrence:
+            return data
+        with ArrayReader(self.background_path) as background:
+            shares = np.stack([background.read(sample.image_id)[0] for sample in samples])  # (P, T)
+        dtype = resolve_dtype(self.workspace.run.precision, device)
+        inputs, options = self._mapped(self.inputs_path, samples), self.options
+        unknown = unknown_patches(inputs, shares, labels, options.cooccurrence, options.neighbours, device, dtype)
+        return replace(data, unknown=unknown)
+
+    def _mapped(self, path: Path, samples: Sequence[Sample]) -> NDArray[np.float16]:
+        with ArrayReader(path) as reader:
+            shape = (len(samples), self.options.tokens, reader.read(samples[0].image_id)[0].shape[1])
+            with tempfile.TemporaryFile(dir=path.parent) as file:
                 patches = np.memmap(file, np.float16, "w+", shape=shape)
             for row, sample in enumerate(samples):
-                patches[row] = tokens.read(sample.image_id)[0]
-            maps = [cams.read(sample.image_id)[0].astype(np.float32) for sample in samples]
-        return AlignmentData(patches, maps, [sample.labels for sample in samples], tuple(sample.image_id for sample in samples))
+                patches[row] = reader.read(sample.image_id)[0]
+        return patches
 
     def _with_class(self) -> list[Sample]:
         return [sample for sample in self.workspace.dataset.samples if sample.labels]

@@ -84,7 +84,7 @@ def run(
                 load.cache_clear()  # the heads need CLIP's memory more
                 assert embeddings is not None  # noqa: S101 - there is text
                 classes = len(embeddings.classes)
-                return AlignmentTrainer(inputs.data(samples), embeddings.all, classes, options, device, processes)
+                return AlignmentTrainer(inputs.data(samples, device), embeddings.all, classes, options, device, processes)
 
             training.open(_settings(inputs, samples, processes), options.resume, make_trainer)
             _train(training, inputs, len(samples), device, make_trainer)
