@@ -17,7 +17,7 @@ from pipelines.errors import SsrError
 from pipelines.evaluation.plausibility import Plausibility
 from pipelines.stores.files import read_json, write_json
 
-SAME = ("what", "split", "names", "options_digest", "boundary", "supervised", "tagged", "oracle", "pictures")
+SAME = ("what", "split", "names", "options_digest", "boundary", "supervised", "corrected", "tagged", "oracle", "pictures")
 """What shards that are added up must have in common."""
 
 
@@ -35,6 +35,7 @@ class Counted:
         options_digest: Of the options that made what is scored.
         boundary: Its boundary refinement, such as ``crf`` or ``none``; None where that is not known.
         supervised: Ground-truth masks trained what made it.
+        corrected: Masks that people corrected were among those that trained what made it.
         tagged: The labels of what made it are tags of `ssr tag`.
         oracle: A second report at the best power is wanted.
         pictures: Pictures are wanted.
@@ -50,6 +51,7 @@ class Counted:
     options_digest: str
     boundary: str | None
     supervised: bool
+    corrected: bool
     tagged: bool
     oracle: bool
     pictures: bool

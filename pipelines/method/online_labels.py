@@ -50,7 +50,8 @@ class OnlineLabels:
             decoder_affinity: ``(B, N, N)`` in [0, 1]: filters CLIP's attention (WeCLIP's RFM); None: no filter.
 
         Returns:
-            Labels ``(B, S, S)``: 0 background, ``i + 1`` for class i, 255 where padded or not confident.
+            Labels ``(B, S, S)``: 0 background, ``i + 1`` for class i, 255 where padded or not confident. Of a crop that has a
+            target, it is that.
         """
         device, options = evidence.tokens_cls.device, self.options
         valid = torch.stack([crop.valid for crop in crops]).to(device)  # (B, S, S)
@@ -66,6 +67,9 @@ class OnlineLabels:
                 images, scores, scale, options.par_dilations, options.par_iterations
             )  # (B, K + 1, S, S)
         labels = online_label_map(scores, classes, self.refine.min_confidence).masked_fill(~valid, IGNORE_INDEX)
+        for label_map, crop in zip(labels, crops, strict=True):
+            if crop.target is not None:  # a person has corrected it
+                label_map.copy_(crop.target)  # (S, S)
         targets = self._with_supers(Targets(labels), crops, evidence)
         if not options.train_heads:
             return targets

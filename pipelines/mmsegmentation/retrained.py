@@ -84,7 +84,7 @@ class Retrained:
         model: mmsegmentation's, in evaluation mode.
         classes: Names of the foreground classes, in the order of its logits.
         crop: Photos are scaled for it as for crops of this side.
-        supervision: ``pseudo``, or ``masks``: trained on ground truth, an upper bound.
+        supervision: ``pseudo``, ``corrected`` (some masks are), or ``masks``: ground truth, an upper bound.
         iteration: Steps of its training.
     """
 
@@ -203,7 +203,7 @@ def _check(described: dict[str, Any], classes: Any, supervision: Any, tensors: d
     """Sizes within reason, before anything is built of them."""
     sizes = [4 * described["channels"], described["crop"] - 1, 16 * len(classes)]  # of heads of 1,024 channels, 255 classes
     sound = (
-        supervision in {"pseudo", "masks"}
+        supervision in {"pseudo", "corrected", "masks"}
         and isinstance(classes, list)
         and all(isinstance(name, str) for name in classes)
         and all(isinstance(size, int) and 0 <= size <= _LARGEST for size in sizes)

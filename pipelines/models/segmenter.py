@@ -28,7 +28,7 @@ class Segmenter:
         decoder: In evaluation mode.
         blocks: CLIP blocks, from the first, whose tokens it reads.
         classes: Names of the foreground classes, in the order of its logits.
-        supervision: ``pseudo``, or ``masks``: trained on ground truth, an upper bound.
+        supervision: ``pseudo``, ``corrected`` (some masks are), or ``masks``: ground truth, an upper bound.
         iteration: Steps of its training.
     """
 
@@ -77,7 +77,7 @@ def _rebuilt(tensors: dict[str, Tensor], note: dict[str, Any]) -> Segmenter:
     if not isinstance(classes, list) or len(classes) != sizes["classes"] or not all(isinstance(name, str) for name in classes):
         raise ValueError
     sound = all(tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
-    if supervision not in {"pseudo", "masks"} or not sound:
+    if supervision not in {"pseudo", "corrected", "masks"} or not sound:
         raise ValueError
     with torch.device("meta"):  # sizes that a file invents cost no memory
         decoder = SegmentationDecoder(**sizes)

@@ -34,6 +34,9 @@ class RetrainOptions(Options):
     masks: Annotated[Path | None, option("folder of pseudo-masks, 255 = ignore; without it, those of `ssr refine` in WORK")] = (
         None
     )
+    corrected: Annotated[bool, option("use the masks of `ssr import` in WORK where there are any, with supervision pseudo")] = (
+        True
+    )
     val_split: Annotated[
         str | None, option("split to validate on (opens its ground truth); the best model on it is kept as best.safetensors")
     ] = None

@@ -22,6 +22,9 @@ class TrainOptions(Options):
         Literal["pseudo", "masks"],
         option("pseudo = pseudo-masks made online from image-level labels; masks = ground truth (opens it): the upper bound"),
     ] = "pseudo"
+    corrected: Annotated[bool, option("use the masks of `ssr import` in WORK where there are any, with supervision pseudo")] = (
+        True
+    )
     val_split: Annotated[
         str | None, option("split to validate on (opens its ground truth); the best model on it is kept as best.safetensors")
     ] = None

@@ -155,6 +155,7 @@ def count(
         options_digest=manifest.options_digest if manifest else "unknown",
         boundary=_boundary(what, manifest),
         supervised=manifest is not None and manifest.settings.get("supervision") == "masks",
+        corrected=manifest is not None and manifest.settings.get("supervision") == "corrected",
         tagged=manifest is not None and "tags" in (manifest.dataset.get("labels"), manifest.settings.get("supervision")),
         oracle=options.oracle,
         pictures=options.pictures,
@@ -208,6 +209,8 @@ def _finish(work: Path, counted: Counted, power: float | None, *, oracle: bool) 
     )
     if counted.supervised:
         report.rules["supervision"] = "ground-truth masks (upper bound)"
+    elif counted.corrected:
+        report.rules["supervision"] = "pseudo-masks, and masks that people corrected"
     elif counted.tagged:
         report.rules["supervision"] = "tags of class names, no labels of these images"
     with one_writer(folder, "evaluating", PATIENCE):

@@ -48,7 +48,7 @@ class Trained:
 
     Attributes:
         classes: Foreground classes.
-        supervision: ``pseudo`` or ``masks``.
+        supervision: ``pseudo``, ``corrected`` or ``masks``.
         settings: What else changes its label maps.
         predictor: Makes it ready to run.
     """

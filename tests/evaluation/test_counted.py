@@ -22,7 +22,7 @@ def counted(seed: int, **changes: Any) -> Counted:
     draw = np.random.default_rng(seed)
     totals: dict[float | None, Any] = {power: draw.integers(0, 2**40, (3, 4)) for power in (1.5, 1.0)}
     names = ("background", "cat", "dog")
-    made = Counted("cams", "train", names, totals, seed, 1, "ab12", False, False, False, True, False, TRUTH)
+    made = Counted("cams", "train", names, totals, seed, 1, "ab12", False, False, False, False, True, False, TRUTH)
     return dataclasses.replace(made, **changes)
 
 

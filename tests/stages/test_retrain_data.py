@@ -21,6 +21,7 @@ from pipelines.evaluation.plausibility import nothing_seen
 from pipelines.execution.failures import Failures
 from pipelines.execution.progress import Silent
 from pipelines.stages.retrain.data import LabelMaps, checked, ground_truth, pseudo_masks, split_files
+from pipelines.workdir.corrected import Corrected
 from tests.fixtures.heard import Heard
 
 CLASSES = ("cat", "dog", "bird")
@@ -255,6 +256,9 @@ def test_splits_do_not_meet(pairs, tmp_path) -> None:
     assert found_by_mmsegmentation(tmp_path / "work", "val", val) == contents([pairs[0], pairs[2]])
 
 
+NONE = Corrected(Path("nowhere"), frozenset())
+
+
 @pytest.fixture
 def dataset(pairs, tmp_path) -> Dataset:
     samples = tuple(sample for sample, _ in pairs)
@@ -264,7 +268,21 @@ def dataset(pairs, tmp_path) -> Dataset:
 def test_photos_without_a_pseudo_mask_are_left_out(pairs, dataset, tmp_path) -> None:
     pairs[1][1].unlink()
     write(tmp_path / "masks/of another.png", np.zeros((2, 2), np.uint8))
-    assert pseudo_masks(dataset, tmp_path / "masks", False) == [pairs[0], *pairs[2:]]
+    assert pseudo_masks(dataset, tmp_path / "masks", False, NONE) == [pairs[0], *pairs[2:]]
+
+
+def test_corrected_masks_go_before_pseudo_masks(pairs, dataset, tmp_path) -> None:
+    """Also where there is no pseudo-mask."""
+    pairs[1][1].unlink()
+    first, second = (sample.image_id for sample, _ in pairs[:2])
+    corrected = Corrected(tmp_path / "corrected", frozenset({first, second}))
+    found = pseudo_masks(dataset, tmp_path / "masks", False, corrected)
+    own = [(sample, tmp_path / f"corrected/{sample.image_id}.png") for sample, _ in pairs[:2]]
+    assert found == [*own, *pairs[2:]]
+    assert pseudo_masks(dataset, tmp_path / "nowhere", False, corrected) == own
+    assert corrected.said(len(found)) == [
+        f"2 corrected masks and {len(found) - 2} pseudo-masks (--no-corrected: pseudo-masks alone)"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -279,7 +297,7 @@ def test_no_pseudo_mask(dataset, tmp_path, others, held, asked_for, hint) -> Non
     for index in range(others or 0):
         write(folder / f"other {index}.png", np.zeros((2, 2), np.uint8))
     with pytest.raises(SsrError) as caught:
-        pseudo_masks(dataset, folder, asked_for)
+        pseudo_masks(dataset, folder, asked_for, NONE)
     assert caught.value.message == f"expected pseudo-masks of split train in {folder}, found {held}"
     assert caught.value.hint == hint
 

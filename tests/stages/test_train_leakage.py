@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.encoders.weights import resolve_clip
+from pipelines.models.segmenter import read_segmenter
+from pipelines.stages.train import stage as train
+from tests.fixtures.heard import Heard
 
 WORDS = (
     "--iterations", 4, "--batch", 2, "--crop", 64, "--hidden", 16, "--decoder-layers", 1, "--decoder-heads", 2,
@@ -87,3 +96,36 @@ def test_the_model_is_the_same_without_any_mask_on_disk(tiny_voc, root, ssr, tmp
     ran = ssr(*words, "--root", root, "--work", tmp_path / "masks", "--supervision", "masks", code=1)
     assert "--supervision pseudo" in (tmp_path / "masks/failures.jsonl").read_text()
     assert "stopped at bad image 1" in ran.err
+
+
+@pytest.mark.parametrize("views", [0, 1])
+def test_corrected_masks_go_before_pseudo_masks(finished, workspace_in, run_train, train_sections, tmp_path, views):
+    """Corrections of all photos make the model that ground truth makes if it is the same; and it says what it learned from."""
+    heard = {}
+
+    def model(name: str, mended: list[str], **changed: object) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        workspace = workspace_in(tmp_path / name)
+        for part in ("superpixels.h5", "superpixels.json"):
+            workspace.work.mkdir(exist_ok=True)
+            shutil.copy(finished["ssr"] / part, workspace.work / part)
+        for image_id in mended:
+            workspace.corrected.mkdir(exist_ok=True)
+            shutil.copy(workspace.dataset.mask_path(image_id), workspace.corrected)
+        heard[name] = Heard()
+        train.run(workspace, train_sections("ssr", ckpt=None, cache_views=views, iterations=2, **changed), heard[name])
+        manifest = json.loads(workspace.model.with_suffix(".json").read_text())["settings"]
+        supervision = read_segmenter(workspace.model, resolve_clip(workspace.clip.model, workspace.clip.pretrained)).supervision
+        return manifest | {"says": supervision}, load_file(workspace.model)
+
+    ids = [sample.image_id for sample in workspace_in(tmp_path).dataset.samples]
+    truth, all_true = model("truth", [], supervision="masks")
+    corrected, all_corrected = model("corrected", ids)
+    some, _ = model("some", ids[:2])
+    without, all_pseudo = model("without", ids, corrected=False)
+    assert all(torch.equal(all_true[name], tensor) for name, tensor in all_corrected.items())
+    assert any(not torch.equal(all_pseudo[name], tensor) for name, tensor in all_corrected.items())
+    says = [made["says"] for made in (truth, corrected, some, without)]
+    assert says == ["masks", "corrected", "corrected", "pseudo"]
+    assert some["corrected"]["images"] == 2
+    assert "corrected" not in without
+    assert f"2 corrected masks and {len(ids) - 2} pseudo-masks (--no-corrected: pseudo-masks alone)" in heard["some"].notes

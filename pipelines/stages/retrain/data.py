@@ -23,6 +23,7 @@ from pipelines.ops.label_map import IGNORE_INDEX
 from pipelines.stores.files import atomic_path
 from pipelines.stores.manifest import Manifest
 from pipelines.stores.mask_store import written_masks
+from pipelines.workdir.corrected import Corrected
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,15 @@ class LabelMaps:
         return [round(float(weight), 4) if n else 1.0 for weight, n in zip(weights, self.counts, strict=True)]
 
 
-def pseudo_masks(dataset: Dataset, folder: Path, asked_for: bool) -> list[tuple[Sample, Path]]:
-    """The photos that have a pseudo-mask.
+def pseudo_masks(dataset: Dataset, folder: Path, asked_for: bool, corrected: Corrected) -> list[tuple[Sample, Path]]:
+    """The photos that have a pseudo-mask, or a corrected one, which goes before it.
 
     Raises:
         SsrError: None has.
     """
     there = written_masks(folder)
-    found = [(sample, folder / f"{sample.image_id}.png") for sample in dataset.samples if sample.image_id in there]
+    paths = [(sample, corrected.path(sample.image_id)) for sample in dataset.samples]
+    found = [(sample, own or folder / f"{sample.image_id}.png") for sample, own in paths if own or sample.image_id in there]
     if not found:
         held = f"{len(there)} PNGs of other photos" if there else "none"
         hint = "--masks FOLDER" if asked_for else "run `ssr refine` first, or give --masks FOLDER"

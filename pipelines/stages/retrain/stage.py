@@ -25,6 +25,7 @@ from pipelines.models.segmenter import UPPER_BOUND
 from pipelines.options.retrain import NETWORKS, RetrainOptions
 from pipelines.stages.retrain.data import LabelMaps, check_pseudo, checked, ground_truth, pseudo_masks, split_files
 from pipelines.stores.files import atomic_path
+from pipelines.workdir.corrected import corrected_masks
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.training_run import TrainingRun
 from pipelines.workdir.validated_curves import ValidatedCurves
@@ -39,7 +40,7 @@ FILES = ("state.pth", "best.safetensors", "curves.jsonl", "curves.png")
 LABELS = {"segmentation": "cross-entropy", "auxiliary": "auxiliary head"}
 """Losses in the picture of the curves."""
 AUTO_BACKBONE = {"deeplabv3plus": "resnet50", "segformer": "mit_b0", "upernet": "dino"}
-NOT_SETTINGS = {"schedule", "val_split", "validate_every", "save_every", "resume", "launcher", "write_only"} | {
+NOT_SETTINGS = {"schedule", "corrected", "val_split", "validate_every", "save_every", "resume", "launcher", "write_only"} | {
     "masks",
     "model",
     "backbone",
@@ -89,14 +90,17 @@ def _prepare(training: TrainingRun, options: RetrainOptions, design: Design, wei
     workspace, progress = training.workspace, training.progress
     dataset = workspace.dataset
     failures = workspace.failures(STAGE, progress)
+    corrected = corrected_masks(workspace, options.supervision, options.corrected)
     if options.supervision == "masks":
         progress.note(UPPER_BOUND)
         pairs = ground_truth(dataset, "--supervision pseudo")
     else:
-        pairs = pseudo_masks(dataset, options.masks or workspace.masks, options.masks is not None)
+        pairs = pseudo_masks(dataset, options.masks or workspace.masks, options.masks is not None, corrected)
         check_pseudo(dataset, options.masks or workspace.masks)
         if len(pairs) < len(dataset.samples):
-            progress.note(f"{len(pairs)} of {len(dataset.samples)} photos have a pseudo-mask; the others are left out")
+            progress.note(f"{len(pairs)} of {len(dataset.samples)} photos have a mask; the others are left out")
+        for words in corrected.said(len(pairs)):
+            progress.note(words)
     maps = checked(pairs, dataset.classes.names, failures, progress)
     training.counts.failed = failures.count
     if options.supervision == "masks":
@@ -246,7 +250,10 @@ class Outputs:
         """The network as it is."""
         from pipelines.mmsegmentation.checkpoint import module_of
 
-        write_retrained(path, module_of(runner), self.design, self.options.supervision, iteration, self.design.note())
+        options = self.options
+        corrected = corrected_masks(self.training.workspace, options.supervision, options.corrected)
+        supervision = corrected.supervision(options.supervision)
+        write_retrained(path, module_of(runner), self.design, supervision, iteration, self.design.note())
 
 
 def _check(workspace: Workspace, options: RetrainOptions) -> None:

@@ -26,6 +26,7 @@ from pipelines.stores.image_arrays import superpixels_of
 from pipelines.training.alignment_data import photo_order
 from pipelines.training.crops import crop_map, crop_photo, random_window
 from pipelines.training.processes import Processes
+from pipelines.workdir.corrected import Corrected
 from pipelines.workdir.photos import seen
 
 Item = TypeVar("Item")
@@ -45,12 +46,14 @@ class CropSource:
         options: Crop size, scales, flip, seed, batch.
         encoders: Say what photos are prepared for.
         superpixels: Store, or None if no option asks for them.
+        corrected: Images whose label map a person corrected, used with ``options.supervision`` pseudo.
     """
 
     dataset: Dataset
     options: TrainOptions
     encoders: Encoders
     superpixels: ArrayReader | None
+    corrected: Corrected
 
     def steps(self, begin: int, processes: Processes) -> Iterator[tuple[int, list[Crop], BadPhotos]]:
         """This process's crops of every step from ``begin`` on, without end; see `made`."""
@@ -142,12 +145,14 @@ class CropSource:
         return found
 
     def _target(self, sample: Sample, size: tuple[int, int]) -> NDArray[np.uint8] | None:
-        if self.options.supervision != "masks":
+        truth = self.options.supervision == "masks"
+        path = self.dataset.mask_path(sample.image_id) if truth else self.corrected.path(sample.image_id)
+        if path is None and not truth:
             return None
-        path = self.dataset.mask_path(sample.image_id)
         if path is None:
             raise ImageError("it has no ground-truth mask", "--supervision pseudo")
         target = read_mask(path, len(self.dataset.classes.names))
         if target.shape != size:
-            raise ImageError(f"its ground truth is {target.shape}, the photo {size} (rows, columns)")
+            what = "ground truth" if truth else "corrected mask"
+            raise ImageError(f"its {what} is {target.shape}, the photo {size} (rows, columns)")
         return target

@@ -23,6 +23,7 @@ from pipelines.stages.train.settings import TrainSections, needs_of_views, train
 from pipelines.training.losses import needs_super_maps
 from pipelines.training.online_alignment import OnlineAlignment
 from pipelines.training.processes import Processes
+from pipelines.workdir.corrected import corrected_masks
 from pipelines.workdir.settings import model_sources
 from pipelines.workdir.workspace import Workspace, superpixel_reader
 
@@ -95,7 +96,8 @@ def train_inputs(
     )
     encoders = models.encoders(needs, blocks, sections.cams)
     superpixels = stack.enter_context(superpixel_reader(workspace, "superpixels" in needs))
-    source = CropSource(workspace.dataset, options, encoders, superpixels)
+    corrected = corrected_masks(workspace, options.supervision, options.corrected)
+    source = CropSource(workspace.dataset, options, encoders, superpixels, corrected)
     if labelled or options.supervision == "masks":
         return TrainInputs(encoders, source, models.embeddings)
     text, heads = models.embeddings, None

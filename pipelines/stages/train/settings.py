@@ -15,11 +15,12 @@ from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.options.train import TrainOptions
 from pipelines.training.losses import active_losses, needs_super_maps
 from pipelines.training.processes import Processes
+from pipelines.workdir.corrected import corrected_masks
 from pipelines.workdir.settings import cam_settings, model_sources, refinement_settings
 from pipelines.workdir.workspace import Workspace, oriented
 
-NOT_SETTINGS = {"ckpt", "resume", "val_split", "validate_every", "save_every", "cache_limit"}
-"""Options that change nothing in the model; ``ckpt`` is recorded by its checksum."""
+NOT_SETTINGS = {"ckpt", "corrected", "resume", "val_split", "validate_every", "save_every", "cache_limit"}
+"""Options that change nothing in the model; ``ckpt`` and corrected masks are recorded by checksums."""
 
 VIEW_SETTINGS = {
     "supervision", "crop", "min_scale", "max_scale", "flip", "seed", "clip_layers",
@@ -135,6 +136,7 @@ def train_settings(workspace: Workspace, sections: TrainSections, processes: Pro
         **_label_settings(workspace, sections),
         **({"super_maps": supers} if (supers := super_map_settings(workspace, sections)) else {}),
         "photos": workspace.dataset.digest(),
+        **corrected_masks(workspace, options.supervision, options.corrected).settings(),
         "processes": processes.count,
     }
     if options.train_heads and options.supervision == "pseudo":
@@ -148,7 +150,9 @@ def view_settings(workspace: Workspace, sections: TrainSections) -> dict[str, An
     Raises:
         SsrError: The options need superpixels and there are none.
     """
-    return {**sections.train.model_dump(mode="json", include=VIEW_SETTINGS), **_label_settings(workspace, sections)}
+    options = sections.train
+    corrected = corrected_masks(workspace, options.supervision, options.corrected).settings()
+    return {**options.model_dump(mode="json", include=VIEW_SETTINGS), **_label_settings(workspace, sections), **corrected}
 
 
 def super_map_settings(workspace: Workspace, sections: TrainSections) -> dict[str, Any]:

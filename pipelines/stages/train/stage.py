@@ -32,6 +32,7 @@ from pipelines.stages.train.views import Views, learn_views
 from pipelines.training.losses import Targets, column_names
 from pipelines.training.processes import Processes, joined_processes
 from pipelines.training.segmentation import SegmentationTrainer, StepLosses
+from pipelines.workdir.corrected import corrected_masks
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.training_run import TrainingRun
 from pipelines.workdir.validated_curves import ValidatedCurves
@@ -164,6 +165,10 @@ def _train(training: TrainingRun, options: TrainOptions, device: torch.device, l
     curves.open(iteration, saved[1].get("waiting", []) if saved else [])
     if options.supervision == "masks":
         training.progress.note(UPPER_BOUND)
+    corrected = corrected_masks(training.workspace, options.supervision, options.corrected)
+    if processes.first:
+        for words in corrected.said(len(training.workspace.dataset.samples)):
+            training.progress.note(words)
     training.begin(iteration, options.iterations)
     unscored = options.val_split is not None and not curves.is_scored(iteration, options.val_split)
     if iteration == options.iterations and training.model.is_file() and not (unscored and processes.first):
@@ -248,7 +253,8 @@ class _Outputs:
 
     def _segmenter(self) -> Segmenter:
         decoder, names = self.trainer.decoder.eval(), self.training.workspace.dataset.classes.names
-        return Segmenter(decoder, decoder.sizes["blocks"], names, self.options.supervision, self.trainer.iteration)
+        supervision = self.inputs.source.corrected.supervision(self.options.supervision)
+        return Segmenter(decoder, decoder.sizes["blocks"], names, supervision, self.trainer.iteration)
 
 
 class _Unusable:

@@ -1,0 +1,58 @@
+"""Label maps of `ssr import` in a work directory, as the trainings use them beside pseudo-masks."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.encoders.weights import file_sha256
+from pipelines.stores.mask_store import written_masks
+from pipelines.workdir.workspace import Workspace
+
+SUPERVISION = "corrected"
+"""What the files of a model say that learned from some of them."""
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """Images whose label map a person corrected; only their names are looked at here.
+
+    Attributes:
+        folder: Where the label maps lie.
+        image_ids: Those of images of the dataset.
+    """
+
+    folder: Path
+    image_ids: frozenset[str]
+
+    def path(self, image_id: str) -> Path | None:
+        """The label map of an image, if there is one."""
+        return self.folder / f"{image_id}.png" if image_id in self.image_ids else None
+
+    def settings(self) -> dict[str, Any]:
+        """For a manifest: ids and content; nothing without any, as in trainings from before."""
+        if not self.image_ids:
+            return {}
+        content = hashlib.sha256()
+        for image_id in sorted(self.image_ids):
+            content.update(f"{image_id}\0{file_sha256(self.folder / f'{image_id}.png')}\n".encode())
+        return {"corrected": {"images": len(self.image_ids), "content": content.hexdigest()}}
+
+    def supervision(self, asked_for: str) -> str:
+        """What the model's file says that it learned from."""
+        return SUPERVISION if self.image_ids and asked_for == "pseudo" else asked_for
+
+    def said(self, images: int) -> list[str]:
+        """How many of some images have a mask of each kind, for people; nothing without any corrected one."""
+        count = len(self.image_ids)
+        words = f"{count} corrected masks and {images - count} pseudo-masks (--no-corrected: pseudo-masks alone)"
+        return [words] if count else []
+
+
+def corrected_masks(workspace: Workspace, supervision: str, use: bool) -> Corrected:
+    """The corrected masks that a training uses: none with ``supervision`` masks, or where they are switched off."""
+    there = written_masks(workspace.corrected) if use and supervision == "pseudo" else set()
+    own = {sample.image_id for sample in workspace.dataset.samples if sample.image_id in there} if there else set()
+    return Corrected(workspace.corrected, frozenset(own))
