@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pipelines.errors import UsageError
 from pipelines.options.align import AlignOptions
 from pipelines.options.export import ExportOptions, ImportOptions
+from pipelines.options.onnx import OnnxOptions
 from pipelines.options.retrain import RetrainOptions
 from pipelines.options.scale import ScaleOptions
 from pipelines.options.sources import ClipOptions, DatasetOptions, DinoOptions, Options, RunOptions
@@ -47,6 +48,7 @@ SECTIONS: dict[str, type[Options]] = {
     "show": ShowOptions,
     "export": ExportOptions,
     "import": ImportOptions,
+    "onnx": OnnxOptions,
 }
 """Every section of a config file and the options it holds."""
 

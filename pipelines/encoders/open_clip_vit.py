@@ -52,15 +52,20 @@ class OpenClipViT:
 
     def position_embedding(self, grid: Grid) -> Tensor:
         """Position table for ``grid``: CLS row kept, patch rows resized bilinearly, ``(1, h * w + 1, D)``."""
+        if torch.compiler.is_exporting():  # sizes are symbols there, which are no keys of a table
+            return self._resized(grid)
         if grid not in self._positions:
-            table = self.model.positional_embedding.float()  # (S * S + 1, D)
-            side = round((table.shape[0] - 1) ** 0.5)
-            patches = table[1:].T.reshape(1, -1, side, side)  # (1, D, S, S)
-            resized = F.interpolate(patches, size=grid, mode="bilinear", align_corners=False)  # (1, D, h, w)
-            # The reference keeps the resized table in half precision; maps differ by up to 1e-2 without this rounding.
-            positions = torch.cat([table[:1], resized.flatten(2)[0].T]).half()  # (h * w + 1, D)
-            self._positions[grid] = positions.unsqueeze(0).to(self.model.conv1.weight.dtype)
+            self._positions[grid] = self._resized(grid)
         return self._positions[grid]
+
+    def _resized(self, grid: Grid) -> Tensor:
+        table = self.model.positional_embedding.float()  # (S * S + 1, D)
+        side = round((table.shape[0] - 1) ** 0.5)
+        patches = table[1:].T.reshape(1, -1, side, side)  # (1, D, S, S)
+        resized = F.interpolate(patches, size=grid, mode="bilinear", align_corners=False)  # (1, D, h, w)
+        # The reference keeps the resized table in half precision; maps differ by up to 1e-2 without this rounding.
+        positions = torch.cat([table[:1], resized.flatten(2)[0].T]).half()  # (h * w + 1, D)
+        return positions.unsqueeze(0).to(self.model.conv1.weight.dtype)
 
     def embed(self, images: Tensor) -> Tensor:
         """Patches and CLS with their positions, ``(B, N + 1, D)``."""

@@ -48,6 +48,27 @@ def mean_logits(forward: Callable[[Tensor], Tensor], photos: Sequence[Photo], op
     return mean - mean.amax(1, keepdim=True)
 
 
+def segmenter_input(
+    sample: Sample, image: Image.Image, options: PredictOptions, patch: int, mean: Sequence[float], std: Sequence[float]
+) -> Photo:
+    """A decoded photo, reduced to ``long_side`` and resized to every scale.
+
+    Args:
+        sample: Which photo.
+        image: The photo.
+        options: Scales and ``long_side``.
+        patch: Patch side in pixels.
+        mean: Per-channel mean in [0, 1], RGB order.
+        std: Per-channel standard deviation in [0, 1], RGB order.
+    """
+    size = image.height, image.width
+    share = min(1.0, (options.long_side or max(size)) / max(size))
+    height, width = (max(1, round(side * share)) for side in size)
+    grids = [token_grid(height, width, patch, scale) for scale in options.scales]
+    inputs = (encoder_input(image, grid, patch, mean, std) for grid in grids)
+    return Photo(sample, size, token_grid(height, width, patch), tuple(inputs), tuple(grids))
+
+
 class Predictor:
     """Logits of batches of photos; holds no files.
 
@@ -73,12 +94,7 @@ class Predictor:
     def photo(self, sample: Sample, image: Image.Image) -> Photo:
         """Reduce a decoded photo to ``long_side`` and resize it to every scale."""
         encoder = self.encoder
-        size, patch = (image.height, image.width), encoder.patch_size
-        share = min(1.0, (self.options.long_side or max(size)) / max(size))
-        height, width = (max(1, round(side * share)) for side in size)
-        grids = [token_grid(height, width, patch, scale) for scale in self.options.scales]
-        inputs = (encoder_input(image, grid, patch, encoder.mean, encoder.std) for grid in grids)
-        return Photo(sample, size, token_grid(height, width, patch), tuple(inputs), tuple(grids))
+        return segmenter_input(sample, image, self.options, encoder.patch_size, encoder.mean, encoder.std)
 
     @torch.inference_mode()
     def logits(self, photos: Sequence[Photo]) -> Tensor:

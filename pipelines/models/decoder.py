@@ -60,4 +60,4 @@ class SegmentationDecoder(nn.Module):
 
 def _on_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """``(B, N, E)`` -> ``(B, E, h, w)``."""
-    return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)

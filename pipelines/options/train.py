@@ -117,8 +117,9 @@ class ModelOptions(Options):
     model: Annotated[
         Path,
         option(
-            "model of `ssr train` (.safetensors); auto = the one in WORK; retrained = the one of `ssr retrain` in WORK; tags ="
-            " no model and no labels, class names alone; also alignment heads (.safetensors; heads = those in WORK)"
+            "model of `ssr train` (.safetensors) or `ssr onnx` (.onnx); auto = the one in WORK; retrained = the one of"
+            " `ssr retrain` in WORK; tags = no model and no labels, class names alone; also alignment heads"
+            " (.safetensors; heads = those in WORK)"
         ),
     ] = Path("auto")
     images: Annotated[Path | None, option("folder of images (without subfolders) instead of a split; needs no dataset")] = None

@@ -31,6 +31,7 @@ from pipelines.method.label_maps import make_mask
 from pipelines.method.loading import FrozenModels
 from pipelines.method.photo import Photo, by_photo, shapes, too_large
 from pipelines.models.alignment_file import FORMAT as HEADS
+from pipelines.models.onnx_file import SUFFIX as ONNX
 from pipelines.options.boundary import BoundaryOptions
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
 from pipelines.options.tag import TagOptions
@@ -52,7 +53,7 @@ MODELS = ("tags", "heads")
 def is_label_free(options: PredictOptions) -> bool:
     """Whether ``--model`` names no segmentation model: `MODELS`, or a file of alignment heads."""
     if options.model.is_file():
-        return note_of(options.model, "--model").get("format") == HEADS
+        return options.model.suffix != ONNX and note_of(options.model, "--model").get("format") == HEADS
     return options.model.name in MODELS
 
 

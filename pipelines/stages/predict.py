@@ -25,10 +25,13 @@ from pipelines.execution.pool import resolve_workers
 from pipelines.execution.progress import Progress, Silent
 from pipelines.method.boundary import boundary_note, boundary_of, label_map_values
 from pipelines.method.label_maps import make_label_map
+from pipelines.method.onnx_model import OnnxPredictor
 from pipelines.method.photo import shapes, too_large
 from pipelines.method.predictor import MakesLogits, Predictor
 from pipelines.mmsegmentation.retrained import FORMAT as RETRAINED
 from pipelines.mmsegmentation.retrained import RetrainedPredictor, read_retrained
+from pipelines.models.onnx_file import SUFFIX as ONNX
+from pipelines.models.onnx_file import read_onnx
 from pipelines.models.segmenter import UPPER_BOUND, read_segmenter
 from pipelines.options.train import PredictOptions
 from pipelines.stores.array_store import store_exists
@@ -60,14 +63,18 @@ class Trained:
 
 
 def open_trained(workspace: Workspace, path: Path, options: PredictOptions, device: torch.device) -> Trained:
-    """Open a model of `ssr train` or a network of `ssr retrain`.
+    """Open a model of `ssr train`, its ONNX file, or a network of `ssr retrain`.
 
     Raises:
         UsageError: Neither, damaged, or of another CLIP.
         SsrError: A network of `ssr retrain` without mmsegmentation.
     """
     dtype = resolve_dtype(workspace.run.precision, device)
-    if note_of(path, "--model").get("format") == RETRAINED:
+    if path.suffix == ONNX:
+        model = read_onnx(path)
+        settings = {"long_side": options.long_side}
+        return Trained(model.classes, model.supervision, settings, lambda: OnnxPredictor(model, options))
+    if is_retrained(path):
         own = path.resolve() in {file.resolve() for file in (workspace.retrained, workspace.work / "retrain/best.safetensors")}
         network = read_retrained(path, config_file=workspace.work / "retrain" / "config.py" if own else None)
         return Trained(network.classes, network.supervision, {}, lambda: RetrainedPredictor(network, options, device, dtype))
@@ -79,6 +86,15 @@ def open_trained(workspace: Workspace, path: Path, options: PredictOptions, devi
         {"clip": weights.provenance(), "long_side": options.long_side},
         lambda: Predictor(ClipEncoder(build_clip(weights), device, dtype), segmenter, options),
     )
+
+
+def is_retrained(path: Path) -> bool:
+    """Whether a model's file is a network of `ssr retrain`.
+
+    Raises:
+        UsageError: No file of ours.
+    """
+    return path.suffix != ONNX and note_of(path, "--model").get("format") == RETRAINED
 
 
 def outputs(workspace: Workspace, options: PredictOptions) -> tuple[Path, ...]:
@@ -156,7 +172,7 @@ def output_folder(workspace: Workspace, options: PredictOptions) -> Path:
         UsageError: A name beside which no ``NAME.json`` and ``NAME.h5`` can lie.
     """
     name = options.images.resolve().name if options.images else workspace.dataset.split
-    if options.output is None and note_of(_model(workspace, options), "--model").get("format") == RETRAINED:
+    if options.output is None and is_retrained(_model(workspace, options)):
         return folder_of(options, workspace.retrained.with_suffix(""), name)
     return folder_of(options, workspace.predictions, name)
 

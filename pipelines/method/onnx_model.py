@@ -1,0 +1,96 @@
+"""The frozen CLIP and a trained decoder as one network, and label maps from its ONNX file without either."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pipelines.datasets.base import Sample
+from pipelines.encoders.clip import ClipEncoder
+from pipelines.encoders.open_clip_vit import OpenClipViT
+from pipelines.encoders.tower import walk
+from pipelines.errors import UsageError
+from pipelines.method.photo import Photo
+from pipelines.method.predictor import mean_logits, segmenter_input
+from pipelines.models.onnx_file import OnnxModel
+from pipelines.models.segmenter import Segmenter
+from pipelines.options.train import PredictOptions
+
+_RGB = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+"""Mean and standard deviation that leave RGB in [0, 1] as it is: an ONNX file normalises by itself."""
+
+
+class SegmentationNetwork(nn.Module):
+    """From RGB to logits, on the CPU in fp32.
+
+    Args:
+        encoder: The frozen CLIP, in fp32 on the CPU; taken over.
+        segmenter: The trained model.
+
+    Raises:
+        UsageError: A tower whose positions cannot follow an input of any size in ONNX.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: ClipEncoder, segmenter: Segmenter) -> None:
+        super().__init__()
+        if not isinstance(encoder.tower, OpenClipViT):
+            found = f"{encoder.weights.name} is not open_clip's own ViT: its positions are not resized by an operator of ONNX"
+            raise UsageError(found, "--clip-model, one such as ViT-B-16")
+        self.tower, self.blocks = encoder.tower, segmenter.blocks
+        self.clip, self.decoder = encoder.model, segmenter.decoder
+        self.register_buffer("mean", torch.tensor(encoder.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(encoder.std).view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """RGB in [0, 1], ``(B, 3, H, W)``, sides multiples of the patch, to logits ``(B, C + 1, h, w)``, both fp32."""
+        walked = walk(self.tower, (pixels - self.mean) / self.std, token_blocks=self.blocks)
+        logits: Tensor = self.decoder(walked.block_tokens, walked.grid)[0]  # (B, C + 1, h, w)
+        return logits
+
+
+class HalfStored(nn.Module):
+    """A network whose weights lie in half precision and are widened where they are used; its arithmetic stays fp32.
+
+    Args:
+        network: From a tensor to a tensor.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._network = (network,)  # no submodule: its own weights are not to be in the file
+        self._names = tuple(network.state_dict())
+        for number, tensor in enumerate(network.state_dict().values()):
+            self.register_buffer(f"half_{number}", tensor.half())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """As the network's."""
+        widened = {name: tensor.float() for name, tensor in zip(self._names, self.buffers(), strict=True)}
+        result: Tensor = functional_call(self._network[0], widened, (pixels,))
+        return result
+
+
+class OnnxPredictor:
+    """Logits of batches of photos from an ONNX file, on the CPU; torch only resizes and averages.
+
+    Args:
+        model: The opened file.
+        options: Scales, flip, ``long_side``.
+    """
+
+    def __init__(self, model: OnnxModel, options: PredictOptions) -> None:
+        self.model, self.options = model, options
+
+    def photo(self, sample: Sample, image: Image.Image) -> Photo:
+        """Reduce a decoded photo to ``long_side`` and resize it to every scale; inputs are RGB in [0, 1]."""
+        return segmenter_input(sample, image, self.options, self.model.patch_size, *_RGB)
+
+    def logits(self, photos: Sequence[Photo]) -> Tensor:
+        """As `pipelines.method.predictor.Predictor.logits`."""
+        return mean_logits(self.model.logits, photos, self.options)

@@ -1,0 +1,121 @@
+"""A segmentation model as one ONNX file: written by torch's exporter, read by onnxruntime, with a note of what it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from pipelines.errors import SsrError, UsageError
+from pipelines.stores.files import atomic_path
+
+SUFFIX = ".onnx"
+OPSET = 18
+FORMAT = "ssr segmentation model 1"
+NOTE = "ssr"
+"""Key of the file's metadata that holds the note, as JSON."""
+INPUT, OUTPUT = "pixels", "logits"
+_CURE = "pip install 'ssr[onnx]'"
+_SMALLEST = 5
+"""Patches along each side of the exporter's example: none is 1, which the exporter would take for a constant."""
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An ONNX file, opened.
+
+    Attributes:
+        session: onnxruntime's.
+        classes: Names of the foreground classes, in the order of its logits.
+        patch_size: Sides of its input are multiples of it.
+        supervision: ``pseudo``, or ``masks``: trained on ground truth, an upper bound.
+    """
+
+    session: Any
+    classes: tuple[str, ...]
+    patch_size: int
+    supervision: str
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits of RGB in [0, 1], ``(B, 3, H, W)`` fp32: ``(B, C + 1, h, w)`` fp32."""
+        return torch.from_numpy(self.session.run([OUTPUT], {INPUT: pixels.cpu().numpy()})[0])
+
+
+def write_onnx(path: Path, network: nn.Module, patch_size: int, note: Mapping[str, Any]) -> None:
+    """Write a network.
+
+    Args:
+        path: The file.
+        network: From RGB in [0, 1], ``(B, 3, H, W)`` fp32 with sides that are multiples of the patch, to logits
+            ``(B, C + 1, h, w)`` fp32; on the CPU.
+        patch_size: Of the network.
+        note: What `read_onnx` needs: classes, supervision and what else is to be known.
+
+    Raises:
+        SsrError: The exporter is not installed.
+    """
+    try:
+        import onnxscript  # noqa: F401 - torch's exporter is written in it
+    except ImportError as error:
+        raise SsrError("an ONNX file needs onnxscript, which is not installed", _CURE) from error
+    rows, columns = Dim("rows"), Dim("columns")
+    example = torch.rand(2, 3, _SMALLEST * patch_size, (_SMALLEST + 2) * patch_size)  # (B, 3, H, W)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its one operator has no counterpart in ONNX
+    try:
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: Dim("batch"), 2: patch_size * rows, 3: patch_size * columns},),
+            verbose=False,
+        )
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    if program is None:
+        raise SsrError("torch's exporter made no ONNX program")
+    program.model.metadata_props[NOTE] = json.dumps({**note, "format": FORMAT, "patch_size": patch_size}, sort_keys=True)
+    with atomic_path(path) as temporary:
+        program.save(temporary, external_data=False)
+
+
+def read_onnx(path: Path, threads: int = 0) -> OnnxModel:
+    """Open a file.
+
+    Args:
+        path: Written by `write_onnx`.
+        threads: Of onnxruntime; 0 = as many as it likes.
+
+    Raises:
+        UsageError: No such file, damaged, or of another program.
+        SsrError: onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise SsrError(f"{path} needs onnxruntime, which is not installed", _CURE) from error
+    if not path.is_file():
+        raise UsageError(f"no model at {path}", "--model")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        note = json.loads(session.get_modelmeta().custom_metadata_map.get(NOTE, "null"))
+    except Exception as error:  # onnxruntime has its own kinds of errors for bytes that are no model
+        raise UsageError(f"{path} is not a readable ONNX file", "--model") from error
+    if not isinstance(note, dict) or note.get("format") != FORMAT:
+        raise UsageError(f"{path} was not written by `ssr onnx`: it does not say what it belongs to", "--model")
+    classes, patch_size, supervision = note.get("classes"), note.get("patch_size"), note.get("supervision")
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not (named and isinstance(patch_size, int) and patch_size > 0 and supervision in {"pseudo", "masks"}):
+        raise UsageError(f"{path} is damaged: its note is not that of a segmentation model", "--model")
+    return OnnxModel(session, tuple(map(str, classes or ())), patch_size, supervision)
