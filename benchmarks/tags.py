@@ -126,7 +126,7 @@ class Bench:
     def plan(self) -> None:
         """Which labels every row of the label maps has, photo by photo."""
         self._row("true labels", self.labels)
-        for name in ("dense", "mean") if "mean" in self.scores else ("dense",):
+        for name in ("dense", "heads") if "heads" in self.scores else ("dense",):
             self._row(f"tags, {name}", self.scores[name] >= TAGGERS[name].default_threshold(self.classes))
         self.found: dict[tuple[str, float], list[tuple[float, float, float]]] = defaultdict(list)
         for kind in ("replaced", "removed or added"):

@@ -28,16 +28,17 @@ from pipelines.method.affinity_filters import AFFINITY_FILTERS
 from pipelines.method.boundary import BOUNDARY
 from pipelines.method.column_masks import COLUMN_MASKS
 from pipelines.method.readouts import READOUTS
+from pipelines.method.tagging import TAGGERS
 from pipelines.stores.array_store import ArrayReader
 from pipelines.training.losses import LOSSES
 from tests.fixtures.commands import Ssr
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
-TABLES = (READOUTS, AFFINITIES, AFFINITY_FILTERS, COLUMN_MASKS, BOUNDARY, LOSSES, KINDS, TOWERS, EXPORTS)
+TABLES = (READOUTS, TAGGERS, AFFINITIES, AFFINITY_FILTERS, COLUMN_MASKS, BOUNDARY, LOSSES, KINDS, TOWERS, EXPORTS)
 CAMS, TRAIN, DATASET = ["A read-out"], ["A loss"], ["A dataset kind"]
 REFINE = ["An affinity", "An affinity filter", "A column mask", "A backbone"]
-BOUNDARIES, FORMATS = ["A boundary refinement"], ["An export format"]
+BOUNDARIES, FORMATS, TAGGING = ["A boundary refinement"], ["An export format"], ["A tagger"]
 
 
 @pytest.fixture
@@ -81,6 +82,14 @@ def work(finished: dict[str, Path], tmp_path: Path) -> Path:
 def test_readout(part, work: Path, finished: dict[str, Path], ssr: Ssr) -> None:
     ssr(*part, "--work", work, "--force")
     assert_differs(maps(work / "cams.h5"), maps(finished["ssr"] / "cams.h5"))
+
+
+@pytest.mark.parametrize("part", TAGGING, indirect=True)
+def test_tagger(part, work: Path, ssr: Ssr) -> None:
+    assert "threshold 0.200 (default)" in ssr(*part, "--work", work).out
+    scores = maps(work / "tag_scores.h5")
+    assert len(scores) == 6
+    assert {round(float(row.sum()), 4) for row in scores.values()} == {1.0}
 
 
 @pytest.mark.parametrize("part", REFINE, indirect=True)
@@ -142,4 +151,4 @@ def test_export_format(part, finished: dict[str, Path], ssr: Ssr, tmp_path: Path
 
 def test_every_example_of_the_page_is_run() -> None:
     examples = [text.split("\n")[0] for text in PAGE.split("\n## ") if "\nSSR_PLUGINS=" in text]
-    assert sorted(examples) == sorted([*CAMS, *REFINE, *BOUNDARIES, *TRAIN, *DATASET, *FORMATS])
+    assert sorted(examples) == sorted([*CAMS, *TAGGING, *REFINE, *BOUNDARIES, *TRAIN, *DATASET, *FORMATS])

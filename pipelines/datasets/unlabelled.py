@@ -23,7 +23,7 @@ def load_unlabelled(options: DatasetOptions) -> Dataset:
         UsageError: No photos, or no class list: neither in the options nor of the layout.
     """
     if options.kind != "folder":
-        dataset = load_dataset(options.model_copy(update={"labels": None}))
+        dataset = load_dataset(options.model_copy(update={"labels": None, "absent_is_empty": True}))
         return replace(dataset, samples=tuple(replace(sample, labels=()) for sample in dataset.samples))
     if options.root is None or not options.root.is_dir():
         raise UsageError(f"expected a folder of images, found {options.root or 'no dataset root'}", "--root FOLDER")

@@ -84,8 +84,8 @@ _HEADS = (*_DENSE, *aligned.ALIGNED_READOUTS["dense"].options, "few_photos", "mi
 TAGGERS: dict[str, Tagger] = {
     "dense": Tagger(dense, readouts.dense_needs, (*_DENSE, "best_share"), 0.65),
     "cls": Tagger(cls, always("tokens_cls", "text"), (), 0.14),
-    "heads": Tagger(heads, _needs_heads, (*_HEADS, "best_share"), 0.46),
-    "mean": Tagger(mean, _needs_heads, (*_DENSE, "aligned_scale", "aligned_superpixel_share", "best_share"), 0.32),
+    "heads": Tagger(heads, _needs_heads, (*_HEADS, "best_share"), 0.73),
+    "mean": Tagger(mean, _needs_heads, (*_DENSE, "aligned_scale", "aligned_superpixel_share", "best_share"), 0.45),
 }
 
 
@@ -93,7 +93,7 @@ def tagger_name(options: TagOptions, cams: CamsOptions) -> str:
     """What ``auto`` stands for."""
     if options.tagger != "auto":
         return options.tagger
-    return "dense" if cams.ckpt is None else "mean"
+    return "dense" if cams.ckpt is None else "heads"
 
 
 def tagger_of(options: TagOptions, cams: CamsOptions) -> Tagger:

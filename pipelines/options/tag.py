@@ -17,7 +17,7 @@ class TagOptions(Options):
         str,
         option(
             "score of a class in an image: dense = its best patches in the dense read-out; cls = CLIP's pooled token; heads ="
-            " best patches through alignment heads (--ckpt); mean = dense and heads; auto = mean with --ckpt, else dense",
+            " best patches through alignment heads (--ckpt); mean = dense and heads; auto = heads with --ckpt, else dense",
             choices=("auto", "dense", "cls", "heads", "mean"),
         ),
     ] = "auto"

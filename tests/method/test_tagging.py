@@ -71,7 +71,9 @@ def test_batches_and_labels_change_nothing_and_mean_lies_between(clip):
 
 def test_auto_takes_what_is_there_and_heads_are_asked_for():
     assert tag_values(TagOptions(), CamsOptions())["tagger"] == "dense"
-    assert tag_values(TagOptions(), CamsOptions(ckpt="h.safetensors"))["tagger"] == "mean"
+    assert tag_values(TagOptions(), CamsOptions(ckpt="h.safetensors"))["tagger"] == "heads"
+    assert TAGGERS["dense"].default_threshold(2) == TAGGERS["dense"].default_threshold(20) == 0.65
+    assert TAGGERS["dense"].default_threshold(80) == pytest.approx(0.21, abs=0.005)
     for name, tagger in TAGGERS.items():
         if "alignment" in tagger.needs(CAMS):
             with pytest.raises(UsageError, match=f"tagger {name} reads alignment heads, found none"):
