@@ -27,6 +27,7 @@ COMMANDS = {
     "eval": "7  Score CAMs, masks or any folder of PNGs against ground truth.",
     "export": "Write label maps for CVAT, Label Studio, COCO, YOLO and others.",
     "import": "Take over masks that people corrected in CVAT, Label Studio or as COCO.",
+    "review": "List pseudo-masks by confidence, the most doubtful first, on a page to mark them.",
     "onnx": "Write the trained model as one ONNX file, compared with torch -> model.onnx",
     "retrain": "Train a standard segmentation network on the pseudo-masks with mmsegmentation.",
     "merge": "Merge the outputs of all shards into one.",

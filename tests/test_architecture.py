@@ -43,6 +43,7 @@ GROUND_TRUTH = {
     "pipelines.stages.evaluate",
     "pipelines.stages.export",
     "pipelines.stages.retrain.data",
+    "pipelines.stages.review",
     "pipelines.stages.show",
     "pipelines.stages.train.crops",
     "pipelines.stages.train.validation",

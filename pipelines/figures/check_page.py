@@ -6,14 +6,11 @@ It holds pictures, labels and its one script, and reaches nothing outside: it ca
 from __future__ import annotations
 
 import json
-from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from html import escape
-from string import Template
 
-from pipelines.figures.page import STYLE
+from pipelines.figures.scripted_page import jpeg_image, scripted_page
 
 
 @dataclass(frozen=True)
@@ -53,18 +50,8 @@ def check_page(
     Returns:
         HTML. Every text is escaped; the script is the one that the page's policy allows, by its hash.
     """
-    articles = [_article(doubt) for doubt in doubts]
-    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in summary.items())
-    rows = json.dumps([[image_id, list(names)] for image_id, names in labels], ensure_ascii=False, separators=(",", ":"))
-    return _PAGE.substitute(
-        title=escape(title),
-        facts=facts,
-        articles="\n".join(articles),
-        style=STYLE + _MORE_STYLE,
-        rows=rows.replace("<", "\\u003c"),
-        script=SCRIPT,
-        hash=b64encode(sha256(SCRIPT.encode()).digest()).decode(),
-    )
+    rows = [[image_id, list(names)] for image_id, names in labels]
+    return scripted_page(title, summary, _CONTROLS, map(_article, doubts), rows, SCRIPT, _MORE_STYLE)
 
 
 def _article(doubt: Doubt) -> str:
@@ -74,13 +61,12 @@ def _article(doubt: Doubt) -> str:
     return (
         f'<article><header><label><input type="checkbox" value="{value}"> {verb} <b>{escape(doubt.name)}</b></label>'
         f"<h2>{escape(doubt.image_id)}</h2><ul>{chips}</ul><p>{escape(doubt.note)}</p></header><div>"
-        f'<img src="data:image/jpeg;base64,{b64encode(doubt.picture).decode()}" width="{doubt.size[0]}"'
-        f' height="{doubt.size[1]}" alt="{escape(doubt.image_id)}"></div></article>'
+        f"{jpeg_image(doubt.picture, doubt.size, doubt.image_id)}</div></article>"
     )
 
 
 SCRIPT = """
-const rows = JSON.parse(document.getElementById("labels").textContent);
+const rows = JSON.parse(document.getElementById("data").textContent);
 const boxes = () => [...document.querySelectorAll("input")].filter((box) => box.checked);
 const cell = (text) => /[",\\n\\r]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
 function corrected() {
@@ -118,28 +104,5 @@ input { width: 1.1rem; height: 1.1rem; vertical-align: -.15rem; }
 button { font: inherit; padding: .35rem .9rem; border-radius: 8px; border: 1px solid var(--line); cursor: pointer; }
 """
 
-_PAGE = Template(
-    """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-$hash'">
-<title>$title</title>
-<style>
-$style
-</style>
-</head>
-<body>
-<header><h1>$title</h1><dl>$facts<div><dt>ticked</dt><dd id="ticked"></dd></div></dl>
-<button id="save" type="button">Save the corrected label file</button></header>
-<main>
-$articles
-</main>
-<script type="application/json" id="labels">$rows</script>
-<script>$script</script>
-</body>
-</html>
-"""
-)
+_CONTROLS = """<dl><div><dt>ticked</dt><dd id="ticked"></dd></div></dl>
+<button id="save" type="button">Save the corrected label file</button>"""

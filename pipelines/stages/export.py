@@ -25,9 +25,8 @@ from pipelines.exports.base import IGNORE_NAME, Format, Item, Plan
 from pipelines.ops.label_map import IGNORE_INDEX
 from pipelines.ops.regions import without_specks
 from pipelines.options.export import ExportOptions
-from pipelines.stores.array_store import ArrayReader, store_exists
+from pipelines.stages.review import Confidences
 from pipelines.stores.files import new_folder
-from pipelines.stores.image_arrays import read_cam
 from pipelines.stores.manifest import Manifest
 from pipelines.stores.mask_store import written_masks
 from pipelines.stores.shard import Shard
@@ -100,7 +99,7 @@ def run(workspace: Workspace, options: ExportOptions, progress: Progress | None 
         raise UsageError(f"{target} is no export, and is not overwritten", "--output FOLDER, a new one")
     tally = workspace.tally(f"{STAGE} {options.format}", progress)
     with ExitStack() as stack:
-        confidence = stack.enter_context(_Confidence(workspace if options.what == "masks" and not options.images else None))
+        confidence = stack.enter_context(Confidences(workspace if options.what == "masks" and not options.images else None))
         seen = _Seen(ignore)
         reader = _Reader(dataset, source, options, ignore, form.photos and options.photos != "none")
         plan = Plan(
@@ -118,7 +117,13 @@ def run(workspace: Workspace, options: ExportOptions, progress: Progress | None 
             for (number, sample), read in prefetch(reader, until_interrupted(images)):
                 error = read if isinstance(read, ImageError) else None
                 if not isinstance(read, ImageError):
-                    item = Item(number, sample.image_id, sample.image_path, read.label_map, confidence(sample, read.label_map))
+                    item = Item(
+                        number,
+                        sample.image_id,
+                        sample.image_path,
+                        read.label_map,
+                        _lowest(confidence(sample.image_id, read.label_map)),
+                    )
                     try:
                         add(item)
                         seen.add(read)
@@ -290,34 +295,6 @@ class _Seen:
             )
 
 
-class _Confidence:
-    """How sure the refined CAMs are of a pseudo-mask.
-
-    Args:
-        workspace: Whose CAMs; None: nothing is known.
-    """
-
-    def __init__(self, workspace: Workspace | None) -> None:
-        there = workspace is not None and store_exists(workspace.refined)
-        self._reader = ArrayReader(workspace.refined) if workspace is not None and there else None
-
-    def __enter__(self) -> _Confidence:
-        if self._reader is not None:
-            self._reader.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._reader is not None:
-            self._reader.__exit__(None, None, None)
-
-    def __call__(self, sample: Sample, mask: NDArray[np.uint8]) -> float | None:
-        """Mean over the mask's objects, on the token grid, of the refined CAM of what each pixel is taken for."""
-        if self._reader is None or sample.image_id not in self._reader:
-            return None
-        maps, attributes = read_cam(self._reader, sample.image_id)  # (K, h, w)
-        height, width = maps.shape[1:]
-        rows, columns = (np.arange(n) * full // n for n, full in ((height, mask.shape[0]), (width, mask.shape[1])))
-        small = mask[np.ix_(rows, columns)]  # (h, w)
-        values = [maps[index][small == label + 1] for index, label in enumerate(attributes["labels"])]
-        found = np.concatenate(values) if values else np.zeros(0, np.float32)
-        return round(float(found.mean()), 4) if found.size else None
+def _lowest(confidences: dict[int, float]) -> float | None:
+    """A label map is as doubtful as its most doubtful class."""
+    return round(min(confidences.values()), 4) if confidences else None

@@ -35,7 +35,7 @@ process.stdout.write(found);
 
 
 def rows_of(page: str) -> str:
-    return re.search(r'<script type="application/json" id="labels">(.*?)</script>', page, re.DOTALL)[1]
+    return re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1]
 
 
 def saved(page: str, ticked: list[list[str]]) -> str:

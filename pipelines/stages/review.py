@@ -1,0 +1,252 @@
+"""`ssr review`: pseudo-masks by confidence, the most doubtful first, and what a person said of them. Opens no ground truth."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.datasets.base import Sample
+from pipelines.datasets.classes import palette
+from pipelines.datasets.image import load_image
+from pipelines.errors import ImageError, SsrError, UsageError
+from pipelines.evaluation.ground_truth import read_mask
+from pipelines.execution.progress import Progress, Silent
+from pipelines.figures.panel import overlay_cam, overlay_mask, panel
+from pipelines.figures.review_page import Doubtful, review_page
+from pipelines.ops.confidence import mask_confidence
+from pipelines.ops.label_map import IGNORE_INDEX, resize_maps
+from pipelines.stores.array_store import ArrayReader, store_exists
+from pipelines.stores.files import atomic_path
+from pipelines.stores.image_arrays import read_cam
+from pipelines.stores.mask_store import write_mask, written_masks
+from pipelines.stores.one_writer import one_writer
+from pipelines.workdir.commands import command_for
+from pipelines.workdir.workspace import Workspace
+
+STAGE = "review"
+HEIGHT = 220
+MARKS = ("good", "bad", "fix")
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """What `run` wrote.
+
+    Attributes:
+        table: Every mask, the most doubtful first.
+        page: The first of them, to look at and to mark.
+        masks: Masks in the table.
+        shown: Masks on the page.
+        failed: Images that could not be used.
+    """
+
+    table: Path
+    page: Path
+    masks: int
+    shown: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What `apply` did.
+
+    Attributes:
+        folder: Corrected masks.
+        marks: How many masks were marked as what.
+        changed: Images with a corrected mask from this.
+        left_out: Those of them all of whose masks are bad: nothing is learned from them.
+        fix: List of the images to correct, or None if there are none.
+    """
+
+    folder: Path
+    marks: dict[str, int]
+    changed: int
+    left_out: int
+    fix: Path | None
+
+
+class Confidences:
+    """Confidence of each class of a pseudo-mask, from the CAMs of a work directory; to be opened by ``with``.
+
+    Args:
+        workspace: Whose CAMs; None, or one that lacks them: nothing is known.
+    """
+
+    def __init__(self, workspace: Workspace | None) -> None:
+        paths = () if workspace is None else (workspace.cams, workspace.refined)
+        self._readers = [ArrayReader(path) for path in paths] if paths and all(map(store_exists, paths)) else []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Confidences:
+        for reader in self._readers:
+            self._stack.enter_context(reader)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def __call__(self, image_id: str, mask: NDArray[np.uint8]) -> dict[int, float]:
+        """Class index -> confidence in [0, 1]; empty where nothing is known."""
+        if not self._readers or not all(image_id in reader for reader in self._readers):
+            return {}
+        (cam, ours), (refined, theirs) = (read_cam(reader, image_id) for reader in self._readers)
+        labels = list(theirs["labels"])
+        if list(ours["labels"]) != labels or cam.shape != refined.shape:
+            return {}
+        return dict(zip(labels, mask_confidence(cam, refined, mask, labels), strict=True))
+
+    def refined(self, image_id: str, label: int) -> NDArray[np.float16] | None:
+        """The refined CAM of a class, ``(h, w)``."""
+        maps, attributes = read_cam(self._readers[1], image_id)
+        return next((heat for heat, known in zip(maps, attributes["labels"], strict=True) if known == label), None)
+
+
+def run(workspace: Workspace, top: int, progress: Progress | None = None) -> Reviewed:
+    """Write ``WORK/review/review.csv`` and ``WORK/review/index.html``.
+
+    Args:
+        workspace: Its CAMs and pseudo-masks.
+        top: Masks on the page.
+        progress: Receives each image.
+
+    Raises:
+        SsrError: There are no masks, or their CAMs are gone.
+        TooManyFailures: More bad images than allowed.
+    """
+    progress, names = progress or Silent(), workspace.dataset.classes.names
+    there = written_masks(workspace.masks)
+    samples = [sample for sample in workspace.dataset.samples if sample.image_id in there]
+    if not samples or not all(map(store_exists, (workspace.cams, workspace.refined))):
+        command = command_for(workspace.work, "ssr masks")
+        raise SsrError(
+            f"expected masks, CAMs and refined CAMs in {workspace.work}, found not all of them", f"run `{command}` first"
+        )
+    tally = workspace.tally(STAGE, progress)
+    found: list[tuple[float, Sample, int]] = []
+    with Confidences(workspace) as confidences:
+        progress.start(STAGE, len(samples))
+        for sample in samples:
+            try:
+                mask = read_mask(workspace.masks / f"{sample.image_id}.png", len(names))
+            except ImageError as error:
+                tally.made(sample.image_id, error)
+                continue
+            found += [(value, sample, index) for index, value in confidences(sample.image_id, mask).items()]
+            tally.made(sample.image_id)
+        progress.finish()
+        found.sort(key=lambda row: (row[0], row[1].image_id, row[2]))
+        folder = workspace.work / STAGE
+        table, page = folder / "review.csv", folder / "index.html"
+        _write_table(table, found, names)
+        shown = list(_drawn(workspace, confidences, found[:top], progress))
+    summary = {"masks": f"{len(found):,}", "shown": f"{len(shown):,}, most doubtful first"}
+    with atomic_path(page) as temporary:
+        temporary.write_text(review_page(f"masks of {workspace.dataset.split}", shown, summary), encoding="utf-8")
+    return Reviewed(table, page, len(found), len(shown), tally.counts.failed)
+
+
+def apply(workspace: Workspace, file: Path) -> Applied:
+    """Take over what a person said: pixels of bad masks become 255 in ``WORK/corrected``, which trainings prefer.
+
+    An image all of whose classes are bad becomes 255 everywhere. Images to fix are listed in ``WORK/review/fix.txt``, which is
+    a split for `ssr export`.
+
+    Args:
+        workspace: Its masks.
+        file: Saved by the page.
+
+    Raises:
+        UsageError: No such file, or one of something else.
+    """
+    marks = _read_marks(workspace, file)
+    samples = {sample.image_id: sample for sample in workspace.dataset.samples}
+    changed = left_out = 0
+    names, folder = workspace.dataset.classes.names, workspace.corrected
+    with one_writer(folder, "reviewing", 0.0):
+        for image_id, classes in marks.items():
+            bad = [index for index, mark in classes.items() if mark == "bad"]
+            if not bad:
+                continue
+            source = next((at for at in (folder, workspace.masks) if (at / f"{image_id}.png").is_file()), workspace.masks)
+            mask = read_mask(source / f"{image_id}.png", len(names)).copy()  # (H, W)
+            whole = set(bad) >= set(samples[image_id].labels)
+            mask[np.ones_like(mask, dtype=np.bool_) if whole else np.isin(mask, [index + 1 for index in bad])] = IGNORE_INDEX
+            write_mask(folder / f"{image_id}.png", mask, palette())
+            changed, left_out = changed + 1, left_out + whole
+        if changed:
+            manifest = workspace.manifest("import", {"classes": list(names)})  # of the same form as that of `ssr import`
+            manifest.complete, manifest.counts = True, {"done": len(written_masks(folder))}
+            manifest.write(folder.with_suffix(".json"))
+    fix = [image_id for image_id, classes in marks.items() if "fix" in classes.values()]
+    listed = workspace.work / STAGE / "fix.txt"
+    with atomic_path(listed) as temporary:
+        temporary.write_text("".join(f"{image_id}\n" for image_id in fix), encoding="utf-8")
+    counts = {mark: sum(list(classes.values()).count(mark) for classes in marks.values()) for mark in MARKS}
+    return Applied(folder, counts, changed, left_out, listed if fix else None)
+
+
+def _read_marks(workspace: Workspace, file: Path) -> dict[str, dict[int, str]]:
+    """Image id -> class index -> mark."""
+    expected = 'a list of {"image", "class", "mark"} that the page of `ssr review` saved'
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        found = [(row["image"], row["class"], row["mark"]) for row in rows]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise UsageError(f"{file}: expected {expected}", "--apply") from error
+    ids = {sample.image_id for sample in workspace.dataset.samples}
+    index = {name: number for number, name in enumerate(workspace.dataset.classes.names)}
+    marks: dict[str, dict[int, str]] = {}
+    for image_id, name, mark in found:
+        for what, value, known in (("image", image_id, ids), ("class", name, index), ("mark", mark, MARKS)):
+            if not isinstance(value, str) or value not in known:
+                raise UsageError(f"{file}: no {what} {value!r:.80} in {workspace.work}", "--apply, or another --work")
+        marks.setdefault(image_id, {})[index[name]] = mark
+    return marks
+
+
+def _write_table(path: Path, found: Sequence[tuple[float, Sample, int]], names: Sequence[str]) -> None:
+    lowest: dict[str, float] = {}
+    for value, sample, _ in found:  # in order of confidence
+        lowest.setdefault(sample.image_id, value)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "class", "confidence", "image's lowest"))
+    for value, sample, index in found:
+        writer.writerow((sample.image_id, names[index], f"{value:.4f}", f"{lowest[sample.image_id]:.4f}"))
+    with atomic_path(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+
+
+def _drawn(
+    workspace: Workspace, confidences: Confidences, found: Sequence[tuple[float, Sample, int]], progress: Progress
+) -> Iterator[Doubtful]:
+    names = workspace.dataset.classes.names
+    progress.start("review: pictures", len(found))
+    for value, sample, index in found:
+        progress.advance()
+        try:
+            image = np.asarray(load_image(sample.image_path, sample.orient))  # (H, W, 3)
+            mask = read_mask(workspace.masks / f"{sample.image_id}.png", len(names))  # (H, W)
+        except ImageError:  # gone since it was scored
+            continue
+        if mask.shape != image.shape[:2]:
+            continue
+        alone = np.where(mask == index + 1, mask, 0).astype(np.uint8)  # (H, W)
+        tiles = [("photo", image), (f"mask: {names[index]}", overlay_mask(image, alone, palette()))]
+        if (heat := confidences.refined(sample.image_id, index)) is not None:  # (h, w)
+            tiles.append(("refined CAM", overlay_cam(image, resize_maps(heat[None], (mask.shape[0], mask.shape[1]))[0])))
+        picture = panel(tiles, HEIGHT)
+        data = io.BytesIO()
+        picture.save(data, format="JPEG", quality=82)
+        others = tuple(names[other] for other in sample.labels if other != index)
+        yield Doubtful(sample.image_id, names[index], value, others, data.getvalue(), picture.size)
+    progress.finish()

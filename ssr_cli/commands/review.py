@@ -1,0 +1,45 @@
+"""``ssr review``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from pipelines.workdir.commands import command_for
+from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, next_step, out
+from ssr_cli.invocation import Invocation
+from ssr_cli.parameters import command_with
+
+
+@command_with("dataset", "run")
+def command(
+    invocation: Invocation,
+    top: Annotated[int, typer.Option(min=1, help="masks on the page with pictures, the most doubtful")] = 200,
+    apply: Annotated[
+        Path | None,
+        typer.Option("--apply", help="marks that the page saved: pixels of bad masks become 255 in WORK/corrected"),
+    ] = None,
+) -> None:
+    """List pseudo-masks by confidence, the most doubtful first, on a page to mark them; opens no ground truth."""
+    from pipelines.stages import review
+
+    if apply is not None:
+        done = review.apply(invocation.workspace, apply)
+        counted = ", ".join(f"{count} {mark}" for mark, count in done.marks.items())
+        out.print(f"{counted}; {done.changed} corrected masks in [bold]{escape(str(done.folder))}[/]", highlight=False)
+        if done.left_out:
+            out.print(
+                f"{done.left_out} of them are 255 everywhere: all their classes are bad, and nothing is learned from them"
+            )
+        if done.fix is not None:
+            next_step(command_for(invocation.work, f"ssr export cvat --split {done.fix}"))
+        return
+    with ConsoleProgress() as progress:
+        made = review.run(invocation.workspace, top, progress)
+    out.print(f"{made.masks:,} masks, most doubtful first: [bold]{escape(str(made.table))}[/]")
+    out.print(f"the first {made.shown:,}, to mark: [bold]{escape(str(made.page))}[/]; then ssr review --apply review.json")
+    if made.failed:
+        raise typer.Exit(EXIT_PARTLY)
