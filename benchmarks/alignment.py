@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ from pipelines.execution.pool import process_pool, resolve_workers
 from pipelines.method.aligned import AlignedText
 from pipelines.method.composition import initial_cams, refined_cams
 from pipelines.method.encoders import Blocks
-from pipelines.method.evidence import Needs, TextFeatures
+from pipelines.method.evidence import Evidence, Needs, TextFeatures
 from pipelines.method.label_maps import pseudo_mask
 from pipelines.method.loading import FrozenModels
 from pipelines.method.parts_in_use import cam_needs, refine_needs
+from pipelines.method.readouts import READOUTS, Readout
 from pipelines.models.alignment_file import Alignment
 from pipelines.ops.label_map import label_map, resize_maps, with_background
 from pipelines.options.align import AlignOptions
@@ -53,7 +55,7 @@ from ssr_cli.console import ConsoleProgress
 CAMS = CamsOptions(**read_recipe("ssr")["cams"])
 REFINE = RefineOptions(**read_recipe("ssr")["refine"])
 CLIP_ES = RefineOptions(**read_recipe("clip-es")["refine"])
-POWERS = range(1, 11)
+POWERS = (1, 2, 3, 4, 6)
 UNGUARDED = {"few_photos": 0.0, "min_average_precision": 0.0}
 AS_WRITTEN = {"aligned_readout": "gradcam", "aligned_layer": "ln_1", "aligned_relu": True, **UNGUARDED}
 POOLED_ONLY = {"token_contrast": 0.0, "background": 0.0, "cam_power": 1.0, "cooccurrence": 0.0}
@@ -68,12 +70,19 @@ class Row:
         cams: Changes to ``[cams]`` of recipe ssr.
         refine: How its CAM is refined.
         crf: Also score with the CRF.
+        photos: Of each class, about so many photos train the heads; None: all.
     """
 
     align: dict[str, Any] | None = None
     cams: dict[str, Any] = dataclasses.field(default_factory=dict)
     refine: RefineOptions = REFINE
     crf: bool = False
+    photos: int | None = None
+
+
+def masked(**values: Any) -> Row:
+    """Aligned CAMs behind another column mask."""
+    return Row({}, refine=REFINE.model_copy(update=values), crf=True)
 
 
 ROWS: dict[str, Row] = {
@@ -81,6 +90,12 @@ ROWS: dict[str, Row] = {
     "ssr, plain CLIP": Row(crf=True),
     **{f"ssr, aligned, seed {seed}": Row({"seed": seed}, crf=True) for seed in (0, 1, 2)},
     **{f"no co-occurrence, seed {seed}": Row({"seed": seed, "cooccurrence": 0.0}, crf=True) for seed in (0, 1, 2)},
+    **{f"{count} photos a class": Row({}, crf=True, photos=count) for count in (5, 10, 20, 40)},
+    "no mask": masked(superpixel_mask="none"),
+    "box": masked(superpixel_mask="none", box_mask=True),
+    "SGC as written": masked(superpixel_mask="colour", clusters=5, mask_threshold=0.03),
+    "token mask": masked(superpixel_mask="token", mask_threshold=0.15),
+    "gate": masked(superpixel_mask="gate"),
     "two propagation steps": Row({}, refine=REFINE.model_copy(update={"power": 2}), crf=True),
     "ssr, plain CLIP, two steps": Row(refine=REFINE.model_copy(update={"power": 2}), crf=True),
     "constant learning rate": Row({"final_rate": 1.0}, crf=True),
@@ -160,17 +175,17 @@ class Bench:
         self.heads: dict[str, Alignment | None] = {}
         self.data: dict[Any, AlignmentData] = {}
         superpixels.run(base, SuperpixelsOptions(**read_recipe("ssr")["superpixels"]), ConsoleProgress())
-        trained: dict[AlignOptions, Alignment] = {}
+        trained: dict[tuple[AlignOptions, int | None], Alignment] = {}
         for name, row in rows.items():
             self.heads[name] = None
             if row.align is not None:
-                options = AlignOptions(**row.align)
-                if options not in trained:
-                    trained[options] = self._train(name, options)
-                self.heads[name] = trained[options]
+                key = AlignOptions(**row.align), row.photos
+                if key not in trained:
+                    trained[key] = self._train(name, *key)
+                self.heads[name] = trained[key]
         self.counts: dict[tuple[str, str, str], Any] = defaultdict(lambda: 0)
 
-    def _train(self, name: str, options: AlignOptions) -> Alignment:
+    def _train(self, name: str, options: AlignOptions, photos_a_class: int | None) -> Alignment:
         # one folder a kind of patch: patches are collected once for all rows that read the same
         place = dataclasses.replace(self.base, work=self.base.work / f"{options.cam}-{options.features}")
         place.work.mkdir(exist_ok=True)
@@ -178,7 +193,7 @@ class Bench:
             if not (place.work / file).exists():
                 (place.work / file).symlink_to((self.base.work / file).absolute())
         collected = options.model_copy(update={"cooccurrence": options.cooccurrence or AlignOptions().cooccurrence})
-        data = self._data(AlignInputs(place, collected, CAMS, REFINE, self.sources))
+        data = self._data(AlignInputs(place, collected, CAMS, REFINE, self.sources), photos_a_class)
         if not options.cooccurrence:
             data = dataclasses.replace(data, unknown=None)
         trainer = AlignmentTrainer(data, self.text.all, len(self.text.classes), options, self.device)
@@ -197,12 +212,13 @@ class Bench:
         heads = trainer.heads.eval().requires_grad_(False)
         return Alignment(heads, options.features, photos, trainer.average_precision(), trainer.prototypes.image)
 
-    def _data(self, inputs: AlignInputs) -> AlignmentData:
+    def _data(self, inputs: AlignInputs, photos_a_class: int | None) -> AlignmentData:
         options = inputs.options
-        key = options.cam, options.features, options.tokens, options.cooccurrence, options.neighbours
+        key = options.cam, options.features, options.tokens, options.cooccurrence, options.neighbours, photos_a_class
         if key not in self.data:
             inputs.collect(lambda: self.models, ConsoleProgress())
-            self.data[key] = inputs.data(inputs.collected(), self.device)
+            samples = inputs.collected()
+            self.data[key] = inputs.data(samples if photos_a_class is None else few(samples, photos_a_class), self.device)
         return self.data[key]
 
     def score(
@@ -217,6 +233,8 @@ class Bench:
         }
         blocks = Blocks(clip_attention=REFINE.clip_blocks, dino_attention=REFINE.dino_blocks)
         encoders = self.models.encoders(self.needs, blocks)
+        for name, part in list(READOUTS.items()):
+            READOUTS[name] = dataclasses.replace(part, call=PlainMaps(part.call))
         readers = {place.work: ArrayReader(place.superpixels) for place in places.values()}
         progress = ConsoleProgress()
         progress.start("score", len(samples))
@@ -272,6 +290,44 @@ class Bench:
             for name in self.rows:
                 iou = metrics_from_counts(self.counts[name, subset, "refined"], self.names).per_class_iou
                 print(f"{name}: " + ", ".join(f"{key} {100 * value:.1f}" for key, value in iou.items() if value is not None))
+
+
+def few(samples: Sequence[Sample], photos_a_class: int) -> list[Sample]:
+    """Photos, in an order of chance, as long as one of their classes has too few and none half as many again."""
+    counts: dict[int, int] = defaultdict(int)
+    kept = []
+    for index in np.random.default_rng(0).permutation(len(samples)):
+        labels = samples[index].labels
+        if any(counts[label] < photos_a_class for label in labels) and all(
+            counts[label] < 1.5 * photos_a_class for label in labels
+        ):
+            kept.append(samples[index])
+            for label in labels:
+                counts[label] += 1
+    return kept
+
+
+class PlainMaps:
+    """Plain CLIP's read-outs, each made once a photo for all rows that read it.
+
+    Args:
+        readout: The entry of `READOUTS` that is called.
+    """
+
+    def __init__(self, readout: Readout) -> None:
+        self.readout = readout
+        self.photo: torch.Tensor | None = None
+        self.maps: dict[str, torch.Tensor] = {}
+
+    def __call__(self, evidence: Evidence, options: CamsOptions) -> torch.Tensor:
+        """Maps of all classes, whether asked for or not."""
+        if self.photo is not evidence.tokens_cls:
+            self.photo, self.maps = evidence.tokens_cls, {}
+        key = repr(options.model_copy(update={"ckpt": None}))
+        if key not in self.maps:
+            everything = Evidence(**{k: v for k, v in vars(evidence).items() if k != "asked"})
+            self.maps[key] = self.readout(everything, options)
+        return self.maps[key]
 
 
 def _half(maps: torch.Tensor, grid: tuple[int, int]) -> NDArray[np.float16]:
