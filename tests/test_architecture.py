@@ -42,6 +42,7 @@ FILE_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "i
 GROUND_TRUTH = {
     "pipelines.stages.evaluate",
     "pipelines.stages.export",
+    "pipelines.stages.report",
     "pipelines.stages.retrain.data",
     "pipelines.stages.review",
     "pipelines.stages.show",

@@ -37,6 +37,7 @@ def html_page(
     summary: Mapping[str, str],
     colors: Mapping[str, RGB] | None = None,
     sections: Iterable[str] = (),
+    first: int = 0,
 ) -> str:
     """Build the page.
 
@@ -46,6 +47,7 @@ def html_page(
         summary: Facts for the head, name -> value.
         colors: Colours of the class names; none, no chip.
         sections: HTML that comes before the panels, made by `pipelines.figures.score_sections`.
+        first: Panels that come before the sections.
 
     Returns:
         HTML. Every text is escaped.
@@ -57,7 +59,11 @@ def html_page(
     facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in summary.items())
     count = f"{len(articles):,} image{'s' if len(articles) != 1 else ''}"
     return _PAGE.substitute(
-        title=escape(title), count=count, facts=facts, articles="\n".join([*sections, *articles]), style=STYLE
+        title=escape(title),
+        count=count,
+        facts=facts,
+        articles="\n".join([*articles[:first], *sections, *articles[first:]]),
+        style=STYLE,
     )
 
 
@@ -126,6 +132,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-size: .68rem; text-transform: uppercase; letter-spacing: .06em; color: var(--muted); }
 th, td { padding: .18rem .9rem .18rem 0; } td.n, th.n { text-align: right; }
 td.bar { width: 22rem; padding-right: 0; } td.bar i { display: block; height: .8rem; border-radius: 3px; background: #4c8dff; }
+details summary { cursor: pointer; color: var(--muted); font-size: .85rem; } details[open] summary { margin-bottom: .6rem; }
+@media (min-width: 120rem) { main { grid-template-columns: 1fr 1fr; align-items: start; } }
 @media (max-width: 50rem) { body > header { position: static; } img { max-width: none; width: auto; height: 11rem; } }
 @media print { body > header { position: static; } article { break-inside: avoid; } }
 """.strip()

@@ -132,7 +132,6 @@ _CONTROLS = """<dl><div><dt>good</dt><dd id="good"></dd></div><div><dt>bad</dt><
 
 _STYLE = """
 [hidden] { display: none; }
-@media (min-width: 120rem) { main { grid-template-columns: 1fr 1fr; } }
 article.current { outline: 2px solid #4c8dff; }
 article[data-mark=good] { border-left: 6px solid #2e9e5b; } article[data-mark=bad] { border-left: 6px solid #d64545; }
 article[data-mark=fix] { border-left: 6px solid #d99a1c; }

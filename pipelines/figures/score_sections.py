@@ -30,7 +30,7 @@ def ablation_section(scores: Sequence[tuple[str, Report]]) -> str:
 
 
 def report_section(report: Report, confusion_png: bytes | None, colors: Mapping[str, RGB]) -> str:
-    """One evaluation: its head line, IoU of each class as bars, how it was scored, the confusion matrix."""
+    """One evaluation: its head line; folded, IoU of each class as bars, how it was scored, the confusion matrix."""
     rows = [
         f"<tr><td>{escape(name)}</td>{_number(iou)}{_bar(iou, colors.get(name))}</tr>"
         for name, iou in report.per_class_iou.items()
@@ -43,7 +43,9 @@ def report_section(report: Report, confusion_png: bytes | None, colors: Mapping[
         picture = f'<img src="data:image/png;base64,{data}" alt="confusion matrix">'
     return (
         f"<section><h2>{escape(report.caption)}: mIoU {100 * report.miou:.2f}</h2>"
-        f"{_warnings([report])}<div><table>{''.join(rows)}</table>{picture}</div><p>{rules}</p></section>"
+        f"{_warnings([report])}<p>split {escape(report.split)}, {report.images:,} images</p>"
+        "<details><summary>classes and rules</summary>"
+        f"<div><table>{''.join(rows)}</table>{picture}</div><p>{rules}</p></details></section>"
     )
 
 

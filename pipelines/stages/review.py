@@ -94,6 +94,9 @@ class Confidences:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
+    def __bool__(self) -> bool:
+        return bool(self._readers)
+
     def __call__(self, image_id: str, mask: NDArray[np.uint8]) -> dict[int, float]:
         """Class index -> confidence in [0, 1]; empty where nothing is known."""
         if not self._readers or not all(image_id in reader for reader in self._readers):
