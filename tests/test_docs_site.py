@@ -193,7 +193,14 @@ def test_commands_are_taken_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["ssr polish", "ssr refine --polish", "ssr refine --power two", "ssr cams voc coco", "ssr labels a.csv", "ssr --verbose"],
+    [
+        "ssr polish",
+        "ssr refine --polish",
+        "ssr refine --power two",
+        "ssr cams voc coco",
+        "ssr labels a.csv b.csv c.csv",
+        "ssr --verbose",
+    ],
 )
 def test_wrong_command_is_found(line: str) -> None:
     with pytest.raises((AssertionError, pytest.fail.Exception)):
