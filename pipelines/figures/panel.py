@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from skimage.segmentation import find_boundaries, mark_boundaries
+
+from pipelines.figures.fonts import Font, font_for
 
 RGB = tuple[int, int, int]
 _GROUND: RGB = (24, 26, 31)
@@ -115,7 +117,7 @@ def panel(
     if not tiles:
         raise ValueError("a panel needs at least one tile")
     size = max(11, height // 14)
-    font = ImageFont.load_default(size)
+    font = font_for([title for title, _ in tiles] + [name for name, _ in entries], size)
     head = round(1.7 * size)
     pictures = [_fit(tile, height) for _, tile in tiles]
     width = sum(picture.width for picture in pictures) + _GAP * (len(pictures) + 1)
@@ -157,9 +159,6 @@ def contact_sheet(panels: Sequence[Image.Image], columns: int = 1) -> Image.Imag
             left += width + _GAP
         top += height + _GAP
     return sheet
-
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def _legend_rows(entries: Sequence[tuple[str, RGB]], font: Font, size: int, width: int) -> list[list[tuple[float, str, RGB]]]:

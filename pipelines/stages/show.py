@@ -20,6 +20,7 @@ from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.plausibility import nothing_seen, plausibility
 from pipelines.execution.progress import Progress, Silent
+from pipelines.figures.fonts import letters_without_font
 from pipelines.figures.page import PageRow, html_page
 from pipelines.figures.panel import RGB, contact_sheet, legend, overlay_cam, overlay_mask, overlay_superpixels, panel
 from pipelines.ops.label_map import resize_maps
@@ -123,6 +124,9 @@ def draw(workspace: Workspace, options: ShowOptions, progress: Progress) -> Draw
                 labels = tuple(names[index + 1] for index in sample.labels)
                 rows.append(PageRow(sample.image_id, labels, _jpeg(picture)))
         progress.finish()
+    boxes = letters_without_font(names)
+    if boxes:
+        progress.note(f"class names: no installed font has {boxes!r:.60}, which are drawn as boxes; install one that does")
     warnings = drawer.truth.warnings(names[1:])
     for warning in warnings:
         progress.note(f"ground truth: {warning}")

@@ -5,6 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipelines.figures.fonts import font_for, letters_without_font
 from pipelines.figures.panel import contact_sheet, legend, overlay_cam, overlay_mask, overlay_superpixels, panel
 
 PALETTE = np.random.default_rng(7).integers(0, 256, (256, 3), dtype=np.uint8)
@@ -139,3 +140,19 @@ def test_contact_sheet_refuses_nothing(count: int, columns: int) -> None:
 def test_panel_refuses_nothing() -> None:
     with pytest.raises(ValueError, match="at least one tile"):
         panel([])
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [
+        ("cat", ""),
+        ("Stra\xdfe \xe9t\xe9", ""),
+        ("\u043a\u043e\u0448\u043a\u0430", ""),
+        ("\U00013080\U00013081", "\U00013080\U00013081"),
+    ],
+    ids=["english", "latin", "cyrillic", "letters without a font"],
+)
+def test_names_are_drawn_with_a_font_that_has_their_letters(name: str, lacking: str) -> None:
+    assert letters_without_font([name, "cat"]) == lacking
+    drawn = [np.asarray(font_for([text], 20).getmask(letter)) for text, letter in ((name, name[0]), (name, name[1]))]
+    assert bool(lacking) == np.array_equal(*drawn)  # both letters are the same box
