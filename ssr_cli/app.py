@@ -12,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
     # name: what it does, in the order of use
+    "init": "Write ssr.toml for a folder of photos: asks, or takes flags, and names the next command.",
     "doctor": "Check the environment, the weights and the dataset before a long run.",
     "sample": "Draw a small synthetic dataset with masks, to try every command on.",
     "labels": "Convert XML, COCO JSON, masks, CSV or one-hot .npy to a label file.",

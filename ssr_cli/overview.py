@@ -21,6 +21,7 @@ RUNS = Path("runs")
 
 FIRST_COMMANDS = {
     "ssr sample": "a small synthetic dataset with masks, to try every command on",
+    "ssr init": "your own photos: write a config for them, with questions",
     "ssr doctor voc --root VOCdevkit/VOC2012": "your own data (voc, coco or folder): check that a run has all that it needs",
 }
 """Commands to begin with if there is no work directory."""

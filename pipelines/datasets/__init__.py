@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.classes import COCO14, VOC12, ClassList, load_class_list, palette
-from pipelines.datasets.coco import load_coco
+from pipelines.datasets.coco import coco_splits, load_coco
 from pipelines.datasets.folder import load_folder
-from pipelines.datasets.voc import load_voc
+from pipelines.datasets.voc import load_voc, voc_splits
 from pipelines.options.sources import DatasetOptions
 from pipelines.plugins import table_entry
 
 __all__ = [
-    "COCO14", "KINDS", "VOC12", "ClassList", "Dataset", "Kind", "Sample", "kind_of", "load_class_list",
-    "load_dataset", "palette",
+    "COCO14", "KINDS", "VOC12", "ClassList", "Dataset", "Kind", "Sample", "kind_of", "layout_of", "load_class_list",
+    "load_dataset", "palette", "split_in",
 ]  # fmt: skip
 
 
@@ -26,13 +27,19 @@ class Kind:
     Attributes:
         load: Lists the images and labels of a split; it opens no image and no mask.
         class_list: Used unless the options name one; None if the classes are found with the images.
+        splits: Names of the splits in a folder of this layout, None for any other folder; the layout is recognised by it.
     """
 
     load: Callable[[DatasetOptions], Dataset]
     class_list: ClassList | None = None
+    splits: Callable[[Path], tuple[str, ...] | None] | None = None
 
 
-KINDS = {"voc": Kind(load_voc, VOC12), "coco": Kind(load_coco, COCO14), "folder": Kind(load_folder)}
+KINDS = {
+    "voc": Kind(load_voc, VOC12, voc_splits),
+    "coco": Kind(load_coco, COCO14, coco_splits),
+    "folder": Kind(load_folder),
+}
 """Every layout by its name, which is the argument DATASET; a plugin adds its own."""
 
 
@@ -43,6 +50,19 @@ def kind_of(options: DatasetOptions) -> Kind:
         UsageError: There is none of this name.
     """
     return table_entry(KINDS, options.kind, "dataset kind", "DATASET")
+
+
+def layout_of(root: Path) -> str:
+    """Name of the layout that a folder has: the first that recognises it, else ``folder``."""
+    return next((name for name, kind in KINDS.items() if kind.splits is not None and kind.splits(root) is not None), "folder")
+
+
+def split_in(root: Path, kind: Kind) -> str:
+    """The split to begin with: the training split where there is one, else validation, else the only split."""
+    there = (kind.splits(root) if kind.splits else None) or ()
+    usual = {name.removesuffix("2014").removesuffix("2017") for name in there}
+    found = next((name for name in ("train", "trainval", "val") if name in usual), None)
+    return found or (there[0] if len(there) == 1 else "train")
 
 
 def load_dataset(options: DatasetOptions) -> Dataset:

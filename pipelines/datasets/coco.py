@@ -92,6 +92,21 @@ def load_coco(options: DatasetOptions) -> Dataset:
     )
 
 
+def coco_splits(root: Path) -> tuple[str, ...] | None:
+    """Names of the splits of a COCO folder or of an export in COCO's form; None for other folders.
+
+    ``labels.json`` alone does not make it one: it is a label file of a folder unless ``data/`` is beside it (FiftyOne).
+    """
+    if _has_folders(root):
+        return tuple(name for name in FOLDERS if (root / name).is_dir() or (root / "images" / name).is_dir())
+    exports = {name: path for name, path in _annotation_files(root).items() if _is_export(path)}
+    return tuple(exports) or None
+
+
+def _is_export(path: Path) -> bool:
+    return path.name != "labels.json" or (path.parent / "data").is_dir()
+
+
 class _Places:
     """Image id -> file, over the folders of all sources; a file that an annotation names goes first."""
 

@@ -29,7 +29,7 @@ def load_folder(options: DatasetOptions) -> Dataset:
     if options.root is None or not options.root.is_dir():
         raise UsageError(f"expected a folder of images, found {options.root or 'no dataset root'}", "--root FOLDER")
     root = options.root
-    label_file = options.labels or _label_file(root)
+    label_file = options.labels or label_file_of(root)
     classes = load_class_list(options.classes) if options.classes else _classes_of(label_file)
     file = split_of(root, options.split)
     place = ImageFiles(photos_of(root))
@@ -103,7 +103,12 @@ def _classes_of(label_file: Path) -> ClassList:
         raise UsageError(f"{label_file}: {error.message}", "--classes FILE") from None
 
 
-def _label_file(root: Path) -> Path:
+def label_file_of(root: Path) -> Path:
+    """The label file in a folder of photos.
+
+    Raises:
+        UsageError: There is none, or more than one.
+    """
     there = [root / f"labels{suffix}" for suffix in _SUFFIXES if (root / f"labels{suffix}").is_file()]
     if len(there) == 1:
         return there[0]

@@ -135,8 +135,19 @@ def _root(root: Path | None) -> Path:
     raise UsageError(f"{expected}, found no JPEGImages in {root}", hint)
 
 
+def voc_splits(root: Path) -> tuple[str, ...] | None:
+    """Names of the splits of a VOC folder; None where there is no ``JPEGImages``, here or up to two folders down."""
+    if any(True for pattern in ("JPEGImages", "*/JPEGImages", "*/*/JPEGImages") for _ in root.glob(pattern)):
+        return tuple(sorted({path.stem for folder in _set_folders(root) for path in folder.glob("*.txt")}))
+    return None
+
+
+def _set_folders(root: Path) -> tuple[Path, Path]:
+    return root / "ImageSets" / "Segmentation", root / "ImageSets" / "Main"
+
+
 def _image_set(root: Path, split: str) -> Path:
-    folders = [root / "ImageSets" / name for name in ("Segmentation", "Main")]
+    folders = _set_folders(root)
     for folder in folders:
         if (folder / f"{split}.txt").is_file():
             return folder / f"{split}.txt"

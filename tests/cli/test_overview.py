@@ -42,6 +42,7 @@ def test_stages_in_order_and_how_to_begin(ssr):
         ("7", "eval", "eval/*/report.json"),
     ]
     assert "begin with\n  ssr sample " in out
+    assert "\n  ssr init " in out
     assert "ssr doctor voc --root " in out
     assert "next:" not in out
     assert not Path("runs").exists()
