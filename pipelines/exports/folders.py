@@ -78,11 +78,11 @@ _FIFTYONE = """\
 import csv
 from pathlib import Path
 
-import fiftyone as fo
+import fiftyone
 
 folder = Path({place!r})
-dataset = fo.Dataset.from_dir(
-    data_path=str(folder / "data"), labels_path=str(folder / "labels"), dataset_type=fo.types.ImageSegmentationDirectory
+dataset = fiftyone.Dataset.from_dir(
+    data_path=str(folder / "data"), labels_path=str(folder / "labels"), dataset_type=fiftyone.types.ImageSegmentationDirectory
 )
 dataset.mask_targets = {{"ground_truth": {targets!r}}}
 dataset.save()
@@ -90,7 +90,7 @@ with (folder / "confidence.csv").open(encoding="utf-8") as file:
     confidence = {{row["image"]: row["confidence"] for row in csv.DictReader(file)}}
 for sample in dataset.iter_samples(autosave=True, progress=True):
     sample["confidence"] = float(confidence[Path(sample.filepath).stem] or "nan")
-fo.launch_app(dataset.sort_by("confidence"))
+fiftyone.launch_app(dataset.sort_by("confidence"))
 ```
 """
 
