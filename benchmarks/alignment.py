@@ -91,6 +91,7 @@ ROWS: dict[str, Row] = {
     **{f"ssr, aligned, seed {seed}": Row({"seed": seed}, crf=True) for seed in (0, 1, 2)},
     **{f"no co-occurrence, seed {seed}": Row({"seed": seed, "cooccurrence": 0.0}, crf=True) for seed in (0, 1, 2)},
     **{f"{count} photos a class": Row({}, crf=True, photos=count) for count in (5, 10, 20, 40)},
+    **{f"{n} photos a class, 6 epochs": Row({"min_iterations": 0}, crf=True, photos=n) for n in (5, 10, 20, 40)},
     "no mask": masked(superpixel_mask="none"),
     "box": masked(superpixel_mask="none", box_mask=True),
     "SGC as written": masked(superpixel_mask="colour", clusters=5, mask_threshold=0.03),

@@ -68,6 +68,9 @@ class AlignOptions(Options):
     ] = 0.05
     learn_temperature: Annotated[bool, option("train the temperature together with the heads (SSR: on)")] = False
     epochs: Annotated[float, Field(gt=0, description="passes over the training images; ignored if iterations is set")] = 6.0
+    min_iterations: Annotated[
+        int, Field(ge=0, description="least optimiser steps that epochs gives: few images need more passes")
+    ] = 90
     iterations: Annotated[int, Field(ge=0, description="optimiser steps; 0 = as many as epochs gives (SSR: 30000 VOC)")] = 0
     batch: Annotated[int, Field(ge=1, description="images per step, over all processes (SSR: 128 VOC, 256 COCO)")] = 32
     learning_rate: Annotated[float, Field(gt=0, description="learning rate of AdamW (SSR: 1e-5)")] = 1e-4

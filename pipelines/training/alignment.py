@@ -48,7 +48,8 @@ class Quality:
 
 def step_count(options: AlignOptions, photos: int) -> int:
     """Steps of a whole training."""
-    return options.iterations or max(1, round(options.epochs * steps_an_epoch(photos, options.batch)))
+    by_epochs = round(options.epochs * steps_an_epoch(photos, options.batch))
+    return options.iterations or max(1, options.min_iterations, by_epochs)
 
 
 class AlignmentTrainer:

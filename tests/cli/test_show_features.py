@@ -17,7 +17,7 @@ def aligned(ssr, tiny_voc, finished, tmp_path_factory) -> Path:
     root = folder / "VOC2012"
     shutil.copytree(tiny_voc.root, root, ignore=shutil.ignore_patterns("SegmentationClass*"))
     work = folder / "work"
-    small = ("--tokens", 16, "--hidden", 8, "--epochs", 2, "--batch", 4)
+    small = ("--tokens", 16, "--hidden", 8, "--epochs", 2, "--min-iterations", 0, "--batch", 4)
     ssr("superpixels", "--config", tiny_voc.config, "--root", root, "--work", work)
     ssr("align", "--config", tiny_voc.config, "--root", root, "--work", work, *small)
     return work

@@ -25,7 +25,16 @@ from pipelines.stores.files import read_json, write_json
 from pipelines.stores.manifest import digest
 
 TRAINED = AlignOptions(
-    cam="initial", cam_power=3.0, tokens=16, hidden=8, epochs=12.0, batch=4, learning_rate=0.01, seed=5, background=0.5
+    cam="initial",
+    cam_power=3.0,
+    tokens=16,
+    hidden=8,
+    epochs=12.0,
+    min_iterations=0,
+    batch=4,
+    learning_rate=0.01,
+    seed=5,
+    background=0.5,
 )
 PCA = ShowOptions(projection="pca")
 

@@ -96,7 +96,8 @@ COMMANDS = {
         ("superpixels", "cams", "refined", "masks"), store="cams.h5",
     ),
     "align": Command(
-        "align", ("cmpa.safetensors", "align/tokens.h5", "align/cams.h5"), ("cmpa",), deaths=(1, 6, 5), store="align/cams.h5"
+        "align", ("cmpa.safetensors", "align/tokens.h5", "align/cams.h5", "align/inputs.h5", "align/background.h5"),
+        ("cmpa",), deaths=(1, 6, 5), store="align/background.h5",
     ),
     "train": Command(
         "train --recipe weclip",

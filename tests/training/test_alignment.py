@@ -70,9 +70,14 @@ def kept(trainer: AlignmentTrainer) -> dict[str, Tensor]:
         pytest.param({"refresh": 100}, [0, 8], id="start and end"),
         pytest.param({"refresh": 1}, list(range(9)), id="every step"),
         pytest.param({}, [0, 3, 6, 8], id="every epoch: twelve photos are three steps"),
-        pytest.param({"batch": 5, "iterations": 0, "epochs": 2}, [0, 3, 6], id="the last batch of an epoch is filled up"),
-        pytest.param({"iterations": 0, "epochs": 0.1}, [0, 1], id="at least a step"),
-        pytest.param({"iterations": 0, "epochs": 1.5}, [0, 3, 4], id="part of an epoch"),
+        pytest.param(
+            {"batch": 5, "iterations": 0, "min_iterations": 0, "epochs": 2},
+            [0, 3, 6],
+            id="the last batch of an epoch is filled up",
+        ),
+        pytest.param({"iterations": 0, "min_iterations": 0, "epochs": 0.1}, [0, 1], id="at least a step"),
+        pytest.param({"iterations": 0, "min_iterations": 0, "epochs": 1.5}, [0, 3, 4], id="part of an epoch"),
+        pytest.param({"iterations": 0, "min_iterations": 7, "epochs": 1.5}, [0, 3, 6, 7], id="few photos, more passes"),
     ],
 )
 @pytest.mark.parametrize("prototypes", ["class", "kmeans"])
