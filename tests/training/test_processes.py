@@ -134,6 +134,9 @@ def twin(options: AlignOptions) -> AlignmentTrainer:
         trained = [parameter for parameter in trainer.heads.parameters() if parameter.requires_grad]
         for parameter, first, second in zip(trained, *gradients, strict=True):
             parameter.grad = (first + second) / 2
+        (group,) = trainer.optimiser.param_groups
+        begin, end = options.learning_rate, options.learning_rate * options.final_rate
+        group["lr"] = begin + (end - begin) * trainer.iteration / (options.iterations - 1)
         trainer.optimiser.step()
         trainer.iteration += 1
         if trainer.iteration % options.refresh == 0 or trainer.iteration == options.iterations:
