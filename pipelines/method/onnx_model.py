@@ -11,7 +11,6 @@ from torch.func import functional_call
 
 from pipelines.datasets.base import Sample
 from pipelines.encoders.clip import ClipEncoder
-from pipelines.encoders.open_clip_vit import OpenClipViT
 from pipelines.encoders.tower import walk
 from pipelines.errors import UsageError
 from pipelines.method.photo import Photo
@@ -39,6 +38,8 @@ class SegmentationNetwork(nn.Module):
     std: Tensor
 
     def __init__(self, encoder: ClipEncoder, segmenter: Segmenter) -> None:
+        from pipelines.encoders.open_clip_vit import OpenClipViT  # here: a finished prediction needs no open_clip
+
         super().__init__()
         if not isinstance(encoder.tower, OpenClipViT):
             found = f"{encoder.weights.name} is not open_clip's own ViT: its positions are not resized by an operator of ONNX"

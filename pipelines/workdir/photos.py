@@ -16,7 +16,6 @@ from pipelines.errors import SsrError
 from pipelines.execution.pool import DEAD_WORKER
 from pipelines.method.encoders import Encoders
 from pipelines.method.photo import Photo
-from pipelines.ops.slic import slic_superpixels
 from pipelines.options.stages import SuperpixelsOptions
 from pipelines.stores.array_store import ArrayReader
 from pipelines.stores.image_arrays import superpixels_of
@@ -64,6 +63,8 @@ def slic_in(pool: Executor, options: SuperpixelsOptions, image: NDArray[np.uint8
     Raises:
         SsrError: The process died.
     """
+    from pipelines.ops.slic import slic_superpixels  # here: it takes half a second, and a finished stage makes none
+
     arguments = (image, options.segments, options.compactness, options.iterations)
     try:
         return pool.submit(slic_superpixels, *arguments).result()
