@@ -83,7 +83,7 @@ def test_from_photos_to_cvat_and_back(shell) -> None:
     """The file that CVAT would export is ours, but for an image that nobody looked at."""
     pytest.importorskip("mmseg", reason="the commands retrain")
     (block,) = blocks("export.md", "")
-    shell("rm -rf runs/voc")
+    shell("rm -rf runs")  # the commands name no work directory: there is but one
     for line in block.replace(OWN_DATA, "voc --config my.toml").splitlines():
         if line.startswith("ssr import"):
             shell(f"{sys.executable} - <<'END'\n{MEND}\nEND")
