@@ -148,7 +148,7 @@ def test_label_free_prediction_of_any_folder_and_what_it_refuses(tagged, tiny_vo
     photos = Path(shutil.copytree(tiny_voc.root / "JPEGImages", tmp_path / "my photos"))
     words = ("--model", "tags", "--images", photos, "--work", Path(shutil.copytree(tagged, tmp_path / "work")))
     ran = ssr("predict", *words, "--scales", 1.5, "--no-flip", "--long-side", 48, "--boundary", "par")
-    assert f"6 label maps in {tmp_path}/work/predictions/my photos_tags\n" in ran.out
+    assert f"6 label maps in {tmp_path / 'work' / 'predictions' / 'my photos_tags'}\n" in ran.out
     settings = json.loads((tmp_path / "work/predictions/my photos_tags.json").read_text())["settings"]
     assert (settings["cams"]["scales"], settings["cams"]["long_side"], settings["boundary"]) == ([1.5], 48, "par")
     assert "--probabilities: only a trained model has them" in ssr("predict", *words, "--probabilities", code=2).err
