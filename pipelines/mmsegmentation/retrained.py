@@ -23,6 +23,7 @@ from pipelines.mmsegmentation.backbone import MIT, Backbone, mit_backbone, timm_
 from pipelines.mmsegmentation.config import photo_scale
 from pipelines.mmsegmentation.imports import import_mmsegmentation
 from pipelines.mmsegmentation.network import OUTPUT_STRIDE, network
+from pipelines.models.segmenter import SUPERVISIONS
 from pipelines.options.retrain import NETWORKS
 from pipelines.options.train import PredictOptions
 from pipelines.stores.checkpoint import read_checkpoint, write_checkpoint
@@ -203,7 +204,7 @@ def _check(described: dict[str, Any], classes: Any, supervision: Any, tensors: d
     """Sizes within reason, before anything is built of them."""
     sizes = [4 * described["channels"], described["crop"] - 1, 16 * len(classes)]  # of heads of 1,024 channels, 255 classes
     sound = (
-        supervision in {"pseudo", "corrected", "masks"}
+        supervision in SUPERVISIONS
         and isinstance(classes, list)
         and all(isinstance(name, str) for name in classes)
         and all(isinstance(size, int) and 0 <= size <= _LARGEST for size in sizes)

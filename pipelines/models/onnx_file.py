@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from pipelines.errors import SsrError, UsageError
+from pipelines.models.segmenter import SUPERVISIONS
 from pipelines.stores.files import atomic_path
 
 SUFFIX = ".onnx"
@@ -34,7 +35,7 @@ class OnnxModel:
         session: onnxruntime's.
         classes: Names of the foreground classes, in the order of its logits.
         patch_size: Sides of its input are multiples of it.
-        supervision: ``pseudo``, or ``masks``: trained on ground truth, an upper bound.
+        supervision: As `Segmenter` has it.
     """
 
     session: Any
@@ -116,6 +117,6 @@ def read_onnx(path: Path, threads: int = 0) -> OnnxModel:
         raise UsageError(f"{path} was not written by `ssr onnx`: it does not say what it belongs to", "--model")
     classes, patch_size, supervision = note.get("classes"), note.get("patch_size"), note.get("supervision")
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    if not (named and isinstance(patch_size, int) and patch_size > 0 and supervision in {"pseudo", "masks"}):
+    if not (named and isinstance(patch_size, int) and patch_size > 0 and supervision in SUPERVISIONS):
         raise UsageError(f"{path} is damaged: its note is not that of a segmentation model", "--model")
     return OnnxModel(session, tuple(map(str, classes or ())), patch_size, supervision)

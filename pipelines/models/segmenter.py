@@ -17,6 +17,8 @@ from pipelines.stores.manifest import differences
 
 FORMAT = "ssr segmentation decoder 1"
 UPPER_BOUND = "trained on ground-truth masks: an upper bound, not a weakly supervised result"
+SUPERVISIONS = ("pseudo", "corrected", "masks")
+"""What a model's file may say that it learned from; see `Segmenter`."""
 _SIZES = ("blocks", "width", "classes", "hidden", "layers", "heads")
 
 
@@ -77,7 +79,7 @@ def _rebuilt(tensors: dict[str, Tensor], note: dict[str, Any]) -> Segmenter:
     if not isinstance(classes, list) or len(classes) != sizes["classes"] or not all(isinstance(name, str) for name in classes):
         raise ValueError
     sound = all(tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
-    if supervision not in {"pseudo", "corrected", "masks"} or not sound:
+    if supervision not in SUPERVISIONS or not sound:
         raise ValueError
     with torch.device("meta"):  # sizes that a file invents cost no memory
         decoder = SegmentationDecoder(**sizes)
