@@ -109,13 +109,18 @@ def label_file_of(root: Path) -> Path:
     Raises:
         UsageError: There is none, or more than one.
     """
-    there = [root / f"labels{suffix}" for suffix in _SUFFIXES if (root / f"labels{suffix}").is_file()]
+    there = label_files_in(root)
     if len(there) == 1:
         return there[0]
     found = ", ".join(path.name for path in there) or "none"
     deeper = next((path.parent for path in sorted(root.glob("*/labels.*")) if not there and path.suffix in _SUFFIXES), None)
     hint = f"--root {shlex.quote(str(deeper))}, or --labels FILE" if deeper else "--labels FILE"
     raise UsageError(f"{root}: expected one of labels.csv, labels.json, labels.jsonl, found {found}", hint)
+
+
+def label_files_in(root: Path) -> list[Path]:
+    """The files in a folder of photos that have the name of a label file."""
+    return [root / f"labels{suffix}" for suffix in _SUFFIXES if (root / f"labels{suffix}").is_file()]
 
 
 def photos_of(root: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipelines.datasets import ClassList, Dataset, Sample, kind_of, load_class_list, load_dataset
-from pipelines.datasets.folder import photos_of, split_of
+from pipelines.datasets.folder import label_files_in, photos_of, split_of
 from pipelines.datasets.image_files import ImageFiles
 from pipelines.datasets.names import check_image_id
 from pipelines.datasets.splits import parse_split
@@ -43,6 +43,13 @@ def load_unlabelled(options: DatasetOptions) -> Dataset:
         mask_folder=masks if masks.is_dir() else None,
         understood=split.understood if split else (),
     )
+
+
+def lacks_labels(options: DatasetOptions) -> bool:
+    """Whether the photos are a folder with a class list and without a label file; other layouts bring their labels."""
+    if options.kind != "folder" or options.root is None or options.classes is None:
+        return False
+    return options.labels is None and not label_files_in(options.root)
 
 
 def class_list_of(options: DatasetOptions) -> ClassList:

@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 
 from pipelines.datasets import ClassList, Dataset
-from pipelines.datasets.check import PixelReport, check_dataset
+from pipelines.datasets.check import DatasetReport, PixelReport, check_dataset
 from pipelines.datasets.image_files import unread_line
 from pipelines.datasets.names import some
+from pipelines.datasets.unlabelled import lacks_labels, load_unlabelled
 from pipelines.encoders.class_embeddings import text_embeddings
 from pipelines.encoders.licences import dino_licence
 from pipelines.encoders.similar_words import EQUAL, NEAR, nearest_background, nearest_classes
@@ -27,7 +28,7 @@ from pipelines.evaluation.plausibility import Plausibility
 from pipelines.execution.devices import cpu_multiplies_bf16, precision_name, resolve_device
 from pipelines.execution.pool import resolve_workers
 from pipelines.method.boundary import crf_installed
-from pipelines.options.sources import LONG_SIDE, RunOptions
+from pipelines.options.sources import LONG_SIDE, DatasetOptions, RunOptions
 from pipelines.options.stages import RefineOptions
 from pipelines.stores.manifest import package_versions
 from pipelines.workdir.workspace import Workspace
@@ -64,14 +65,20 @@ def diagnose(workspace: Workspace, refine: RefineOptions, ground_truth: bool = F
     """
     yield from _environment(workspace, refine)
     clip: list[LoadedClip] = []
+    options = workspace.dataset_options
     yield from _attempt("weights", lambda: _clip(workspace, clip))
     if refine.dino_blocks and refine.dino_weight:
         yield from _attempt("weights", lambda: _dino(workspace))
         if licence := dino_licence(workspace.dino.model):
             yield Finding("warning", "weights", licence)
-    yield from _dataset(workspace, ground_truth)
+    try:
+        dataset = load_unlabelled(options) if lacks_labels(options) else workspace.dataset
+    except SsrError as error:
+        yield Finding("error", "dataset", str(error))
+        return  # without class names there is no text to look at
+    yield from _dataset(dataset, options, ground_truth)
     if clip:
-        yield from _text(workspace, clip[0])
+        yield from _text(workspace, dataset.classes, clip[0])
 
 
 def _attempt(topic: str, check: Callable[[], str]) -> Iterator[Finding]:
@@ -109,13 +116,8 @@ def _precision(run: RunOptions, device: torch.device) -> str:
     return f"{precision_name(run)} (this CPU has {'' if cpu_multiplies_bf16() else 'no '}bf16 instructions)"
 
 
-def _dataset(workspace: Workspace, ground_truth: bool) -> Iterator[Finding]:
-    try:
-        dataset = workspace.dataset
-    except SsrError as error:
-        yield Finding("error", "dataset", str(error))
-        return
-    report = check_dataset(dataset, ground_truth, workspace.dataset_options.long_side)
+def _dataset(dataset: Dataset, options: DatasetOptions, ground_truth: bool) -> Iterator[Finding]:
+    report = check_dataset(dataset, ground_truth, options.long_side)
     labels = sum(report.class_counts.values())
     yield Finding(
         "ok",
@@ -127,14 +129,11 @@ def _dataset(workspace: Workspace, ground_truth: bool) -> Iterator[Finding]:
     for words in dataset.passed_over:
         yield Finding("warning", "dataset", words)
     yield from _class_names(dataset.classes.names)
-    few = [f"{name} {count}" for name, count in report.class_counts.items() if 0 < count < FEW_PHOTOS]
-    none = [name for name, count in report.class_counts.items() if count == 0]
-    if few:
-        yield Finding("warning", "dataset", f"classes with fewer than {FEW_PHOTOS} images: {some(few)}")
-    if none:
-        yield Finding("warning", "dataset", f"classes without any image: {some(none)}")
-    if report.unlabelled:
-        yield Finding("warning", "dataset", f"{len(report.unlabelled)} images without a class: {some(report.unlabelled)}")
+    if lacks_labels(options):
+        makes = "`ssr tag` makes a label file from the class names, `ssr predict --model tags` needs none"
+        yield Finding("warning", "dataset", f"no label file: {makes}")
+    else:
+        yield from _labels(report)
     if report.missing:
         yield Finding("error", "dataset", f"{len(report.missing)} image files missing: {some(report.missing)}{report.near}")
     if report.unread:
@@ -151,6 +150,18 @@ def _dataset(workspace: Workspace, ground_truth: bool) -> Iterator[Finding]:
         yield Finding("error", "dataset", f"{image_id}: {reason}")
     if report.truth is not None:
         yield from _truth(report.truth, dataset)
+
+
+def _labels(report: DatasetReport) -> Iterator[Finding]:
+    """Classes with few images, and images without a class."""
+    few = [f"{name} {count}" for name, count in report.class_counts.items() if 0 < count < FEW_PHOTOS]
+    none = [name for name, count in report.class_counts.items() if count == 0]
+    if few:
+        yield Finding("warning", "dataset", f"classes with fewer than {FEW_PHOTOS} images: {some(few)}")
+    if none:
+        yield Finding("warning", "dataset", f"classes without any image: {some(none)}")
+    if report.unlabelled:
+        yield Finding("warning", "dataset", f"{len(report.unlabelled)} images without a class: {some(report.unlabelled)}")
 
 
 def _class_names(names: tuple[str, ...]) -> Iterator[Finding]:
@@ -216,9 +227,8 @@ def _dino(workspace: Workspace) -> str:
     return f"DINO {weights.model} / {weights.pretrained}"
 
 
-def _text(workspace: Workspace, clip: LoadedClip) -> Iterator[Finding]:
+def _text(workspace: Workspace, classes: ClassList, clip: LoadedClip) -> Iterator[Finding]:
     try:
-        classes = workspace.dataset.classes
         text = text_embeddings(clip, classes, workspace.clip)
     except SsrError as error:
         yield Finding("error", "text", str(error))

@@ -16,7 +16,7 @@ from pipelines.datasets import VOC12, ClassList, Dataset, kind_of, layout_of, lo
 from pipelines.datasets.classes import write_class_list
 from pipelines.datasets.folder import label_file_of, photos_of
 from pipelines.datasets.image_files import ImageFiles, unread_in, unread_line
-from pipelines.datasets.unlabelled import load_unlabelled
+from pipelines.datasets.unlabelled import lacks_labels, load_unlabelled
 from pipelines.errors import UsageError
 from pipelines.options.sources import DatasetOptions
 from pipelines.stores.files import atomic_path
@@ -96,7 +96,6 @@ def plan(values: Values, names: tuple[str, ...] = ()) -> Plan:
     if new is not None and "classes" in given:
         _refuse_other_names(given["classes"], new)
         new = None
-    labelled = given["kind"] != "folder" or "labels" in given or _holds_labels(given["root"])
     if given["kind"] == "folder":
         _check_photos(photos_of(given["root"]))
     with TemporaryDirectory() as folder:
@@ -105,6 +104,7 @@ def plan(values: Values, names: tuple[str, ...] = ()) -> Plan:
             write_class_list(Path(folder) / "classes.toml", new)
             more = {"classes": Path(folder) / "classes.toml"}
         options = cast("DatasetOptions", build_options("dataset", given, more))
+        labelled = not lacks_labels(options)
         dataset = load_dataset(options) if labelled else load_unlabelled(options)
     return Plan(values, dataset, labelled, new)
 
@@ -169,10 +169,6 @@ def _refuse_other_names(path: Path, classes: ClassList) -> None:
     if there != classes.names:
         found = f"{path}: expected the classes of --names, found a class list with {', '.join(there):.80}"
         raise UsageError(found, f"without --names, --classes {shlex.quote(str(path))} takes it; or remove it")
-
-
-def _holds_labels(root: Path) -> bool:
-    return any((root / f"labels{suffix}").is_file() for suffix in (".csv", ".json", ".jsonl"))
 
 
 def _check_photos(folder: Path) -> None:

@@ -23,6 +23,7 @@ def command(
     ] = False,
 ) -> None:
     """Check the environment, the weights, the words and the dataset before a long run."""
+    from pipelines.datasets.unlabelled import lacks_labels
     from pipelines.stages import doctor
 
     errors = 0
@@ -32,4 +33,5 @@ def command(
     if errors:
         out.print(f"[red]{errors} errors[/]: a run would fail")
         raise typer.Exit(1)
-    next_step(invocation.command("ssr superpixels", "dataset", "run"))
+    following = "ssr tag" if lacks_labels(invocation.workspace.dataset_options) else "ssr superpixels"
+    next_step(invocation.command(following, "dataset", "run"))

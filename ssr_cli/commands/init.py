@@ -93,14 +93,15 @@ def _names(answer: str) -> str:
 
 
 def _print(made: Plan, written: tuple[Path, ...]) -> None:
+    from pipelines.datasets.names import some
+
     dataset, classes = made.dataset, made.dataset.classes
     for words in (*dataset.understood, *dataset.passed_over, *classes.notes):
         err.print(f"[dim]{escape(words)}[/]")
-    more = f" and {len(classes.names) - 6} more" if len(classes.names) > 6 else ""
     out.print(
         f"layout {escape(dataset.kind)}, split {escape(dataset.split)}: {len(dataset.samples):,} photos "
         f"{'with' if made.labelled else 'without'} labels, {len(classes.names)} classes: "
-        f"{escape(', '.join(classes.names[:6]))}{more}"
+        f"{escape(some(classes.names))}"
     )
     for path in written:
         out.print(f"written: [bold]{escape(str(path))}[/]")

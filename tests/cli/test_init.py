@@ -72,11 +72,17 @@ def test_each_layout_gives_a_config_that_the_next_command_takes(layout, here, ss
         assert {k: v for k, v in full if not isinstance(v, Path)} == {k: v for k, v in short if not isinstance(v, Path)}, (
             section
         )
-    command = TO_PREDICT if layout == "names alone" else TO_DOCTOR
+    unlabelled = layout == "names alone"
+    command = TO_PREDICT if unlabelled else TO_DOCTOR
     assert ran.out.endswith(command + "\n")
     text = ssr(*shlex.split(command)[2:], "--device", "cpu").text
     assert "error" not in text.lower()
-    assert command != TO_PREDICT or len(list(here.glob("runs/images/predictions/*/*.png"))) == 3
+    if unlabelled:
+        assert len(list(here.glob("runs/images/predictions/*/*.png"))) == 3
+        text = ssr("doctor", "--config", "ssr.toml").text
+        assert "warning dataset: no label file: `ssr tag` makes a label file from the class names" in text
+        assert "without" not in text
+        assert text.endswith("next: ssr tag --config ssr.toml\n")
 
 
 def test_the_drawn_set(here, ssr):
