@@ -27,7 +27,7 @@ class SegmentationNetwork(nn.Module):
     """From RGB to logits, on the CPU in fp32.
 
     Args:
-        encoder: The frozen CLIP, in fp32 on the CPU; taken over.
+        encoder: The frozen CLIP, in fp32 on the CPU; its modules are shared.
         segmenter: The trained model.
 
     Raises:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
+from pipelines.datasets.base import Sample
 from pipelines.datasets.image import load_image
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.weights import build_clip, resolve_clip
@@ -18,15 +19,13 @@ from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.execution.progress import Progress, Silent
 from pipelines.method.label_maps import winners
 from pipelines.method.onnx_model import HalfStored, OnnxPredictor, SegmentationNetwork
-from pipelines.method.predictor import Predictor
+from pipelines.method.predictor import MakesLogits, Predictor
 from pipelines.models.onnx_file import SUFFIX, read_onnx, write_onnx
 from pipelines.models.segmenter import read_segmenter
 from pipelines.options.onnx import OnnxOptions
 from pipelines.options.train import PredictOptions
 from pipelines.workdir.commands import command_for
 from pipelines.workdir.workspace import Workspace
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -82,19 +81,15 @@ def run(workspace: Workspace, options: OnnxOptions, progress: Progress | None = 
         command = command_for(workspace.work, "ssr train")
         raise UsageError(f"no model at {source}", f"run `{command}` first, or give --model FILE")
     weights = resolve_clip(workspace.clip.model, workspace.clip.pretrained)
-
-    def encoder() -> ClipEncoder:
-        return ClipEncoder(build_clip(weights), torch.device("cpu"))
-
-    segmenter = read_segmenter(source, weights)
-    network = SegmentationNetwork(encoder(), segmenter).eval()
+    encoder, segmenter = ClipEncoder(build_clip(weights), torch.device("cpu")), read_segmenter(source, weights)
+    network = SegmentationNetwork(encoder, segmenter).eval()
     progress.note("writing the network takes a minute or two")
     note = {"classes": list(segmenter.classes), "supervision": segmenter.supervision, "clip": weights.provenance()}
     write_onnx(path, HalfStored(network).eval() if options.fp16 else network, network.tower.patch_size, note)
     compared = None
     if options.compare:
         one_view = PredictOptions(scales=(1.0,), flip=False, long_side=options.long_side)
-        torch_twin = Predictor(encoder(), read_segmenter(source, weights), one_view)
+        torch_twin = Predictor(encoder, segmenter, one_view)
         onnx = OnnxPredictor(read_onnx(path, torch.get_num_threads()), one_view)
         compared = _compare(workspace, options, onnx, torch_twin, progress)
     return Written(path, path.stat().st_size, compared)
@@ -115,8 +110,8 @@ def _compare(
         except ImageError as error:
             tally.made(sample.image_id, error)
             continue
-        found, ours = _timed(lambda: onnx.logits([onnx.photo(sample, image)])[0].numpy())  # noqa: B023 - called at once
-        expected, theirs = _timed(lambda: torch_twin.logits([torch_twin.photo(sample, image)])[0].numpy())  # noqa: B023
+        found, ours = _timed(onnx, sample, image)
+        expected, theirs = _timed(torch_twin, sample, image)
         spent += (ours, theirs)
         differences.append(float(np.abs(found - expected).max()))
         size = (image.height, image.width)
@@ -130,6 +125,8 @@ def _compare(
     return Compared(done, max(differences), equal / pixels, (float(spent[0] / done), float(spent[1] / done)))
 
 
-def _timed(call: Callable[[], Value]) -> tuple[Value, float]:
+def _timed(predictor: MakesLogits, sample: Sample, image: Image.Image) -> tuple[NDArray[np.float32], float]:
+    """Logits of a photo, ``(C + 1, h, w)``, and the CPU seconds that they took."""
     start = time.process_time()
-    return call(), time.process_time() - start
+    logits = predictor.logits([predictor.photo(sample, image)])[0].numpy()  # (C + 1, h, w)
+    return logits, time.process_time() - start
