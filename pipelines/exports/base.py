@@ -20,7 +20,7 @@ from pipelines.errors import UsageError
 from pipelines.options.export import ExportOptions
 
 IGNORE_NAME = "_ignore"
-"""Class of unsure pixels where they are one."""
+"""Name of the class that unsure pixels become with ``--ignore class``."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Item:
         image_id: Its id.
         photo: Its file; it may be missing.
         label_map: ``(H, W)`` uint8, what is unsure written as the export has it.
-        confidence: From 0 to 1, or None if nothing is known of it.
+        confidence: From 0 to 1, or None if nothing is known of it or the format does not ask for it.
     """
 
     number: int
@@ -84,6 +84,13 @@ class Plan:
         """RGB by value, all different."""
         return [(int(red), int(green), int(blue)) for red, green, blue in palette()[: len(self.names)]]
 
+    @property
+    def labels(self) -> list[tuple[str, str]]:
+        """Names and colours such as ``#800000``, without background."""
+        return [(name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in zip(self.names, self.colours, strict=True)][
+            1:
+        ]
+
 
 Add = Callable[[Item], None]
 """Takes the next image; it may raise an `ImageError`, and then nothing of the image is in the export."""
@@ -98,12 +105,14 @@ class Format:
         ignore: What unsure pixels can be, the default first.
         takes: Options that it has a meaning for, beside those of all formats.
         photos: The images are part of it.
+        confidence: It has a place for the confidence of each label map, which is computed for it.
     """
 
     write: Callable[[Plan], AbstractContextManager[Add]]
     ignore: tuple[str, ...]
     takes: tuple[str, ...] = ()
     photos: bool = False
+    confidence: bool = False
 
 
 def png_bytes(pixels: NDArray[np.uint8], colours: NDArray[np.uint8] | None) -> bytes:

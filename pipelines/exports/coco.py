@@ -20,8 +20,8 @@ from pipelines.stores.shard import Shard
 def write(plan: Plan) -> Iterator[Add]:
     """Write ``annotations/instances_SPLIT.json``, and the images into ``images/``.
 
-    Categories have the numbers of label maps, from 1. Numbers of images and annotations are the same in every shard's turn:
-    those of two shards differ.
+    Categories have the numbers of label maps, from 1. No two shards use the same number for an image or an annotation, so that
+    their files can be joined.
     """
     folder, parts = plan.folder / "annotations", PolygonParts(plan)
     shard = Shard.parse(plan.options.shard) if plan.options.shard else Shard(0, 1)

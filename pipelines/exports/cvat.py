@@ -46,17 +46,11 @@ def write(plan: Plan) -> Iterator[Add]:
 def write_labels(plan: Plan) -> None:
     """Write ``labels.json``, which CVAT's raw editor of labels takes: a task needs labels of these names."""
     with text_files(plan.folder, "labels.json") as (file,):
-        file.write(task_labels(plan))
+        labels = [{"name": name, "color": colour, "attributes": []} for name, colour in plan.labels]
+        file.write(json.dumps(labels, ensure_ascii=False, indent=1) + "\n")
     plan.said.append(
         f"the task needs labels of the same names: paste {plan.place / 'labels.json'} into the raw editor of its labels"
     )
-
-
-def task_labels(plan: Plan) -> str:
-    """Labels with their colours as JSON; background is none."""
-    rows = list(zip(plan.names, plan.colours, strict=True))[1:]
-    labels = [{"name": name, "color": "#{:02x}{:02x}{:02x}".format(*colour), "attributes": []} for name, colour in rows]
-    return json.dumps(labels, ensure_ascii=False, indent=1) + "\n"
 
 
 def put(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

@@ -117,7 +117,7 @@ VOC = Format(write_voc, _IGNORE, takes=("instances",), photos=True)
 """See `write_voc`."""
 MMSEG = Format(write_mmseg, _IGNORE, photos=True)
 """See `write_mmseg`."""
-FIFTYONE = Format(write_fiftyone, _IGNORE, photos=True)
+FIFTYONE = Format(write_fiftyone, _IGNORE, photos=True, confidence=True)
 """See `write_fiftyone`."""
 HF = Format(write_hf, _IGNORE, photos=True)
 """See `write_hf`."""

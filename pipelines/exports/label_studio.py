@@ -67,16 +67,12 @@ def _result(number: int, region: Region, item: Item, name: str) -> dict[str, Any
 
 
 def _interface(plan: Plan) -> str:
-    rows = list(zip(plan.names, plan.colours, strict=True))[1:]
-    labels = "".join(
-        f'    <Label value={quoteattr(name)} background="#{red:02x}{green:02x}{blue:02x}"/>\n'
-        for name, (red, green, blue) in rows
-    )
+    labels = "".join(f'    <Label value={quoteattr(name)} background="{colour}"/>\n' for name, colour in plan.labels)
     return (
         f'<View>\n  <Image name="{TO}" value="$image" zoom="true" zoomControl="true"/>\n'
         f'  <BrushLabels name="{FROM}" toName="{TO}">\n{labels}  </BrushLabels>\n</View>\n'
     )
 
 
-FORMAT = Format(write, ("background", "class"), takes=("instances", "image_url"))
+FORMAT = Format(write, ("background", "class"), takes=("instances", "image_url"), confidence=True)
 """See `write`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,9 +76,9 @@ def run(workspace: Workspace, options: ExportOptions, progress: Progress | None 
         TooManyFailures: More bad images than allowed; nothing is written then.
     """
     progress = progress or Silent()
-    form = format_of(options.format) if options.format else None
-    if form is None:
+    if not options.format:
         raise UsageError("which format? `ssr export --help` lists them", "ssr export FORMAT")
+    form = format_of(options.format)
     ignore = _checked(form, options)
     source = label_map_folder(workspace, options)
     if options.images is not None:
@@ -98,12 +97,12 @@ def run(workspace: Workspace, options: ExportOptions, progress: Progress | None 
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MARK).is_file())):
         raise UsageError(f"{target} is no export, and is not overwritten", "--output FOLDER, a new one")
     tally = workspace.tally(f"{STAGE} {options.format}", progress)
-    with ExitStack() as stack:
-        confidence = stack.enter_context(Confidences(workspace if options.what == "masks" and not options.images else None))
+    known = form.confidence and options.what == "masks" and not options.images
+    with Confidences(workspace if known else None) as confidence, new_folder(target) as folder:
         seen = _Seen(ignore)
         reader = _Reader(dataset, source, options, ignore, form.photos and options.photos != "none")
         plan = Plan(
-            folder=stack.enter_context(new_folder(target)),
+            folder=folder,
             split=dataset.split,
             classes=dataset.classes,
             options=options,
@@ -115,21 +114,15 @@ def run(workspace: Workspace, options: ExportOptions, progress: Progress | None 
         progress.start(f"{STAGE} {options.format}", images.count)
         with form.write(plan) as add:
             for (number, sample), read in prefetch(reader, until_interrupted(images)):
-                error = read if isinstance(read, ImageError) else None
-                if not isinstance(read, ImageError):
-                    item = Item(
-                        number,
-                        sample.image_id,
-                        sample.image_path,
-                        read.label_map,
-                        _lowest(confidence(sample.image_id, read.label_map)),
-                    )
-                    try:
-                        add(item)
-                        seen.add(read)
-                    except ImageError as refused:
-                        error = refused
-                tally.made(sample.image_id, error)
+                try:
+                    if isinstance(read, ImageError):
+                        raise read
+                    lowest = _lowest(confidence(sample.image_id, read.label_map))
+                    add(Item(number, sample.image_id, sample.image_path, read.label_map, lowest))
+                    seen.add(read)
+                    tally.made(sample.image_id)
+                except ImageError as error:
+                    tally.made(sample.image_id, error)
             refuse_if_interrupted("nothing was written; run the same command again")
             if not tally.counts.done:
                 raise SsrError(f"none of {images.count} label maps could be exported", f"see {tally.failures.path}")
