@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.datasets.classes import VOC12
 from pipelines.figures.review_page import SCRIPT, Doubtful, review_page
 from pipelines.ops.confidence import mask_confidence
 from tests.fixtures.datasets import PHOTOS
@@ -62,6 +63,7 @@ def test_table_is_sorted_and_the_export_has_the_lowest_of_each_photo(work, tiny_
         table = list(csv.DictReader(file))
     values = [float(row["confidence"]) for row in table]
     assert values == sorted(values)
+    assert 0 < values[0] < values[-1] <= 1
     assert {(row["image"], row["class"]) for row in table} == {(i, name) for i, (_, names) in PHOTOS.items() for name in names}
     assert f"{len(table)} masks" in ran.out
     page = (work / "review/index.html").read_text(encoding="utf-8")
@@ -69,8 +71,8 @@ def test_table_is_sorted_and_the_export_has_the_lowest_of_each_photo(work, tiny_
     ssr("export", "label-studio", "--work", work)
     tasks = json.loads((work / "exports/label-studio-train/tasks.json").read_text(encoding="utf-8"))
     scores = {task["data"]["image_id"]: task["predictions"][0].get("score") for task in tasks}
-    for row in table:
-        assert scores[row["image"]] == pytest.approx(float(row["image's lowest"]), abs=1e-4)
+    lowest = {row["image"]: pytest.approx(float(row["image's lowest"]), abs=1e-4) for row in table}
+    assert scores == dict.fromkeys(scores) | lowest  # none without an object
 
 
 def test_marks_become_corrected_masks(work, ssr):
@@ -83,8 +85,6 @@ def test_marks_become_corrected_masks(work, ssr):
     for _ in range(2):  # once more changes nothing
         ran = ssr("review", "--work", work, "--apply", file)
         assert "0 good, 2 bad, 1 fix; 2 corrected masks" in ran.out
-        from pipelines.datasets.classes import VOC12
-
         value = VOC12.names.index(first) + 1
         before, after = pixels(work / f"masks/{image_id}.png"), pixels(work / f"corrected/{image_id}.png")
         assert (after[before == value] == 255).all()
