@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from pipelines.figures.scripted_page import jpeg_image, scripted_page
+from pipelines.figures.page_shell import jpeg_image
+from pipelines.figures.scripted_page import scripted_page
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ def check_page(
 
 def _article(doubt: Doubt) -> str:
     chips = "".join(f"<li>{escape(name)}</li>" for name in doubt.labels) or "<li>no label</li>"
-    verb, change = ("add", "add") if doubt.missing else ("remove", "remove")
+    change = "add" if doubt.missing else "remove"
     value = escape(json.dumps([doubt.image_id, doubt.name, change], ensure_ascii=False))
     return (
-        f'<article><header><label><input type="checkbox" value="{value}"> {verb} <b>{escape(doubt.name)}</b></label>'
+        f'<article><header><label><input type="checkbox" value="{value}"> {change} <b>{escape(doubt.name)}</b></label>'
         f"<h2>{escape(doubt.image_id)}</h2><ul>{chips}</ul><p>{escape(doubt.note)}</p></header><div>"
         f"{jpeg_image(doubt.picture, doubt.size, doubt.image_id)}</div></article>"
     )

@@ -6,7 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 
-from pipelines.figures.scripted_page import jpeg_image, scripted_page
+from pipelines.figures.page_shell import jpeg_image
+from pipelines.figures.scripted_page import scripted_page
+
+MARKS = ("good", "bad", "fix")
+"""What a mask can be marked as; the first letter is the key."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,7 @@ def review_page(title: str, masks: Iterable[Doubtful], summary: Mapping[str, str
 
 
 def _article(number: int, mask: Doubtful) -> str:
-    buttons = "".join(
-        f'<button type="button" value="{mark}"><u>{mark[0]}</u>{mark[1:]}</button>' for mark in ("good", "bad", "fix")
-    )
+    buttons = "".join(f'<button type="button" value="{mark}"><u>{mark[0]}</u>{mark[1:]}</button>' for mark in MARKS)
     chips = "".join(f"<li>{escape(name)}</li>" for name in mask.others)
     picture = jpeg_image(mask.picture, mask.size, f"{mask.image_id}: {mask.name}")
     return (

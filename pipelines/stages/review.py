@@ -20,7 +20,7 @@ from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.execution.progress import Progress, Silent
 from pipelines.figures.panel import overlay_cam, overlay_mask, panel
-from pipelines.figures.review_page import Doubtful, review_page
+from pipelines.figures.review_page import MARKS, Doubtful, review_page
 from pipelines.ops.confidence import mask_confidence
 from pipelines.ops.label_map import IGNORE_INDEX, resize_maps
 from pipelines.stores.array_store import ArrayReader, store_exists
@@ -33,7 +33,6 @@ from pipelines.workdir.workspace import Workspace
 
 STAGE = "review"
 HEIGHT = 220
-MARKS = ("good", "bad", "fix")
 
 
 @dataclass(frozen=True)
@@ -176,13 +175,13 @@ def apply(workspace: Workspace, file: Path) -> Applied:
     names, folder = workspace.dataset.classes.names, workspace.corrected
     with one_writer(folder, "reviewing", 0.0):
         for image_id, classes in marks.items():
-            bad = [index for index, mark in classes.items() if mark == "bad"]
+            bad = {index for index, mark in classes.items() if mark == "bad"}
             if not bad:
                 continue
             source = next((at for at in (folder, workspace.masks) if (at / f"{image_id}.png").is_file()), workspace.masks)
-            mask = read_mask(source / f"{image_id}.png", len(names)).copy()  # (H, W)
-            whole = set(bad) >= set(samples[image_id].labels)
-            mask[np.ones_like(mask, dtype=np.bool_) if whole else np.isin(mask, [index + 1 for index in bad])] = IGNORE_INDEX
+            mask = read_mask(source / f"{image_id}.png", len(names))  # (H, W)
+            whole = bad >= set(samples[image_id].labels)
+            mask[whole | np.isin(mask, [index + 1 for index in bad])] = IGNORE_INDEX
             write_mask(folder / f"{image_id}.png", mask, palette())
             changed, left_out = changed + 1, left_out + whole
         if changed:
