@@ -23,8 +23,7 @@ def load_unlabelled(options: DatasetOptions) -> Dataset:
         UsageError: No photos, or no class list: neither in the options nor of the layout.
     """
     if options.kind != "folder":
-        dataset = load_dataset(options.model_copy(update={"labels": None, "absent_is_empty": True}))
-        return replace(dataset, samples=tuple(replace(sample, labels=()) for sample in dataset.samples))
+        return without_labels(load_dataset(options.model_copy(update={"labels": None, "absent_is_empty": True})))
     if options.root is None or not options.root.is_dir():
         raise UsageError(f"expected a folder of images, found {options.root or 'no dataset root'}", "--root FOLDER")
     classes = class_list_of(options)
@@ -43,6 +42,11 @@ def load_unlabelled(options: DatasetOptions) -> Dataset:
         mask_folder=masks if masks.is_dir() else None,
         understood=split.understood if split else (),
     )
+
+
+def without_labels(dataset: Dataset) -> Dataset:
+    """The same photos, of which no class is known."""
+    return replace(dataset, samples=tuple(replace(sample, labels=()) for sample in dataset.samples))
 
 
 def lacks_labels(options: DatasetOptions) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,14 @@ class Quality(NamedTuple):
     precision: float
     recall: float
     f1: float
+
+
+def label_table(labels: Sequence[Sequence[int]], classes: int) -> NDArray[np.bool_]:
+    """Whether each photo has each class, ``(photos, C)``, from the class indices of each photo."""
+    table = np.zeros((len(labels), classes), dtype=np.bool_)
+    for row, own in zip(table, labels, strict=True):
+        row[list(own)] = True
+    return table
 
 
 def quality(tags: NDArray[np.bool_], labels: NDArray[np.bool_]) -> Quality:
@@ -57,7 +66,8 @@ def calibrate(scores: NDArray[np.floating], labels: NDArray[np.bool_], own: bool
     of_all = best_threshold(scores, labels)
     thresholds = np.full(scores.shape[1], of_all)
     for index in np.flatnonzero(labels.any(axis=0)) if own else ():
-        weight = labels[:, index].sum() / (labels[:, index].sum() + FEW)
+        photos = labels[:, index].sum()
+        weight = photos / (photos + FEW)
         thresholds[index] = weight * best_threshold(scores[:, index], labels[:, index]) + (1 - weight) * of_all
     return thresholds
 
@@ -80,19 +90,20 @@ def expected(scores: NDArray[np.floating], labels: NDArray[np.bool_], own: bool 
     return quality(tags, labels)
 
 
-def doubts(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> NDArray[np.float64]:
+def doubts(scores: NDArray[np.floating], labels: NDArray[np.bool_], thresholds: NDArray[np.floating]) -> NDArray[np.float64]:
     """How much the scores speak against each label, and for each class that is no label.
 
     The measure is the distance from the class's own threshold in log-odds, so that classes of low scores count as others do.
 
     Args:
         scores: ``(photos, C)`` in [0, 1].
-        labels: ``(photos, C)``, of which most are right; at least one is true.
+        labels: ``(photos, C)``, of which most are right.
+        thresholds: Of each class, ``(C,)`` in [0, 1].
 
     Returns:
         ``(photos, C)``; positive where scores and labels disagree.
     """
-    above = _log_odds(scores) - _log_odds(calibrate(scores, labels, own=True))  # (photos, C)
+    above = _log_odds(scores) - _log_odds(thresholds)  # (photos, C)
     return np.where(labels, -above, above)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines.datasets.base import Sample
 from pipelines.datasets.image import load_image
+from pipelines.datasets.unlabelled import without_labels
 from pipelines.errors import ImageError, SsrError
 from pipelines.execution.devices import resolve_device, resolve_dtype
 from pipelines.execution.pool import process_pool
@@ -28,7 +29,7 @@ from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.loading import FrozenModels
 from pipelines.method.photo import Photo
 from pipelines.ops.label_map import resize_maps
-from pipelines.ops.thresholds import calibrate, doubts
+from pipelines.ops.thresholds import calibrate, doubts, label_table
 from pipelines.options.stages import CamsOptions, SuperpixelsOptions
 from pipelines.options.tag import TagOptions
 from pipelines.stages import tag
@@ -98,7 +99,7 @@ def run(
         TooManyFailures: More bad photos than allowed; the scores so far are kept.
     """
     progress, plain = progress or Silent(), cams.model_copy(update={"ckpt": None})
-    unseen = replace(workspace.dataset, samples=tuple(replace(sample, labels=()) for sample in workspace.dataset.samples))
+    unseen = without_labels(workspace.dataset)
     place = replace(workspace, work=workspace.work / FOLDER, photos=unseen, remembers=False, shard=None)
     counts = tag.run(place, superpixels, plain, TAGS, progress)
     names = workspace.dataset.classes.names
@@ -119,12 +120,11 @@ def _pairs(workspace: Workspace, store: Path) -> tuple[list[_Pair], int]:
     with ArrayReader(store) as reader:
         samples = [sample for sample in workspace.dataset.samples if sample.image_id in reader]
         scores = np.array([reader.read(sample.image_id)[0] for sample in samples], dtype=np.float32)
-    labels = np.zeros((len(samples), len(workspace.dataset.classes.names)), dtype=np.bool_)
-    for row, sample in zip(labels, samples, strict=True):
-        row[list(sample.labels)] = True
+    labels = label_table([sample.labels for sample in samples], len(workspace.dataset.classes.names))
     if not labels.any():
         raise SsrError("none of the photos has a label: there is nothing to check", "--labels FILE, or ssr tag")
-    found, thresholds = doubts(scores, labels), calibrate(scores, labels, own=True)
+    thresholds = calibrate(scores, labels, own=True)
+    found = doubts(scores, labels, thresholds)
     order = np.argsort(-found, axis=None, kind="stable")[: int((found > 0).sum())]
     return [
         _Pair(samples[row], column, float(found[row, column]), float(scores[row, column]), float(thresholds[column]))
@@ -133,14 +133,12 @@ def _pairs(workspace: Workspace, store: Path) -> tuple[list[_Pair], int]:
 
 
 def _write_table(path: Path, pairs: Sequence[_Pair], names: Sequence[str]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("image", "class", "label is", "doubt", "score", "threshold"))
-    for pair in pairs:
-        numbers = (f"{value:.4f}" for value in (pair.doubt, pair.score, pair.threshold))
-        writer.writerow((pair.sample.image_id, names[pair.index], "missing" if pair.missing else "wrong", *numbers))
-    with atomic_path(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("image", "class", "label is", "doubt", "score", "threshold"))
+        for pair in pairs:
+            numbers = (f"{value:.4f}" for value in (pair.doubt, pair.score, pair.threshold))
+            writer.writerow((pair.sample.image_id, names[pair.index], "missing" if pair.missing else "wrong", *numbers))
 
 
 def _drawn(

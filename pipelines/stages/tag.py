@@ -22,7 +22,7 @@ from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.loading import FrozenModels
 from pipelines.method.photo import Photo, shapes, too_large
 from pipelines.method.tagging import tag_scores, tagger_name, tagger_of
-from pipelines.ops.thresholds import Quality, calibrate, expected, quality
+from pipelines.ops.thresholds import Quality, calibrate, expected, label_table, quality
 from pipelines.options.stages import CamsOptions, SuperpixelsOptions
 from pipelines.options.tag import TagOptions
 from pipelines.stores.array_store import ArrayReader, store_exists
@@ -185,7 +185,5 @@ def _labelled(workspace: Workspace, reader: ArrayReader) -> tuple[NDArray[np.flo
         raise UsageError(
             f"{path} has a label of none of the photos that were tagged", "--labels FILE, with rows of some photos"
         )
-    known = np.zeros((len(labels), len(classes.names)), dtype=np.bool_)
-    for row, present in zip(known, labels, strict=True):
-        row[list(present)] = True
+    known = label_table(labels, len(classes.names))
     return np.array(scores, dtype=np.float32).reshape(known.shape), known

@@ -16,7 +16,7 @@ import pytest
 
 from pipelines.datasets.classes import VOC12
 from pipelines.figures.check_page import SCRIPT, Doubt, check_page
-from pipelines.ops.thresholds import doubts
+from pipelines.ops.thresholds import calibrate, doubts
 from pipelines.stores.array_store import iter_records
 from tests.fixtures.datasets import PHOTOS
 
@@ -56,9 +56,10 @@ def checked(ssr, tiny_voc, tmp_path_factory):
 
 def test_doubts_are_those_of_the_scores_worst_first(checked, ssr, tiny_voc):
     work, ran = checked
-    scores = dict(iter_records(work / "check/tag_scores.h5"))
+    records = dict(iter_records(work / "check/tag_scores.h5"))
+    scores = np.array([records[image_id][0] for image_id in PHOTOS])
     labels = np.array([[name in PHOTOS[image_id][1] for name in VOC12.names] for image_id in PHOTOS])
-    found = doubts(np.array([scores[image_id][0] for image_id in PHOTOS]), labels)
+    found = doubts(scores, labels, calibrate(scores, labels, own=True))
     with (work / "check/doubts.csv").open(encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     expected = {
