@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -283,9 +284,13 @@ class PseudoLabeler:
 
     def _made_without(self, photos: Sequence[Photo]) -> tuple[Sequence[Photo], Tensor, Tensor]:
         """The same of photos of which nothing is known, with their tags for labels."""
-        thresholds = given_thresholds(self.class_list.names, self.cams_options, self.tag_options)
-        made = label_free(self._tagging, photos, thresholds, self.tag_options, self.cams_options, self.refine_options)
+        made = label_free(self._tagging, photos, self._thresholds, self.tag_options, self.cams_options, self.refine_options)
         return made.photos, made.cams, made.refined
+
+    @cached_property
+    def _thresholds(self) -> NDArray[np.float64]:
+        """Score from which each class is a tag, ``(C,)``; a file of them is read once, and only if photos are tagged."""
+        return given_thresholds(self.class_list.names, self.cams_options, self.tag_options)
 
     def torch(self, pixels: Tensor, labels: Sequence[Sequence[str]], superpixels: Tensor | None = None) -> PseudoLabelTensors:
         """Maps of a batch as tensors on its device.

@@ -113,8 +113,10 @@ class TextSources:
         found = TextEmbeddings(of_classes, background.embeddings, background.names, self.digests)
         if not self.supers:
             return found
-        supers = super_embeddings(classes, plain, clip if clip.has_text and self.of_classes is None else None)
-        return replace(found, supers=supers, super_of_class=super_classes(classes, plain).of_class)
+        supers = super_classes(classes, plain)
+        tower = clip if clip.has_text and self.of_classes is None else None
+        rows = super_embeddings(supers, plain, tower, classes.template)  # (S, E)
+        return replace(found, supers=rows, super_of_class=supers.of_class)
 
 
 def text_sources(clip: Weights, classes: ClassList, options: ClipOptions, supers: bool = False) -> TextSources:

@@ -54,20 +54,20 @@ def super_classes(classes: ClassList, of_classes: Tensor) -> SuperClasses:
     return SuperClasses(tuple("+".join(own[:2]) + ("+..." if len(own) > 2 else "") for own in members), places, False)
 
 
-def super_embeddings(classes: ClassList, of_classes: Tensor, clip: LoadedClip | None) -> Tensor:
+def super_embeddings(supers: SuperClasses, of_classes: Tensor, clip: LoadedClip | None, template: str) -> Tensor:
     """Embeddings of the super-classes.
 
     Args:
-        classes: Names, super-classes, template.
+        supers: As of `super_classes`.
         of_classes: ``(C, D)``, L2-normalised.
         clip: Its text tower reads the names that the class list gives; None, or clusters that have no name: the mean of
             the members stands for each.
+        template: Sentence with one ``{}`` for a name.
 
     Returns:
         ``(S, D)`` fp32, L2-normalised.
     """
-    supers = super_classes(classes, of_classes)
     if supers.named and clip is not None:
-        return encode_prompts(clip, supers.names, supers.names, classes.template).embeddings
+        return encode_prompts(clip, supers.names, supers.names, template).embeddings
     members = F.one_hot(torch.tensor(supers.of_class), len(supers.names)).to(of_classes)  # (C, S)
     return F.normalize(members.T @ of_classes, dim=1)

@@ -37,10 +37,11 @@ def given_thresholds(names: Sequence[str], cams: CamsOptions, tags: TagOptions) 
     Raises:
         UsageError: No such file, or one of another tagger or class list.
     """
-    default = tagger_of(tags, cams).default_threshold(len(names))
-    if tags.tag_threshold is None and tags.tag_thresholds is not None:
+    if tags.tag_threshold is not None:
+        return np.full(len(names), tags.tag_threshold)
+    if tags.tag_thresholds is not None:
         return _read(tags.tag_thresholds, tagger_name(tags, cams), names)
-    return np.full(len(names), default if tags.tag_threshold is None else tags.tag_threshold)
+    return np.full(len(names), tagger_of(tags, cams).default_threshold(len(names)))
 
 
 def _read(path: Path, tagger: str, names: Sequence[str]) -> NDArray[np.float64]:
