@@ -97,8 +97,8 @@ def coco_splits(root: Path) -> tuple[str, ...] | None:
 
     ``labels.json`` alone does not make it one: it is a label file of a folder unless ``data/`` is beside it (FiftyOne).
     """
-    if _has_folders(root):
-        return tuple(name for name in FOLDERS if (root / name).is_dir() or (root / "images" / name).is_dir())
+    if folders := _photo_folders(root):
+        return folders
     exports = {name: path for name, path in _annotation_files(root).items() if _is_export(path)}
     return tuple(exports) or None
 
@@ -198,14 +198,15 @@ def _exported(root: Path, split: str, from_file: bool) -> tuple[_Source, ...]:
         raise UsageError(f"{root}: expected annotations of split {split!r}, found {names}", "--split")
     inside = sorted(root.iterdir()) if root.is_dir() else []
     listing = f": it holds {', '.join(path.name for path in inside[:8])}" if inside else ""
-    deeper = next((path for path in inside if path.is_dir() and (_annotation_files(path) or _has_folders(path))), None)
+    deeper = next((path for path in inside if path.is_dir() and (_annotation_files(path) or _photo_folders(path))), None)
     archive = next((path.name for path in inside if path.suffix.lower() in {".zip", ".tar", ".gz", ".tgz", ".7z"}), None)
     hint = f"--root {shlex.quote(str(deeper))}" if deeper else f"unpack {archive} first" if archive else "--root FOLDER"
     raise UsageError(f"{_EXPECTED}, found none in {root}{listing}", hint)
 
 
-def _has_folders(root: Path) -> bool:
-    return any((root / name).is_dir() or (root / "images" / name).is_dir() for name in FOLDERS)
+def _photo_folders(root: Path) -> tuple[str, ...]:
+    """Which of `FOLDERS` there are, in the root or in its ``images/``."""
+    return tuple(name for name in FOLDERS if (root / name).is_dir() or (root / "images" / name).is_dir())
 
 
 def _has_photos(folder: Path) -> bool:

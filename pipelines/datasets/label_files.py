@@ -166,9 +166,11 @@ def write_tag_file(path: Path, rows: Iterable[tuple[str, Sequence[int]]], classe
 
 def holds_tags(path: Path | None) -> bool:
     """Whether a label file was written by `write_tag_file`; False for one that cannot be read."""
+    if path is None or path.suffix.lower() != ".csv":
+        return False
     try:
-        with _opened(path or Path()) as file:
-            return path is not None and path.suffix.lower() == ".csv" and file.readline(len(TAGS) + 2).strip() == TAGS
+        with _opened(path) as file:
+            return file.readline(len(TAGS) + 2).strip() == TAGS
     except (OSError, UnicodeDecodeError):
         return False
 

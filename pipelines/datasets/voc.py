@@ -137,7 +137,7 @@ def _root(root: Path | None) -> Path:
 
 def voc_splits(root: Path) -> tuple[str, ...] | None:
     """Names of the splits of a VOC folder; None where there is no ``JPEGImages``, here or up to two folders down."""
-    if any(True for pattern in ("JPEGImages", "*/JPEGImages", "*/*/JPEGImages") for _ in root.glob(pattern)):
+    if any(any(root.glob(pattern)) for pattern in ("JPEGImages", "*/JPEGImages", "*/*/JPEGImages")):
         return tuple(sorted({path.stem for folder in _set_folders(root) for path in folder.glob("*.txt")}))
     return None
 

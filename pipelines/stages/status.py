@@ -215,8 +215,7 @@ def _repredicted(work: Path, name: str, options: DatasetOptions) -> Iterator[str
     except SsrError:  # `ssr predict` says it
         return
     for sample in dataset.samples:
-        made = (photo_of_mask(work / name / f"{image_id}.png") for image_id in (sample.image_id,))
-        if is_changed(sample, begun_at(manifest), made):
+        if is_changed(sample, begun_at(manifest), map(photo_of_mask, [work / name / f"{sample.image_id}.png"])):
             yield sample.image_id
 
 

@@ -112,8 +112,8 @@ class Views:
             return loaded
 
         settings, others = view_settings(self.workspace, self.sections), (self.labels_path,)
-        supers = settings | {"super_maps": super_map_settings(self.workspace, self.sections)}
-        then = [Part(STAGE, path, supers) for path in self.paths if path == self.supers_path]
+        supers = super_map_settings(self.workspace, self.sections)  # empty where no loss needs the maps
+        then = [Part(STAGE, self.supers_path, settings | {"super_maps": supers})] if supers else []
         with self.workspace.output(
             STAGE, self.tokens_path, settings, progress, others=others, then=then, again=False, prepare=inputs
         ) as output:
