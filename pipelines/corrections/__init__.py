@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pipelines.corrections import coco, cvat, label_studio
 from pipelines.corrections.archive import open_archive
-from pipelines.corrections.base import Correction, Outcome, Source, parse_json, refuse_large
+from pipelines.corrections.base import MAX_BYTES, Correction, Outcome, Source, parse_json
 from pipelines.datasets.splits import read_regular, refuse_irregular
 from pipelines.errors import SsrError
 
@@ -30,7 +30,8 @@ def corrections(source: Source) -> Iterator[Outcome]:
         if start.startswith(b"PK"):
             yield from _of_archive(source)
             return
-        refuse_large(path.stat().st_size, path)
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise SsrError(f"{path}: expected at most {MAX_BYTES:,} bytes, found {size:,}", "export fewer images at a time")
         data = read_regular(path)
     except OSError as error:
         raise SsrError(f"{path}: cannot read: {error.strerror or error}") from None

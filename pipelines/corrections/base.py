@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,13 @@ MAX_BYTES = 1 << 31
 
 @dataclass(frozen=True)
 class Correction:
-    """One image of a file of corrections.
+    """What a file of corrections has of one image.
 
     Attributes:
-        image_id: As our lists have it.
         label_map: ``(H, W)`` uint8, 255 = unsure; empty if the file has no object and no size.
         objects: How many objects it shows.
     """
 
-    image_id: str
     label_map: NDArray[np.uint8]
     objects: int
 
@@ -85,9 +83,7 @@ class Source:
 
 
 Outcome = tuple[str, Correction | ImageError]
-"""Name of an image, and its label map or why there is none."""
-
-Reader = Callable[[Source], Iterator[Outcome]]
+"""Id of an image, and its label map or why there is none."""
 
 
 class Canvas:
@@ -136,16 +132,16 @@ class Canvas:
             codes = coco.frPyObjects(clean, *self.size)
             self.paint(value, coco.decode(coco.merge(codes)).astype(bool))
 
-    def done(self, image_id: str) -> Correction:
+    def done(self) -> Correction:
         """The finished label map."""
-        return Correction(image_id, self.label_map, self.objects)
+        return Correction(self.label_map, self.objects)
 
 
 def parse_json(data: bytes, path: Path) -> Any:
     """JSON in which no object has a key twice.
 
     Raises:
-        SsrError: It is none, or too large.
+        SsrError: It is none.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -154,21 +150,10 @@ def parse_json(data: bytes, path: Path) -> Any:
             raise ValueError("a key stands twice in one object")
         return item
 
-    refuse_large(len(data), path)
     try:
         return json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise SsrError(f"{path}: broken JSON: {error!s:.160}") from None
-
-
-def refuse_large(size: int, path: Path) -> None:
-    """Refuse more bytes than a file of corrections has.
-
-    Raises:
-        SsrError: There are more.
-    """
-    if size > MAX_BYTES:
-        raise SsrError(f"{path}: expected at most {MAX_BYTES:,} bytes, found {size:,}", "export fewer images at a time")
 
 
 def whole_number(text: object, where: str) -> int:

@@ -43,7 +43,7 @@ def instances(source: Source, content: dict[str, Any]) -> Iterator[Outcome]:
             canvas = Canvas((item["height"], item["width"]))
             for place, annotation in annotations:
                 _paint(source, canvas, values[annotation["category_id"]], annotation.get("segmentation"), place)
-            yield image_id, canvas.done(image_id)
+            yield image_id, canvas.done()
         except ImageError as error:
             yield image_id, ImageError(f"{item['file_name']!s:.80}: {error.message}", error.hint)
 

@@ -39,7 +39,7 @@ def masks(source: Source, archive: Archive) -> Iterator[Outcome]:
         try:
             indices = _indices(archive.read(name, MAX_PICTURE), codes, order)  # (H, W)
             label_map = values[indices]
-            yield image_id, Correction(image_id, label_map, len(np.unique(label_map[label_map > 0])))
+            yield image_id, Correction(label_map, len(np.unique(label_map[label_map > 0])))
         except SsrError as error:
             yield image_id, ImageError(f"{stem}: {error.message}", error.hint)
 
@@ -126,11 +126,9 @@ def images(source: Source, data: bytes) -> Iterator[Outcome]:
 def _image(source: Source, element: Element) -> Outcome:
     name = element.get("name")
     image_id = source.image_id(name, "image")
-    shapes = list(enumerate(element))
     try:
         canvas = Canvas(_pair(element, "height", "width"))
-        depths = {place: whole_number(shape.get("z_order", "0"), "z_order") for place, shape in shapes}
-        for _, shape in sorted(shapes, key=lambda entry: (depths[entry[0]], entry[0])):
+        for shape in sorted(element, key=lambda shape: whole_number(shape.get("z_order", "0"), "z_order")):  # stable
             if shape.tag == "mask":
                 canvas.paint(source.value(shape.get("label"), "mask"), _mask(shape, canvas.size))
             elif shape.tag == "polygon":
@@ -139,7 +137,7 @@ def _image(source: Source, element: Element) -> Outcome:
                 source.pass_over(shape.tag)
     except ImageError as error:
         return image_id, ImageError(f"{name!s:.80}: {error.message}", error.hint)
-    return image_id, canvas.done(image_id)
+    return image_id, canvas.done()
 
 
 def _pair(element: Element, first: str, second: str) -> tuple[int, int]:

@@ -13,7 +13,8 @@ from pipelines.errors import ImageError, SsrError
 from pipelines.ops.run_lengths import decode_brush
 
 _IMAGES = ("image", "img", "url")
-_MASKS = {"brushlabels": "brushlabels", "polygonlabels": "polygonlabels"}
+_MASKS = ("brushlabels", "polygonlabels")
+"""Kinds of results that are masks; the value has the class under the same key."""
 
 
 def tasks(source: Source, content: list[Any]) -> Iterator[Outcome]:
@@ -36,7 +37,7 @@ def tasks(source: Source, content: list[Any]) -> Iterator[Outcome]:
         newest = max(made, key=lambda annotation: str(annotation.get("updated_at", "")))
         try:
             canvas = _painted(source, newest["result"], where)
-            yield image_id, canvas.done(image_id) if canvas else Correction(image_id, np.zeros((0, 0), np.uint8), 0)
+            yield image_id, canvas.done() if canvas else Correction(np.zeros((0, 0), np.uint8), 0)
         except ImageError as error:
             yield image_id, ImageError(f"{where}: {error.message}", error.hint)
 
@@ -63,7 +64,7 @@ def _painted(source: Source, results: Any, where: str) -> Canvas | None:
         canvas = canvas or Canvas(size)
         if size != canvas.size:
             raise ImageError(f"expected results of one size, found {size} beside {canvas.size}")
-        names = value.get(_MASKS[kind])
+        names = value.get(kind)
         if not isinstance(names, list) or len(names) != 1:
             raise ImageError(f"expected one class a mask, found {names!r:.60}")
         number = source.value(names[0], where)

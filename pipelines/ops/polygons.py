@@ -38,8 +38,7 @@ def outlines(mask: NDArray[np.bool_]) -> list[list[Ring]]:
 
 def ring_area(ring: Ring) -> float:
     """Area within a ring, by the shoelace formula; holes cut in by `with_holes` do not count."""
-    x, y = ring[:, 0], ring[:, 1]
-    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+    return abs(_signed_area(ring))
 
 
 def simplified(ring: Ring, tolerance: float) -> Ring:
@@ -68,9 +67,11 @@ def with_holes(rings: Sequence[Ring]) -> Ring:
         rings: The outer one, then those of holes.
     """
     joined, *holes = rings
-    outer = _signed(joined)
+    outer = _signed_area(joined)
     for hole in holes:
-        turned = hole[::-1] if _signed(hole) * outer > 0 else hole  # against the outer ring: right for every rule of filling
+        turned = (
+            hole[::-1] if _signed_area(hole) * outer > 0 else hole
+        )  # against the outer ring: right for every rule of filling
         distances = ((joined[:, None] - turned[None]) ** 2).sum(axis=-1)  # (n, m)
         here, there = divmod(int(distances.argmin()), len(turned))
         path = np.concatenate([np.roll(turned, -there, axis=0), turned[there : there + 1]])
@@ -78,6 +79,6 @@ def with_holes(rings: Sequence[Ring]) -> Ring:
     return joined
 
 
-def _signed(ring: Ring) -> float:
+def _signed_area(ring: Ring) -> float:
     x, y = ring[:, 0], ring[:, 1]
-    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1))
+    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2

@@ -27,11 +27,6 @@ class Region:
     left: int
     inside: NDArray[np.bool_]
 
-    @property
-    def area(self) -> int:
-        """Pixels."""
-        return int(self.inside.sum())
-
     def full(self, size: tuple[int, int]) -> NDArray[np.bool_]:
         """The region in its image, ``(H, W)`` bool."""
         mask = np.zeros(size, dtype=bool)

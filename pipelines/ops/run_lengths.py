@@ -42,13 +42,14 @@ def encode_brush(mask: NDArray[np.bool_]) -> list[int]:
     Args:
         mask: ``(H, W)``.
     """
-    lengths = np.asarray(run_lengths(mask), dtype=np.int64) * _CHANNELS
-    values = np.where(np.arange(len(lengths)) % 2 == 1, 255, 0)
+    whole = np.asarray(run_lengths(mask), dtype=np.int64) * _CHANNELS
+    values = np.where(np.arange(len(whole)) % 2 == 1, 255, 0)
+    whole, values = whole[whole > 0], values[whole > 0]
     longest = 1 << BRUSH_SIZES[-1]
-    pieces = -(-lengths // longest)  # a run longer than 16 bits is several
-    last = lengths - (pieces - 1) * longest
-    lengths = np.where(_ends(pieces), np.repeat(last, pieces), longest)
-    values = np.repeat(values, pieces)
+    pieces = -(-whole // longest)  # a run whose length needs more than 16 bits is written as several
+    lengths = np.full(pieces.sum(), longest)  # (R,)
+    lengths[np.cumsum(pieces) - 1] = whole - (pieces - 1) * longest
+    values = np.repeat(values, pieces)  # (R,)
     kind = np.searchsorted(np.asarray([1 << bits for bits in BRUSH_SIZES]), lengths)  # (R,)
     bits = np.asarray(BRUSH_SIZES)[kind]
     codes = (((((1 << 2) | kind) << bits) | (lengths - 1)) << 8) | values  # 1, code, length - 1, value
@@ -58,13 +59,6 @@ def encode_brush(mask: NDArray[np.bool_]) -> list[int]:
     shifts = widths[:, None] - 1 - places  # (R, widest)
     stream = ((codes[:, None] >> np.maximum(shifts, 0)) & 1)[shifts >= 0]
     return np.packbits(np.concatenate([_header(mask.size * _CHANNELS), stream]).astype(np.uint8)).tolist()
-
-
-def _ends(pieces: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether each piece is the last of its run."""
-    ends = np.zeros(int(pieces.sum()), dtype=bool)
-    ends[np.cumsum(pieces)[pieces > 0] - 1] = True
-    return ends
 
 
 def _header(count: int) -> NDArray[np.int64]:
@@ -87,7 +81,7 @@ def decode_brush(data: bytes, size: tuple[int, int]) -> NDArray[np.bool_]:
     word, place = _number(bits, place, 5) + 1, place + 5
     if count != wanted or word != 8:
         raise ValueError(f"expected a brush of {wanted} bytes, found {count}")
-    sizes = [_number(bits, place + 4 * index, 4) + 1 for index in range(4)]
+    sizes = [_number(bits, place + 4 * index, 4) + 1 for index in range(len(BRUSH_SIZES))]
     out, filled, place = np.zeros(count, np.uint8), 0, _HEADER
     while filled < count:
         run, width = bool(_number(bits, place, 1)), sizes[_number(bits, place + 1, 2)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.corrections import Correction, Source, corrections
 from pipelines.datasets.base import Sample
@@ -92,20 +93,20 @@ def run(workspace: Workspace, file: Path, options: ImportOptions, progress: Prog
             manifest.complete, manifest.counts = True, {"done": total}
             manifest.write(folder.with_suffix(".json"))
     refuse_if_interrupted()
-    if others and not tally.counts.done and not tally.counts.failed and not empty:
+    if not (tally.counts.done or tally.counts.failed or empty):
+        if not others:
+            raise SsrError(f"{file} holds no corrected image", "in Label Studio, submit a task before the export")
         raise SsrError(
             f"{file}: none of {len(others)} images is of split {dataset.split}, such as {others[0]!r:.80}",
             "--split, or another --work",
         )
-    if not others and not tally.counts.done and not tally.counts.failed and not empty:
-        raise SsrError(f"{file} holds no corrected image", "in Label Studio, submit a task before the export")
     said = [f"{len(others)} images are not of split {dataset.split}, such as {others[0]!r:.80}"] if others else []
     said += [f"{empty} images without an object are passed over (--empty background takes them)"] if empty else []
     said += [f"{count} shapes of kind {kind} are no masks and are passed over" for kind, count in source.passed_over.items()]
     return Imported(folder, tally.counts.done, tally.counts.failed, len(written_masks(folder)), tuple(said))
 
 
-def _checked(sample: Sample, found: Correction) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _checked(sample: Sample, found: Correction) -> NDArray[np.uint8]:
     """The label map ``(H, W)``, of the photo's size.
 
     Raises:
