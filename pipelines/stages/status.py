@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from pipelines.config import build_options
 from pipelines.datasets import Dataset, load_dataset
 from pipelines.datasets.folder import load_photos
+from pipelines.datasets.unlabelled import lacks_labels
 from pipelines.errors import SsrError
 from pipelines.evaluation.report import Report, read_report
 from pipelines.options.sources import DatasetOptions
@@ -124,7 +125,7 @@ def status(work: Path) -> WorkStatus:
         recipe=str(memory.get("recipe") or "?"),
         outputs=[*outputs, *_predictions(work)],
         reports=reports,
-        next_command=command_for(work, _next(work, outputs, reports)),
+        next_command=command_for(work, _labels_first(work, dataset) or _next(work, outputs, reports)),
     )
 
 
@@ -195,10 +196,17 @@ def _predictions(work: Path) -> Iterator[OutputStatus]:
             if manifest is None or manifest.stage != "predict":
                 continue
             source = str(manifest.dataset.get("from", manifest.dataset.get("split", "")))
-            flag = "images" if Path(source).is_dir() else "split"
-            model = " --model tags" if manifest.settings.get("supervision") == "tags" else option
+            flag = "images" if _is_photos(source) else "split"
+            heads = (manifest.settings.get("cams") or {}).get("ckpt")
+            free = f" --model {'heads' if heads else 'tags'}"
+            model = free if manifest.settings.get("supervision") == "tags" else option
             made_by = f"ssr predict --{flag} {shlex.quote(source)}{model}"
             yield replace(_output(work, f"{parent}/{path.stem}"), made_by=made_by)
+
+
+def _is_photos(source: str) -> bool:
+    """Whether label maps were made of a folder of photos: its path is absolute, unlike the name of a split."""
+    return Path(source).is_absolute() and Path(source).is_dir()
 
 
 def _repredicted(work: Path, name: str, options: DatasetOptions) -> Iterator[str]:
@@ -208,7 +216,7 @@ def _repredicted(work: Path, name: str, options: DatasetOptions) -> Iterator[str
     if manifest is None or not isinstance(source, str):
         return
     try:
-        if Path(source).is_dir():
+        if _is_photos(source):
             dataset = load_photos(Path(source), ("any",))
         else:
             dataset = load_dataset(options.model_copy(update={"split": source}))
@@ -270,6 +278,14 @@ def _output(work: Path, name: str) -> OutputStatus:
     images = min(held, counts.get("done", 0) + counts.get("skipped", 0) if counts else total)
     others, failed = max(0, held - total), counts.get("failed", 0)
     return OutputStatus(name, images, total, others, failed, manifest.complete, manifest.options_digest, manifest.updated)
+
+
+def _labels_first(work: Path, dataset: Mapping[str, Any]) -> str | None:
+    """The next command for photos without labels: whatever else is made needs those of `ssr tag`."""
+    if not dataset or not lacks_labels(cast("DatasetOptions", build_options("dataset", dataset))):
+        return None
+    tags = work / "tags.csv"
+    return f"ssr masks --labels {shlex.quote(str(tags))}" if tags.is_file() else "ssr tag"
 
 
 def _next(work: Path, outputs: list[OutputStatus], reports: list[Report]) -> str:

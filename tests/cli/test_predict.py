@@ -107,7 +107,11 @@ def test_photos_go_below_the_work_directory(work, tiny_voc, ssr, monkeypatch, tm
     assert (work / "work.json").read_bytes() == memory
 
 
-def test_photos_that_were_replaced_are_predicted_again_and_trainings_name_them(ssr, tiny_voc, write_model, tmp_path):
+def test_photos_that_were_replaced_are_predicted_again_and_trainings_name_them(
+    ssr, tiny_voc, write_model, tmp_path, monkeypatch
+):
+    (tmp_path / "val").mkdir()  # a folder of a split's name, which holds none of its photos
+    monkeypatch.chdir(tmp_path)
     root = Path(shutil.copytree(tiny_voc.root, tmp_path / "voc"))
     work, photos = tmp_path / "work", root / "JPEGImages"
     made = ("--config", tiny_voc.config, "--root", root, "--work", work)

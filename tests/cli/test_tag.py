@@ -13,6 +13,7 @@ import pytest
 from pipelines import PseudoLabeler
 from pipelines.datasets.classes import VOC12
 from pipelines.datasets.label_files import holds_tags, read_label_file
+from pipelines.stages.status import status
 from pipelines.stores.array_store import iter_records
 from tests.fixtures.datasets import PHOTOS
 
@@ -87,6 +88,9 @@ def test_folder_without_labels_and_a_calibration_by_some(tiny_folder, ssr, tmp_p
     ran = ssr("tag", *words)
     assert "(default)" in ran.out
     assert "expected" not in ran.out
+    following = ran.out.split("next: ")[1]
+    assert following.startswith(f"ssr masks --labels {tmp_path / 'w' / 'tags.csv'}")
+    assert ssr("status", "--work", tmp_path / "w").out.endswith(f"next: {following}")
     ran = ssr("tag", *words, "--labels", tmp_path / "some.csv", "--class-thresholds")
     assert "(labels)" in ran.out
     assert "expected of further images, by the labels of 2: precision" in ran.out
@@ -134,6 +138,7 @@ def test_label_free_prediction_is_tagging_and_masks_to_the_byte(heads, tiny_voc,
     assert (folder / "b_trio.png").read_bytes() == masks["b_trio.png"]
     assert "tag.thresholds: " in ssr("predict", *words, "--model", ckpt if heads else "tags", code=2).err
     assert "supervision: tags of class names" in ssr("eval", folder, *words, "--no-pictures").out
+    assert status(work).outputs[-1].made_by == f"ssr predict --split train --model {'heads' if heads else 'tags'}"
     labeler = PseudoLabeler.from_config(
         tiny_voc.config, alignment=ckpt if heads else None, tag={"tag_threshold": 0.06}, device="cpu"
     )
