@@ -27,7 +27,7 @@ def super_maps(evidence: Evidence, options: CamsOptions) -> Tensor:
 
     Args:
         evidence: With `super_map_needs`; where it has ``valid``, padding is left out.
-        options: The read-out; alignment heads, which know classes alone, take no part.
+        options: The read-out; alignment heads take no part, because they are trained for classes and not for super-classes.
 
     Returns:
         ``(B, S, N)`` fp32 in [0, 1]; `UNKNOWN` for super-classes that an image's labels do not name, and in padding.

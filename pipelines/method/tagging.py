@@ -63,7 +63,7 @@ def heads(evidence: Evidence, cams: CamsOptions, options: TagOptions) -> Tensor:
 
 
 def mean(evidence: Evidence, cams: CamsOptions, options: TagOptions) -> Tensor:
-    """Best patches of the mean of both read-outs: the heads know the photos of the training, plain CLIP all others."""
+    """Best patches of the mean of both read-outs: heads are better at classes of their training, plain CLIP at all others."""
     return _mixed(evidence, cams, options, torch.tensor(0.5))
 
 

@@ -89,14 +89,14 @@ def supers_predicted(logits: Tensor, of_class: Tensor, count: int, known: Tensor
 
 
 def dice_losses(probabilities: Tensor, maps: Tensor) -> Tensor:
-    """``1 - 2 sum(P Y) / (sum(P) + sum(Y))`` of each super-class, mean over those that a crop's map knows.
+    """``1 - 2 sum(P Y) / (sum(P) + sum(Y))`` of each super-class, mean over those that are not `UNKNOWN` in a crop's map.
 
     Args:
         probabilities: P, ``(B, S, N)``.
         maps: Y, ``(B, S, N)`` in [0, 1] or `UNKNOWN`.
 
     Returns:
-        ``(B,)`` in [0, 1]; 0 for a crop whose map knows nothing.
+        ``(B,)`` in [0, 1]; 0 for a crop whose map is `UNKNOWN` throughout.
     """
     known = maps >= 0  # (B, S, N)
     targets = maps.clamp_min(0)  # (B, S, N)

@@ -1,6 +1,7 @@
 """`ssr labels --check`: labels that are probably wrong or missing, by the scores of class names, worst first.
 
-The scores come from plain CLIP, which has seen no label: no photo vouches for its own. No ground truth is opened.
+The scores come from plain CLIP, which has learned from no label, so the label that is checked does not enter its own score. No
+ground truth is opened.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ SHOWN = {
     "run": ("device", "precision", "max_failures"),
     "refine": ("boundary", "min_confidence"),
 }
-"""Options that the file has whether they are set or not: those that are not stand as comments."""
+"""Options that always stand in the file, as comments where they are not set."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def located(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lacking(dataset: Mapping[str, Any]) -> UsageError | None:
-    """Why nothing is known of what the photos show, neither labels nor class names; None if something is."""
+    """The error for photos that have neither labels nor class names; None if they have either."""
     if dataset["kind"] != "folder" or "labels" in dataset or "classes" in dataset:
         return None
     try:

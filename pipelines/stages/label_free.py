@@ -69,7 +69,7 @@ def outputs(workspace: Workspace, options: PredictOptions, *_: object) -> tuple[
 
 
 def photos_of(workspace: Workspace, options: PredictOptions) -> Workspace:
-    """The same work directory with the photos that are to be predicted, of which nothing is known."""
+    """The same work directory with the photos that are to be predicted, without labels; photos that it has already are kept."""
     if workspace.photos or options.images is None:
         return unlabelled(workspace)
     classes = class_list_of(workspace.dataset_options)

@@ -66,7 +66,7 @@ def open_trained(workspace: Workspace, path: Path, options: PredictOptions, devi
     """Open a model of `ssr train`, its ONNX file, or a network of `ssr retrain`.
 
     Raises:
-        UsageError: Neither, damaged, or of another CLIP.
+        UsageError: The file is none of these, is damaged, or belongs to another CLIP.
         SsrError: A network of `ssr retrain` without mmsegmentation.
     """
     dtype = resolve_dtype(workspace.run.precision, device)

@@ -174,7 +174,7 @@ def write_tags(workspace: Workspace, cams: CamsOptions, tags: TagOptions) -> Tag
 def _labelled(workspace: Workspace, reader: ArrayReader) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Scores and labels ``(photos, C)`` of the photos with a row in the label file, and a score."""
     path, classes = workspace.dataset_options.labels, workspace.dataset.classes
-    path = None if holds_tags(path) else path  # tags say nothing of tags
+    path = None if holds_tags(path) else path  # tags of an earlier run are no truth to calibrate by
     scores: list[NDArray[np.float32]] = []
     labels: list[tuple[int, ...]] = []
     for image_id, present in iter_label_file(path, classes) if path is not None else ():

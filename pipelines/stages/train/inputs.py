@@ -86,7 +86,7 @@ def train_inputs(
     sources = model_sources(workspace, needs, sections.cams.ckpt)
     models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
     _check_encoder(options, models.clip)
-    if "super_classes" in needs and needs_super_maps(options) and models.embeddings is not None:
+    if needs_super_maps(options) and models.embeddings is not None:
         _check_supers(models.embeddings)
     blocks = Blocks(
         clip_attention=sections.refine.clip_blocks,

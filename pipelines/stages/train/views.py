@@ -221,17 +221,17 @@ def learn_views(
         trainer: What learns.
         views: The micro-batch.
         patch: Side of CLIP's patch, pixels.
-        text: Knows the super-class of each class; None if no loss needs super-class maps.
+        text: Has the super-class of each class; None if no loss needs super-class maps.
     """
     tokens = torch.stack([view.tokens for view in views], dim=1).to(trainer.device)  # (L, B, N, D)
     labels = torch.stack([view.labels for view in views]).to(trainer.device, torch.int64)  # (B, S, S)
     state = trainer.forward(tokens, (labels.shape[1] // patch, labels.shape[2] // patch), [view.slot for view in views])
     maps = [view.super_maps for view in views if view.super_maps is not None]  # (S', N) each
-    if not maps or text is None:
-        trainer.backward(state, Targets(labels))
-        return
-    of_class = torch.tensor(text.super_of_class, device=trainer.device)  # (C,)
-    trainer.backward(state, Targets(labels, super_maps=torch.stack(maps).to(trainer.device).float(), super_of_class=of_class))
+    targets = Targets(labels)
+    if maps and text is not None:
+        of_class = torch.tensor(text.super_of_class, device=trainer.device)  # (C,)
+        targets = replace(targets, super_maps=torch.stack(maps).to(trainer.device).float(), super_of_class=of_class)
+    trainer.backward(state, targets)
 
 
 def view_of(sample: Sample, view: int) -> Sample:
