@@ -19,6 +19,7 @@ from pipelines.options.export import ImportOptions
 from pipelines.stores.manifest import Manifest
 from pipelines.stores.mask_store import remove_masks, write_mask, written_masks
 from pipelines.stores.one_writer import one_writer
+from pipelines.workdir.corrected import corrections_manifest
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "import"
@@ -61,7 +62,6 @@ def run(workspace: Workspace, file: Path, options: ImportOptions, progress: Prog
     dataset, folder = workspace.dataset, workspace.corrected
     samples = {sample.image_id: sample for sample in dataset.samples}
     source = Source(file, dataset.classes)
-    manifest = workspace.manifest(STAGE, {"classes": list(dataset.classes.names)})
     tally = workspace.tally(STAGE, progress)
     others: list[str] = []
     empty = 0
@@ -69,7 +69,7 @@ def run(workspace: Workspace, file: Path, options: ImportOptions, progress: Prog
         before = Manifest.read(folder.with_suffix(".json"))
         if workspace.force:
             remove_masks(folder)
-        elif before is not None and before.settings != manifest.settings:
+        elif before is not None and before.settings != corrections_manifest(workspace).settings:
             raise UsageError(f"{folder} has corrections of other classes", "--force removes them, or give another --work")
         progress.start(STAGE, len(samples))
         for image_id, found in until_interrupted(corrections(source)):
@@ -89,9 +89,7 @@ def run(workspace: Workspace, file: Path, options: ImportOptions, progress: Prog
                 tally.made(image_id, error)
         progress.finish()
         if tally.counts.done:
-            total = len(written_masks(folder))
-            manifest.complete, manifest.counts = True, {"done": total}
-            manifest.write(folder.with_suffix(".json"))
+            corrections_manifest(workspace).write(folder.with_suffix(".json"))
     refuse_if_interrupted()
     if not (tally.counts.done or tally.counts.failed or empty):
         if not others:

@@ -29,6 +29,7 @@ from pipelines.stores.image_arrays import read_cam
 from pipelines.stores.mask_store import write_mask, written_masks
 from pipelines.stores.one_writer import one_writer
 from pipelines.workdir.commands import command_for
+from pipelines.workdir.corrected import corrections_manifest
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "review"
@@ -185,9 +186,7 @@ def apply(workspace: Workspace, file: Path) -> Applied:
             write_mask(folder / f"{image_id}.png", mask, palette())
             changed, left_out = changed + 1, left_out + whole
         if changed:
-            manifest = workspace.manifest("import", {"classes": list(names)})  # of the same form as that of `ssr import`
-            manifest.complete, manifest.counts = True, {"done": len(written_masks(folder))}
-            manifest.write(folder.with_suffix(".json"))
+            corrections_manifest(workspace).write(folder.with_suffix(".json"))
     fix = [image_id for image_id, classes in marks.items() if "fix" in classes.values()]
     listed = workspace.work / STAGE / "fix.txt"
     with atomic_path(listed) as temporary:

@@ -1,4 +1,4 @@
-"""Label maps of `ssr import` in a work directory, as the trainings use them beside pseudo-masks."""
+"""Label maps that people corrected in a work directory: their manifest, and how trainings use them beside pseudo-masks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.encoders.weights import file_sha256
+from pipelines.stores.manifest import Manifest
 from pipelines.stores.mask_store import written_masks
 from pipelines.workdir.workspace import Workspace
 
@@ -32,7 +33,7 @@ class Corrected:
         return self.folder / f"{image_id}.png" if image_id in self.image_ids else None
 
     def settings(self) -> dict[str, Any]:
-        """For a manifest: ids and content; nothing without any, as in trainings from before."""
+        """For the manifest of a training: how many there are and a digest of ids and content; empty if there are none."""
         if not self.image_ids:
             return {}
         content = hashlib.sha256()
@@ -56,3 +57,10 @@ def corrected_masks(workspace: Workspace, supervision: str, use: bool) -> Correc
     there = written_masks(workspace.corrected) if use and supervision == "pseudo" else set()
     own = {sample.image_id for sample in workspace.dataset.samples if sample.image_id in there} if there else set()
     return Corrected(workspace.corrected, frozenset(own))
+
+
+def corrections_manifest(workspace: Workspace) -> Manifest:
+    """The manifest of ``WORK/corrected`` as it is, whichever command wrote there: its classes and the number of label maps."""
+    manifest = workspace.manifest("import", {"classes": list(workspace.dataset.classes.names)})
+    manifest.complete, manifest.counts = True, {"done": len(written_masks(workspace.corrected))}
+    return manifest
