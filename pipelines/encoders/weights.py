@@ -29,6 +29,7 @@ from pipelines.encoders.state import load_state, read_state
 from pipelines.encoders.weights_folder import Release, clip_release, dino_known, dino_release, first_line, place_of
 from pipelines.encoders.wrapping import unwrapped
 from pipelines.errors import UsageError
+from pipelines.stores.files import file_sha256
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -70,12 +71,6 @@ class Weights:
         """What a manifest records: the name, and the checksum or the tag (never a path)."""
         found = {"model": self.name, "weights": f"sha256:{self.sha256}" if self.sha256 else self.pretrained}
         return found | ({"config": f"sha256:{self.config_sha256}"} if self.config_sha256 else {})
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_file_name(pretrained: str) -> bool:

@@ -15,7 +15,7 @@ from pipelines.datasets.folder import load_photos
 from pipelines.datasets.image import load_image
 from pipelines.datasets.splits import split_file
 from pipelines.encoders.clip import ClipEncoder
-from pipelines.encoders.weights import build_clip, file_sha256, resolve_clip
+from pipelines.encoders.weights import build_clip, resolve_clip
 from pipelines.errors import UsageError
 from pipelines.execution.batches import batches_by
 from pipelines.execution.devices import precision_name, resolve_batch_size, resolve_device, resolve_dtype
@@ -36,6 +36,7 @@ from pipelines.models.segmenter import UPPER_BOUND, read_segmenter
 from pipelines.options.train import PredictOptions
 from pipelines.stores.array_store import store_exists
 from pipelines.stores.checkpoint import note_of
+from pipelines.stores.files import file_sha256
 from pipelines.stores.manifest import Manifest, digest
 from pipelines.workdir.commands import command_for
 from pipelines.workdir.counts import Counts

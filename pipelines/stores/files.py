@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,20 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise SsrError(f"another process writes {target}", "wait for it, or give another --output") from error
     except OSError as error:
         raise SsrError(f"cannot write {target}: {_reason(error)}", "free disk space, or another --output") from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_sha256(files: Iterable[tuple[str, Path]]) -> str:
+    """SHA-256 over the names and contents of files, in this order, as hex."""
+    content = hashlib.sha256()
+    for name, path in files:
+        content.update(f"{name}\0{file_sha256(path)}\n".encode())
+    return content.hexdigest()
 
 
 def _reason(error: Exception) -> str:

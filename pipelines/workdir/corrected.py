@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.encoders.weights import file_sha256
+from pipelines.stores.files import files_sha256
 from pipelines.stores.manifest import Manifest
 from pipelines.stores.mask_store import written_masks
 from pipelines.workdir.workspace import Workspace
@@ -36,10 +35,8 @@ class Corrected:
         """For the manifest of a training: how many there are and a digest of ids and content; empty if there are none."""
         if not self.image_ids:
             return {}
-        content = hashlib.sha256()
-        for image_id in sorted(self.image_ids):
-            content.update(f"{image_id}\0{file_sha256(self.folder / f'{image_id}.png')}\n".encode())
-        return {"corrected": {"images": len(self.image_ids), "content": content.hexdigest()}}
+        content = files_sha256((image_id, self.folder / f"{image_id}.png") for image_id in sorted(self.image_ids))
+        return {"corrected": {"images": len(self.image_ids), "content": content}}
 
     def supervision(self, asked_for: str) -> str:
         """What the model's file says that it learned from."""

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipelines.encoders.class_embeddings import text_sources
-from pipelines.encoders.weights import file_sha256, resolve_clip, resolve_dino
+from pipelines.encoders.weights import resolve_clip, resolve_dino
 from pipelines.errors import SsrError, UsageError
 from pipelines.execution.devices import precision_name
 from pipelines.method.boundary import label_map_values
@@ -21,6 +21,7 @@ from pipelines.options.stages import CamsOptions, RefineOptions
 from pipelines.options.tag import TagOptions
 from pipelines.stores.array_reader import files_of
 from pipelines.stores.array_store import store_exists
+from pipelines.stores.files import file_sha256
 from pipelines.stores.manifest import read_manifest
 from pipelines.workdir.commands import command_for
 from pipelines.workdir.workspace import Workspace, oriented

@@ -13,10 +13,11 @@ from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.dino import DinoEncoder
 from pipelines.encoders.image import encoder_input
 from pipelines.encoders.text import encode_prompts
-from pipelines.encoders.weights import build_clip, file_sha256, resolve_clip, resolve_dino
+from pipelines.encoders.weights import build_clip, resolve_clip, resolve_dino
 from pipelines.ops.gradcam import cosine_logits
 from pipelines.sample.picture import CLASSES, Picture, draw_picture
 from pipelines.stages.sample import models_folder
+from pipelines.stores.files import file_sha256
 
 MODELS = models_folder()
 CARD = (MODELS / "MODEL_CARD.md").read_text(encoding="utf-8")

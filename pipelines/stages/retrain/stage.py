@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ import torch
 from pipelines.datasets import Dataset, load_dataset
 from pipelines.datasets.classes import palette
 from pipelines.encoders.model_config import TimmModel, dino_architecture
-from pipelines.encoders.weights import file_sha256
 from pipelines.errors import UsageError
 from pipelines.execution.devices import resolve_device
 from pipelines.execution.pool import resolve_workers
@@ -24,7 +22,7 @@ from pipelines.mmsegmentation.retrained import Design, write_retrained
 from pipelines.models.segmenter import UPPER_BOUND
 from pipelines.options.retrain import NETWORKS, RetrainOptions
 from pipelines.stages.retrain.data import LabelMaps, check_pseudo, checked, ground_truth, pseudo_masks, split_files
-from pipelines.stores.files import atomic_path
+from pipelines.stores.files import atomic_path, file_sha256, files_sha256
 from pipelines.workdir.corrected import corrected_masks
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.training_run import TrainingRun
@@ -309,7 +307,4 @@ def _weights_argument(workspace: Workspace, options: RetrainOptions) -> str:
 
 def _content(maps: LabelMaps) -> str:
     """SHA-256 over the ids and the bytes of all label maps."""
-    content = hashlib.sha256()
-    for sample, path in zip(maps.samples, maps.paths, strict=True):
-        content.update(f"{sample.image_id}\0{file_sha256(path)}\n".encode())
-    return content.hexdigest()
+    return files_sha256((sample.image_id, path) for sample, path in zip(maps.samples, maps.paths, strict=True))
