@@ -24,12 +24,12 @@ from pipelines.exports.base import IGNORE_NAME, Format, Item, Plan
 from pipelines.ops.label_map import IGNORE_INDEX
 from pipelines.ops.regions import without_specks
 from pipelines.options.export import ExportOptions
-from pipelines.stages.review import Confidences
 from pipelines.stores.files import new_folder
 from pipelines.stores.manifest import Manifest
 from pipelines.stores.mask_store import written_masks
 from pipelines.stores.shard import Shard
 from pipelines.workdir.commands import command_for
+from pipelines.workdir.confidences import Confidences
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "export"

@@ -13,9 +13,10 @@ from pipelines.execution.progress import Progress, Silent
 from pipelines.figures.page import html_page
 from pipelines.figures.score_sections import ablation_section, report_section
 from pipelines.options.stages import ShowOptions
-from pipelines.stages import ablation, review, show
+from pipelines.stages import ablation, show
 from pipelines.stages.evaluate import reports_in
 from pipelines.stores.files import atomic_path
+from pipelines.workdir.confidences import Confidences
 from pipelines.workdir.workspace import Workspace
 
 PAGE = "report.html"
@@ -61,7 +62,7 @@ def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = 
 def _ranked(workspace: Workspace) -> dict[str, float]:
     """Confidence of the images whose mask has one, the best first."""
     found: dict[str, float] = {}
-    with review.Confidences(workspace) as confidences:
+    with Confidences(workspace) as confidences:
         for sample in workspace.dataset.samples if confidences else ():
             path = workspace.masks / f"{sample.image_id}.png"
             try:

@@ -6,12 +6,10 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.datasets.base import Sample
 from pipelines.datasets.classes import palette
@@ -21,14 +19,13 @@ from pipelines.evaluation.ground_truth import read_mask
 from pipelines.execution.progress import Progress, Silent
 from pipelines.figures.panel import overlay_cam, overlay_mask, panel
 from pipelines.figures.review_page import MARKS, Doubtful, review_page
-from pipelines.ops.confidence import mask_confidence
 from pipelines.ops.label_map import IGNORE_INDEX, resize_maps
-from pipelines.stores.array_store import ArrayReader, store_exists
+from pipelines.stores.array_store import store_exists
 from pipelines.stores.files import atomic_path
-from pipelines.stores.image_arrays import read_cam
 from pipelines.stores.mask_store import write_mask, written_masks
 from pipelines.stores.one_writer import one_writer
 from pipelines.workdir.commands import command_for
+from pipelines.workdir.confidences import Confidences
 from pipelines.workdir.corrected import corrections_manifest
 from pipelines.workdir.workspace import Workspace
 
@@ -72,45 +69,6 @@ class Applied:
     changed: int
     left_out: int
     fix: Path | None
-
-
-class Confidences:
-    """Confidence of each class of a pseudo-mask, from the CAMs of a work directory; to be opened by ``with``.
-
-    Args:
-        workspace: Whose CAMs; None, or one that lacks them: nothing is known.
-    """
-
-    def __init__(self, workspace: Workspace | None) -> None:
-        paths = () if workspace is None else (workspace.cams, workspace.refined)
-        self._readers = [ArrayReader(path) for path in paths] if paths and all(map(store_exists, paths)) else []
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Confidences:
-        for reader in self._readers:
-            self._stack.enter_context(reader)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def __bool__(self) -> bool:
-        return bool(self._readers)
-
-    def __call__(self, image_id: str, mask: NDArray[np.uint8]) -> dict[int, float]:
-        """Class index -> confidence in [0, 1]; empty where nothing is known."""
-        if not self._readers or not all(image_id in reader for reader in self._readers):
-            return {}
-        (cam, ours), (refined, theirs) = (read_cam(reader, image_id) for reader in self._readers)
-        labels = list(theirs["labels"])
-        if list(ours["labels"]) != labels or cam.shape != refined.shape:
-            return {}
-        return dict(zip(labels, mask_confidence(cam, refined, mask, labels), strict=True))
-
-    def refined(self, image_id: str, label: int) -> NDArray[np.float16] | None:
-        """The refined CAM of a class, ``(h, w)``."""
-        maps, attributes = read_cam(self._readers[1], image_id)
-        return next((heat for heat, known in zip(maps, attributes["labels"], strict=True) if known == label), None)
 
 
 def run(workspace: Workspace, top: int, progress: Progress | None = None) -> Reviewed:
