@@ -44,8 +44,6 @@ from pipelines.workdir.settings import model_sources
 from pipelines.workdir.workspace import Workspace
 
 Result = TypeVar("Result")
-FAST_CRF: dict[str, Any] = {"crf_iterations": 5, "crf_scale": 0.5, "crf_bilateral_sxy": 33.5}
-"""A fourth of the pixels and half the iterations: within 0.2 mIoU of the full CRF (docs/results.md)."""
 STAGES = ("CAM", "refined", "+ CRF")
 
 
@@ -105,7 +103,7 @@ class Row:
         recipe = read_recipe(coco if kind == "coco" and coco in RECIPES else method.recipe)
         self.cams = CamsOptions(**{**recipe["cams"], **method.cams, "ckpt": ckpt if method.aligned else None})
         self.refine = RefineOptions(**{**recipe["refine"], **method.refine, "boundary": "none"})
-        self.crf = RefineOptions(**{**self.refine.model_dump(), **FAST_CRF, "boundary": "crf"}) if crf else None
+        self.crf = self.refine.model_copy(update={"boundary": "crf"}) if crf else None
         self.counts: dict[tuple[str, str], NDArray[np.int64]] = {}
         self.seconds = 0.0
 
