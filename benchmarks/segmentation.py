@@ -64,10 +64,13 @@ SBE = {"losses": {"sbe": 0.6}}
 ROWS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     # row: recipe, changes to [train], to [refine]
     "weclip": ("weclip", {"ckpt": None}, {}),
+    "weclip, seed 1": ("weclip", {"ckpt": None, "seed": 1}, {}),
     "cd-clip": ("cd-clip", {"ckpt": None}, {}),
+    "cd-clip, seed 1": ("cd-clip", {"ckpt": None, "seed": 1}, {}),
     "cd-clip, no SBE": ("cd-clip", {"ckpt": None, "losses": {}}, {}),
     "ssr, seed 0": ("ssr", {"seed": 0}, {}),
     "ssr, seed 1": ("ssr", {"seed": 1}, {}),
+    "ssr, seed 0, 3000 steps": ("ssr", {"seed": 0, "iterations": 3000}, {}),
     "ssr + CDA + SBE, seed 0": ("ssr", {"seed": 0, **SBE}, CDA),
     "ssr + CDA + SBE, seed 1": ("ssr", {"seed": 1, **SBE}, CDA),
     "ssr, plain CLIP": ("ssr", {"ckpt": None}, {}),
@@ -83,13 +86,19 @@ SCORES: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass
 class Row:
-    """One training; its CPU seconds."""
+    """One training; its CPU seconds. Rows of one ``labels_key`` have equal labels."""
 
     inputs: TrainInputs
     options: TrainOptions
     trainer: SegmentationTrainer
+    labels_key: str
     labelling: float = 0.0
     learning: float = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """All of its own iterations are done: rows may have different numbers."""
+        return self.trainer.iteration >= self.options.iterations
 
     def of_own(self, evidence: Evidence) -> Evidence:
         """With the row's own alignment heads."""
@@ -153,15 +162,19 @@ class Views:
             crops = [self.source.views(samples[photo], [view])[0] for photo in missing]
             evidence = self.shared.encode([crop.photo for crop in crops])
             self.encoding += time.process_time() - started
-            targets = {name: row.labelled(crops, evidence) for name, row in self.rows.items()}
+            targets: dict[str, list[Targets]] = {}
+            for row in self.rows.values():
+                if row.labels_key not in targets:
+                    targets[row.labels_key] = row.labelled(crops, evidence)
             for place, photo in enumerate(missing):
                 tokens = evidence.clip_block_tokens[:, place].half()  # (L, N, D)
-                self.kept[photo, view] = tokens, {name: own[place] for name, own in targets.items()}
+                self.kept[photo, view] = tokens, {key: own[place] for key, own in targets.items()}
         batch = [self.kept[photo, view] for photo in photos]
         side = self.source.options.crop // self.shared.clip.patch_size
         tokens = torch.stack([own for own, _ in batch], dim=1)  # (L, B, N, D)
-        for name, row in self.rows.items():
-            row.step_on_views(tokens, (side, side), [targets[name] for _, targets in batch])
+        for row in self.rows.values():
+            if not row.finished:
+                row.step_on_views(tokens, (side, side), [targets[row.labels_key] for _, targets in batch])
 
 
 def main() -> None:
@@ -192,7 +205,7 @@ def main() -> None:
     changes = {"iterations": arguments.iterations, "learning_rate": arguments.learning_rate}
     with ExitStack() as stack:
         rows = {name: _row(name, base, heads, changes, arguments.cache_views, stack) for name in arguments.rows}
-        train(rows, arguments.iterations, arguments.cache_views)
+        train(rows, max(row.options.iterations for row in rows.values()), arguments.cache_views)
     for name, row in rows.items():
         weights = row.inputs.encoders.clip.weights
         write_segmenter(arguments.work / _folder(name) / "model.safetensors", _segmenter(row), weights)
@@ -214,7 +227,8 @@ def _row(name: str, base: Workspace, heads: dict[int, Path], changes: dict[str, 
     inputs = train_inputs(base, sections.checked(base), resolve_device(base.run.device), Processes(), stack)
     encoder = inputs.encoders.clip
     decoder = new_decoder(options, encoder, len(base.dataset.classes.names))
-    return Row(inputs, options, SegmentationTrainer(decoder, options, encoder.device, dtype=encoder.dtype))
+    trainer = SegmentationTrainer(decoder, options, encoder.device, dtype=encoder.dtype)
+    return Row(inputs, options, trainer, repr((recipe, refine, options.ckpt, options.supervision, options.losses)))
 
 
 def train(rows: dict[str, Row], iterations: int, count: int) -> None:
@@ -252,7 +266,8 @@ def train(rows: dict[str, Row], iterations: int, count: int) -> None:
             evidence = shared.encode([crop.photo for crop in crops])
             encoding += time.process_time() - started
             for row in rows.values():
-                row.step(crops, evidence)
+                if not row.finished:
+                    row.step(crops, evidence)
             progress.advance()
     progress.finish()
     print(f"{iterations} steps, CPU seconds: frozen encoders {encoding:.0f}, shared; {peak_memory(clip.device)}")
