@@ -21,10 +21,12 @@ import numpy as np
 import torch
 from ablation import seven_classes, workspace_of
 from numpy.typing import NDArray
+from tags import flipped
 
 from pipelines.config import read_config, read_recipe
 from pipelines.datasets.base import Sample
 from pipelines.datasets.image import load_image
+from pipelines.datasets.label_files import write_label_file
 from pipelines.datasets.splits import read_split
 from pipelines.evaluation.confusion import confusion_counts
 from pipelines.evaluation.ground_truth import read_mask
@@ -71,6 +73,7 @@ class Row:
         refine: How its CAM is refined.
         crf: Also score with the CRF.
         photos: Of each class, about so many photos train the heads; None: all.
+        wrong: Share of the training labels that is replaced by a class that is not there.
     """
 
     align: dict[str, Any] | None = None
@@ -78,6 +81,7 @@ class Row:
     refine: RefineOptions = REFINE
     crf: bool = False
     photos: int | None = None
+    wrong: float = 0.0
 
 
 def masked(**values: Any) -> Row:
@@ -92,6 +96,7 @@ ROWS: dict[str, Row] = {
     **{f"no co-occurrence, seed {seed}": Row({"seed": seed, "cooccurrence": 0.0}, crf=True) for seed in (0, 1, 2)},
     **{f"{count} photos a class": Row({}, crf=True, photos=count) for count in (5, 10, 20, 40)},
     **{f"{n} photos a class, 6 epochs": Row({"min_iterations": 0}, crf=True, photos=n) for n in (5, 10, 20, 40)},
+    **{f"{100 * share:.0f} % wrong labels": Row({}, crf=True, wrong=share) for share in (0.05, 0.1)},
     "no mask": masked(superpixel_mask="none"),
     "box": masked(superpixel_mask="none", box_mask=True),
     "SGC as written": masked(superpixel_mask="colour", clusters=5, mask_threshold=0.03),
@@ -176,25 +181,29 @@ class Bench:
         self.heads: dict[str, Alignment | None] = {}
         self.data: dict[Any, AlignmentData] = {}
         superpixels.run(base, SuperpixelsOptions(**read_recipe("ssr")["superpixels"]), ConsoleProgress())
-        trained: dict[tuple[AlignOptions, int | None], Alignment] = {}
+        trained: dict[tuple[AlignOptions, int | None, float], Alignment] = {}
         for name, row in rows.items():
             self.heads[name] = None
             if row.align is not None:
-                key = AlignOptions(**row.align), row.photos
+                key = AlignOptions(**row.align), row.photos, row.wrong
                 if key not in trained:
                     trained[key] = self._train(name, *key)
                 self.heads[name] = trained[key]
         self.counts: dict[tuple[str, str, str], Any] = defaultdict(lambda: 0)
 
-    def _train(self, name: str, options: AlignOptions, photos_a_class: int | None) -> Alignment:
+    def _train(self, name: str, options: AlignOptions, photos_a_class: int | None, wrong: float) -> Alignment:
         # one folder a kind of patch: patches are collected once for all rows that read the same
-        place = dataclasses.replace(self.base, work=self.base.work / f"{options.cam}-{options.features}")
+        folder = f"{options.cam}-{options.features}" + (f"-wrong-{wrong:g}" if wrong else "")
+        place = dataclasses.replace(self.base, work=self.base.work / folder)
         place.work.mkdir(exist_ok=True)
+        if wrong:
+            labels = self.base.dataset_options.model_copy(update={"labels": wrong_labels(self.base, place.work, wrong)})
+            place = dataclasses.replace(place, dataset_options=labels)
         for file in ("superpixels.h5", "superpixels.json"):
             if not (place.work / file).exists():
                 (place.work / file).symlink_to((self.base.work / file).absolute())
         collected = options.model_copy(update={"cooccurrence": options.cooccurrence or AlignOptions().cooccurrence})
-        data = self._data(AlignInputs(place, collected, CAMS, REFINE, self.sources), photos_a_class)
+        data = self._data(AlignInputs(place, collected, CAMS, REFINE, self.sources), photos_a_class, wrong)
         if not options.cooccurrence:
             data = dataclasses.replace(data, unknown=None)
         trainer = AlignmentTrainer(data, self.text.all, len(self.text.classes), options, self.device)
@@ -213,9 +222,9 @@ class Bench:
         heads = trainer.heads.eval().requires_grad_(False)
         return Alignment(heads, options.features, photos, trainer.average_precision(), trainer.prototypes.image)
 
-    def _data(self, inputs: AlignInputs, photos_a_class: int | None) -> AlignmentData:
+    def _data(self, inputs: AlignInputs, photos_a_class: int | None, wrong: float) -> AlignmentData:
         options = inputs.options
-        key = options.cam, options.features, options.tokens, options.cooccurrence, options.neighbours, photos_a_class
+        key = options.cam, options.features, options.tokens, options.cooccurrence, options.neighbours, photos_a_class, wrong
         if key not in self.data:
             inputs.collect(lambda: self.models, ConsoleProgress())
             samples = inputs.collected()
@@ -291,6 +300,19 @@ class Bench:
             for name in self.rows:
                 iou = metrics_from_counts(self.counts[name, subset, "refined"], self.names).per_class_iou
                 print(f"{name}: " + ", ".join(f"{key} {100 * value:.1f}" for key, value in iou.items() if value is not None))
+
+
+def wrong_labels(base: Workspace, folder: Path, share: float) -> Path:
+    """A label file in which a share of the labels is replaced, drawn with seed 0."""
+    samples, classes = base.dataset.samples, base.dataset.classes
+    labels = np.zeros((len(samples), len(classes.names)), bool)
+    for row, sample in enumerate(samples):
+        labels[row, list(sample.labels)] = True
+    changed, _ = flipped(labels, share, 0, "replaced")
+    path = folder / "labels.csv"
+    rows = {sample.image_id: np.flatnonzero(row).tolist() for sample, row in zip(samples, changed, strict=True)}
+    write_label_file(path, rows, classes)
+    return path
 
 
 def few(samples: Sequence[Sample], photos_a_class: int) -> list[Sample]:
