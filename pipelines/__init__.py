@@ -1,6 +1,6 @@
-"""From image-level labels to pseudo-masks and a segmentation model.
+"""Weakly supervised segmentation: image-level labels become pseudo-masks and a segmentation model.
 
-The names of `pipelines.api`, loaded on first use: importing the package imports no torch.
+The package exports the names of `pipelines.api` and loads them on first use, so that its import does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From flags, config file, work directory, recipe and defaults to options: the first that speaks wins."""
+"""Options from flags, config file, work directory, recipe and defaults; an earlier source overrides a later one."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ Values = dict[str, dict[str, Any]]
 
 
 def flag_of(section: str, key: str) -> str:
-    """The command-line flag of an option, such as ``--clip-model``."""
+    """Return the command-line flag of an option, such as ``--clip-model``."""
     return str(_extra(section, key).get("flag") or "--" + key.replace("_", "-"))
 
 
 def choices_of(section: str, key: str) -> tuple[str, ...]:
-    """The names that the package ships for an option that names a part; empty for any other option."""
+    """Return the names that the package ships for an option that names a part; empty for any other option."""
     return tuple(map(str, _extra(section, key).get("choices", ())))
 
 
@@ -72,18 +72,18 @@ def _extra(section: str, key: str) -> dict[str, Any]:
 
 
 FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".jit", ".txt", ".json", ".py"}
-"""What makes a model, its weights or a split a file rather than a name."""
+"""Suffixes by which a model, its weights or a split is a file and not a name."""
 
 
 def recipes() -> list[str]:
-    """Names of the recipes that ship with the package."""
+    """Return the names of the recipes that ship with the package."""
     return sorted(
         p.name.removesuffix(".toml") for p in resources.files("pipelines.recipes").iterdir() if p.name.endswith(".toml")
     )
 
 
 def read_recipe(name: str) -> Values:
-    """The options that a recipe sets.
+    """Return the options that a recipe sets.
 
     Raises:
         UsageError: No such recipe.
@@ -101,14 +101,14 @@ def read_config(path: Path) -> tuple[Values, dict[str, Any]]:
         The options by section, and the top-level keys (``work``, ``recipe``).
 
     Raises:
-        UsageError: Missing file, bad TOML, unknown section or key.
+        UsageError: The file is missing or no valid TOML, or a section or key is unknown.
     """
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         _check_values(content)
     except OSError as error:
         raise UsageError(f"cannot read config {path}: {error.strerror}", "--config") from error
-    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, or a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number with thousands of digits
         raise UsageError(f"{path} is not valid TOML: {error!s:.300}", "--config") from error
     top: dict[str, Any] = {key: content.pop(key) for key in ("work", "recipe") if key in content}
     if "work" in top:
@@ -129,7 +129,7 @@ def _expanded(value: str) -> Path:
 
 
 def _check_values(value: Any) -> None:
-    """Refuse what no option is and no work directory could remember."""
+    """Refuse a value that no option can have and no work directory could store."""
     if isinstance(value, Mapping):
         for entry in value.values():
             _check_values(entry)
@@ -137,7 +137,7 @@ def _check_values(value: Any) -> None:
         for entry in value:
             _check_values(entry)
     elif not isinstance(value, str | int | float):
-        raise ValueError(f"found the date or time {value}, which no option is")
+        raise ValueError(f"found the date or time {value}, which no option takes")
     elif isinstance(value, str) and "\0" in value:
         raise ValueError(f"found a null character in {value!r:.60}")
 
@@ -170,7 +170,7 @@ def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:
 
 
 def build_options(section: str, *layers: Mapping[str, Any]) -> Options:
-    """Build one section's options from layers, weakest first.
+    """Build the options of one section from layers; a later layer overrides an earlier one.
 
     Raises:
         UsageError: A value of the wrong type or out of range; the message names the flag.

@@ -1,14 +1,14 @@
-"""Errors that a person can act on; the command line prints them as one line and picks the exit code."""
+"""Errors that a user can mend; the command line prints each as one line and picks the exit code."""
 
 from __future__ import annotations
 
 
 class SsrError(Exception):
-    """Something expected went wrong: the message says what was expected, what was found and where.
+    """An expected error: its message says what was expected, what was found and where.
 
     Args:
         message: One line.
-        hint: What mends it: a flag, a command or a file to bring.
+        hint: What mends the error: a flag, a command or a file to bring.
     """
 
     exit_code = 1
@@ -22,17 +22,17 @@ class SsrError(Exception):
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
     def __reduce__(self) -> tuple[type[SsrError], tuple[str, str | None]]:
-        return type(self), (self.message, self.hint)  # crosses process pools with its hint
+        return type(self), (self.message, self.hint)  # keeps the hint between processes
 
 
 class UsageError(SsrError):
-    """The command line or a config file asks for something that cannot be."""
+    """The command line or a config file asks for something impossible."""
 
     exit_code = 2
 
 
 class ImageError(SsrError):
-    """One image cannot be used; the run may go on without it (``--max-failures``)."""
+    """One image cannot be used; the run may continue without it (``--max-failures``)."""
 
 
 class TooManyFailures(SsrError):  # noqa: N818 - it counts errors, it is not one more

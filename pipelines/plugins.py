@@ -1,4 +1,4 @@
-"""Tables that others may add to: a part that the package lacks comes from a module named in ``SSR_PLUGINS``.
+"""Extensible tables: a part that the package lacks comes from a module named in ``SSR_PLUGINS``.
 
 A table is a dict from a name to a part. A plugin is an importable module that adds entries when it is imported; worker
 processes inherit the environment and import it again when they look for its part.
@@ -26,13 +26,13 @@ Part = TypeVar("Part")
 
 
 def table_entry(table: Mapping[str, Part], name: str, what: str, flag: str) -> Part:
-    """Look a part up; plugins are imported if the table lacks it.
+    """Return a part from a table; plugins are imported if the table lacks it.
 
     Args:
-        table: Name -> part.
-        name: Asked for.
+        table: Parts by name.
+        name: Name of the part.
         what: What the table holds, in the singular: ``dataset kind``.
-        flag: Flag that named it.
+        flag: Flag that gave the name.
 
     Raises:
         UsageError: No such part, or a plugin that cannot be imported.
@@ -48,10 +48,10 @@ def table_entry(table: Mapping[str, Part], name: str, what: str, flag: str) -> P
 
 
 def load_plugins() -> None:
-    """Import the modules of ``SSR_PLUGINS`` and of the entry-point group ``ssr.plugins``, once a process.
+    """Import the modules of ``SSR_PLUGINS`` and of the entry-point group ``ssr.plugins``, once in each process.
 
     Raises:
-        UsageError: One of them cannot be imported.
+        UsageError: A module cannot be imported.
     """
     _load(os.environ.get(VARIABLE, ""))
 
@@ -63,7 +63,7 @@ def _load(named: str) -> None:
     for name, source in modules:
         try:
             importlib.import_module(name)
-        except Exception as error:  # a module of others can fail in any way
+        except Exception as error:  # a plugin can fail in any way
             reason = (str(error).strip().splitlines() or [""])[0][:160]
             raise UsageError(
                 f"cannot import plugin {name!r:.80} of {source}: {type(error).__name__}: {reason}",

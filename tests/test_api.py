@@ -132,7 +132,7 @@ def test_a_trained_model_makes_the_label_maps_of_ssr_predict(ssr, write_model, t
     [
         (lambda labeler: labeler(np.zeros((8, 8, 3), np.uint8), ["cta"]), "did you mean 'cat'"),
         (lambda labeler: labeler(np.zeros((8, 8, 3), np.uint8), "cat"), "expected a list of class names, found the name 'cat'"),
-        (lambda labeler: labeler.batch([np.zeros((8, 8, 3), np.uint8)], []), "found 0 for 1 photos"),
+        (lambda labeler: labeler.batch([np.zeros((8, 8, 3), np.uint8)], []), "found 0 for 1 images"),
         (lambda labeler: labeler.torch(torch.zeros(3, 8, 8), [["cat"]]), r"\(B, 3, H, W\).* found torch.float32 \(3, 8, 8\)"),
         (lambda labeler: labeler(np.zeros((8, 8), np.uint8), ["cat"]), r"\(H, W, 3\) uint8, found uint8 \(8, 8\)"),
         (lambda labeler: labeler(np.zeros((8, 8, 3)), ["cat"]), "found float64"),

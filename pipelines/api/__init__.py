@@ -1,9 +1,9 @@
-"""The Python door: pseudo-masks and a segmentation model's label maps from arrays, in a few lines.
+"""The Python interface: arrays become pseudo-masks, or the label maps of a segmentation model, in a few lines.
 
     labeler = PseudoLabeler.from_recipe("ssr", classes=["cat", "dog"])
     result = labeler(image, ["cat"])            # an array (H, W, 3), a PIL image or a path
 
-The same functions make the maps of the commands: a notebook and `ssr cams`, `ssr refine` give the same bytes.
+The commands call the same functions, so a notebook and `ssr cams`, `ssr refine` give the same bytes.
 """
 
 from __future__ import annotations

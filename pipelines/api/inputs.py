@@ -1,4 +1,4 @@
-"""What the Python objects take: photos in several forms, sections of options as mappings."""
+"""Input of the Python classes: images in several forms, and sections of options as mappings."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from pipelines.errors import UsageError
 from pipelines.options.sources import ClipOptions, RunOptions
 
 ImageLike = NDArray[np.uint8] | Image.Image | Path | str
-"""An RGB array ``(H, W, 3)`` uint8, a PIL image, or the path of a photo."""
+"""An RGB array ``(H, W, 3)`` uint8, a PIL image, or the path of an image."""
 
 
 def clip_of(values: Mapping[str, Any]) -> tuple[ClipOptions, Weights]:
-    """Options of ``[clip]`` and the weights that they name."""
+    """Return the options of ``[clip]`` and the weights that they name."""
     options = cast("ClipOptions", build_options("clip", values))
     return options, resolve_clip(options.model, options.pretrained)
 
 
 def precision_of(given: str | None, config: Mapping[str, Any]) -> str:
-    """The precision that is given, else that of ``[run]`` in a config file, else ``auto``."""
+    """Return the given precision, else that of ``[run]`` in a config file, else ``auto``."""
     chosen = {} if given is None else {"precision": given}
     return cast("RunOptions", build_options("run", config.get("run") or {}, chosen)).precision
 
 
 def as_picture(image: ImageLike) -> Image.Image:
-    """Any form of a photo as RGB.
+    """Return an image of any form as an RGB picture.
 
     Raises:
         UsageError: An array of another shape or type.
@@ -56,7 +56,7 @@ def as_picture(image: ImageLike) -> Image.Image:
 
 
 def as_pixels(pixels: Tensor, device: torch.device) -> Tensor:
-    """A batch of photos as fp32 in [0, 1] on a device.
+    """Return a batch of images as fp32 in [0, 1] on a device.
 
     Raises:
         UsageError: A tensor of another shape or type.
@@ -65,27 +65,29 @@ def as_pixels(pixels: Tensor, device: torch.device) -> Tensor:
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not (scaled or pixels.is_floating_point()):
         found = f"{pixels.dtype} {tuple(pixels.shape)}"
         raise UsageError(
-            f"expected pixels (B, 3, H, W), uint8 or floating point in [0, 1], found {found}", "photo[None] adds B"
+            f"expected pixels (B, 3, H, W), uint8 or floating point in [0, 1], found {found}", "image[None] adds B"
         )
     return pixels.to(device).float() / 255 if scaled else pixels.to(device).float()
 
 
 def checked_labels(labels: Sequence[Sequence[str]], photos: int, class_list: ClassList) -> list[tuple[int, ...]]:
-    """Class indices of each photo.
+    """Return the class indices of each image.
 
     Raises:
-        UsageError: An unknown class, a name in place of a list, or lists for another number of photos.
+        UsageError: An unknown class, a name in place of a list, or lists for another number of images.
     """
     if len(labels) != photos:
-        raise UsageError(f"expected one list of class names a photo, found {len(labels)} for {photos} photos", "labels")
+        raise UsageError(f"expected one list of class names an image, found {len(labels)} for {photos} images", "labels")
     for names in labels:
         if isinstance(names, str):
             raise UsageError(f"expected a list of class names, found the name {names!r:.80}", f"labels [{names!r:.80}]")
-    return [class_list.indices(names, f"photo {number}") for number, names in enumerate(labels)]
+    return [class_list.indices(names, f"image {number}") for number, names in enumerate(labels)]
 
 
 def as_class_list(classes: Sequence[str] | str | Path, background: Sequence[str] | None) -> ClassList:
-    """Class names, a class-list file, or the name of a list that ships; with words of one's own for the background.
+    """Return a class list from class names, a file, or the name of a shipped list.
+
+    Words in ``background`` replace the background words of the list.
 
     Raises:
         UsageError: The file cannot be read, or the names are no class list.

@@ -1,4 +1,4 @@
-"""From a photo and the names of its classes to CAMs and a pseudo-mask."""
+"""`PseudoLabeler`, which makes CAMs and a pseudo-mask from an image and the names of its classes."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ _SECTIONS = ("superpixels", "cams", "refine", "tag")
 
 
 class PseudoLabeler:
-    """From a photo and the names of its classes to CAMs and a pseudo-mask.
+    """A labeler that makes CAMs and a pseudo-mask from an image and the names of its classes.
 
     Args:
         models: Loaded encoders, text and heads.
         classes: The class list.
         superpixels: How superpixels are made, for parts that need them.
         cams: Read-out of the initial CAM.
-        refine: Affinity, column masks, propagation, label map.
-        tag: How photos without labels are tagged.
-        batch_size: Photos of one size a pass; 0 chooses by device.
+        refine: Affinity, column masks, propagation and label map.
+        tag: How images without labels are tagged.
+        batch_size: Images of one size in a pass of the encoders; 0 chooses by device.
 
     Attributes:
         models: As given.
@@ -116,7 +116,7 @@ class PseudoLabeler:
 
         Raises:
             UsageError: An unknown recipe, section, key or class, or weights that do not fit.
-            SsrError: Weights that cannot be had.
+            SsrError: Weights that cannot be downloaded or read.
 
         Examples:
             The real CLIP and DINO come from the hub:
@@ -136,15 +136,15 @@ class PseudoLabeler:
         precision: str | None = None,
         **sections: Mapping[str, Any],
     ) -> PseudoLabeler:
-        """Load what a work directory remembers: its classes, models, recipe and config file.
+        """Load the classes, models, recipe and config file that a work directory stores.
 
-        Flags of single commands, such as ``--boundary``, are not remembered; give them as sections.
+        Flags of single commands, such as ``--boundary``, are not stored; give them as sections.
 
         Args:
             work: A work directory, such as ``runs/voc``.
             alignment: Heads of `ssr align` (.safetensors); ``"auto"`` for those in ``work``, None for plain CLIP.
             device: As for `from_recipe`.
-            precision: As for `from_recipe`; default: that of the config file that ``work`` remembers, else ``auto``.
+            precision: As for `from_recipe`; default: that of the config file that ``work`` stores, else ``auto``.
             **sections: As for `from_recipe`.
 
         Raises:
@@ -158,7 +158,7 @@ class PseudoLabeler:
         """
         memory = recall(Path(work))
         if not memory:
-            raise UsageError(f"{work} is no work directory: it remembers no dataset", "a folder that `ssr` commands wrote to")
+            raise UsageError(f"{work} is no work directory: it records no dataset", "a folder that `ssr` commands wrote to")
         heads = Path(work) / HEADS_FILE if alignment == "auto" else alignment
         return cls._configured(memory, memory.get("config") or {}, memory.get("recipe"), (heads, device, precision), sections)
 
@@ -172,14 +172,14 @@ class PseudoLabeler:
         precision: str | None = None,
         **sections: Mapping[str, Any],
     ) -> PseudoLabeler:
-        """Load what a config file of the commands names; no command needs to have run.
+        """Load the classes and models that a config file of the commands names; no command has to run before.
 
         Args:
             path: A .toml file with a section ``[dataset]``, which the class list comes from.
             alignment: Heads of `ssr align` (.safetensors); None for plain CLIP.
             device: As for `from_recipe`.
             precision: As for `from_recipe`; default: that of the file's ``[run]``, else ``auto``.
-            **sections: As for `from_recipe`; they win over the file.
+            **sections: As for `from_recipe`; they override the file.
 
         Raises:
             UsageError: A file that cannot be read, names no dataset, or has options that do not fit.
@@ -243,27 +243,27 @@ class PseudoLabeler:
         return cls(models, class_list, cast("SuperpixelsOptions", superpixels), cams, refine, cast("TagOptions", tag))
 
     def __call__(self, image: ImageLike, labels: Sequence[str] | None = None) -> PseudoLabels:
-        """CAMs and pseudo-mask of one photo.
+        """Make the CAMs and the pseudo-mask of one image.
 
         Args:
             image: RGB array ``(H, W, 3)`` uint8, PIL image or path.
-            labels: Names of the classes that are in it; None: they are found, as by `ssr predict --model tags`.
+            labels: Names of the classes in the image; if None, they are found as by `ssr predict --model tags`.
 
         Raises:
             UsageError: An unknown class, or an array of another shape or type.
-            ImageError: A photo that cannot be used.
+            ImageError: An image that cannot be used.
         """
         return self.batch([image], None if labels is None else [labels])[0]
 
     def batch(self, images: Sequence[ImageLike], labels: Sequence[Sequence[str]] | None = None) -> list[PseudoLabels]:
-        """Like a call for each photo; photos of one size share a pass of the encoders.
+        """Make the CAMs and the pseudo-mask of each image; images of one size share a pass of the encoders.
 
         Args:
-            images: Photos, each as for a call.
-            labels: Class names of each photo; None: those of all photos are found.
+            images: Images in any form that a call takes.
+            labels: Class names of each image; if None, the classes of all images are found.
 
         Returns:
-            One result a photo, in the order of ``images``.
+            One result for each image, in the order of ``images``.
         """
         results: dict[int, PseudoLabels] = {}
         pictures = [as_picture(image) for image in images]
@@ -277,29 +277,29 @@ class PseudoLabeler:
         return [results[number] for number in range(len(pictures))]
 
     def _made(self, photos: Sequence[Photo]) -> tuple[Sequence[Photo], Tensor, Tensor]:
-        """Photos, their CAMs ``(T, h, w)`` as `ssr cams` stores them, and refined CAMs."""
+        """Return images, their CAMs ``(T, h, w)`` as `ssr cams` stores them, and their refined CAMs."""
         evidence, made = encode_and_extract(self._encoders, photos, self.cams_options)
         cams = made.half().float()
         return photos, cams, self._refined(evidence, cams)
 
     def _made_without(self, photos: Sequence[Photo]) -> tuple[Sequence[Photo], Tensor, Tensor]:
-        """The same of photos of which nothing is known, with their tags for labels."""
+        """Return the same as `_made` for images without labels; their tags become their labels."""
         made = label_free(self._tagging, photos, self._thresholds, self.tag_options, self.cams_options, self.refine_options)
         return made.photos, made.cams, made.refined
 
     @cached_property
     def _thresholds(self) -> NDArray[np.float64]:
-        """Score from which each class is a tag, ``(C,)``; a file of them is read once, and only if photos are tagged."""
+        """Score from which each class is a tag, ``(C,)``; a thresholds file is read once, and only if images are tagged."""
         return given_thresholds(self.class_list.names, self.cams_options, self.tag_options)
 
     def torch(self, pixels: Tensor, labels: Sequence[Sequence[str]], superpixels: Tensor | None = None) -> PseudoLabelTensors:
-        """Maps of a batch as tensors on its device.
+        """Make the maps of a batch as tensors on its device.
 
-        Photos are resized by torch and not by Pillow, so that values differ slightly from those of a call.
+        Torch resizes the images in place of Pillow, so values differ slightly from those of a call.
 
         Args:
             pixels: ``(B, 3, H, W)`` RGB, uint8 or floating point in [0, 1].
-            labels: Class names of each photo.
+            labels: Class names of each image.
             superpixels: ``(B, H, W)`` ids from 0; without them, a recipe that needs superpixels copies the pixels to the
                 host and makes them there.
         """
@@ -320,14 +320,14 @@ class PseudoLabeler:
         return PseudoLabelTensors(classes, evidence.padded(cams), padded, mask)
 
     def superpixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        """Superpixels ``(H, W)`` of an RGB array ``(H, W, 3)``, ids from 0."""
+        """Return the superpixels ``(H, W)`` of an RGB array ``(H, W, 3)``; ids start at 0."""
         options = self.superpixels_options
         return slic_superpixels(image, options.segments, options.compactness, options.iterations)
 
     def _numbered(
         self, encoders: Encoders, pictures: Sequence[Image.Image], labels: Sequence[tuple[int, ...]]
     ) -> Iterator[tuple[int, Photo]]:
-        """Number and photo, prepared one at a time."""
+        """Yield the number and the prepared `Photo` of each image, one at a time."""
         for number, (picture, own) in enumerate(zip(pictures, labels, strict=True)):
             ids = self.superpixels(np.asarray(picture)) if "superpixels" in encoders.needs else None
             scales = one_pass_scales(self.cams_options)
@@ -343,7 +343,7 @@ class PseudoLabeler:
         return self._encoders.photo_of_pixels(sample, pixels, ids, one_pass_scales(self.cams_options))
 
     def _refined(self, evidence: Evidence, cams: Tensor) -> Tensor:
-        """Refined CAMs of photos of one grid, ``(T, h, w)`` of CAMs of the same shape."""
+        """Refine the CAMs ``(T, h, w)`` of images of one grid; the shape stays."""
         return refined_cams(evidence, cams.flatten(1), self.refine_options).view_as(cams)
 
     def _result(self, picture: Image.Image, photo: Photo, cam: NDArray[np.float32], maps: NDArray[np.float16]) -> PseudoLabels:

@@ -1,4 +1,4 @@
-"""From a photo to the label map of a trained segmentation model."""
+"""`SegmentationModel`, which makes the label map of an image with a trained model."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from pipelines.workdir.memory import recall
 
 
 class SegmentationModel:
-    """A trained segmentation model: any photo in, a label map out.
+    """A trained segmentation model that makes a label map of any image.
 
     Args:
-        predictor: Makes logits of photos.
+        predictor: Makes logits of images.
         classes: Names of the foreground classes.
         options: Scales, flip, boundary refinement.
         device: Torch device of a boundary refinement that uses torch.
@@ -52,14 +52,14 @@ class SegmentationModel:
 
         Args:
             path: ``model.safetensors`` of a work directory.
-            clip: Keys of ``[clip]``; default: those that the work directory of the file remembers.
+            clip: Keys of ``[clip]``; default: those that the work directory of the file stores.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-            precision: ``auto``, ``fp32`` or ``bf16``; default: that of the config file that the work directory remembers,
-                else ``auto``.
+            precision: ``auto``, ``fp32`` or ``bf16``; default: that of the config file that the work directory stores, else
+                ``auto``.
             **options: Options of ``[predict]``, such as ``scales``, ``flip`` and ``boundary``.
 
         Raises:
-            UsageError: Not such a file, or one that was trained with another CLIP.
+            UsageError: The file is no such model, or the model was trained with another CLIP.
 
         Examples:
             >>> model = SegmentationModel.load("runs/sample/model.safetensors")
@@ -77,13 +77,13 @@ class SegmentationModel:
         return cls(Predictor(encoder, segmenter, predict), segmenter.classes, predict, str(where))
 
     def __call__(self, image: ImageLike) -> NDArray[np.uint8]:
-        """The label map ``(H, W)`` uint8 of a photo: 0 background, ``i + 1`` for class i of `classes`."""
+        """Return the label map ``(H, W)`` uint8 of an image: 0 background, ``i + 1`` for class i of `classes`."""
         picture, photo = self._photo(image)
         logits = self.predictor.logits([photo])[0].half().cpu().numpy()  # (C + 1, h, w)
         return predicted_mask(logits, photo.size, self.options, lambda: picture, self.device)
 
     def probabilities(self, image: ImageLike) -> NDArray[np.float32]:
-        """Class probabilities ``(C + 1, H, W)`` of a photo, background first."""
+        """Return the class probabilities ``(C + 1, H, W)`` of an image, background first."""
         _, photo = self._photo(image)
         shares = self.predictor.logits([photo])[0].softmax(0).cpu().numpy()  # (C + 1, h, w)
         return resize_maps(shares, photo.size)

@@ -1,4 +1,4 @@
-"""What `PseudoLabeler` hands back."""
+"""Results of `PseudoLabeler`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipelines.stores.mask_store import write_mask
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """What `PseudoLabeler` makes of one photo.
+    """The result of `PseudoLabeler` for one image.
 
     Attributes:
         classes: Names of the K classes, in the order of the maps, which is that of the class list.
         cam: Initial CAM on the token grid, ``(K, h, w)`` fp32 in [0, 1].
-        refined: The same after the refinement.
+        refined: Refined CAM, same shape and range.
         mask: ``(H, W)`` uint8: 0 background, ``i + 1`` for class i of the class list, 255 ignored.
-        confidence: ``(H, W)`` fp32 in [0, 1], share of the best class in the sum of the scores.
+        confidence: ``(H, W)`` fp32 in [0, 1], share of the highest score in the sum of the scores.
     """
 
     classes: tuple[str, ...]
@@ -38,12 +38,12 @@ class PseudoLabels:
 
 @dataclass(frozen=True)
 class PseudoLabelTensors:
-    """What `PseudoLabeler.torch` makes of a batch, on its device.
+    """The result of `PseudoLabeler.torch` for a batch, on its device.
 
     Attributes:
         classes: Class indices ``(B, K)`` int64, -1 in empty slots.
         cam: ``(B, K, h, w)`` fp32 in [0, 1], 0 in empty slots.
-        refined: The same after the refinement.
+        refined: Refined CAM, same shape and range.
         mask: ``(B, H, W)`` int64, values as in `PseudoLabels`; without boundary refinement.
     """
 
