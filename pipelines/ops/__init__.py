@@ -1,1 +1,1 @@
-"""Pure functions on tensors and arrays, one idea a file; they know no files, no config, no dataset."""
+"""Pure functions on tensors and arrays, one idea in each file; they use no files, no configuration and no dataset."""

@@ -1,6 +1,6 @@
-"""Attention as affinity between patches: fusing, normalising, propagating.
+"""Attention as affinity between patches: functions that fuse, normalise and propagate it.
 
-Everything is applied to vectors: a squared, symmetrised affinity is two products with a CAM, never an ``N x N x N`` product.
+All products are with vectors: a squared, symmetrised affinity is two products with a CAM, never an ``N x N x N`` product.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-12
-"""Guards sums of rows and columns that attend to nothing."""
+"""Lower bound of the sums of rows and columns, which may be zero."""
 
 
 def normalise_rows(affinity: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def sinkhorn(affinity: Tensor, rounds: int) -> Tensor:
         rounds: Number of column-then-row steps.
 
     Returns:
-        Same shape. After at least one round every non-empty row sums to 1, columns nearly.
+        Same shape. After at least one round the sum of every non-empty row is 1 and that of every column nearly 1.
     """
     left = affinity.new_ones(*affinity.shape[:-1], 1)  # (..., N, 1)
     right = torch.ones_like(left)  # (..., N, 1)
@@ -42,7 +42,7 @@ def sinkhorn(affinity: Tensor, rounds: int) -> Tensor:
 
 
 def fuse_attention(clip_attention: Tensor | None, dino_attention: Tensor | None, dino_weight: float) -> Tensor:
-    """Weighted sum of two attentions on one grid (SSR, Eq. 9: 0.4 CLIP + 0.6 DINO).
+    """Return the weighted sum of two attentions on one grid (SSR, Eq. 9: 0.4 CLIP + 0.6 DINO).
 
     Args:
         clip_attention: ``(..., N, N)``; may be None if ``dino_weight`` is 1.
@@ -50,8 +50,8 @@ def fuse_attention(clip_attention: Tensor | None, dino_attention: Tensor | None,
         dino_weight: Share of DINO in [0, 1].
 
     Returns:
-        ``(..., N, N)``. Both are row-normalised before they are mixed, so that the weight means what it says; a
-        single one is returned as it is.
+        ``(..., N, N)``. Both are row-normalised before they are mixed, so that the weight is the true share; a single attention
+            is returned unchanged.
     """
     if clip_attention is None or dino_attention is None:
         only = dino_attention if clip_attention is None else clip_attention
@@ -66,15 +66,15 @@ def fuse_attention(clip_attention: Tensor | None, dino_attention: Tensor | None,
 def propagate(
     affinity: Tensor, cam: Tensor, column_mask: Tensor | None = None, power: int = 2, mask_every_step: bool = False
 ) -> Tensor:
-    """Spread a CAM along the affinity: ``(A^power * mask) cam``, columns masked.
+    """Spread a CAM along the affinity with masked columns: ``(A^power * mask) cam``.
 
     Args:
         affinity: ``(N, N)``, row = receiver, column = source.
         cam: ``(K, N)``.
-        column_mask: ``(K, N)`` weights of the source columns in [0, 1], or None. Zeroing column j of the affinity is
-            zeroing ``cam[:, j]``, which is how it is done.
+        column_mask: ``(K, N)`` weights of the source columns in [0, 1], or None. Column j of the affinity is masked by masking
+            ``cam[:, j]``, which gives the same product.
         power: Number of steps.
-        mask_every_step: Mask before every step instead of before the first only.
+        mask_every_step: Whether to mask before every step; otherwise only before the first.
 
     Returns:
         ``(K, N)``.

@@ -1,7 +1,7 @@
-"""Multi-head attention: its result by the fused kernel, and its weights averaged over heads, each by itself.
+"""Multi-head attention: the fused kernel computes its result, and a separate function the mean of its weights over heads.
 
-A block's output has the same bits whether its weights are asked for or not, so that one pass of an encoder can serve
-parts that need them and parts that do not.
+The output of a block has the same bits whether its weights are computed or not, so that one pass of an encoder can serve parts
+that need the weights and parts that do not.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class OpenAttention:
-    """One block's attention, taken apart, for parts of the method that attend otherwise than the model does.
+    """The parts of one block's attention, for methods that combine them in another way than the model.
 
     Attributes:
-        projected: Block input ``(B, T, D)`` to queries, keys and values by head, ``(B, heads, T, d)`` fp32 each.
-        joined: Attended values ``(B, heads, T, d)`` to ``(B, T, D)`` fp32 behind the output projection, without residual.
+        projected: Maps block input ``(B, T, D)`` to queries, keys and values by head, ``(B, heads, T, d)`` fp32 each.
+        joined: Maps attended values ``(B, heads, T, d)`` to ``(B, T, D)`` fp32 behind the output projection, without residual.
     """
 
     projected: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -28,17 +28,17 @@ class OpenAttention:
 
 
 def by_head(packed: Tensor, heads: int) -> Tensor:
-    """``(B, T, heads * d)`` to ``(B, heads, T, d)`` fp32."""
+    """Reshape ``(B, T, heads * d)`` to ``(B, heads, T, d)`` fp32."""
     return packed.reshape(*packed.shape[:2], heads, -1).transpose(1, 2).float()
 
 
 def packed_heads(apart: Tensor, dtype: torch.dtype) -> Tensor:
-    """``(B, heads, T, d)`` to ``(B, T, heads * d)``."""
+    """Reshape ``(B, heads, T, d)`` to ``(B, T, heads * d)``."""
     return apart.transpose(1, 2).flatten(2).to(dtype)
 
 
 def attended_values(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """Scaled dot-product attention without its weights.
+    """Compute scaled dot-product attention with the fused kernel, which does not return its weights.
 
     Args:
         query: Projected queries, ``(B, T, D)``.
@@ -55,7 +55,7 @@ def attended_values(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Te
 
 
 def mean_attention(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """The weights of scaled dot-product attention, averaged over heads, which are added up one after the other.
+    """Compute the weights of scaled dot-product attention, averaged over heads.
 
     Args:
         query: Projected queries, ``(B, T, D)``.
@@ -63,8 +63,8 @@ def mean_attention(query: Tensor, key: Tensor, heads: int) -> Tensor:
         heads: Number of heads; must divide ``D``.
 
     Returns:
-        ``(B, T, T)`` fp32; row = receiver, column = source; every row sums to 1. Only a few such
-        maps are held at once, whatever the number of heads.
+        ``(B, T, T)`` fp32; row = receiver, column = source; every row sums to 1. Heads are added one after the other, so that
+            memory holds only a few such maps for any number of heads.
     """
     width = query.shape[-1] // heads
     total: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Which layers' attention to believe, judged by the decoder's affinity (RFM of WeCLIP, Zhang et al., CVPR 2024)."""
+"""Selection of attention layers by the decoder's affinity (RFM of WeCLIP, Zhang et al., CVPR 2024)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 Difference = Literal["signed", "absolute"]
 
 ROUNDING = 1e-6
-"""Attention of a token, summed, that does not tell two layers apart."""
+"""Rounding error in the summed attention of a token: a smaller difference does not separate two layers."""
 
 
 def decoder_affinity(features: Tensor) -> Tensor:
-    """Affinity between tokens as the decoder sees them, ``sigmoid(F^T F)``.
+    """Compute the affinity between the decoder's tokens, ``sigmoid(F^T F)``.
 
     Args:
         features: ``(B, E, h, w)`` fused features, not L2-normalised.
@@ -30,22 +30,22 @@ def decoder_affinity(features: Tensor) -> Tensor:
 def filter_attention(
     attention: Tensor, decoder_affinity: Tensor, difference: Difference = "signed", valid: Tensor | None = None
 ) -> Tensor:
-    """Mean of the layers that are near the decoder's affinity A_f, times A_f.
+    """Return the mean of the layers that are near the decoder's affinity A_f, times A_f.
 
-    A layer is kept if its distance ``S_l = sum_ij (A_f - A_l)_ij`` is at most the mean over layers, image by image; of layers
-    that differ by rounding alone all are kept.
+    A layer is kept if its distance ``S_l = sum_ij (A_f - A_l)_ij`` is at most the mean over layers of the same image. If the
+    layers differ by rounding alone, all are kept.
 
     Args:
-        attention: ``(L, B, N, N)``, single layers averaged over heads. Rows as they come, without the class token's share:
-            if they are normalised to sum to 1 again, "signed" cannot tell layers apart and keeps all.
+        attention: ``(L, B, N, N)``, single layers averaged over heads. Rows must not be normalised again after the class
+            token's share is dropped: if every row sums to 1, "signed" cannot separate layers and keeps all.
         decoder_affinity: ``(B, N, N)`` in [0, 1].
         difference: Sum of ``A_f - A_l`` ("signed", the authors' code) or of ``|A_f - A_l|`` ("absolute", the paper).
-        valid: ``(B, N)`` bool, tokens that are photo and not padding; pairs with others are left out of S. None = all.
+        valid: ``(B, N)`` bool, False for padding; pairs with padding are left out of S. None = no padding.
 
     Returns:
         ``(B, N, N)``.
     """
-    # A_f is the same for all layers: without absolute values it drops out of the comparison
+    # A_f is the same for all layers: without absolute values it cancels in the comparison.
     gap = (decoder_affinity - attention).abs() if difference == "absolute" else -attention  # (L, B, N, N)
     if valid is None:
         valid = attention.new_ones(attention.shape[1:3], dtype=torch.bool)

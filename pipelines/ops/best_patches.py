@@ -1,4 +1,4 @@
-"""From maps of all classes to one score a class: the mean of its best patches."""
+"""Score of each class from its map: the mean over the best patches."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 def best_patches(maps: Tensor, share: float) -> Tensor:
-    """Mean of the highest values of each map; one patch is too noisy, and the mean of all measures size.
+    """Return the mean of the highest values of each map; one patch is too noisy, and the mean of all measures size.
 
     Args:
         maps: ``(..., N)``.
-        share: Share of the N patches that counts, in (0, 1]; at least one does.
+        share: Share of the N patches that are averaged, in (0, 1]; at least one patch is.
 
     Returns:
         ``(...)``.

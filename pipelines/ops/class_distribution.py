@@ -1,8 +1,7 @@
-"""How much two patches resemble the same class names: Jensen-Shannon divergence of their distributions (CD-CLIP, CVPR 2026).
+"""Similarity of patches as Jensen-Shannon divergence of their distributions over class names (CD-CLIP, CVPR 2026).
 
-A patch's distribution says how much it resembles every class of the dataset, and every super-class, not only those in the
-photo. Two patches of one object resemble the same names; a chair's leg and the floor do not, although they may attend to
-each other.
+A patch's distribution holds its similarity to every class and super-class of the dataset, not only to those in the image. Two
+patches of one object resemble the same names; a chair's leg and the floor do not, although they may attend to each other.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from torch import Tensor
 from pipelines.ops.scaling import min_max
 
 BLOCK = 1 << 18
-"""Pairs of patches that are compared at once: 1 MB of scratch memory, which a cache holds, however many patches and classes."""
+"""Number of pairs that are compared at once: 1 MB of scratch memory fits a cache, for any number of patches and classes."""
 
 
 def class_distributions(features: Tensor, text: Tensor, scale: float, valid: Tensor | None = None) -> Tensor:
-    """Softmax over names of each patch's cosines, which are first scaled to [0, 1] name by name.
+    """Return each patch's softmax over names of its cosines, after each name's cosines are scaled to [0, 1].
 
     Args:
         features: Projected patches ``(B, N, E)``, not necessarily L2-normalised.
         text: ``(M, E)``, L2-normalised.
         scale: Factor of the scaled cosines in the softmax.
-        valid: ``(B, N)`` bool, tokens that are photo and not padding; others are neither minimum nor maximum. None = all.
+        valid: ``(B, N)`` bool, False for padding, which is left out of minimum and maximum. None = no padding.
 
     Returns:
         ``(B, N, M)``, rows sum to 1.
@@ -40,11 +39,11 @@ def class_distributions(features: Tensor, text: Tensor, scale: float, valid: Ten
 
 
 def jensen_shannon(distributions: Tensor, block: int = BLOCK) -> Tensor:
-    """Jensen-Shannon divergence of every pair, ``H((p + q) / 2) - (H(p) + H(q)) / 2``, in nats.
+    """Compute the Jensen-Shannon divergence of every pair, ``H((p + q) / 2) - (H(p) + H(q)) / 2``, in nats.
 
     Args:
         distributions: ``(B, N, M)``, rows sum to 1.
-        block: Pairs compared at once.
+        block: Number of pairs that are compared at once.
 
     Returns:
         ``(B, N, N)`` in [0, log 2], symmetric, 0 on the diagonal.
@@ -57,7 +56,7 @@ def jensen_shannon(distributions: Tensor, block: int = BLOCK) -> Tensor:
     rows = max(1, block // max(1, batch * count))
     for start in range(0, count, rows):
         end = min(start + rows, count)
-        # with s = p + q: H(s / 2) = log 2 - (sum of s log s) / 2. Pairs below the diagonal are copied from above it.
+        # With s = p + q: H(s / 2) = log 2 - (sum of s log s) / 2. Pairs above the diagonal are copied below it.
         slogs = p.new_zeros(batch, end - start, count - start)  # (B, R, N')
         for name in range(names):
             total = columns[name, :, start:end, None] + columns[name, :, None, start:]  # (B, R, N')
@@ -71,13 +70,14 @@ def jensen_shannon(distributions: Tensor, block: int = BLOCK) -> Tensor:
 
 
 def similarity_weights(divergence: Tensor, kappa: float, tau: float | None = None, valid: Tensor | None = None) -> Tensor:
-    """``exp(-JS / tau)``: softmax((1 - JS) / tau) before its rows are divided by their sums.
+    """Return ``exp(-JS / tau)``, which is softmax((1 - JS) / tau) before its rows are divided by their sums.
 
     Args:
-        divergence: ``(B, N, N)`` of `jensen_shannon`.
-        kappa: ``tau`` in units of the photo's median divergence: distributions are peaked in one photo and flat in the next.
+        divergence: ``(B, N, N)``, the result of `jensen_shannon`.
+        kappa: ``tau`` in units of the image's median divergence, because distributions are peaked in one image and flat in
+            another.
         tau: Fixed temperature; overrides ``kappa``.
-        valid: ``(B, N)`` bool, tokens that are photo and not padding; others do not count in the median. None = all.
+        valid: ``(B, N)`` bool, False for padding, which is left out of the median. None = no padding.
 
     Returns:
         ``(B, N, N)`` in [0, 1].

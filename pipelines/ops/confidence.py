@@ -1,4 +1,4 @@
-"""How sure one can be of each class of a pseudo-mask without ground truth, by what its CAMs agree on."""
+"""Confidence in each class of a pseudo-mask without ground truth, from the agreement of CAM, refined CAM and mask."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipelines.ops.label_map import with_background
 def mask_confidence(
     cam: NDArray[np.floating], refined: NDArray[np.floating], mask: NDArray[np.uint8], labels: Sequence[int]
 ) -> list[float]:
-    """Mean of four agreements, each from 0 to 1, for each class of a mask.
+    """Return the mean of four agreements in [0, 1] for each class of a mask.
 
-    They are the correlation of CAM and refined CAM; the overlap of the mask with each of both, as shared sum over joined sum;
-    and how far the class is ahead of the next one inside the mask, in shares of the scores. `docs/results.md` says how well
-    they find wrong masks.
+    The agreements are the correlation of CAM and refined CAM; the overlap of the mask with each of the two, as shared sum over
+    joined sum; and the lead of the class over the next one inside the mask, in shares of the scores. `docs/results.md` shows
+    how well a low mean finds wrong masks.
 
     Args:
         cam: CAM on the token grid, ``(K, h, w)`` in [0, 1].
@@ -26,7 +26,7 @@ def mask_confidence(
         labels: The K class indices.
 
     Returns:
-        K numbers in [0, 1]; low = doubtful.
+        K numbers in [0, 1]; low values are doubtful.
     """
     small = _on_grid(mask, refined.shape[1:])  # (h, w)
     cam, refined = cam.astype(np.float32), refined.astype(np.float32)
@@ -47,7 +47,7 @@ def mask_confidence(
 
 
 def _on_grid(mask: NDArray[np.uint8], grid: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The mask at the middle of each cell of a grid."""
+    """Sample the mask at the middle of each cell of a grid."""
     rows, columns = ((2 * np.arange(cells) + 1) * side // (2 * cells) for cells, side in zip(grid, mask.shape, strict=True))
     return mask[np.ix_(rows, columns)]
 

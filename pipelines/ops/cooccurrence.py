@@ -1,7 +1,7 @@
-"""Co-occurrence: what the photos of a patch's look-alikes have in common.
+"""Co-occurrence: the labels that a patch's nearest neighbours in other images have in common.
 
-An image-level label does not say where its object is, but patches of the object come back in other photos of that label, and
-patches of its surroundings come back in photos of all labels.
+An image-level label gives no place for its object, but similar patches of the object occur in other images of that label, while
+patches of its surroundings occur in images of all labels.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def neighbour_labels(patches: Tensor, bank: Tensor, present: Tensor, neighbours: int, barred: Tensor | None = None) -> Tensor:
-    """How many of a patch's nearest neighbours are of photos with a label.
+    """Return the share of each patch's nearest neighbours whose images have a label.
 
     Args:
         patches: ``(Q, D)``, L2-normalised.
-        bank: ``(V, D)``, L2-normalised: patches of many photos.
-        present: ``(V, C)`` fp32, 1 where the photo of a row of the bank has the label.
-        neighbours: How many are counted; all that there are, if there are fewer.
-        barred: ``(V,)`` bool, rows that are no neighbours: those of the patches' own photo, whose labels prove nothing.
+        bank: ``(V, D)``, L2-normalised: patches of many images.
+        present: ``(V, C)`` fp32, 1 where the image of a row of the bank has the label.
+        neighbours: Number of neighbours; if the bank has fewer rows, all are counted.
+        barred: ``(V,)`` bool, rows that do not count as neighbours: patches of the same image, whose labels prove nothing.
 
     Returns:
         ``(Q, C)`` in [0, 1].

@@ -1,4 +1,4 @@
-"""Fully connected CRF over the classes that an image has."""
+"""Fully connected CRF over the classes of an image."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pipelines.errors import SsrError
 
 @dataclass(frozen=True)
 class CrfParameters:
-    """Numbers of the dense CRF (Krähenbühl & Koltun, NeurIPS 2011); defaults are those of DeepLab and CLIP-ES.
+    """Parameters of the dense CRF (Krähenbühl & Koltun, NeurIPS 2011); defaults are those of DeepLab and CLIP-ES.
 
     Attributes:
-        iterations: Mean-field steps.
+        iterations: Number of mean-field steps.
         gaussian_sxy: Spatial standard deviation of the smoothness kernel, pixels.
-        gaussian_compat: Its weight.
+        gaussian_compat: Weight of the smoothness kernel.
         bilateral_sxy: Spatial standard deviation of the appearance kernel, pixels.
-        bilateral_srgb: Its colour standard deviation, grey levels.
-        bilateral_compat: Its weight.
+        bilateral_srgb: Colour standard deviation of the appearance kernel, grey levels.
+        bilateral_compat: Weight of the appearance kernel.
     """
 
     iterations: int = 10
@@ -33,10 +33,10 @@ class CrfParameters:
 
 
 def dense_crf(image: NDArray[np.uint8], scores: NDArray[np.float32], parameters: CrfParameters) -> NDArray[np.float32]:
-    """Refine scores along the photo's edges.
+    """Refine scores along the image's edges.
 
     Args:
-        image: ``(H, W, 3)`` RGB. CLIP-ES feeds mean-subtracted values that wrap around; measured, it makes no difference.
+        image: ``(H, W, 3)`` RGB. CLIP-ES passes mean-subtracted values that wrap around; a measurement showed no difference.
         scores: ``(C, H, W)`` in [0, 1], clipped at 1e-5; -log of them is the unary. They need not sum to 1.
         parameters: Kernel widths and weights.
 

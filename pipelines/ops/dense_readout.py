@@ -1,8 +1,8 @@
-"""Dense read-out: class probabilities of every patch, straight from the value path of CLIP's last block.
+"""Dense read-out: class probabilities of every patch, from the value path of CLIP's last block.
 
 CLIP's joint space is trained for the pooled token, but a patch's *value* vector, passed through the block's output projection
-alone (no attention, no residual, no MLP), can be compared with text as it stands (MaskCLIP, Zhou et al., ECCV 2022, section
-3.2). Single patches are noisy; averaging values inside superpixels before the comparison is what makes the map clean.
+alone (no attention, no residual, no MLP), can be compared with text directly (MaskCLIP, Zhou et al., ECCV 2022, section 3.2).
+Single patches are noisy; the mean of the values in each superpixel makes the map clean.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def smooth_over_superpixels(tokens: Tensor, membership: Tensor, share: float) ->
 
 
 def text_probabilities(features: Tensor, text: Tensor, targets: int, scale: float, absent: Tensor | None = None) -> Tensor:
-    """Softmax over scaled cosines to text.
+    """Return the softmax over scaled cosines to text.
 
     Args:
         features: ``(..., N, E)``, L2-normalised.
         text: ``(..., M, E)`` L2-normalised: the image's classes first, then the background words.
         targets: Number of classes at the head of ``text``.
-        scale: Of the cosines.
-        absent: ``(..., M)`` bool: rows of ``text`` that are padding and take no part; None: all take part.
+        scale: Factor of the cosines.
+        absent: ``(..., M)`` bool: rows of ``text`` that are padding and take no part; None = no padding.
 
     Returns:
         ``(..., targets, N)`` in [0, 1], 0 for a padded class.

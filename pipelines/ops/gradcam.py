@@ -18,11 +18,11 @@ from torch import Tensor
 from pipelines.ops.transfer import sent
 
 Logits = Callable[[Tensor], Tensor]
-"""Pooled, projected image features ``(B, E)`` -> logits ``(B, M)``. Alignment heads plug in here."""
+"""Maps pooled, projected image features ``(B, E)`` to logits ``(B, M)``; alignment heads replace it."""
 
 
 def cosine_logits(text: Tensor, logit_scale: float) -> Logits:
-    """CLIP's own logits: scaled cosine to each text embedding.
+    """Return a function to CLIP's own logits: the scaled cosine to each text embedding.
 
     Args:
         text: ``(M, E)``, L2-normalised.
@@ -32,7 +32,7 @@ def cosine_logits(text: Tensor, logit_scale: float) -> Logits:
 
 
 Features = Callable[..., Tensor]
-"""Block input and ``ln_1`` output, both ``(B, T, D)``, to patch features ``(B, N, E)``; a shift ``(B, D)`` may stand third."""
+"""Maps block input and ``ln_1`` output, both ``(B, T, D)``, and maybe a shift ``(B, D)`` to patch features ``(B, N, E)``."""
 
 
 def softmax_gradcam(
@@ -46,32 +46,32 @@ def softmax_gradcam(
     relu: bool = True,
     by_shift: bool = False,
 ) -> Tensor:
-    """GradCAM of softmax probabilities for every present class.
+    """Compute the GradCAM of softmax probabilities for every present class.
 
     Args:
-        tokens_cls: Input of the last block, ``(B, T, D)`` fp32, with tokens that are no patches.
+        tokens_cls: Input of the last block, ``(B, T, D)`` fp32, with the tokens that are not patches.
         normalise: The last block's first LayerNorm, ``ln_1``; the maps are read at its output.
-        features: From the block's input and ``ln_1``'s output to the patch features that are pooled.
-        patches: Drops the tokens that are no patches, ``(..., T, D)`` to ``(..., N, D)``.
-        logits: From pooled image features to ``(B, M)`` logits.
+        features: Maps the block's input and ``ln_1``'s output to the patch features that are pooled.
+        patches: Drops the tokens that are not patches, ``(..., T, D)`` to ``(..., N, D)``.
+        logits: Maps pooled image features to ``(B, M)`` logits.
         present: ``(B, M)`` bool, on the host: the entries that take part in each image's softmax (its classes and all
             background words).
-        targets: ``(B, M)`` bool, on the host, a part of ``present``: the entries whose maps are wanted. All present ones by
-            default.
-        relu: Cut the negative part of the maps off, as the papers do.
-        by_shift: Take the gradient by a shift of all patches, which is the same up to rounding and may take less time
-            (`pipelines.ops.shifted_attention`).
+        targets: ``(B, M)`` bool, on the host, a part of ``present``: the entries whose maps are computed; default: all present
+            ones.
+        relu: Whether to set the negative part of the maps to 0, as the papers do.
+        by_shift: Whether to take the gradient by a shift of all patches, which is the same up to rounding and may take less
+            time (`pipelines.ops.shifted_attention`).
 
     Returns:
         ``(T, N)`` fp32, not normalised: image by image, targets in ascending order of their column.
     """
     targets = present if targets is None else targets
-    counts, device = targets.sum(dim=1), tokens_cls.device  # (B,), on the host, which asks the device for nothing
+    counts, device = targets.sum(dim=1), tokens_cls.device  # (B,), on the host, so that no copy waits for the device
     slots = int(counts.max()) if counts.numel() else 0
     if slots == 0:
         return tokens_cls.new_zeros(0, patches(tokens_cls).shape[1])
     with torch.inference_mode(False), torch.enable_grad():
-        tokens_cls = tokens_cls.detach().clone()  # tokens made under inference mode may not enter autograd
+        tokens_cls = tokens_cls.detach().clone()  # tokens of inference mode may not enter autograd
         activation = normalise(tokens_cls).detach()  # (B, T, D)
         if by_shift:
             leaf = activation.new_zeros(activation.shape[0], activation.shape[2]).requires_grad_()  # (B, D)
@@ -81,7 +81,7 @@ def softmax_gradcam(
             pooled = features(tokens_cls, leaf).mean(dim=1)  # (B, E)
         scores = logits(pooled).masked_fill(~sent(present, device), float("-inf"))  # (B, M)
         probabilities = scores.softmax(dim=-1)  # (B, M)
-        # Slot s asks for the s-th target of every image: the number of backward passes in the batch is the largest count.
+        # Slot s holds the s-th target of every image: the number of backward passes in the batch is the largest count.
         rank = targets.cumsum(dim=1) - 1  # (B, M)
         wanted = sent(targets & (rank == torch.arange(slots).view(-1, 1, 1)), device)  # (S, B, M)
         (gradient,) = torch.autograd.grad(
@@ -96,7 +96,7 @@ def softmax_gradcam(
 
 
 def softmax_entries(labels: Sequence[tuple[int, ...]], classes: int, count: int) -> tuple[Tensor, Tensor]:
-    """Which text embeddings take part in each image's softmax, and whose maps are wanted.
+    """Return which text embeddings take part in each image's softmax, and whose maps are computed.
 
     Args:
         labels: Class indices of each image.

@@ -1,7 +1,7 @@
-"""From CAMs on the token grid to scores and a label map at the photo's size.
+"""Scores and a label map at the image's size from CAMs on the token grid.
 
-Runs in worker processes that never load torch, so it is numpy, with Pillow's resampling as the bilinear filter (half-pixel
-centres: the same as OpenCV's and as torch's ``align_corners=False``).
+The functions run in worker processes that never load torch, so they use numpy, with Pillow's resampling as the bilinear filter
+(half-pixel centres: the same as OpenCV's and as torch's ``align_corners=False``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ IGNORE_INDEX = 255
 
 
 def resize_maps(maps: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Bilinear resize of each map.
+    """Resize each map bilinearly.
 
     Args:
         maps: ``(K, h, w)``.
@@ -49,12 +49,12 @@ def with_background(cams: NDArray[np.float32], power: float) -> NDArray[np.float
 
 
 def label_map(scores: NDArray[np.float32], labels: tuple[int, ...], min_confidence: float = 0.0) -> NDArray[np.uint8]:
-    """The class of the highest score at each pixel.
+    """Return the class of the highest score at each pixel.
 
     Args:
         scores: ``(K + 1, H, W)``, background first, non-negative.
         labels: The K class indices of the other rows, 0-based without background.
-        min_confidence: Pixels whose highest share of the scores' sum is below this become 255. 0 keeps all.
+        min_confidence: Pixels whose highest share of the scores' sum is lower become 255. 0 keeps all.
 
     Returns:
         ``(H, W)`` uint8: 0 background, ``i + 1`` for class i, 255 ignored.

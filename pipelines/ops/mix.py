@@ -10,10 +10,10 @@ from pipelines.ops.scaling import min_max
 
 
 def mix(weighted: Sequence[tuple[float | Tensor, Tensor]]) -> Tensor:
-    """Scale maps to [0, 1], add them up by weight, and scale the sum to [0, 1].
+    """Scale maps to [0, 1], add them by weight, and scale the sum to [0, 1].
 
     Args:
-        weighted: Weight, a number or ``(T, 1)``, and maps ``(T, N)``.
+        weighted: Pairs of a weight, which is a number or ``(T, 1)``, and maps ``(T, N)``.
 
     Returns:
         ``(T, N)`` in [0, 1].

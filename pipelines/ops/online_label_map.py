@@ -1,4 +1,4 @@
-"""Label maps of a batch of crops on the device that made their CAMs: `pipelines.ops.label_map` for tensors."""
+"""Label maps of a batch of crops on the device of their CAMs; the tensor form of `pipelines.ops.label_map`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def background_first(cams: Tensor, present: Tensor, power: float) -> Tensor:
 
     Args:
         cams: ``(B, K, H, W)`` in [0, 1].
-        present: ``(B, K)`` bool: slots that a class fills.
+        present: ``(B, K)`` bool: slots that hold a class.
         power: Exponent; larger means less background.
 
     Returns:
@@ -25,12 +25,12 @@ def background_first(cams: Tensor, present: Tensor, power: float) -> Tensor:
 
 
 def online_label_map(scores: Tensor, classes: Tensor, min_confidence: float = 0.0) -> Tensor:
-    """The class of the highest score at each pixel.
+    """Return the class of the highest score at each pixel.
 
     Args:
         scores: ``(B, K + 1, H, W)``, background first, non-negative.
         classes: ``(B, K)`` int64 class indices, -1 in empty slots.
-        min_confidence: Pixels whose highest share of the scores' sum is below this become 255. 0 keeps all.
+        min_confidence: Pixels whose highest share of the scores' sum is lower become 255. 0 keeps all.
 
     Returns:
         ``(B, H, W)`` int64: 0 background, ``i + 1`` for class i, 255 ignored.

@@ -1,4 +1,4 @@
-"""Pixel-adaptive refinement: maps follow the photo's colours (PAR of AFA, Ru et al., CVPR 2022).
+"""Pixel-adaptive refinement, which fits maps to the image's colours (PAR of AFA, Ru et al., CVPR 2022).
 
 ```text
 #     #     #        Each pixel takes the weighted mean of eight neighbours at every dilation (here 1 and 3),
@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
-"""Steps to the neighbours, in pixels."""
+"""Distances of the neighbours, in pixels."""
 
 ITERATIONS = 20
-"""Passes of WeCLIP and ExCEL; AFA makes 10 on VOC."""
+"""Number of passes in WeCLIP and ExCEL; AFA makes 10 on VOC."""
 
 RING = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
-"""The eight neighbours, (dy, dx)."""
+"""Offsets of the eight neighbours, (dy, dx)."""
 
 BANDWIDTH = 0.3
 POSITION_WEIGHT = 0.01
@@ -35,17 +35,17 @@ EPSILON = 1e-8
 def pixel_adaptive_refinement(
     images: Tensor, maps: Tensor, dilations: Sequence[int] = DILATIONS, iterations: int = ITERATIONS
 ) -> Tensor:
-    """Refine maps along the photos' colours.
+    """Refine maps along the images' colours.
 
     Args:
-        images: ``(B, 3, H, W)``, any scaling of each channel (bytes, [0, 1], normalised): it does not matter.
+        images: ``(B, 3, H, W)``; the scaling of a channel (bytes, [0, 1], normalised) does not change the result.
         maps: ``(B, C, H, W)``, for example background and CAMs.
-        dilations: Distances of the neighbours in pixels; may exceed the photo, whose border is repeated.
+        dilations: Distances of the neighbours in pixels; they may exceed the image, whose border is repeated.
         iterations: Number of passes.
 
     Returns:
-        ``(B, C, H, W)``. As in the authors' code the weights sum to 1.01, so the level grows by 1% a pass, in all maps
-        alike; the argmax does not mind.
+        ``(B, C, H, W)``. As in the authors' code the weights sum to 1.01, so all maps grow by 1% in each pass; this does not
+            change the argmax.
 
     Raises:
         ValueError: ``images`` and ``maps`` differ in size.
@@ -60,13 +60,13 @@ def refinement_at_scale(
     dilations: Sequence[int] = DILATIONS,
     iterations: int = ITERATIONS,
 ) -> Tensor:
-    """`pixel_adaptive_refinement` at a part of the photos' resolution, where a pass costs the square of that part.
+    """Run `pixel_adaptive_refinement` at a share of the images' resolution, where a pass costs the square of that share.
 
     Args:
         images: ``(B, 3, H, W)``, any scaling of each channel.
-        maps: ``(B, C, h, w)`` of any resolution; they are resized, too.
-        scale: Factor of both sides of the photos, up to 1.
-        dilations: Distances of the neighbours in pixels of the photos; see `scaled_dilations`.
+        maps: ``(B, C, h, w)`` of any resolution; they are resized too.
+        scale: Factor of both sides of the images, up to 1.
+        dilations: Distances of the neighbours in pixels of the images; see `scaled_dilations`.
         iterations: Number of passes; 0 only resizes the maps.
 
     Returns:
@@ -81,17 +81,17 @@ def refinement_at_scale(
 
 
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Height and width at which a refinement at a scale runs; one pixel at least."""
+    """Return the height and width at which a refinement at a scale runs; at least one pixel."""
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def scaled_dilations(dilations: Sequence[int], scale: float) -> tuple[int, ...]:
-    """The same distances in pixels of scaled photos; neighbours that fall together count as often as before."""
+    """Return the same distances in pixels of scaled images; neighbours that coincide count as often as before."""
     return tuple(max(1, round(step * scale)) for step in dilations)
 
 
 def neighbour_weights(images: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
-    """How much each pixel takes from each neighbour: likeness in colour, and a little nearness.
+    """Compute the share of each neighbour in a pixel, from likeness in colour and, to a small part, nearness.
 
     ``softmax_j -mean_c (|I_i - I_j| / sigma_c(i) / 0.3)^2 + 0.01 softmax_j -(distance_j / sigma / 0.3)^2``, where sigma is
     the unbiased standard deviation over the J neighbours (the pixel itself is not among them).
@@ -101,13 +101,14 @@ def neighbour_weights(images: Tensor, dilations: Sequence[int] = DILATIONS) -> T
         dilations: Distances of the neighbours in pixels.
 
     Returns:
-        ``(B, J, H, W)``, fp32 (fp64 for fp64 photos), J = 8 neighbours in row-major order for each dilation in turn;
+        ``(B, J, H, W)``, fp32 (fp64 for fp64 images), J = 8 neighbours in row-major order for each dilation in turn;
         sums to 1.01 over J.
     """
     images = images.to(torch.promote_types(images.dtype, torch.float32))
     distance = images.new_tensor([step * math.hypot(*offset) for step in dilations for offset in RING])  # (J,)
     count = len(distance)
-    # Differences to the centre, not values: their spread is exact where the photo is flat. Two passes avoid cancellation.
+    # Differences to the centre replace values, so that their spread is exact where the image is flat. Two passes avoid
+    # cancellation.
     mean = torch.zeros_like(images)
     for neighbour in _neighbours(images, dilations):
         mean += (neighbour - images) / count
@@ -127,18 +128,18 @@ def refine(maps: Tensor, weights: Tensor, dilations: Sequence[int] = DILATIONS, 
 
     Args:
         maps: ``(B, C, H, W)``.
-        weights: ``(B, J, H, W)`` of `neighbour_weights`.
-        dilations: Those that the weights were made for.
+        weights: ``(B, J, H, W)``, the result of `neighbour_weights`.
+        dilations: The distances that the weights were made for.
         iterations: Number of passes.
 
     Returns:
-        ``(B, C, H, W)`` in the dtype of the weights. No ``(B, C, J, H, W)`` is made.
+        ``(B, C, H, W)`` in the dtype of the weights. No ``(B, C, J, H, W)`` is allocated.
 
     Raises:
-        ValueError: The weights are of other photos' size or of other dilations.
+        ValueError: The weights belong to another image size or to other dilations.
     """
     if maps.shape[-2:] != weights.shape[-2:]:
-        raise ValueError(f"sizes differ: maps {tuple(maps.shape[-2:])}, photos {tuple(weights.shape[-2:])}")
+        raise ValueError(f"sizes differ: maps {tuple(maps.shape[-2:])}, images {tuple(weights.shape[-2:])}")
     maps = maps.to(weights.dtype)
     for _ in range(iterations):
         refined = torch.zeros_like(maps)
@@ -149,7 +150,7 @@ def refine(maps: Tensor, weights: Tensor, dilations: Sequence[int] = DILATIONS, 
 
 
 def _neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
-    """Each neighbour's values in turn, ``(B, C, H, W)`` views of one copy with its border repeated."""
+    """Yield the values of each neighbour, ``(B, C, H, W)`` views of one copy with a repeated border."""
     reach = max(dilations)
     height, width = maps.shape[-2:]
     padded = F.pad(maps, (reach, reach, reach, reach), mode="replicate")
@@ -160,8 +161,8 @@ def _neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """``(B, C, h, w)`` -> ``(B, C, H, W)``, bilinear; maps of that size come back as they are."""
-    if maps.shape[1] == 0:  # photos without classes: torch refuses
+    """Resize ``(B, C, h, w)`` to ``(B, C, H, W)`` bilinearly; maps of that size are returned unchanged."""
+    if maps.shape[1] == 0:  # images without classes, which torch refuses
         return maps.new_zeros(len(maps), 0, *size)
     if maps.shape[-2:] == size:
         return maps

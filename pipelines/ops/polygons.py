@@ -1,4 +1,4 @@
-"""Outlines of masks along the edges of pixels, holes cut in by bridges of no width."""
+"""Outlines of masks along the edges of pixels; bridges of no width join holes to the outer ring."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Ring = NDArray[np.float64]
-"""A closed line: ``(n, 2)`` corners as x, y in pixels, the first one not repeated."""
+"""A closed line: ``(n, 2)`` corners as x, y in pixels; the first corner is not repeated at the end."""
 
 
 def outlines(mask: NDArray[np.bool_]) -> list[list[Ring]]:
-    """Outlines of the parts of a mask; pixels that touch at a corner alone are parts of their own.
+    """Return the outlines of the parts of a mask; pixels that touch only at a corner belong to separate parts.
 
     Args:
         mask: ``(H, W)``.
 
     Returns:
-        For each part its outer ring, then those of its holes.
+        For each part its outer ring, then the rings of its holes.
 
     Raises:
-        UsageError: rasterio is missing.
+        UsageError: rasterio is not installed.
     """
     try:
         from rasterio.features import shapes
@@ -37,22 +37,23 @@ def outlines(mask: NDArray[np.bool_]) -> list[list[Ring]]:
 
 
 def ring_area(ring: Ring) -> float:
-    """Area within a ring, by the shoelace formula; holes cut in by `with_holes` do not count."""
+    """Compute the area within a ring by the shoelace formula, without the holes that `with_holes` joined to it."""
     return abs(_signed_area(ring))
 
 
 def simplified(ring: Ring, tolerance: float) -> Ring:
-    """A ring with fewer corners (Douglas-Peucker); itself if fewer than three would be left.
+    """Return a ring with fewer corners (Douglas-Peucker), or the same ring if fewer than three would be left.
 
     Args:
-        ring: What to simplify.
-        tolerance: Pixels by which it may move.
+        ring: Ring to simplify.
+        tolerance: Largest distance in pixels by which the line may move.
     """
     from skimage.measure import approximate_polygon
 
     if tolerance <= 0:
         return ring
-    # the ring is cut at its two most distant corners: approximate_polygon keeps the ends of what it is given
+    # The ring is cut at its first corner and the corner furthest from it, because approximate_polygon keeps both ends of its
+    # input.
     far = int(((ring - ring[0]) ** 2).sum(axis=1).argmax())
     closed = np.concatenate([ring, ring[:1]])
     halves = [approximate_polygon(half, tolerance) for half in (closed[: far + 1], closed[far:])]  # type: ignore[no-untyped-call]
@@ -61,17 +62,15 @@ def simplified(ring: Ring, tolerance: float) -> Ring:
 
 
 def with_holes(rings: Sequence[Ring]) -> Ring:
-    """One ring of an outer ring and its holes: a bridge leads to each hole and back, so that areas and pixels stay.
+    """Join an outer ring and its holes to one ring: a bridge leads to each hole and back, so that areas and pixels stay.
 
     Args:
-        rings: The outer one, then those of holes.
+        rings: The outer ring, then those of holes.
     """
     joined, *holes = rings
     outer = _signed_area(joined)
     for hole in holes:
-        turned = (
-            hole[::-1] if _signed_area(hole) * outer > 0 else hole
-        )  # against the outer ring: right for every rule of filling
+        turned = hole[::-1] if _signed_area(hole) * outer > 0 else hole  # against the outer ring: right for every fill rule
         distances = ((joined[:, None] - turned[None]) ** 2).sum(axis=-1)  # (n, m)
         here, there = divmod(int(distances.argmin()), len(turned))
         path = np.concatenate([np.roll(turned, -there, axis=0), turned[there : there + 1]])

@@ -8,16 +8,16 @@ from torch import Tensor
 
 
 def prototype_contrast(features: Tensor, positive: Tensor, prototypes: Tensor, temperature: Tensor | float) -> Tensor:
-    """InfoNCE over prototypes: ``-log(exp(s_pos) / sum_k exp(s_k))`` with ``s = cos / temperature``, mean over samples.
+    """Compute InfoNCE over prototypes: ``-log(exp(s_pos) / sum_k exp(s_k))`` with ``s = cos / temperature``, mean over samples.
 
-    With text prototypes it is SSR's image-to-text term, with image prototypes the text-to-image term; prototypes against
-    themselves (``positive = arange``) are pushed apart: the term between classes.
+    With text prototypes it is SSR's image-to-text term and with image prototypes the text-to-image term. Prototypes as their
+    own samples (``positive = arange``) give the term between classes, which pushes them apart.
 
     Args:
         features: ``(S, E)``, L2-normalised.
-        positive: ``(S,)`` int64, row of ``prototypes`` each sample belongs to.
-        prototypes: ``(M, E)``, L2-normalised; rows that are nobody's positive are negatives alone (background words).
-        temperature: Positive.
+        positive: ``(S,)`` int64, the row of ``prototypes`` of each sample.
+        prototypes: ``(M, E)``, L2-normalised; rows without a sample are only negatives (background words).
+        temperature: Positive number or scalar.
 
     Returns:
         Scalar; 0 for no samples.
@@ -28,13 +28,13 @@ def prototype_contrast(features: Tensor, positive: Tensor, prototypes: Tensor, t
 
 
 def background_preference(features: Tensor, prototypes: Tensor, classes: int, temperature: Tensor | float) -> Tensor:
-    """Minus the log of the softmax's share that falls on background words, mean over samples.
+    """Return minus the log of the softmax's share of background words, mean over samples.
 
     Args:
-        features: ``(S, E)``, L2-normalised: what lies outside the CAMs.
+        features: ``(S, E)``, L2-normalised: vectors from outside the CAMs.
         prototypes: ``(C + M, E)``, L2-normalised: classes, then background words.
-        classes: C.
-        temperature: Positive.
+        classes: Number of classes C.
+        temperature: Positive number or scalar.
 
     Returns:
         Scalar; 0 for no samples or no background words.
@@ -46,14 +46,14 @@ def background_preference(features: Tensor, prototypes: Tensor, classes: int, te
 
 
 def weighted_pool(features: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean of an image's projected tokens, L2-normalised (SSR's MAP(CAM_c * v')).
+    """Return the L2-normalised weighted mean of an image's projected tokens (SSR's MAP(CAM_c * v')).
 
     Args:
         features: ``(B, N, E)``.
-        weights: ``(B, K, N)``, non-negative: CAMs, or what they leave.
+        weights: ``(B, K, N)``, non-negative: CAMs, or their complement.
 
     Returns:
-        ``(B, K, E)``; zero where all weights are.
+        ``(B, K, E)``; zero where all weights are zero.
     """
     return F.normalize(weights @ features / weights.sum(dim=2, keepdim=True).clamp_min(1e-6), dim=2)
 
@@ -67,19 +67,19 @@ def token_contrast(
     class_count: int,
     temperature: Tensor | float,
 ) -> Tensor:
-    """The same contrast for every patch: soft labels from the CAM, background from what it leaves.
+    """Compute the contrast for every patch, with soft labels from the CAM and its complement as background.
 
     Args:
         features: Patches ``(B, N, E)``, L2-normalised.
         weights: ``(B, K, N)``, non-negative: each class's share in a patch.
-        classes: ``(B, K)`` int64; -1 in slots that no class fills, whose weights are zero.
+        classes: ``(B, K)`` int64; -1 in empty slots, whose weights are zero.
         outside: ``(B, N)``, non-negative: the background's share.
         prototypes: ``(C + M, E)``, L2-normalised: classes, then background words.
-        class_count: C.
-        temperature: Positive.
+        class_count: Number of classes C.
+        temperature: Positive number or scalar.
 
     Returns:
-        Scalar: minus the weighted log-probabilities, mean over patches, summed over classes, mean over images.
+        Scalar: minus the weighted log-probabilities, mean over patches, sum over classes, mean over images.
     """
     logits = features @ prototypes.T / temperature  # (B, N, C + M)
     total = torch.logsumexp(logits, dim=2)  # (B, N)

@@ -1,4 +1,4 @@
-"""Prototypes: one vector a class and modality, from class labels or from k-means (SSR, CMPA)."""
+"""Prototypes: one vector for each class and modality, from class labels or from k-means (SSR, CMPA)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.ops.kmeans import kmeans
 
 @dataclass(frozen=True)
 class Clusters:
-    """Prototypes and who belongs to which.
+    """Prototypes and the prototype of each sample.
 
     Attributes:
         prototypes: ``(K, E)`` fp32, L2-normalised.
@@ -25,7 +25,7 @@ class Clusters:
 
 
 def class_means(features: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """One prototype a class: the direction of the mean of its samples.
+    """Return one prototype for each class: the direction of the mean of its samples.
 
     Args:
         features: ``(S, E)``, L2-normalised.
@@ -40,22 +40,22 @@ def class_means(features: Tensor, classes: Tensor, count: int) -> tuple[Tensor, 
 
 
 def kmeans_prototypes(features: Tensor, count: int) -> Clusters:
-    """k-means over one modality's features; centres are scaled to unit length.
+    """Cluster one modality's features by k-means; centres are scaled to unit length.
 
     Args:
         features: ``(S, E)``, L2-normalised.
-        count: Clusters wanted; fewer distinct features make fewer.
+        count: Number of clusters; fewer distinct features make fewer.
 
     Returns:
-        ``min(count, distinct features)`` prototypes; an index into them for every sample.
+        ``min(count, distinct features)`` prototypes and the prototype of every sample.
     """
     features = features.detach()
-    used, index = torch.unique(kmeans(features, count), return_inverse=True)  # (K,), (S,): no cluster without samples
+    used, index = torch.unique(kmeans(features, count), return_inverse=True)  # (K,), (S,): drops clusters without samples
     return Clusters(class_means(features, index, len(used))[0], index)
 
 
 def purity(cluster: Tensor, classes: Tensor) -> float:
-    """Share of samples whose class is the most frequent one of their cluster.
+    """Return the share of samples whose class is the most frequent one of their cluster.
 
     Args:
         cluster: ``(S,)`` int64.
@@ -72,7 +72,7 @@ def purity(cluster: Tensor, classes: Tensor) -> float:
 
 
 def spread(features: Tensor, classes: Tensor, count: int) -> tuple[float, float | None]:
-    """How tight classes are, and how far apart: cosine distances that need no ground truth.
+    """Measure how tight classes are and how far apart, as cosine distances that need no ground truth.
 
     Args:
         features: ``(S, E)``, L2-normalised.

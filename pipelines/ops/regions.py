@@ -1,4 +1,4 @@
-"""Connected regions of label maps: objects to export, and specks to leave out."""
+"""Connected regions of label maps: objects for exports, and specks to remove."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Region:
     inside: NDArray[np.bool_]
 
     def full(self, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """The region in its image, ``(H, W)`` bool."""
+        """Return the region in its image, ``(H, W)`` bool."""
         mask = np.zeros(size, dtype=bool)
         height, width = self.inside.shape
         mask[self.top : self.top + height, self.left : self.left + width] = self.inside
@@ -36,13 +36,13 @@ class Region:
 
 
 def regions(label_map: NDArray[np.uint8], instances: bool) -> Iterator[Region]:
-    """What a label map shows, ascending by value.
+    """Yield the regions of a label map, in ascending order of value.
 
     Args:
         label_map: ``(H, W)`` class numbers; 0 is no region.
-        instances: Each connected region of a class (8 neighbours) by itself, in reading order; else all pixels of a class.
+        instances: Whether each connected region of a class (8 neighbours) is one region, in reading order; else a class is one.
     """
-    from skimage.measure import regionprops  # here: it takes longer than a finished stage
+    from skimage.measure import regionprops  # imported here, because the import takes longer than a finished stage
 
     if not instances:
         for found in regionprops(label_map):  # type: ignore[no-untyped-call]
@@ -51,16 +51,16 @@ def regions(label_map: NDArray[np.uint8], instances: bool) -> Iterator[Region]:
     parts = _connected(label_map)
     found_parts = regionprops(parts)  # type: ignore[no-untyped-call]
     values = [int(label_map[tuple(found.coords[0])]) for found in found_parts]
-    for value, found in sorted(zip(values, found_parts, strict=True), key=lambda pair: pair[0]):  # stable: reading order
+    for value, found in sorted(zip(values, found_parts, strict=True), key=lambda pair: pair[0]):  # keeps reading order
         yield Region(value, int(found.bbox[0]), int(found.bbox[1]), found.image)
 
 
 def without_specks(label_map: NDArray[np.uint8], min_area: int) -> NDArray[np.uint8]:
-    """The label map with connected regions of fewer pixels set to 0; ignored pixels (255) stay.
+    """Return the label map with smaller connected regions set to 0; ignored pixels (255) stay.
 
     Args:
         label_map: ``(H, W)`` class numbers.
-        min_area: Pixels of the smallest region that stays.
+        min_area: Number of pixels of the smallest region that stays.
     """
     if min_area <= 1:
         return label_map
@@ -70,7 +70,7 @@ def without_specks(label_map: NDArray[np.uint8], min_area: int) -> NDArray[np.ui
 
 
 def _connected(label_map: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Number of each pixel's connected region, 0 for background; regions of two classes never join."""
+    """Return the number of each pixel's connected region, 0 for background; regions of two classes never join."""
     from skimage.measure import label
 
     parts: NDArray[np.int64] = label(label_map, background=0, connectivity=2)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""ResCLIP (Yang et al., CVPR 2025): the last block attends as the middle blocks do, and inside regions of one label."""
+"""ResCLIP's attention (Yang et al., CVPR 2025): the last block attends as middle blocks do, and inside regions of one label."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIGMA = 5.0
-"""Width of the neighbourhood prior, and of the smoothing of `semantic_feedback`, in tokens."""
+"""Standard deviation of the neighbourhood prior, and of the smoothing in `semantic_feedback`, in tokens."""
 KERNEL = 31
-"""Taps of the smoothing."""
+"""Number of taps of the smoothing."""
 
 
 def neighbourhood(grid: tuple[int, int]) -> Tensor:
-    """Gaussian of the distance between tokens (NACLIP), ``(N, N)`` in (0, 1]."""
+    """Return a Gaussian of the distance between tokens (NACLIP), ``(N, N)`` in (0, 1]."""
     places = _places(grid)  # (N, 2)
     return (-torch.cdist(places, places).square() / (2 * SIGMA**2)).exp()
 
 
 def cross_correlation(attended: Sequence[tuple[Tensor, Tensor]], value: Tensor) -> Tensor:
-    """Values gathered by the attention of other blocks, head by head, on average (RCS).
+    """Average the values that the attention of each other block gathers, head by head (RCS).
 
     Args:
         attended: Queries and keys of the middle blocks, ``(B, heads, T, d)`` each.
@@ -34,13 +34,13 @@ def cross_correlation(attended: Sequence[tuple[Tensor, Tensor]], value: Tensor) 
 
 
 def gathered(key: Tensor, value: Tensor, bias: Tensor, factor: float) -> Tensor:
-    """Values gathered by ``softmax(factor * K K^T / sqrt(d) + bias)``.
+    """Return the values gathered by ``softmax(factor * K K^T / sqrt(d) + bias)``.
 
     Args:
         key: ``(B, heads, T, d)``.
         value: ``(B, heads, T, d)``.
         bias: ``(B, 1, T, T)`` or ``(T, T)``.
-        factor: Of the keys' products.
+        factor: Factor of the keys' products.
 
     Returns:
         ``(B, heads, T, d)``.
@@ -49,10 +49,10 @@ def gathered(key: Tensor, value: Tensor, bias: Tensor, factor: float) -> Tensor:
 
 
 def semantic_feedback(labels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Which patches have one label, less where the straight line between them leaves it, smoothed (SFR).
+    """Return which patches have one label, less where the straight line between them leaves it, smoothed (SFR).
 
     Args:
-        labels: ``(N,)`` int64 of a first pass, row-major.
+        labels: ``(N,)`` int64 labels of a first pass, row-major.
         grid: ``(h, w)``.
 
     Returns:
@@ -62,7 +62,7 @@ def semantic_feedback(labels: Tensor, grid: tuple[int, int]) -> Tensor:
     same = labels.unsqueeze(1) == labels.unsqueeze(0)  # (N, N)
     straight, steps = same.clone(), max(grid) - 1
     for step in range(1, steps):
-        # the token that lies nearest to the point at this share of the way, halves rounded up
+        # This is the token nearest to the point at this share of the way; halves are rounded up.
         passed = torch.floor((places.unsqueeze(1) * (steps - step) + places.unsqueeze(0) * step) / steps + 0.5)  # (N, N, 2)
         straight &= labels[(passed[..., 0] * grid[1] + passed[..., 1]).long()] == labels.unsqueeze(1)
     distance = torch.cdist(places, places, p=float("inf"))  # (N, N)
@@ -75,7 +75,7 @@ def semantic_feedback(labels: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def with_prefix(bias: Tensor, prefix: int) -> Tensor:
-    """``(..., N, N)`` to ``(..., P + N, P + N)``: 0 for tokens that are no patches."""
+    """Pad ``(..., N, N)`` to ``(..., P + N, P + N)`` with 0 for tokens that are not patches."""
     return F.pad(bias, (prefix, 0, prefix, 0))
 
 

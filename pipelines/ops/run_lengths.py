@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 BRUSH_SIZES = (3, 4, 8, 16)
-"""Bits of a run's length that the four codes of a brush stand for."""
+"""Number of bits for a run's length in each of the four codes of a brush."""
 _CHANNELS = 4
 _HEADER = 32 + 5 + 4 * len(BRUSH_SIZES)
 
 
 def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
-    """Lengths of the runs of a mask in reading order, beginning with those that are off (0 if the first pixel is on)."""
+    """Return the lengths of a mask's runs in reading order; the first run is off (length 0 if the first pixel is on)."""
     flat = mask.ravel()
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     lengths = np.diff(np.concatenate([[0], changes, [flat.size]]))
@@ -20,14 +20,14 @@ def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
 
 
 def from_run_lengths(lengths: list[int], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The inverse of `run_lengths`.
+    """Return the mask of the given run lengths, the inverse of `run_lengths`.
 
     Args:
-        lengths: Of runs, off and on in turns.
+        lengths: Lengths of the runs, off and on in turns.
         size: ``(H, W)``.
 
     Raises:
-        ValueError: They do not add up to the size.
+        ValueError: The lengths do not add up to the size.
     """
     total = size[0] * size[1]
     if any(length < 0 for length in lengths) or sum(lengths) != total:
@@ -37,7 +37,7 @@ def from_run_lengths(lengths: list[int], size: tuple[int, int]) -> NDArray[np.bo
 
 
 def encode_brush(mask: NDArray[np.bool_]) -> list[int]:
-    """A mask as bytes of a Label Studio brush: runs of 0 and 255, each pixel four times (RGBA).
+    """Return a mask as bytes of a Label Studio brush: runs of 0 and 255, each pixel four times (RGBA).
 
     Args:
         mask: ``(H, W)``.
@@ -67,14 +67,14 @@ def _header(count: int) -> NDArray[np.int64]:
 
 
 def decode_brush(data: bytes, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A brush's pixels that are not fully transparent.
+    """Return the pixels of a brush that are not fully transparent.
 
     Args:
         data: Bytes of the brush.
         size: ``(H, W)``.
 
     Raises:
-        ValueError: No brush, or of another size.
+        ValueError: The data is no brush, or a brush of another size.
     """
     bits, wanted = np.unpackbits(np.frombuffer(data, np.uint8)), size[0] * size[1] * _CHANNELS
     count, place = _number(bits, 0, 32), 32

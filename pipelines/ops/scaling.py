@@ -1,4 +1,4 @@
-"""Maps scaled to [0, 1]."""
+"""Scaling of maps to [0, 1]."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 def min_max(maps: Tensor, epsilon: float = 1e-14) -> Tensor:
     """Scale each map to [0, 1]: ``(M - min) / (max - min)``.
 
-    CLIP-ES adds 1e-7 to the denominator and does it twice, which cancels: the maximum is 1 however small the map was.
+    CLIP-ES adds 1e-7 to the denominator twice, which cancels: the maximum is 1 for any positive maximum of the map.
 
     Args:
         maps: ``(..., N)``.
-        epsilon: Keeps an all-equal map at zero.
+        epsilon: Addend of the denominator, which keeps an all-equal map at zero.
 
     Returns:
         Same shape and dtype.

@@ -1,4 +1,4 @@
-"""What a decoder learns from pseudo labels: classes, and which tokens belong together (WeCLIP, Zhang et al., CVPR 2024)."""
+"""Losses of a decoder against pseudo labels: of classes, and of pairs of tokens (WeCLIP, Zhang et al., CVPR 2024)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 def mean_of_means(sums: Tensor, counts: Tensor) -> Tensor:
-    """Mean of the means ``sums / counts``; one of nothing is 0.
+    """Return the mean of the means ``sums / counts``; a mean over nothing is 0.
 
     Args:
         sums: ``(n,)``.
-        counts: ``(n,)`` what they are divided by: of this batch, or of those of all processes.
+        counts: ``(n,)`` numbers of terms: of this batch, or of the batches of all processes.
 
     Returns:
         Scalar.
@@ -21,15 +21,15 @@ def mean_of_means(sums: Tensor, counts: Tensor) -> Tensor:
 
 
 def cross_entropy_halves(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of pixels, background and foreground apart: a rare foreground weighs as much as all the background.
+    """Sum the cross-entropy of background and foreground pixels apart, so that a rare foreground has equal weight.
 
     Args:
         logits: ``(B, C + 1, H, W)``, channel 0 = background.
         labels: ``(B, H, W)`` int64, 0 = background.
-        ignore_index: Label of pixels that do not count.
+        ignore_index: Label of pixels that are left out.
 
     Returns:
-        Sums and pixel counts, background first: each ``(2,)``. `mean_of_means` makes the loss of them.
+        Sums and pixel counts, background first: each ``(2,)``. `mean_of_means` turns them into the loss.
     """
     entropy = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")  # (B, H, W)
     background = labels == 0
@@ -39,7 +39,7 @@ def cross_entropy_halves(logits: Tensor, labels: Tensor, ignore_index: int = 255
 
 
 def affinity_halves(affinity: Tensor, labels: Tensor, radius: int = 8, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
-    """Errors of pairs of tokens: those of one class should be alike (1 - A), those of two should not (A).
+    """Sum the errors of pairs of tokens: 1 - A for pairs of one class, A for pairs of two classes.
 
     Args:
         affinity: ``(B, N, N)`` in [0, 1], N = h * w in row-major order.
@@ -49,7 +49,7 @@ def affinity_halves(affinity: Tensor, labels: Tensor, radius: int = 8, ignore_in
 
     Returns:
         Sums and pair counts, pairs of one class first: each ``(2,)``. Pairs are counted over the whole batch in both orders,
-        a token with itself too (it is of one class).
+            and each token forms a pair of one class with itself.
     """
     height, width = labels.shape[1:]
     rows, columns = (torch.arange(size, device=labels.device) for size in (height, width))

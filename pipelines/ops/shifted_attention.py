@@ -1,11 +1,12 @@
-"""Attention whose gradient is asked for by one vector: a common shift of the queries, keys and values of all patches.
+"""Attention with the gradient by one vector: a common shift of the queries, keys and values of all patches.
 
-The mean over patches of a gradient is the gradient by a common shift, divided by the number of patches. GradCAM needs no
-more of it, and by a shift the attention's backward pass is one product with the weights instead of five:
+The mean over patches of a gradient is the gradient by a common shift, divided by the number of patches. GradCAM needs only this
+mean, and by a shift the attention's backward pass is one product with the weights instead of five:
 
 * **Values**: a row of weights sums to 1, so a shift of all patches' values moves each output by the shift times one minus
   the row's weights of the prefix tokens.
-* **Keys**: a shift of all keys changes no softmax; what is left is what the prefix tokens do not take part in.
+* **Keys**: a shift of all keys, prefix tokens included, does not change a softmax, so its gradient is minus that of a
+  shift of the prefix tokens' keys.
 * **Queries**: with O = P V the output, the scores' gradient is P * (G V^T - (G * O) 1); its column sums are V * (P^T G) summed
   over channels, less P^T (G * O) 1.
 """
@@ -19,13 +20,13 @@ from torch import Tensor
 
 
 def shifted_attention(query: Tensor, key: Tensor, value: Tensor, shift: Tensor, heads: int, prefix: int) -> Tensor:
-    """`pipelines.ops.attention.attended_values` with a gradient by ``shift`` alone.
+    """Compute `pipelines.ops.attention.attended_values` with a gradient by ``shift`` alone.
 
     Args:
         query: Projected queries, ``(B, T, D)``.
         key: Projected keys, ``(B, T, D)``.
         value: Projected values, ``(B, T, D)``.
-        shift: ``(B, 3 * D)``, added to queries, keys and values of all patches; has to be 0, since only its gradient is used.
+        shift: ``(B, 3 * D)``, added to queries, keys and values of all patches; must be 0, because only its gradient is used.
         heads: Number of heads; must divide ``D``.
         prefix: Number of tokens before the patches, which the shift does not move.
 

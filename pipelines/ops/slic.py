@@ -1,4 +1,4 @@
-"""SLIC superpixels; runs in worker processes that never load torch."""
+"""SLIC superpixels; this runs in worker processes that never load torch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from skimage.segmentation import slic
 
 
 def slic_superpixels(image: NDArray[np.uint8], segments: int, compactness: float, iterations: int) -> NDArray[np.uint16]:
-    """SLIC (Achanta et al., TPAMI 2012) in Lab colour, connected.
+    """Compute connected SLIC superpixels (Achanta et al., TPAMI 2012) in Lab colour.
 
     Args:
         image: ``(H, W, 3)`` RGB.
-        segments: Superpixels asked for; SLIC returns somewhat fewer.
+        segments: Number of superpixels to aim at; SLIC returns slightly fewer.
         compactness: Weight of place against colour.
-        iterations: Rounds of its k-means.
+        iterations: Number of rounds of its k-means.
 
     Returns:
         ``(H, W)`` contiguous ids from 0.

@@ -1,4 +1,4 @@
-"""ExCEL's read-out (Yang et al., CVPR 2025): patches that attend to patches like themselves, and names without what they share.
+"""ExCEL's read-out (Yang et al., CVPR 2025): patches attend to similar patches, and names lose what they have in common.
 
 The last blocks get a second path beside the model's own. In it, queries are compared with queries, keys with keys and values
 with values, and there is no MLP; so a patch gathers from its own object, not from the few tokens that collect the whole image.
@@ -15,13 +15,13 @@ from pipelines.ops.attention import OpenAttention
 
 
 def self_correlation(parts: Sequence[Tensor]) -> Tensor:
-    """Mean over parts of ``softmax(X X^T / sqrt(d))``, added up over heads.
+    """Return the mean over parts of ``softmax(X X^T / sqrt(d))``, summed over heads.
 
     Args:
         parts: Queries, keys and values, ``(B, heads, T, d)`` each.
 
     Returns:
-        ``(B, T, T)``; rows sum to the number of heads. One head's map is held at once.
+        ``(B, T, T)``; rows sum to the number of heads. Memory holds the map of one head at a time.
     """
     total: Tensor | None = None
     for part in parts:
@@ -34,11 +34,11 @@ def self_correlation(parts: Sequence[Tensor]) -> Tensor:
 
 
 def calibrated_tokens(inputs: Sequence[Tensor], attentions: Sequence[OpenAttention]) -> Tensor:
-    """Tokens at the end of the second path.
+    """Compute the tokens at the end of the second path.
 
     Args:
-        inputs: What enters each of the last blocks on the model's own path, ``(B, T, D)`` each.
-        attentions: Their attention, taken apart.
+        inputs: Inputs of the last blocks on the model's own path, ``(B, T, D)`` each.
+        attentions: Parts of the attention of these blocks.
 
     Returns:
         ``(B, T, D)`` fp32.
@@ -46,15 +46,15 @@ def calibrated_tokens(inputs: Sequence[Tensor], attentions: Sequence[OpenAttenti
     x = inputs[0].float()  # (B, T, D)
     for own, attention in zip(inputs, attentions, strict=True):
         parts = attention.projected(own)
-        x = x + attention.joined(self_correlation(parts).unsqueeze(1) @ parts[2])  # one map for all heads
+        x = x + attention.joined(self_correlation(parts).unsqueeze(1) @ parts[2])  # all heads use one map
     return x
 
 
 def distinct_names(pooled: Tensor, text: Tensor) -> Tensor:
-    """Names without what they share, weighed by how much the whole image resembles each (CLIP Surgery).
+    """Return names without their common part, weighted by the similarity of each to the whole image (CLIP Surgery).
 
     Patches ``v`` are compared with class c by ``sum_d (v_d T_cd w_c - mean_c' v_d T_c'd w_c')``. That is linear in the patch,
-    so that the names are changed instead, once an image.
+    so the names are changed instead, once for each image.
 
     Args:
         pooled: The image's token ``(B, E)``.
@@ -69,5 +69,5 @@ def distinct_names(pooled: Tensor, text: Tensor) -> Tensor:
 
 
 def normalised_over_tokens(features: Tensor) -> Tensor:
-    """Each channel divided by its norm over the tokens ``(B, T, E)``, as the authors' code does it."""
+    """Divide each channel by its norm over the tokens ``(B, T, E)``, as the authors' code does."""
     return F.normalize(features, dim=1)

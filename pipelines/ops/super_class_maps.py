@@ -1,7 +1,7 @@
-"""Super-class boundary exploration, SBE (CD-CLIP, CVPR 2026): where DINO's features put the borders between coarse classes.
+"""Super-class boundary exploration, SBE (CD-CLIP, CVPR 2026): DINO's features give the borders between coarse classes.
 
-A super-class's CAM pools DINO's features into one prototype; the patches that resemble it make up a map whose borders are
-those of the features. Dice compares it with what the decoder gives to the members of the super-class together.
+DINO's features are pooled over a super-class's CAM into one prototype; the patches that resemble it form a map with the borders
+of the features. The Dice loss compares this map with the decoder's sum over the members of the super-class.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor
 from pipelines.ops.scaling import min_max
 
 UNKNOWN = -1.0
-"""Value of super-class maps where a crop is padded, and of super-classes that its photo does not show."""
+"""Value of super-class maps in the padding of a crop, and for super-classes that its image does not have."""
 
 
 def pooled_prototypes(maps: Tensor, features: Tensor) -> Tensor:
-    """Mean of the patches' features, weighed by each map.
+    """Return the mean of the patches' features, weighted by each map.
 
     Args:
         maps: ``(B, K, N)``, non-negative.
@@ -30,15 +30,15 @@ def pooled_prototypes(maps: Tensor, features: Tensor) -> Tensor:
 
 
 def boundary_maps(maps: Tensor, features: Tensor, valid: Tensor | None = None) -> Tensor:
-    """How much each patch resembles what a map points at: its cosine to the pooled features, 0 where that is negative.
+    """Return the cosine of each patch to the features pooled over a map, with negative values set to 0.
 
-    All patches of a photo have much in common, so the mean of them is taken from the features first: without this, a map
-    covers the whole photo.
+    All patches of an image have much in common, so their mean is subtracted from the features first: without this, a map covers
+    the whole image.
 
     Args:
         maps: ``(B, K, N)``, non-negative.
         features: ``(B, N, D)``.
-        valid: ``(B, N)`` bool, patches that are photo and not padding. None = all.
+        valid: ``(B, N)`` bool, False for padding. None = no padding.
 
     Returns:
         ``(B, K, N)``, each map scaled to [0, 1]; `UNKNOWN` in padding.
@@ -55,7 +55,7 @@ def boundary_maps(maps: Tensor, features: Tensor, valid: Tensor | None = None) -
 
 
 def super_probabilities(logits: Tensor, of_class: Tensor, count: int) -> Tensor:
-    """Probability of each super-class: the sum over its members.
+    """Return the probability of each super-class: the sum over its members.
 
     Args:
         logits: ``(B, C + 1, N)``, background first.
@@ -63,7 +63,7 @@ def super_probabilities(logits: Tensor, of_class: Tensor, count: int) -> Tensor:
         count: Number of super-classes S.
 
     Returns:
-        ``(B, S, N)`` in [0, 1]; with the background's they sum to 1.
+        ``(B, S, N)`` in [0, 1]; they and the background's probability sum to 1.
     """
     probabilities = logits.softmax(dim=1)[:, 1:]  # (B, C, N)
     members = F.one_hot(of_class, count).to(probabilities)  # (C, S)
@@ -71,7 +71,7 @@ def super_probabilities(logits: Tensor, of_class: Tensor, count: int) -> Tensor:
 
 
 def supers_predicted(logits: Tensor, of_class: Tensor, count: int, known: Tensor) -> Tensor:
-    """How many super-classes a prediction holds, each patch the one of its likeliest class.
+    """Count the super-classes in a prediction; each patch has that of its most probable class.
 
     Args:
         logits: ``(B, C + 1, N)``, background first.
@@ -89,7 +89,7 @@ def supers_predicted(logits: Tensor, of_class: Tensor, count: int, known: Tensor
 
 
 def dice_losses(probabilities: Tensor, maps: Tensor) -> Tensor:
-    """``1 - 2 sum(P Y) / (sum(P) + sum(Y))`` of each super-class, mean over those that are not `UNKNOWN` in a crop's map.
+    """Compute the mean of ``1 - 2 sum(P Y) / (sum(P) + sum(Y))`` over the super-classes whose map is not all `UNKNOWN`.
 
     Args:
         probabilities: P, ``(B, S, N)``.

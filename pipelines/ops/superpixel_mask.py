@@ -22,7 +22,7 @@ def superpixel_gate(cam: Tensor, membership: Tensor, threshold: float) -> Tensor
     Args:
         cam: ``(..., K, N)`` in [0, 1].
         membership: ``(..., S, N)``, columns sum to 1 (`pipelines.ops.superpixels.token_membership`); zero rows are padding.
-        threshold: Mean activation that a patch's superpixels need.
+        threshold: Mean activation that a patch's superpixels must exceed.
 
     Returns:
         ``(..., K, N)`` bool.
@@ -31,16 +31,16 @@ def superpixel_gate(cam: Tensor, membership: Tensor, threshold: float) -> Tensor
 
 
 def cluster_gate(cam: Tensor, membership: Tensor, members: Tensor, threshold: float) -> Tensor:
-    """Keep patches whose superpixels, and the clusters these belong to, are activated: half the vote each.
+    """Keep patches whose superpixels, and the clusters of these, are activated; both means have equal weight.
 
-    The paper's SGC asks colour clusters, which span the whole photo. Clusters of superpixels in DINO's feature space follow
-    objects, and the superpixels' own vote keeps a stray one from passing with its cluster.
+    The paper's SGC uses colour clusters, which span the whole image. Clusters of superpixels in DINO's feature space follow
+    objects, and the superpixels' own mean removes a stray one whose cluster is activated.
 
     Args:
         cam: ``(..., K, N)`` in [0, 1].
         membership: ``(..., S, N)``, columns sum to 1; zero rows are padding.
-        members: ``(..., S, C)``, 1 where a superpixel is of a cluster, else 0 (`pipelines.ops.kmeans.one_hot`).
-        threshold: Mean activation that a patch needs.
+        members: ``(..., S, C)``, 1 where a superpixel belongs to a cluster, else 0 (`pipelines.ops.kmeans.one_hot`).
+        threshold: Mean activation that a patch must exceed.
 
     Returns:
         ``(..., K, N)`` bool.
@@ -52,16 +52,16 @@ def cluster_gate(cam: Tensor, membership: Tensor, members: Tensor, threshold: fl
 
 
 def _superpixel_mean(values: Tensor, membership: Tensor) -> Tensor:
-    """Area-weighted mean over each superpixel, ``(..., K, S)`` of ``(..., K, N)``."""
+    """Return the area-weighted mean over each superpixel, ``(..., K, S)`` of ``(..., K, N)``."""
     return values @ membership.transpose(-2, -1) / membership.sum(dim=-1).clamp_min(1e-6).unsqueeze(-2)
 
 
 def token_gate(cam: Tensor, threshold: float) -> Tensor:
-    """The same on single patches: the control that says what superpixels add.
+    """Keep single patches that are activated: the control that measures what superpixels add.
 
     Args:
         cam: ``(..., N)`` in [0, 1].
-        threshold: Activation that a patch needs.
+        threshold: Activation that a patch must exceed.
 
     Returns:
         ``(..., N)`` bool.
@@ -70,7 +70,7 @@ def token_gate(cam: Tensor, threshold: float) -> Tensor:
 
 
 def superpixel_features(tokens: Tensor, membership: Tensor) -> Tensor:
-    """Mean over each superpixel of centred, normalised tokens.
+    """Return the mean over each superpixel of centred, normalised tokens.
 
     Args:
         tokens: ``(..., N, D)``.
@@ -84,17 +84,17 @@ def superpixel_features(tokens: Tensor, membership: Tensor) -> Tensor:
 
 
 def colour_mask(cam: Tensor, membership: Tensor, members: Tensor, high: float, share: float) -> Tensor:
-    """SGC to the letter: colour clusters that hold a share of the activation are target (SSR, Eq. 8 and 10).
+    """Keep patches in SGC's target clusters: colour clusters that hold a share of the activation (SSR, Eq. 8 and 10).
 
     Args:
         cam: ``(..., K, N)`` in [0, 1].
         membership: ``(..., S, N)``, columns sum to 1; zero rows are padding.
-        members: ``(..., S, C)``, 1 where a superpixel is of a cluster, else 0 (`pipelines.ops.kmeans.one_hot`).
+        members: ``(..., S, C)``, 1 where a superpixel belongs to a cluster, else 0 (`pipelines.ops.kmeans.one_hot`).
         high: Activation from which a patch counts as high-confidence.
         share: Part of a class's activation that its high-confidence patches in a cluster must hold.
 
     Returns:
-        ``(..., K, N)`` bool: patches that lie in target clusters for the most part.
+        ``(..., K, N)`` bool: patches of which more than half lies in target clusters.
     """
     in_cluster = members.transpose(-2, -1) @ membership  # (..., C, N)
     confident = (cam * (cam > high)) @ in_cluster.transpose(-2, -1)  # (..., K, C)

@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 def token_membership(superpixels: NDArray[np.integer], grid: tuple[int, int]) -> Tensor:
-    """How much of each token lies in each superpixel.
+    """Compute how much of each token lies in each superpixel.
 
     Args:
-        superpixels: ``(H, W)`` contiguous ids from 0, at the photo's own size.
-        grid: ``(h, w)`` of tokens over the same photo.
+        superpixels: ``(H, W)`` contiguous ids from 0, at the image's own size.
+        grid: ``(h, w)`` of tokens over the same image.
 
     Returns:
         ``(S, N)`` fp32; column n holds the share of token n's pixels in each superpixel and sums to 1. A token that
-        covers no pixel (a photo smaller than its grid) takes the superpixel of the pixel nearest to its centre.
+        covers no pixel (an image smaller than its grid) takes the superpixel of the pixel nearest to its centre.
     """
     height, width = superpixels.shape
     rows = np.arange(height) * grid[0] // height  # (H,) token row of each pixel row
@@ -35,7 +35,7 @@ def token_membership(superpixels: NDArray[np.integer], grid: tuple[int, int]) ->
 
 
 def mean_lab(image: NDArray[np.uint8], superpixels: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Mean Lab colour of each superpixel.
+    """Return the mean Lab colour of each superpixel.
 
     Args:
         image: ``(H, W, 3)`` RGB.
@@ -44,7 +44,7 @@ def mean_lab(image: NDArray[np.uint8], superpixels: NDArray[np.integer]) -> NDAr
     Returns:
         ``(S, 3)``: L in [0, 100], a and b about [-100, 100].
     """
-    from skimage.color import rgb2lab  # here: it takes longer than a finished stage
+    from skimage.color import rgb2lab  # imported here, because the import takes longer than a finished stage
 
     ids = superpixels.astype(np.int64).ravel()
     channels = rgb2lab(image).reshape(-1, 3).T  # (3, H * W)

@@ -1,4 +1,4 @@
-"""Text semantic enrichment: class embeddings move towards the attributes that they resemble (ExCEL, CVPR 2025)."""
+"""Text semantic enrichment: class embeddings move towards similar attributes (ExCEL, CVPR 2025)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor
 from pipelines.ops.kmeans import kmeans, one_hot
 
 DROPPED = 0.1
-"""Share of the attributes, those that a class resembles least, that take no part in it."""
+"""Share of the attributes, the least similar ones of a class, that are left out."""
 
 
 def attribute_centres(attributes: Tensor, count: int) -> Tensor:
-    """Means of clusters of attributes.
+    """Return the means of clusters of attributes.
 
     Args:
         attributes: ``(A, E)``, L2-normalised.
-        count: Clusters wanted; as many attributes or fewer stand for themselves.
+        count: Number of clusters; if there are no more attributes than this, the attributes are returned.
 
     Returns:
         ``(B, E)`` with B at most ``count``, not normalised.
@@ -29,7 +29,7 @@ def attribute_centres(attributes: Tensor, count: int) -> Tensor:
 
 
 def enriched(classes: Tensor, centres: Tensor) -> Tensor:
-    """Add to each class the attributes that it resembles: ``t + softmax(t A^T) A``, the least similar tenth left out.
+    """Add similar attributes to each class: ``t + softmax(t A^T) A``, the least similar tenth left out.
 
     Args:
         classes: ``(C, E)``, L2-normalised.

@@ -1,4 +1,4 @@
-"""Thresholds that turn scores of classes into labels, chosen where the F1 of all (photo, class) pairs is highest."""
+"""Thresholds that turn scores of classes into labels, chosen for the highest F1 of all (image, class) pairs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 FEW = 10.0
-"""Photos of a class at which its own threshold weighs as much as that of all classes."""
+"""Number of images of a class at which its own threshold has the same weight as that of all classes."""
 
 FOLDS = 5
 
 
 class Quality(NamedTuple):
-    """Shares in [0, 1] of (photo, class) pairs: tags that are true, true labels that are tags, and their harmonic mean."""
+    """Precision, recall and F1 of tags over (image, class) pairs, each in [0, 1]."""
 
     precision: float
     recall: float
@@ -23,7 +23,7 @@ class Quality(NamedTuple):
 
 
 def label_table(labels: Sequence[Sequence[int]], classes: int) -> NDArray[np.bool_]:
-    """Whether each photo has each class, ``(photos, C)``, from the class indices of each photo."""
+    """Return whether each image has each class, ``(images, C)``, from the class indices of each image."""
     table = np.zeros((len(labels), classes), dtype=np.bool_)
     for row, own in zip(table, labels, strict=True):
         row[list(own)] = True
@@ -31,34 +31,34 @@ def label_table(labels: Sequence[Sequence[int]], classes: int) -> NDArray[np.boo
 
 
 def quality(tags: NDArray[np.bool_], labels: NDArray[np.bool_]) -> Quality:
-    """Precision, recall and F1 of tags against labels of the same shape; 0 where there is nothing to count."""
+    """Compute precision, recall and F1 of tags against labels of the same shape; 0 where nothing can be counted."""
     hits, found, there = (int(pairs.sum()) for pairs in (tags & labels, tags, labels))
     return Quality(hits / max(found, 1), hits / max(there, 1), 2 * hits / max(found + there, 1))
 
 
 def best_threshold(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
-    """The threshold with the highest F1, half way between the two scores that it separates.
+    """Return the threshold with the highest F1, half way between the two scores that it separates.
 
     Args:
-        scores: In [0, 1], any shape.
-        labels: The same shape; at least one is true.
+        scores: Scores in [0, 1], any shape.
+        labels: Labels of the same shape; at least one is true.
     """
     order = np.argsort(-scores.ravel(), kind="stable")
     ranked = np.append(scores.ravel()[order].astype(np.float64), 0.0)  # (P + 1,)
     hits = np.cumsum(labels.ravel()[order])  # (P,)
     f1 = 2 * hits / (np.arange(1, len(hits) + 1) + labels.sum())
-    f1[ranked[:-1] == ranked[1:]] = -1  # equal scores stay together
+    f1[ranked[:-1] == ranked[1:]] = -1  # no threshold lies between equal scores
     last = int(f1.argmax())
     return float((ranked[last] + ranked[last + 1]) / 2)
 
 
 def calibrate(scores: NDArray[np.floating], labels: NDArray[np.bool_], own: bool = False) -> NDArray[np.float64]:
-    """A threshold for each class.
+    """Choose a threshold for each class.
 
     Args:
-        scores: ``(photos, C)`` in [0, 1].
-        labels: ``(photos, C)``; at least one is true.
-        own: A class's own threshold, with weight n / (n + `FEW`) for n photos of it; otherwise all classes have the same.
+        scores: ``(images, C)`` in [0, 1].
+        labels: ``(images, C)``; at least one is true.
+        own: Whether a class has its own threshold, with weight n / (n + `FEW`) for n images of it; else all have the same.
 
     Returns:
         ``(C,)``.
@@ -73,11 +73,11 @@ def calibrate(scores: NDArray[np.floating], labels: NDArray[np.bool_], own: bool
 
 
 def expected(scores: NDArray[np.floating], labels: NDArray[np.bool_], own: bool = False) -> Quality:
-    """What tags of further photos can be expected to be worth: each fold of the photos is tagged with thresholds of the others.
+    """Estimate the quality of tags of further images: each fold is tagged with thresholds of the other folds.
 
     Args:
-        scores: ``(photos, C)``.
-        labels: ``(photos, C)``.
+        scores: ``(images, C)``.
+        labels: ``(images, C)``.
         own: As for `calibrate`.
     """
     tags = np.zeros_like(labels)
@@ -91,19 +91,19 @@ def expected(scores: NDArray[np.floating], labels: NDArray[np.bool_], own: bool 
 
 
 def doubts(scores: NDArray[np.floating], labels: NDArray[np.bool_], thresholds: NDArray[np.floating]) -> NDArray[np.float64]:
-    """How much the scores speak against each label, and for each class that is no label.
+    """Return how far the scores contradict each label and each missing label.
 
-    The measure is the distance from the class's own threshold in log-odds, so that classes of low scores count as others do.
+    The measure is the distance from the class's own threshold in log-odds, so that classes of low scores have equal weight.
 
     Args:
-        scores: ``(photos, C)`` in [0, 1].
-        labels: ``(photos, C)``, of which most are right.
-        thresholds: Of each class, ``(C,)`` in [0, 1].
+        scores: ``(images, C)`` in [0, 1].
+        labels: ``(images, C)``; most are right.
+        thresholds: Threshold of each class, ``(C,)`` in [0, 1].
 
     Returns:
-        ``(photos, C)``; positive where scores and labels disagree.
+        ``(images, C)``; positive where scores and labels disagree.
     """
-    above = _log_odds(scores) - _log_odds(thresholds)  # (photos, C)
+    above = _log_odds(scores) - _log_odds(thresholds)  # (images, C)
     return np.where(labels, -above, above)
 
 

@@ -1,4 +1,4 @@
-"""Between host and device, neither of which waits for the other."""
+"""Copies between host and device during which neither waits for the other."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device.
+    """Return a tensor of the host on the device.
 
-    A GPU copies from pinned memory when its turn comes, so that the host can prepare what follows; a copy from ordinary memory
-    would make the host wait for all that the GPU has yet to do.
+    A GPU copies from pinned memory when earlier work is done, while the host prepares the next; a copy from ordinary memory
+    would make the host wait for all queued work of the GPU.
 
     Args:
-        tensor: Anywhere; on ``device`` it is returned as it is.
-        device: Where it is needed.
+        tensor: Tensor on any device; on ``device`` it is returned unchanged.
+        device: Target device.
     """
     if device.type == "cuda" and not tensor.is_cuda:
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -29,10 +29,10 @@ def fetched(tensor: Tensor) -> Callable[[], NDArray[Any]]:
     """Start to copy a tensor of the device to the host.
 
     Args:
-        tensor: On any device, without a gradient.
+        tensor: Tensor on any device, without a gradient.
 
     Returns:
-        A function that waits until the copy is there and returns it; in the meantime the host can queue more work.
+        A function that waits for the copy and returns it; in the meantime the host can queue more work.
     """
     if not tensor.is_cuda:
         return tensor.numpy
