@@ -1,1 +1,1 @@
-"""The method: a photo or a batch in, maps out. It knows no files."""
+"""The method: from an image or a batch to maps, without files."""

@@ -18,10 +18,10 @@ _ATTENTION = ("clip_blocks", "dino_blocks", "dino_weight", "symmetrise")
 
 
 def attention_needs(options: RefineOptions) -> Needs:
-    """The attentions that have a share in the affinity.
+    """Return the names of the attentions that contribute to the affinity.
 
     Raises:
-        UsageError: None has.
+        UsageError: No attention contributes.
     """
     shares: dict[Need, bool] = {
         "clip_attention": options.clip_blocks > 0 and options.dino_weight < 1,
@@ -36,7 +36,7 @@ def attention_needs(options: RefineOptions) -> Needs:
 
 
 def fused_attention(evidence: Evidence, options: RefineOptions) -> Tensor:
-    """CLIP's and DINO's attention by ``dino_weight`` (SSR, Eq. 9), ``(B, N, N)``; one alone as it is."""
+    """Fuse CLIP's and DINO's attention with ``dino_weight`` (SSR, Eq. 9), ``(B, N, N)``; a single one is returned unchanged."""
     needs = attention_needs(options)
     clip = evidence.clip_attention if "clip_attention" in needs else None
     dino = evidence.dino_attention if "dino_attention" in needs else None
@@ -44,12 +44,12 @@ def fused_attention(evidence: Evidence, options: RefineOptions) -> Tensor:
 
 
 def row(evidence: Evidence, options: RefineOptions) -> Tensor:
-    """Rows that sum to 1, ``(B, N, N)``."""
+    """Compute an affinity whose rows sum to 1, ``(B, N, N)``."""
     return _symmetrised(normalise_rows(fused_attention(evidence, options)), options)
 
 
 def doubly_stochastic(evidence: Evidence, options: RefineOptions) -> Tensor:
-    """Sinkhorn's normalisation (CLIP-ES, Eq. 6), ``(B, N, N)``."""
+    """Normalise the attention by Sinkhorn's algorithm (CLIP-ES, Eq. 6), ``(B, N, N)``."""
     return _symmetrised(sinkhorn(fused_attention(evidence, options), options.sinkhorn_rounds), options)
 
 

@@ -1,4 +1,4 @@
-"""Which patches that attend to each other belong together. `AFFINITY_FILTERS` is the table behind ``--affinity-filter``."""
+"""Affinity filters, which weaken affinities of unlike patches. `AFFINITY_FILTERS` is the table behind ``--affinity-filter``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AffinityFilter = Callable[[Evidence, Tensor, RefineOptions], Tensor]
 
 @torch.no_grad()
 def cda(evidence: Evidence, affinity: Tensor, options: RefineOptions) -> Tensor:
-    """Class-distribution-aware affinity: softmax((1 - JS) / tau) times the affinity (CD-CLIP), rows sum to 1."""
+    """Multiply the affinity by softmax((1 - JS) / tau) of the patches' class distributions (CD-CLIP); rows sum to 1."""
     text, tail = evidence.text, evidence.tail
     names = (
         text.all[: text.classes] if text.supers is None else torch.cat([text.all[: text.classes], text.supers])

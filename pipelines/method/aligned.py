@@ -20,7 +20,7 @@ from pipelines.options.stages import CamsOptions
 
 
 class AlignedText:
-    """Alignment heads on the device, and the text behind them.
+    """Alignment heads on the device, and the text embeddings projected by them.
 
     Args:
         alignment: Trained heads.
@@ -28,9 +28,9 @@ class AlignedText:
         options: ``aligned_scale``, ``few_photos`` and ``min_average_precision``.
 
     Attributes:
-        text: The projected embeddings; ``logit_scale`` is the scale of the cosines behind the heads.
+        text: The projected embeddings; ``logit_scale`` is the scale of the projected cosines.
         class_weight: ``(C,)`` in [0, 1], on the host: weight of the aligned CAM; ``n / (n + few_photos)`` for a class with n
-            training photos, 0 for a class whose training photos the heads do not rank first.
+            training images, 0 for a class whose training images the heads do not rank first.
     """
 
     def __init__(self, alignment: Alignment, text: TextFeatures, options: CamsOptions) -> None:
@@ -46,28 +46,28 @@ class AlignedText:
 
     @torch.no_grad()
     def project_text(self) -> None:
-        """Project the text again; to be called when the heads have changed."""
+        """Project the text again, which is necessary after each change of the heads."""
         projected = F.normalize(self.heads.tsa(self._plain.all), dim=1)  # (C + M, E)
         scale, supers = self._scale or 1 / self.heads.temperature.item(), self._plain.supers
         supers = None if supers is None else F.normalize(self.heads.tsa(supers), dim=1)  # (S, E)
         self.text = replace(self._plain, all=projected, logit_scale=scale, supers=supers)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Pooled patch features ``(B, E)`` -> logits ``(B, C + M)`` through both heads."""
+        """Return logits ``(B, C + M)`` of pooled patch features ``(B, E)``, both projected by the heads."""
         return self.text.logit_scale * F.normalize(self.heads.isa(features), dim=-1) @ self.text.all.T
 
     def weight(self, labels: tuple[tuple[int, ...], ...]) -> Tensor:
-        """`class_weight` of all (image, class) pairs, ``(T,)``, on the host."""
+        """Return `class_weight` for all (image, class) pairs, ``(T,)``, on the host."""
         return self.class_weight[[label for of_image in labels for label in of_image]]
 
 
 @torch.no_grad()
 def head_features(tokens_cls: Tensor, tail: Tail, features: str) -> Tensor:
-    """Patch features that heads read.
+    """Return the patch features that enter the image head.
 
     Args:
         tokens_cls: Input of the last block ``(B, N + 1, D)``.
-        tail: The modules behind it.
+        tail: The modules after that input.
         features: ``output`` of the last block, or its ``value`` path alone.
 
     Returns:
@@ -78,7 +78,7 @@ def head_features(tokens_cls: Tensor, tail: Tail, features: str) -> Tensor:
 
 @torch.no_grad()
 def dense(evidence: Evidence, options: CamsOptions) -> Tensor:
-    """Class probabilities of each projected patch, ``(T, N)``."""
+    """Compute the class probabilities of each projected patch, ``(T, N)``."""
     alignment, text = evidence.alignment, evidence.alignment.text
     tokens = head_features(evidence.tokens_cls, evidence.tail, alignment.features)  # (B, N, E)
     projected = F.normalize(alignment.heads.isa(tokens), dim=-1)  # (B, N, E)
@@ -88,9 +88,9 @@ def dense(evidence: Evidence, options: CamsOptions) -> Tensor:
 
 
 def gradcam(evidence: Evidence, options: CamsOptions) -> Tensor:
-    """GradCAM through the heads, with the gradient taken at ``aligned_layer``, ``(T, N)``."""
+    """Compute GradCAM through the heads, with the gradient taken at ``aligned_layer``, ``(T, N)``."""
     alignment, text, relu = evidence.alignment, evidence.alignment.text, options.aligned_relu
-    if options.aligned_layer == "ln_1":  # as SSR writes it
+    if options.aligned_layer == "ln_1":  # the layer of the SSR paper
         tail, tokens_cls = evidence.tail, evidence.tokens_cls
         present, targets = softmax_entries(evidence.labels, text.classes, len(text.all))
         features = _features_of(tail, alignment.features)
@@ -108,7 +108,7 @@ def gradcam(evidence: Evidence, options: CamsOptions) -> Tensor:
 
 
 def mixed(evidence: Evidence, options: CamsOptions) -> Tensor:
-    """The dense map and GradCAM by ``aligned_dense_weight``, ``(T, N)``."""
+    """Mix the dense map and GradCAM with ``aligned_dense_weight``, ``(T, N)``."""
     weight = options.aligned_dense_weight
     return mix([(weight, dense(evidence, options)), (1 - weight, gradcam(evidence, options))])
 

@@ -1,6 +1,6 @@
-"""Boundary refinement: scores of a label map follow the edges of the photo. A table of ways to do it.
+"""Boundary refinements, which move the scores of a label map to the edges of the image, and their table.
 
-Imported by workers that never load torch: an entry that needs it imports it when it is called.
+Worker processes without torch import this module, so an entry that needs torch imports it when it is called.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Size = tuple[int, int]
 """``(H, W)``."""
 
 PAR_LONG_SIDE = 1024
-"""Pixels: PAR has 8 weights a distance and pixel, 170 MB at five distances, and about three times that while they are made."""
+"""Pixels. PAR has 8 weights per distance and pixel: 170 MB at five distances, and about three times that in between."""
 
 CRF_KEYS = {
     "crf_iterations": "iterations",
@@ -38,7 +38,7 @@ CRF_KEYS = {
     "crf_gaussian_sxy": "gaussian_sxy",
     "crf_gaussian_compat": "gaussian_compat",
 }
-"""Option -> parameter of the CRF."""
+"""Maps each option to its parameter of the CRF."""
 
 
 def _full_size(options: Any, size: Size) -> float:
@@ -47,15 +47,15 @@ def _full_size(options: Any, size: Size) -> float:
 
 @dataclass(frozen=True)
 class Boundary:
-    """One way to move scores to the edges of a photo.
+    """One way to move scores to the edges of an image.
 
     Attributes:
-        call: Scores, the photo at their size, the options and a torch device such as ``cuda:0`` -> scores of the same
-            shape; None keeps the scores and opens no photo.
+        call: Maps scores, the image at their size, the options and a torch device such as ``cuda:0`` to scores of the same
+            shape; None keeps the scores and opens no image.
         options: Names of the options that change its result.
-        scale: Options and ``(H, W)`` of the photo -> resolution factor at which ``call`` gets scores and photo.
-        processes: Each label map is made in a worker process without torch, for a ``call`` that holds the interpreter lock;
-            else in threads of the run's own process.
+        scale: Maps options and ``(H, W)`` of the image to the resolution factor at which ``call`` gets scores and image.
+        processes: Whether each label map is made in a worker process without torch, for a ``call`` that holds the interpreter
+            lock; otherwise it is made in a thread of the run's own process.
     """
 
     call: Callable[[Scores, Pixels, Any, str], Scores] | None
@@ -66,12 +66,12 @@ class Boundary:
 
 def _crf(scores: Scores, image: Pixels, options: BoundaryOptions, device: str) -> Scores:
     numbers = {name: getattr(options, key) for key, name in CRF_KEYS.items()}
-    numbers["bilateral_sxy"] *= options.crf_scale  # it counts pixels of the photo; gaussian_sxy those that are left
+    numbers["bilateral_sxy"] *= options.crf_scale  # it counts image pixels; gaussian_sxy counts reduced pixels
     return dense_crf(image, scores, CrfParameters(**numbers))
 
 
 _ONE_PHOTO = Lock()
-"""Torch shares one photo out over all cores, and a GPU holds the weights of one."""
+"""Only one image is refined at a time: torch uses all cores for it, and a GPU holds the weights of one image."""
 
 
 def _par(scores: Scores, image: Pixels, options: BoundaryOptions, device: str) -> Scores:
@@ -99,18 +99,18 @@ BOUNDARY: dict[str, Boundary] = {
 
 
 def crf_installed() -> bool:
-    """Whether pydensecrf2 is there; it is not imported."""
+    """Return whether pydensecrf2 is installed, without importing it."""
     return importlib.util.find_spec("pydensecrf") is not None
 
 
 def boundary_name(options: BoundaryOptions) -> str:
-    """The name in `BOUNDARY` that the options ask for; ``auto`` is ``crf`` where pydensecrf2 is installed, else ``par``."""
+    """Return the option's name in `BOUNDARY`; ``auto`` becomes ``crf`` where pydensecrf2 is installed, otherwise ``par``."""
     automatic = "crf" if crf_installed() else "par"
     return automatic if options.boundary == "auto" else options.boundary
 
 
 def boundary_note(options: BoundaryOptions) -> str | None:
-    """What ``auto`` came to, in one line; None where the options name a refinement."""
+    """Return one line that says what ``auto`` was resolved to; None where the options name a refinement."""
     if options.boundary != "auto":
         return None
     name = boundary_name(options)
@@ -118,16 +118,16 @@ def boundary_note(options: BoundaryOptions) -> str | None:
 
 
 def boundary_of(options: BoundaryOptions) -> Boundary:
-    """The entry of `BOUNDARY` that the options ask for."""
+    """Return the entry of `BOUNDARY` that the options name."""
     return table_entry(BOUNDARY, boundary_name(options), "boundary refinement", "--boundary")
 
 
 def label_map_values(options: BoundaryOptions, *names: str) -> dict[str, Any]:
-    """The options that change a label map once its maps are given, as JSON holds them; ``auto`` is what it came to.
+    """Return the options that change a label map made from given maps, as JSON holds them; ``auto`` is replaced by its choice.
 
     Args:
-        options: Of a stage that writes label maps.
-        names: Those that count whatever the boundary refinement is.
+        options: Options of a stage that writes label maps.
+        names: Options that count for every boundary refinement.
     """
     boundary = boundary_of(options)
     further = {"boundary_background_power", *boundary.options} if boundary.call is not None else set()
@@ -137,17 +137,17 @@ def label_map_values(options: BoundaryOptions, *names: str) -> dict[str, Any]:
 def refined_scores(
     make: Callable[[Size], Scores], size: Size, options: BoundaryOptions, load: Callable[[], Image.Image], device: str
 ) -> Scores:
-    """Scores after the boundary refinement of the options, which must not be ``none``.
+    """Return the scores after the boundary refinement of the options, which must not be ``none``.
 
     Args:
-        make: Scores at a size: that of the photo times the resolution factor of the refinement.
-        size: ``(H, W)`` of the photo.
+        make: Returns the scores at a size, which is that of the image times the resolution factor of the refinement.
+        size: ``(H, W)`` of the image.
         options: The refinement and its numbers.
-        load: Gives the photo.
+        load: Returns the image.
         device: Torch device, for a refinement that uses torch.
 
     Returns:
-        ``(K + 1, H, W)`` at the photo's size, resized bilinearly.
+        ``(K + 1, H, W)`` at the image's size, resized bilinearly.
     """
     boundary = boundary_of(options)
     if boundary.call is None:

@@ -1,4 +1,4 @@
-"""Initial CAMs of a batch of photos, averaged over resolutions and mirror images."""
+"""Initial CAMs of a batch of images, averaged over resolutions and mirror images."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pipelines.options.stages import CamsOptions
 def extract_cams(
     encoders: Encoders, photos: Sequence[Photo], options: CamsOptions, encoded: Mapping[View, Evidence] | None = None
 ) -> Tensor:
-    """Initial CAMs of photos of one padded size.
+    """Compute the initial CAMs of images of one padded size.
 
     Args:
-        encoders: With `pipelines.method.parts_in_use.cam_needs` among their needs.
+        encoders: Encoders whose needs include `pipelines.method.parts_in_use.cam_needs`.
         photos: A batch, prepared for ``options.scales``; all have the same grid at every scale.
         options: Read-out, scales and flip.
-        encoded: Views of the batch that have been encoded already.
+        encoded: Evidence of the views that are encoded already.
 
     Returns:
-        ``(T, h, w)`` fp32 in [0, 1], photo by photo, its classes in the order of ``sample.labels``.
+        ``(T, h, w)`` fp32 in [0, 1], image by image, with each image's classes in the order of ``sample.labels``.
     """
 
     def maps_of(view: View) -> Tensor:
@@ -38,15 +38,15 @@ def extract_cams(
 
 
 def one_pass_scales(options: CamsOptions) -> tuple[float, ...]:
-    """What photos of `encode_and_extract` are prepared for: the resolutions of the CAM, and scale 1, where CAMs are refined."""
+    """Return the scales that `encode_and_extract` needs: those of the CAM, and scale 1, at which CAMs are refined."""
     return options.scales if 1.0 in options.scales else (*options.scales, 1.0)
 
 
 def encode_and_extract(encoders: Encoders, photos: Sequence[Photo], options: CamsOptions) -> tuple[Evidence, Tensor]:
-    """Evidence at scale 1 and the initial CAMs, in one pass of the encoders if the CAM is taken at that scale alone.
+    """Return the evidence at scale 1 and the initial CAMs, in one pass of the encoders if the CAM has that scale alone.
 
     Args:
-        encoders: With the needs of the CAM and of the refinement.
+        encoders: Encoders whose needs include those of the CAM and of the refinement.
         photos: A batch, prepared for `one_pass_scales`; all have the same grid at every scale.
         options: Read-out, scales and flip.
 

@@ -1,4 +1,4 @@
-"""Column masks: which source patches may spread a class. `COLUMN_MASKS` is the table behind ``--superpixel-mask``."""
+"""Column masks, which choose the source patches of each class. `COLUMN_MASKS` is the table behind ``--superpixel-mask``."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from pipelines.ops.kmeans import kmeans, one_hot
 from pipelines.options.stages import RefineOptions
 
 ColumnMask = Callable[[Evidence, Tensor, RefineOptions], Tensor]
-"""Evidence, maps ``(T, N)`` in [0, 1] and options -> ``(T, N)`` bool: the patches that are kept as sources."""
+"""Maps evidence, maps ``(T, N)`` in [0, 1] and options to ``(T, N)`` bool: the patches that are kept as sources."""
 
 
 def box(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Tensor:
-    """Boxes around strong regions (CLIP-ES, section 3.4)."""
+    """Keep the boxes around strong regions (CLIP-ES, section 3.4)."""
     return box_mask(maps, evidence.grid, options.box_threshold)
 
 
 def token(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Tensor:
-    """Single patches above a threshold: the control that shows what superpixels add."""
+    """Keep single patches above a threshold, as a control that shows what superpixels add."""
     return superpixel_mask.token_gate(maps, options.mask_threshold)
 
 
 def gate(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Tensor:
-    """Patches whose superpixels are activated on average."""
+    """Keep the patches whose superpixels are activated on average."""
     cams = evidence.padded(maps)  # (B, K, N)
     return evidence.flat(superpixel_mask.superpixel_gate(cams, evidence.superpixels, options.mask_threshold))
 
 
 def colour(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Tensor:
-    """SGC as written: clusters of superpixels' colours that hold a share of the activation (SSR, Eq. 8 and 10)."""
+    """Keep clusters of superpixels' colours that hold a share of the activation (SGC as in SSR, Eq. 8 and 10)."""
     members = _clustered(evidence, evidence.superpixel_colours, options)  # (B, S, C)
     cams, high = evidence.padded(maps), options.colour_high  # (B, K, N)
     return evidence.flat(superpixel_mask.colour_mask(cams, evidence.superpixels, members, high, options.mask_threshold))
 
 
 def cluster(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Tensor:
-    """Superpixels and their clusters in DINO's feature space, half the vote each."""
+    """Keep patches by their superpixels and by clusters of these in DINO's feature space, with half the vote each."""
     features = superpixel_mask.superpixel_features(evidence.dino_tokens, evidence.superpixels)  # (B, S, D)
     members = _clustered(evidence, features, options)  # (B, S, C)
     cams = evidence.padded(maps)  # (B, K, N)
@@ -48,7 +48,7 @@ def cluster(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Tensor:
 
 
 def _clustered(evidence: Evidence, features: Tensor, options: RefineOptions) -> Tensor:
-    """Which superpixels are of which cluster, ``(B, S, C)``, of their features ``(B, S, F)``."""
+    """Cluster superpixels by their features ``(B, S, F)`` and return the memberships ``(B, S, C)``."""
     valid = evidence.superpixels.sum(dim=-1) > 0  # (B, S): every superpixel has a share of some token
     return one_hot(kmeans(features, options.clusters, valid), options.clusters)
 
@@ -63,6 +63,6 @@ COLUMN_MASKS: dict[str, Part[ColumnMask, RefineOptions]] = {
 
 
 def column_mask_names(options: RefineOptions) -> list[str]:
-    """The masks in use; their product is taken."""
+    """Return the names of the masks in use, whose product is taken."""
     superpixels = [] if options.superpixel_mask == "none" else [options.superpixel_mask]
     return ["box", *superpixels] if options.box_mask else superpixels

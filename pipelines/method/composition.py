@@ -1,7 +1,7 @@
 """The method, in the order of the paper: read out, mask the source columns, build and filter the affinity, propagate.
 
-Everything that makes maps calls these functions: the commands, the training's on-line labels, the Python objects and the
-benchmarks. The parts stand in tables; what they need decides which encoders run and which stores are opened.
+The commands, the on-line labels of the training, the Python objects and the benchmarks all make their maps with these
+functions. The needs of the parts in use decide which encoders run and which stores are opened.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pipelines.ops.transfer import sent
 from pipelines.options.stages import CamsOptions, RefineOptions
 
 PLAIN_SHARE = 0.05
-"""Plain CLIP's map is left out, and not computed, where its weight beside the map through alignment heads is below this."""
+"""Where the weight of plain CLIP's map beside the map through alignment heads is lower, that map is not computed."""
 
 
 def initial_cams(evidence: Evidence, options: CamsOptions) -> Tensor:
-    """Class activation maps of every image's own classes (SSR, section 3.2).
+    """Compute the class activation maps of every image's own classes (SSR, section 3.2).
 
     Args:
-        evidence: With what `pipelines.method.parts_in_use.cam_needs` names.
+        evidence: Evidence with the fields of `pipelines.method.parts_in_use.cam_needs`.
         options: Read-outs and their numbers.
 
     Returns:
-        ``(T, N)`` in [0, 1]. Through alignment heads, each class is mixed with plain CLIP's map by its weight, unless that of
-        the plain map is below `PLAIN_SHARE`.
+        ``(T, N)`` in [0, 1]. With alignment heads, each class is a mix of its aligned map and plain CLIP's map by its weight;
+        the plain map is left out where its weight is below `PLAIN_SHARE`.
     """
     plain = readout_of(options)
     if "alignment" not in evidence:
@@ -45,10 +45,10 @@ def initial_cams(evidence: Evidence, options: CamsOptions) -> Tensor:
 
 
 def refined_cams(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Tensor:
-    """CAMs spread along the affinity, from the source patches that the column masks keep (SSR, section 3.3, Eq. 8-11).
+    """Spread the CAMs along the affinity, from the source patches that the column masks keep (SSR, section 3.3, Eq. 8-11).
 
     Args:
-        evidence: With what `pipelines.method.parts_in_use.refine_needs` names.
+        evidence: Evidence with the fields of `pipelines.method.parts_in_use.refine_needs`.
         maps: Initial CAMs ``(T, N)`` in [0, 1].
         options: Affinity, column masks, propagation.
 
@@ -77,7 +77,7 @@ def refined_cams(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Te
 
 
 def column_mask(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Tensor | None:
-    """Product of the column masks in use, ``(T, N)`` bool; None if there is none."""
+    """Compute the product of the column masks in use, ``(T, N)`` bool; None if there is none."""
     masks = [part.call(evidence, maps, options) for part in column_masks_of(options)]
     return torch.stack(masks).all(dim=0) if masks else None
 

@@ -1,4 +1,4 @@
-"""The frozen encoders of a run: photos in, `Evidence` out, in one pass of each encoder that some part needs."""
+"""The frozen encoders of a run, which turn images into `Evidence` in one pass of each encoder that some part needs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BYTES_A_PAIR = 20
 
 @dataclass(frozen=True)
 class Blocks:
-    """How many blocks of each encoder a run looks into.
+    """The numbers of blocks of each encoder that a run reads.
 
     Attributes:
         clip_attention: Last CLIP blocks whose attention is averaged.
@@ -48,16 +48,16 @@ class Blocks:
 
 
 class Encoders:
-    """Frozen encoders, and the text that their features are compared with; holds no files.
+    """The frozen encoders, and the text that their features are compared with. They hold no files.
 
     Args:
-        needs: What the parts in use read; decides which passes are made and what photos are prepared for.
+        needs: Fields that the parts in use read; they decide which passes are made and what images are prepared for.
         clip: The frozen CLIP; its patches are the token grid.
-        dino: The frozen DINO; None if ``needs`` has nothing of it.
-        text: Class and background embeddings; None if ``needs`` lacks them.
+        dino: The frozen DINO; None if ``needs`` contains nothing of DINO.
+        text: Class and background embeddings; None if ``needs`` does not contain them.
         alignment: Alignment heads; None for plain CLIP.
-        blocks: How deep to look.
-        long_side: Pixels of the long side at which larger photos enter the encoders; 0 = any.
+        blocks: Numbers of blocks to read.
+        long_side: Pixels of the long side at which larger images enter the encoders; 0 = any.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class Encoders:
         superpixels: NDArray[np.integer] | None = None,
         scales: Sequence[float] = (1.0,),
     ) -> Photo:
-        """Resize a decoded photo, or a part of one, for the encoders.
+        """Resize a decoded image, or a part of one, for the encoders.
 
         Args:
-            sample: Which photo, and its labels.
+            sample: Names the image and its labels.
             image: RGB.
             superpixels: ``(H, W)`` as ``image``, ids contiguous from 0; ignored if no part needs them.
-            scales: Resolution factors of its views.
+            scales: Resolution factors of the image's views.
 
         Raises:
             ImageError: The superpixels are of another size, or missing although a part needs them.
@@ -101,7 +101,7 @@ class Encoders:
         superpixels: NDArray[np.integer] | None = None,
         scales: Sequence[float] = (1.0,),
     ) -> Photo:
-        """Like `photo` for pixels ``(3, H, W)`` in [0, 1], which stay on their device and are resized by torch."""
+        """Do the same as `photo` for pixels ``(3, H, W)`` in [0, 1], which stay on their device and are resized by torch."""
 
         def image() -> NDArray[np.uint8]:
             array: NDArray[np.uint8] = (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
@@ -129,7 +129,7 @@ class Encoders:
             if superpixels is None:
                 raise ImageError("it has no superpixels", "run `ssr superpixels`")
             if superpixels.shape != size:
-                raise ImageError(f"its superpixels are {superpixels.shape}, the photo {size}", "ssr superpixels --force")
+                raise ImageError(f"its superpixels are {superpixels.shape}, the image {size}", "ssr superpixels --force")
             memberships = tuple(token_membership(superpixels, grid) for grid in grids)
             if "superpixel_colours" in self.needs:
                 colours = mean_lab(image(), superpixels)
@@ -149,10 +149,10 @@ class Encoders:
         )
 
     def _check_memory(self, size: tuple[int, int], grids: Sequence[Grid]) -> None:
-        """Refuse a photo of which the attention alone would fill the memory: the machine would swap for hours.
+        """Refuse an image whose attention alone would fill the memory, because the machine would swap for hours.
 
         Raises:
-            ImageError: Names what is needed, what is there, and the long side that fits.
+            ImageError: Names the memory that is needed, the memory that is there, and the long side that fits.
         """
         tokens, patch = max(height * width for height, width in grids), self.clip.patch_size
         needed = BYTES_A_PAIR * tokens**2
@@ -169,7 +169,7 @@ class Encoders:
 
         Args:
             photos: A batch; all have the same grid in this view.
-            view: Which resolution, and whether mirrored.
+            view: Resolution, and whether the images are mirrored.
 
         Returns:
             The fields that ``needs`` names.

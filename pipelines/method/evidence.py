@@ -1,4 +1,4 @@
-"""What is known about a batch of photos on one token grid, and how a part of the method says what it needs of it."""
+"""The data that the encoders compute for a batch of images on one token grid, and the needs by which a part requests them."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ Need = Literal[
 Needs = frozenset[Need]
 
 CLIP_NEEDS: Needs = frozenset({"tokens_cls", "clip_attention", "clip_block_attention", "clip_block_tokens", "clip_inputs"})
-"""What one pass of CLIP's image tower gives."""
+"""Fields that one pass of CLIP's image tower yields."""
 
 DINO_NEEDS: Needs = frozenset({"dino_tokens", "dino_attention"})
-"""What one pass of DINO gives."""
+"""Fields that one pass of DINO yields."""
 
 SUPERPIXEL_NEEDS: Needs = frozenset({"superpixels", "superpixel_colours"})
-"""What is computed from a photo's superpixels."""
+"""Fields that are computed from an image's superpixels."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class TextFeatures:
     super_of_class: tuple[int, ...] = ()
 
     def of(self, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """Each image's classes, then all background words.
+        """Return the embeddings of each image's classes, followed by those of all background words.
 
         Args:
             classes: ``(B, K)`` class indices, -1 in empty slots (`Evidence.classes`).
 
         Returns:
-            Embeddings ``(B, K + M, E)``; ``(B, K + M)`` bool: the empty slots, which are no text.
+            Embeddings ``(B, K + M, E)``; ``(B, K + M)`` bool: True in the empty slots, which have no text.
         """
         background = torch.arange(self.classes, len(self.all), device=classes.device).expand(len(classes), -1)  # (B, M)
         index = torch.cat([classes, background], dim=1)  # (B, K + M)
@@ -78,26 +78,26 @@ class TextFeatures:
 
 
 class Evidence:
-    """A batch of B photos behind the encoders. A field that no part asked for is absent, and reading it is an error.
+    """The encoders' outputs for a batch of B images. A field that no part needs is absent, and reading it is an error.
 
     Attributes:
         grid: ``(h, w)`` with ``h * w == N`` tokens in row-major order.
         labels: Class indices present in each image; T counts the (image, class) pairs of the batch, image by image.
-        tail: The modules behind ``tokens_cls``.
+        tail: The modules that follow ``tokens_cls``.
         tokens_cls: Tokens that enter CLIP's last block, ``(B, P + N, D)`` fp32 with P prefix tokens.
         clip_attention: Mean attention of CLIP's last blocks, ``(B, N, N)``, row = receiver, column = source.
         clip_block_attention: Attention of single blocks of CLIP, ``(A, B, N, N)``.
         clip_block_tokens: Output of CLIP's first blocks, ``(L, B, N, D)``.
-        clip_inputs: What enters each block of CLIP, first to last, ``(B, P + N, D)`` each.
-        clip_opened: The attention of each block, taken apart; comes with ``clip_inputs``.
+        clip_inputs: Input of each block of CLIP, first to last, ``(B, P + N, D)`` each.
+        clip_opened: The attention of each block, in its separate steps; present together with ``clip_inputs``.
         dino_tokens: Tokens that enter DINO's last block, ``(B, N, D)``.
         dino_attention: Mean attention of DINO's last blocks, ``(B, N, N)``.
         superpixels: Share of each token in each superpixel, ``(B, S, N)`` fp32; images with fewer superpixels end in zero rows.
         superpixel_colours: Mean Lab colours, ``(B, S, 3)`` fp32.
         text: Class and background embeddings.
-        alignment: The text behind the alignment heads, and the heads.
-        asked: ``(T,)`` bool on the host, the maps that a read-out is asked for; it may leave others 0. Absent where all are.
-        valid: ``(B, N)`` bool, tokens that are photo and not padding; absent where there is no padding.
+        alignment: The alignment heads, and the text projected by them.
+        asked: ``(T,)`` bool on the host: the maps that a read-out has to make; others may stay 0. Absent where all are needed.
+        valid: ``(B, N)`` bool: tokens of the image, not of the padding; absent where there is no padding.
     """
 
     tail: Tail
@@ -128,7 +128,7 @@ class Evidence:
         return name in self.__dict__
 
     def replacing(self, **fields: Any) -> Evidence:
-        """The same batch with other or further fields."""
+        """Return the same batch with other or further fields."""
         return Evidence(**{**self.__dict__, **fields})
 
     @property
@@ -137,26 +137,26 @@ class Evidence:
         return [len(labels) for labels in self.labels]
 
     def by_image(self, maps: Tensor) -> Iterator[Tensor]:
-        """The maps ``(K, N)`` of each image, of ``(T, N)``."""
+        """Split ``(T, N)`` into the maps ``(K, N)`` of each image."""
         return iter(torch.split(maps, self.counts))
 
     def classes(self, device: torch.device) -> Tensor:
-        """``labels`` as a tensor ``(B, K)`` int64 on a device, -1 in the empty slots of images with fewer than K classes."""
+        """Return ``labels`` as ``(B, K)`` int64 on a device, -1 in the empty slots of images with fewer than K classes."""
         rows = [torch.tensor(labels, dtype=torch.int64) for labels in self.labels]
         return sent(pad_sequence(rows, batch_first=True, padding_value=-1), device)
 
     def padded(self, maps: Tensor) -> Tensor:
-        """``(T, ...)`` -> ``(B, K, ...)``, zero in the empty slots of images with fewer than K classes."""
+        """Reshape ``(T, ...)`` to ``(B, K, ...)``, zero in the empty slots of images with fewer than K classes."""
         most = max(self.counts)
         empty = maps.new_zeros(len(self.labels) * most, *maps.shape[1:])
         return empty.index_copy(0, self._slots(maps.device), maps).view(len(self.labels), most, *maps.shape[1:])
 
     def flat(self, maps: Tensor) -> Tensor:
-        """``(B, K, ...)`` -> ``(T, ...)``: what `padded` was made of."""
+        """Reshape ``(B, K, ...)`` to ``(T, ...)``, which reverses `padded`."""
         return maps.flatten(0, 1)[self._slots(maps.device)]
 
     def _slots(self, device: torch.device) -> Tensor:
-        """Place of each (image, class) pair in ``(B * K,)``, ``(T,)``; the host knows the labels, so it asks no device."""
+        """Return the place of each (image, class) pair in ``(B * K,)``, ``(T,)``; the host has the labels and computes it alone."""
         most = max(self.counts)
         places = [image * most + rank for image, count in enumerate(self.counts) for rank in range(count)]
         return sent(torch.tensor(places, dtype=torch.int64), device)
@@ -168,12 +168,12 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Part(Generic[Call, Options]):
-    """One exchangeable part of the method, as it stands in a table.
+    """One exchangeable part of the method, as a table holds it.
 
     Attributes:
         call: The part itself.
-        needs: From the options to the fields of `Evidence` that the part reads with them.
-        options: Names of the options that change its result; they count in manifests while the part is in use.
+        needs: Maps the options to the fields of `Evidence` that the part reads with them.
+        options: Names of the options that change its result; manifests compare them while the part is in use.
     """
 
     call: Call
@@ -182,6 +182,6 @@ class Part(Generic[Call, Options]):
 
 
 def always(*names: Need) -> Callable[[object], Needs]:
-    """Needs that do not depend on options."""
+    """Return needs that do not depend on options."""
     needs = frozenset(names)
     return lambda _: needs

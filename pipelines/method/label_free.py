@@ -1,4 +1,4 @@
-"""Maps of photos of which nothing is known: their tags take the place of labels, in one pass of the encoders."""
+"""Maps of images without labels: the images are tagged, and the tags replace the labels, in one pass of the encoders."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pipelines.options.tag import TagOptions
 
 @dataclass(frozen=True)
 class LabelFree:
-    """What is found in a batch.
+    """The tags, scores and maps of a batch.
 
     Attributes:
-        photos: The same photos, labelled with their tags.
-        scores: Of all classes, ``(B, C)`` fp32 in [0, 1].
+        photos: The same images, labelled with their tags.
+        scores: Scores of all classes, ``(B, C)`` fp32 in [0, 1].
         cams: Initial CAMs of the tags, ``(T, h, w)`` in [0, 1], rounded as `ssr cams` stores them.
-        refined: The same after the refinement.
+        refined: The refined CAMs of the tags, of the same shape and range.
     """
 
     photos: list[Photo]
@@ -38,7 +38,7 @@ class LabelFree:
 
 
 def label_free_needs(tags: TagOptions, cams: CamsOptions, refine: RefineOptions) -> Needs:
-    """What `label_free` reads of the evidence."""
+    """Return the fields of the evidence that `label_free` reads."""
     return tagger_of(tags, cams).needs(cams) | cam_needs(cams) | refine_needs(refine)
 
 
@@ -50,10 +50,10 @@ def label_free(
     cams: CamsOptions,
     refine: RefineOptions,
 ) -> LabelFree:
-    """Tag, read out and refine.
+    """Tag the images, read out the CAMs of the tags, and refine them.
 
     Args:
-        encoders: With `label_free_needs` among their needs.
+        encoders: Encoders whose needs include `label_free_needs`.
         photos: A batch, prepared for the scales of ``cams``; all have the same grid at every scale.
         thresholds: Score from which each class is a tag, ``(C,)``.
         tags: The tagger.

@@ -1,4 +1,4 @@
-"""From maps on the token grid to label maps at the photo's size. Runs in workers that never load torch."""
+"""Label maps at the image's size, from maps on the token grid. Worker processes without torch run this module."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def pseudo_mask(
     load: Callable[[], Image.Image],
     device: str = "cpu",
 ) -> tuple[NDArray[np.uint8], Scores]:
-    """The pseudo-mask of refined CAMs: resize, background rule, boundary refinement, argmax.
+    """Make the pseudo-mask of refined CAMs: resize, apply the background rule, refine the boundaries, take the argmax.
 
     Args:
-        maps: Refined CAM on the token grid, ``(K, h, w)`` in [0, 1].
+        maps: Refined CAMs on the token grid, ``(K, h, w)`` in [0, 1].
         labels: The K class indices.
-        size: ``(H, W)`` of the photo.
+        size: ``(H, W)`` of the image.
         options: Background rule, boundary refinement, confidence.
-        load: Gives the photo; called only if the boundary refinement looks at it.
+        load: Returns the image; called only if the boundary refinement reads it.
         device: Torch device of a boundary refinement that uses torch.
 
     Returns:
@@ -52,13 +52,13 @@ def pseudo_mask(
 def predicted_mask(
     logits: NDArray[np.floating], size: Size, options: PredictOptions, load: Callable[[], Image.Image], device: str = "cpu"
 ) -> NDArray[np.uint8]:
-    """The label map of a model's logits: resize, argmax, boundary refinement over the classes that won a pixel.
+    """Make the label map of a model's logits: resize, argmax, boundary refinement over the classes that won a pixel.
 
     Args:
         logits: ``(C + 1, h, w)``, background first.
-        size: ``(H, W)`` of the photo.
+        size: ``(H, W)`` of the image.
         options: Boundary refinement.
-        load: Gives the photo; called only if the boundary refinement looks at it.
+        load: Returns the image; called only if the boundary refinement reads it.
         device: Torch device of a boundary refinement that uses torch.
 
     Returns:
@@ -80,11 +80,13 @@ def predicted_mask(
 
 
 def winners(logits: NDArray[np.floating], size: Size) -> NDArray[np.uint8]:
-    """The class of the highest logit at each pixel, one class after the other: 81 classes of a large photo are gigabytes.
+    """Return the class of the highest logit at each pixel.
+
+    Classes are resized one after the other, because 81 classes of a large image would take gigabytes.
 
     Args:
         logits: ``(C + 1, h, w)``, background first.
-        size: ``(H, W)`` of the photo.
+        size: ``(H, W)`` of the image.
 
     Returns:
         ``(H, W)`` uint8.
@@ -102,7 +104,7 @@ def make_mask(job: MaskJob, options: RefineOptions, device: str = "cpu") -> None
     """Write one pseudo-mask.
 
     Raises:
-        ImageError: The photo cannot be read any more.
+        ImageError: The image can no longer be read.
     """
     mask, _ = pseudo_mask(job.maps, job.labels, job.size, options, lambda: load_image(job.image_path, job.orient), device)
     write_mask(job.target, mask, palette())
@@ -112,7 +114,7 @@ def make_label_map(job: MaskJob, options: PredictOptions, device: str = "cpu") -
     """Write one label map of a model.
 
     Raises:
-        ImageError: The photo cannot be read any more.
+        ImageError: The image can no longer be read.
     """
     mask = predicted_mask(job.maps, job.size, options, lambda: load_image(job.image_path, job.orient), device)
     write_mask(job.target, mask, palette(), job.photo)

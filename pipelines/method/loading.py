@@ -1,4 +1,4 @@
-"""From weights to the frozen encoders of a run: only what the parts in use need is built."""
+"""The frozen encoders of a run, built from weights. Only what the parts in use need is built."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pipelines.options.stages import CamsOptions
 
 @dataclass(frozen=True)
 class Sources:
-    """What encoders are built from; nothing of it is loaded.
+    """The files and names that encoders are built from, before anything is loaded.
 
     Attributes:
         clip: CLIP's weights.
         dino: DINO's weights; None if no part needs DINO.
         text: Banks and prompts; None if no part needs text.
         alignment: File of alignment heads; None for plain CLIP.
-        long_side: Pixels of the long side at which larger photos enter the encoders; 0 = any.
+        long_side: Pixels of the long side at which larger images enter the encoders; 0 = any.
     """
 
     clip: Weights
@@ -38,10 +38,10 @@ class Sources:
     long_side: int = LONG_SIDE
 
     def fetch(self) -> None:
-        """Have released weights on this machine before anything that is there is removed.
+        """Download the weights that are not in the cache, so that a failure comes before any existing result is removed.
 
         Raises:
-            SsrError: The hub cannot be reached and they are not in the cache.
+            SsrError: The hub cannot be reached, and the weights are not in the cache.
         """
         fetch_clip(self.clip)
         if self.dino is not None:
@@ -49,7 +49,7 @@ class Sources:
 
 
 class FrozenModels:
-    """The models of some `Sources`, loaded once, from which `Encoders` for different needs are made.
+    """The models of some `Sources`, loaded once. `Encoders` for different needs are made from them.
 
     Args:
         sources: What to load.
@@ -60,7 +60,7 @@ class FrozenModels:
         clip: The frozen CLIP.
         dino: The frozen DINO, or None.
         embeddings: Class and background embeddings, or None.
-        alignment: Alignment heads as they were read, or None.
+        alignment: Alignment heads as read from their file, or None.
     """
 
     def __init__(self, sources: Sources, device: torch.device, dtype: torch.dtype) -> None:
@@ -74,12 +74,12 @@ class FrozenModels:
         self.dino = DinoEncoder(sources.dino, device, dtype) if sources.dino is not None else None
 
     def encoders(self, needs: Needs, blocks: Blocks, cams: CamsOptions | None = None) -> Encoders:
-        """Encoders that give what some parts need.
+        """Make encoders that yield what some parts need.
 
         Args:
-            needs: Of the parts in use.
-            blocks: How deep to look.
-            cams: How aligned CAMs are read out; needed for ``alignment`` alone.
+            needs: Needs of the parts in use.
+            blocks: Numbers of blocks to read.
+            cams: How aligned CAMs are read out; necessary for ``alignment`` alone.
         """
         text = aligned = None
         if self.embeddings is not None:

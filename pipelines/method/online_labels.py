@@ -28,7 +28,7 @@ from pipelines.training.losses import Targets, needs_super_maps
 
 @dataclass(frozen=True)
 class OnlineLabels:
-    """Makes label maps of batches of crops.
+    """A maker of label maps for batches of crops.
 
     Attributes:
         cams: Read-out of the initial CAM.
@@ -42,16 +42,16 @@ class OnlineLabels:
 
     @torch.no_grad()
     def __call__(self, crops: Sequence[Crop], evidence: Evidence, decoder_affinity: Tensor | None = None) -> Targets:
-        """Label maps, and what L_proto and the super-class loss learn from if they are on.
+        """Return label maps, and the targets of L_proto and of the super-class loss if these are on.
 
         Args:
             crops: A batch of B crops of side S.
-            evidence: The same behind the encoders.
+            evidence: The encoders' outputs for the crops.
             decoder_affinity: ``(B, N, N)`` in [0, 1]: filters CLIP's attention (WeCLIP's RFM); None: no filter.
 
         Returns:
-            Labels ``(B, S, S)``: 0 background, ``i + 1`` for class i, 255 where padded or not confident. Of a crop that has a
-            target, it is that.
+            Labels ``(B, S, S)``: 0 background, ``i + 1`` for class i, 255 where padded or not confident. A crop with a target
+            has that target as its labels.
         """
         device, options = evidence.tokens_cls.device, self.options
         valid = torch.stack([crop.valid for crop in crops]).to(device)  # (B, S, S)
@@ -68,7 +68,7 @@ class OnlineLabels:
             )  # (B, K + 1, S, S)
         labels = online_label_map(scores, classes, self.refine.min_confidence).masked_fill(~valid, IGNORE_INDEX)
         for label_map, crop in zip(labels, crops, strict=True):
-            if crop.target is not None:  # a person has corrected it
+            if crop.target is not None:  # a corrected mask
                 label_map.copy_(crop.target)  # (S, S)
         targets = self._with_supers(Targets(labels), crops, evidence)
         if not options.train_heads:
@@ -78,7 +78,7 @@ class OnlineLabels:
         return replace(targets, samples=samples)
 
     def _with_supers(self, targets: Targets, crops: Sequence[Crop], evidence: Evidence) -> Targets:
-        """With super-class maps, and the super-class of each class, if a loss needs them."""
+        """Add super-class maps, and the super-class of each class, if a loss needs them."""
         if not needs_super_maps(self.options):
             return targets
         valid = self.valid_tokens(crops).to(evidence.tokens_cls.device)  # (B, N)
@@ -88,7 +88,7 @@ class OnlineLabels:
 
     @torch.no_grad()
     def refined(self, crops: Sequence[Crop], evidence: Evidence, decoder_affinity: Tensor | None = None) -> Tensor:
-        """Refined CAMs ``(B, K, N)`` in [0, 1], zero in padding and in empty slots; arguments as in ``__call__``."""
+        """Compute refined CAMs ``(B, K, N)`` in [0, 1], zero in padding and in empty slots; arguments as in ``__call__``."""
         valid = self.valid_tokens(crops).to(evidence.tokens_cls.device)  # (B, N)
         if not any(evidence.counts):
             return torch.zeros(len(crops), 0, valid.shape[1], device=valid.device)
@@ -104,6 +104,6 @@ class OnlineLabels:
 
     @staticmethod
     def valid_tokens(crops: Sequence[Crop]) -> Tensor:
-        """Tokens that are photo for the most part, ``(B, N)`` bool."""
+        """Return the tokens of which more than half is image and not padding, ``(B, N)`` bool."""
         valid = torch.stack([crop.valid for crop in crops]).float()  # (B, S, S)
         return F.adaptive_avg_pool2d(valid.unsqueeze(1), crops[0].photo.grid).flatten(1) > 0.5

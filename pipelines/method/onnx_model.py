@@ -1,4 +1,4 @@
-"""The frozen CLIP and a trained decoder as one network, and label maps from its ONNX file without either."""
+"""The frozen CLIP and a trained decoder as one network, and logits from the ONNX file of that network."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from pipelines.models.segmenter import Segmenter
 from pipelines.options.train import PredictOptions
 
 _RGB = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-"""Mean and standard deviation that leave RGB in [0, 1] as it is: an ONNX file normalises by itself."""
+"""Mean and standard deviation that leave RGB in [0, 1] unchanged, because the network of an ONNX file normalises its input."""
 
 
 class SegmentationNetwork(nn.Module):
-    """From RGB to logits, on the CPU in fp32.
+    """The network that maps RGB to logits, on the CPU in fp32.
 
     Args:
         encoder: The frozen CLIP, in fp32 on the CPU; its modules are shared.
         segmenter: The trained model.
 
     Raises:
-        UsageError: A tower whose positions cannot follow an input of any size in ONNX.
+        UsageError: The positions of the tower cannot follow an input of any size in ONNX.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, encoder: ClipEncoder, segmenter: Segmenter) -> None:
-        from pipelines.encoders.open_clip_vit import OpenClipViT  # here: a finished prediction needs no open_clip
+        from pipelines.encoders.open_clip_vit import OpenClipViT  # here, because a finished prediction needs no open_clip
 
         super().__init__()
         if not isinstance(encoder.tower, OpenClipViT):
@@ -50,35 +50,35 @@ class SegmentationNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(encoder.std).view(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """RGB in [0, 1], ``(B, 3, H, W)``, sides multiples of the patch, to logits ``(B, C + 1, h, w)``, both fp32."""
+        """Map RGB in [0, 1], ``(B, 3, H, W)``, sides multiples of the patch, to logits ``(B, C + 1, h, w)``, both fp32."""
         walked = walk(self.tower, (pixels - self.mean) / self.std, token_blocks=self.blocks)
         logits: Tensor = self.decoder(walked.block_tokens, walked.grid)[0]  # (B, C + 1, h, w)
         return logits
 
 
 class HalfStored(nn.Module):
-    """A network whose weights lie in half precision and are widened where they are used; its arithmetic stays fp32.
+    """A network whose weights are stored in half precision and widened where they are used; its arithmetic stays fp32.
 
     Args:
-        network: From a tensor to a tensor.
+        network: The network, which maps a tensor to a tensor.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self._network = (network,)  # no submodule: its own weights are not to be in the file
+        self._network = (network,)  # in a tuple it is no submodule, so that the file does not hold its fp32 weights
         self._names = tuple(network.state_dict())
         for number, tensor in enumerate(network.state_dict().values()):
             self.register_buffer(f"half_{number}", tensor.half())
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """As the network's."""
+        """Return the network's output."""
         widened = {name: tensor.float() for name, tensor in zip(self._names, self.buffers(), strict=True)}
         result: Tensor = functional_call(self._network[0], widened, (pixels,))
         return result
 
 
 class OnnxPredictor:
-    """Logits of batches of photos from an ONNX file, on the CPU; torch only resizes and averages.
+    """An ONNX file that computes the logits of batches of images on the CPU; torch only resizes and averages.
 
     Args:
         model: The opened file.
@@ -89,9 +89,9 @@ class OnnxPredictor:
         self.model, self.options = model, options
 
     def photo(self, sample: Sample, image: Image.Image) -> Photo:
-        """Reduce a decoded photo to ``long_side`` and resize it to every scale; inputs are RGB in [0, 1]."""
+        """Reduce a decoded image to ``long_side`` and resize it to every scale; inputs are RGB in [0, 1]."""
         return segmenter_input(sample, image, self.options, self.model.patch_size, *_RGB)
 
     def logits(self, photos: Sequence[Photo]) -> Tensor:
-        """As `pipelines.method.predictor.Predictor.logits`."""
+        """Do the same as `pipelines.method.predictor.Predictor.logits`."""
         return mean_logits(self.model.logits, photos, self.options)

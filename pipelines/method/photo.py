@@ -1,4 +1,4 @@
-"""Photos resized for the encoders, crops of them, and the views whose results are averaged."""
+"""Images resized for the encoders, crops of them, and the views whose results are averaged."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Value = TypeVar("Value", bound=np.generic)
 
 @dataclass(frozen=True)
 class Photo:
-    """A decoded photo, resized for the encoders.
+    """A decoded image, resized for the encoders.
 
     Attributes:
-        sample: Which photo, and its labels.
+        sample: Names the image and its labels.
         size: ``(H, W)`` of the file.
         grid: ``(h, w)`` of its maps at scale 1.
-        inputs: Normalised input of CLIP, or of a segmentation network, ``(3, H', W')`` a scale.
+        inputs: Normalised input of CLIP or of a segmentation network, ``(3, H', W')``, one per scale.
         grids: Token grid at each scale; empty for a network without tokens.
-        dino_inputs: The same of DINO on the same grids; empty if no part needs DINO.
-        superpixels: Share of each token in each superpixel ``(S, N')``, one a scale; empty if no part needs them.
+        dino_inputs: Normalised input of DINO on the same grids, one per scale; empty if no part needs DINO.
+        superpixels: Share of each token in each superpixel ``(S, N')``, one per scale; empty if no part needs them.
         superpixel_colours: Mean Lab colours ``(S, 3)``, or None if no part needs them.
     """
 
@@ -44,34 +44,34 @@ class Photo:
 
 
 def shapes(photo: Photo) -> tuple[tuple[int, ...], ...]:
-    """What photos of one batch share: equal grids at scale 1 may differ at another scale."""
+    """Return the shapes that all images of a batch share; equal grids at scale 1 may differ at another scale."""
     return photo.grid, *(tuple(pixels.shape) for pixels in photo.inputs)
 
 
 def by_photo(maps: NDArray[Value], photos: Sequence[Photo]) -> list[NDArray[Value]]:
-    """The maps ``(K, ...)`` of each photo, of ``(T, ...)`` with T (photo, class) pairs, photo by photo."""
+    """Split ``(T, ...)``, T (image, class) pairs, image by image, into the maps ``(K, ...)`` of each image."""
     counts = [len(photo.sample.labels) for photo in photos]
     return np.split(maps, np.cumsum(counts)[:-1])
 
 
 def too_large(photo: Photo) -> ImageError:
-    """The error that a photo does not fit into memory."""
+    """Return the error for an image that does not fit into memory."""
     height, width = photo.size
     patches = max((h * w for h, w in photo.grids), default=photo.grid[0] * photo.grid[1])
-    found = f"a photo of {width} x {height} with {patches:,} patches needs more memory than there is"
+    found = f"an image of {width} x {height} with {patches:,} patches needs more memory than there is"
     return ImageError(found, "a smaller --long-side, fewer --workers, or another --device")
 
 
 @dataclass(frozen=True)
 class Crop:
-    """One crop of a photo.
+    """One crop of an image.
 
     Attributes:
-        slot: Place in the batch of all processes; seeds whatever is drawn for this crop.
-        photo: Resized for the encoders, with superpixels on the token grid.
+        slot: Place in the batch of all processes; the seed of every random draw for this crop.
+        photo: The crop, resized for the encoders, with superpixels on the token grid.
         image: ``(3, S, S)`` fp32 RGB in [0, 255].
-        valid: ``(S, S)`` bool: photo, not padding.
-        target: ``(S, S)`` int64 ground truth, padding 255; None unless it was asked for.
+        valid: ``(S, S)`` bool: pixels of the image, not of the padding.
+        target: ``(S, S)`` int64 ground truth, padding 255; None unless it was requested.
     """
 
     slot: int
@@ -82,11 +82,11 @@ class Crop:
 
 
 class View(NamedTuple):
-    """One pass over a photo.
+    """One pass over an image.
 
     Attributes:
         scale: Index of the resolution factor, in the order of the option ``scales``.
-        mirrored: The photo is mirrored left to right.
+        mirrored: The image is mirrored left to right.
     """
 
     scale: int = 0
@@ -94,12 +94,12 @@ class View(NamedTuple):
 
 
 def averaged_over_views(forward: Callable[[View], Tensor], scales: Sequence[float], flip: bool, grid: Grid) -> Tensor:
-    """Mean of a result over resolutions and mirror images.
+    """Average a result over resolutions and mirror images.
 
     Args:
-        forward: From a view to maps ``(..., h', w')``, mirrored as the view is.
+        forward: Maps a view to maps ``(..., h', w')``, mirrored as the view is.
         scales: Resolution factors.
-        flip: Average with the mirror images too.
+        flip: Whether mirror images enter the average too.
         grid: ``(h, w)`` of the mean.
 
     Returns:
@@ -119,8 +119,8 @@ def averaged_over_views(forward: Callable[[View], Tensor], scales: Sequence[floa
 
 
 def _resized(maps: Tensor, grid: Grid) -> Tensor:
-    """``(..., h', w')`` -> ``(..., h, w)``, bilinear."""
+    """Resize ``(..., h', w')`` to ``(..., h, w)``, bilinearly."""
     shape = (*maps.shape[:-2], *grid)
-    if maps.numel() == 0:  # images without classes: torch refuses
+    if maps.numel() == 0:  # images without classes, which torch refuses
         return maps.new_zeros(shape)
     return F.interpolate(maps.reshape(1, -1, *maps.shape[-2:]), size=grid, mode="bilinear").view(shape)

@@ -1,4 +1,4 @@
-"""From photos to a segmentation model's logits."""
+"""The predictor, which computes a segmentation model's logits of images."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from pipelines.options.train import PredictOptions
 
 
 class MakesLogits(Protocol):
-    """What turns photos into logits; see `Predictor`."""
+    """An object that turns images into logits, such as `Predictor`."""
 
     def photo(self, sample: Sample, image: Image.Image) -> Photo:
-        """Resize a decoded photo."""
+        """Resize a decoded image."""
 
     def logits(self, photos: Sequence[Photo]) -> Tensor:
-        """``(B, C + 1, h, w)`` of a batch."""
+        """Compute the logits ``(B, C + 1, h, w)`` of a batch."""
 
 
 def mean_logits(forward: Callable[[Tensor], Tensor], photos: Sequence[Photo], options: PredictOptions) -> Tensor:
-    """Logits of a batch, averaged over its views.
+    """Compute the logits of a batch, averaged over its views.
 
     Args:
-        forward: From images ``(B, 3, H', W')`` to logits ``(B, C + 1, h', w')``.
+        forward: Maps images ``(B, 3, H', W')`` to logits ``(B, C + 1, h', w')``.
         photos: The batch; all have the same grid at every scale.
         options: Scales and flip.
 
     Returns:
-        ``(B, C + 1, h, w)``; the highest of each token is 0.
+        ``(B, C + 1, h, w)``; the highest logit of each token is 0.
     """
 
     def logits_of(view: View) -> Tensor:
@@ -51,11 +51,11 @@ def mean_logits(forward: Callable[[Tensor], Tensor], photos: Sequence[Photo], op
 def segmenter_input(
     sample: Sample, image: Image.Image, options: PredictOptions, patch: int, mean: Sequence[float], std: Sequence[float]
 ) -> Photo:
-    """A decoded photo, reduced to ``long_side`` and resized to every scale.
+    """Reduce a decoded image to ``long_side`` and resize it to every scale.
 
     Args:
-        sample: Which photo.
-        image: The photo.
+        sample: Names the image.
+        image: RGB.
         options: Scales and ``long_side``.
         patch: Patch side in pixels.
         mean: Per-channel mean in [0, 1], RGB order.
@@ -70,7 +70,7 @@ def segmenter_input(
 
 
 class Predictor:
-    """Logits of batches of photos; holds no files.
+    """A trained model behind the frozen CLIP, which computes the logits of batches of images. It holds no files.
 
     Args:
         encoder: The frozen CLIP.
@@ -92,20 +92,20 @@ class Predictor:
         self.options = options
 
     def photo(self, sample: Sample, image: Image.Image) -> Photo:
-        """Reduce a decoded photo to ``long_side`` and resize it to every scale."""
+        """Reduce a decoded image to ``long_side`` and resize it to every scale."""
         encoder = self.encoder
         return segmenter_input(sample, image, self.options, encoder.patch_size, encoder.mean, encoder.std)
 
     @torch.inference_mode()
     def logits(self, photos: Sequence[Photo]) -> Tensor:
-        """Logits of photos of one padded size, averaged over scales and mirror images.
+        """Compute the logits of images of one padded size, averaged over scales and mirror images.
 
         Args:
             photos: A batch; all have the same grid at every scale.
 
         Returns:
-            ``(B, C + 1, h, w)`` fp32, background first, on the grid of scale 1; the highest of each token is 0, which
-            changes neither softmax nor argmax, and leaves half precision exact where classes are close.
+            ``(B, C + 1, h, w)`` fp32, background first, on the grid of scale 1. The highest logit of each token is 0, which
+            changes neither softmax nor argmax and keeps half precision exact where classes are close.
         """
         return mean_logits(self._pass, photos, self.options)
 

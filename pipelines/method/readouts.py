@@ -1,4 +1,4 @@
-"""Read-outs: from CLIP's tokens to one map for each class of each image. `READOUTS` is the table behind ``--readout``."""
+"""Read-outs, which turn CLIP's tokens into one map per class of each image. `READOUTS` is the table behind ``--readout``."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pipelines.ops.transfer import sent
 from pipelines.options.stages import CamsOptions
 
 Readout = Callable[[Evidence, CamsOptions], Tensor]
-"""Evidence and options -> maps ``(T, N)``; the composition scales them to [0, 1]."""
+"""Maps evidence and options to maps ``(T, N)``, which the composition scales to [0, 1]."""
 
 
 def gradcam(evidence: Evidence, options: CamsOptions) -> Tensor:
-    """Softmax-GradCAM at the output of the last block's first LayerNorm (CLIP-ES, Eq. 3-5), ``(T, N)``."""
+    """Compute softmax-GradCAM at the output of the last block's first LayerNorm (CLIP-ES, Eq. 3-5), ``(T, N)``."""
     text, tail = evidence.text, evidence.tail
     present, targets = softmax_entries(evidence.labels, text.classes, len(text.all))
     logits = cosine_logits(text.all, text.logit_scale)
     asked = evidence.asked if "asked" in evidence else None
     if asked is not None:
-        targets[targets.clone()] = asked  # both go image by image, and up in an image's classes
+        targets[targets.clone()] = asked  # both are ordered by image, then by ascending class
     maps = softmax_gradcam(
         evidence.tokens_cls, tail.normalise, tail.features, tail.patches, logits, present, targets, by_shift=tail.lowered
     )  # (T, N) of those asked for
@@ -39,20 +39,20 @@ def gradcam(evidence: Evidence, options: CamsOptions) -> Tensor:
 
 @torch.inference_mode()
 def dense(evidence: Evidence, options: CamsOptions) -> Tensor:
-    """Class probabilities of each patch's value vector, averaged inside superpixels (MaskCLIP, section 3.2), ``(T, N)``."""
+    """Compute class probabilities of each patch's value vector, averaged in superpixels (MaskCLIP, section 3.2), ``(T, N)``."""
     return _probabilities(_values(evidence, options), evidence, options)
 
 
 @torch.no_grad()
 def background_share(evidence: Evidence, options: CamsOptions) -> Tensor:
-    """Probability of the likeliest background word at each patch by the dense read-out, ``(B, N)``; 0 without such words."""
+    """Return the probability of the likeliest background word at each patch, read out densely, ``(B, N)``; 0 without words."""
     classes = max(evidence.counts)
     shares = _word_probabilities(_values(evidence, options), evidence, options)[:, classes:]  # (B, M, N)
     return shares.amax(dim=1) if shares.shape[1] else shares.sum(dim=1)
 
 
 def _values(evidence: Evidence, options: CamsOptions) -> Tensor:
-    """Value vectors of the patches in CLIP's joint space, ``(B, N, E)`` L2-normalised."""
+    """Return the value vectors of the patches in CLIP's joint space, ``(B, N, E)`` L2-normalised."""
     tail = evidence.tail
     values = tail.value_tokens(tail.normalise(tail.patches(evidence.tokens_cls)))  # (B, N, D)
     if options.superpixel_share:
@@ -61,25 +61,25 @@ def _values(evidence: Evidence, options: CamsOptions) -> Tensor:
 
 
 def _word_probabilities(features: Tensor, evidence: Evidence, options: CamsOptions) -> Tensor:
-    """Softmax of patch features ``(B, N, E)`` over each image's classes and the background words, ``(B, K + M, N)``."""
+    """Return the softmax of features ``(B, N, E)`` over each image's classes and all background words, ``(B, K + M, N)``."""
     words, absent = evidence.text.of(evidence.classes(features.device))  # (B, K + M, E), (B, K + M)
     return text_probabilities(features, words, words.shape[1], options.dense_scale, absent)
 
 
 def _probabilities(features: Tensor, evidence: Evidence, options: CamsOptions) -> Tensor:
-    """The classes' rows of `_word_probabilities`, ``(T, N)``."""
+    """Return the classes' rows of `_word_probabilities`, ``(T, N)``."""
     return evidence.flat(_word_probabilities(features, evidence, options)[:, : max(evidence.counts)])
 
 
 def mixed(evidence: Evidence, options: CamsOptions) -> Tensor:
-    """The dense map and GradCAM by ``dense_weight``, ``(T, N)``."""
+    """Mix the dense map and GradCAM with ``dense_weight``, ``(T, N)``."""
     weight = options.dense_weight
     return mix([(weight, dense(evidence, options)), (1 - weight, gradcam(evidence, options))])
 
 
 @torch.no_grad()
 def excel(evidence: Evidence, options: CamsOptions) -> Tensor:
-    """Patches on ExCEL's second path, which compares queries with queries, keys with keys, values with values, ``(T, N)``."""
+    """Compute ExCEL's map: its second path compares queries with queries, keys with keys, values with values, ``(T, N)``."""
     tail, last = evidence.tail, slice(-options.excel_blocks, None)
     tokens = static_calibration.calibrated_tokens(evidence.clip_inputs[last], evidence.clip_opened[last])  # (B, P + N, D)
     own = tail.output(evidence.tokens_cls, tail.normalise(evidence.tokens_cls))[:, : tail.prefix]  # (B, P, D)
@@ -93,7 +93,7 @@ def excel(evidence: Evidence, options: CamsOptions) -> Tensor:
 
 @torch.no_grad()
 def resclip(evidence: Evidence, options: CamsOptions) -> Tensor:
-    """Class probabilities of patches behind ResCLIP's attention in the last block, ``(T, N)``."""
+    """Compute class probabilities of patches with ResCLIP's attention in the last block, ``(T, N)``."""
     tail, opened = evidence.tail, evidence.clip_opened
     _, key, value = opened[-1].projected(evidence.tokens_cls)  # (B, heads, P + N, d) each
     depth, share = len(opened), options.resclip_share
@@ -119,7 +119,7 @@ def resclip(evidence: Evidence, options: CamsOptions) -> Tensor:
 
 
 def dense_needs(options: CamsOptions) -> Needs:
-    """Superpixels are needed only where they have a share."""
+    """Return the needs of the dense read-out; superpixels are among them only where they have a share."""
     needs: Needs = frozenset({"tokens_cls", "text"})
     return needs | {"superpixels"} if options.superpixel_share else needs
 

@@ -1,4 +1,4 @@
-"""Maps of super-classes with the borders that DINO's features have, from image-level labels (CD-CLIP's SBE)."""
+"""Maps of super-classes from image-level labels, with borders that follow DINO's features (CD-CLIP's SBE)."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pipelines.options.stages import CamsOptions
 
 
 def super_map_needs(options: CamsOptions) -> Needs:
-    """What `super_maps` reads of the evidence."""
+    """Return the fields of the evidence that `super_maps` reads."""
     needs: Needs = frozenset({"text", "super_classes", "dino_tokens"})
     return needs | readout_of(options).needs(options)
 
 
 @torch.no_grad()
 def super_maps(evidence: Evidence, options: CamsOptions) -> Tensor:
-    """Where each image's super-classes are.
+    """Compute a map of each image's super-classes.
 
-    The read-out of the CAMs, with super-classes for classes, pools DINO's features into a prototype; each patch's map is its
-    cosine to that, scaled to [0, 1].
+    The read-out of the CAMs, applied to super-classes, pools DINO's features into a prototype; each patch's map is its cosine
+    to that prototype, scaled to [0, 1].
 
     Args:
-        evidence: With `super_map_needs`; where it has ``valid``, padding is left out.
-        options: The read-out; alignment heads take no part, because they are trained for classes and not for super-classes.
+        evidence: Evidence with the fields of `super_map_needs`; where it has ``valid``, padding is left out.
+        options: The read-out. Alignment heads are not used, because they are trained for classes and not for super-classes.
 
     Returns:
-        ``(B, S, N)`` fp32 in [0, 1]; `UNKNOWN` for super-classes that an image's labels do not name, and in padding.
+        ``(B, S, N)`` fp32 in [0, 1]; `UNKNOWN` for super-classes that an image's labels do not contain, and in padding.
     """
     text = evidence.text
     if text.supers is None:

@@ -1,4 +1,4 @@
-"""Tagging: from the evidence of photos to a score for every class of the list, without labels. `TAGGERS` is the table."""
+"""Taggers, which score every class of the list in images without labels. `TAGGERS` is the table."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pipelines.options.tag import TagOptions
 from pipelines.plugins import table_entry
 
 Scores = Callable[[Evidence, CamsOptions, TagOptions], Tensor]
-"""Evidence whose labels are all classes of the list, and options -> ``(B, C)`` in [0, 1]."""
+"""Maps evidence whose labels are all classes of the list, and options, to ``(B, C)`` in [0, 1]."""
 
 
 MANY = 20
-"""Classes of VOC, whose photos chose the default thresholds; the exponent is that between VOC's and COCO's best ones."""
+"""Number of VOC's classes, on whose images the default thresholds were chosen; the exponent 0.8 also fits COCO's best ones."""
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,24 @@ class Tagger(Part[Scores, CamsOptions]):
     """One entry of `TAGGERS`.
 
     Attributes:
-        threshold: Score from which a class is a tag where nothing else is known, for up to `MANY` classes.
+        threshold: Score from which a class is a tag without a calibration, for up to `MANY` classes.
     """
 
     threshold: float = 0.5
 
     def default_threshold(self, classes: int) -> float:
-        """`threshold` for a list of so many classes: the more names share a softmax, the lower is the best score."""
+        """Return `threshold` for a list of this length: the more names share a softmax, the lower is the best score."""
         return self.threshold * float(min(1.0, (MANY / classes) ** 0.8))
 
 
 def dense(evidence: Evidence, cams: CamsOptions, options: TagOptions) -> Tensor:
-    """Best patches of the dense read-out over all class names and background words, ``(B, C)``."""
+    """Score the best patches of the dense read-out over all class names and background words, ``(B, C)``."""
     return best_patches(evidence.padded(readouts.dense(evidence, cams)), options.best_share)
 
 
 @torch.inference_mode()
 def cls(evidence: Evidence, cams: CamsOptions, options: TagOptions) -> Tensor:
-    """Softmax over all classes of the pooled token's cosines, at half of CLIP's own scale, ``(B, C)``."""
+    """Return the softmax over all classes of the pooled token's cosines, at half of CLIP's own scale, ``(B, C)``."""
     tail, text = evidence.tail, evidence.text
     if not tail.prefix:
         raise UsageError("this CLIP has no pooled token", "--tagger dense")
@@ -58,12 +58,18 @@ def cls(evidence: Evidence, cams: CamsOptions, options: TagOptions) -> Tensor:
 
 
 def heads(evidence: Evidence, cams: CamsOptions, options: TagOptions) -> Tensor:
-    """Best patches through alignment heads; a class with few training photos keeps the share of `dense` that its CAM has."""
+    """Score the best patches through alignment heads.
+
+    A class with few training images keeps the share of `dense` that its CAM has.
+    """
     return _mixed(evidence, cams, options, evidence.alignment.weight(evidence.labels).unsqueeze(1))
 
 
 def mean(evidence: Evidence, cams: CamsOptions, options: TagOptions) -> Tensor:
-    """Best patches of the mean of both read-outs: heads are better at classes of their training, plain CLIP at all others."""
+    """Score the best patches of the mean of both read-outs.
+
+    Heads are better at the classes of their training, and plain CLIP is better at all others.
+    """
     return _mixed(evidence, cams, options, torch.tensor(0.5))
 
 
@@ -90,17 +96,17 @@ TAGGERS: dict[str, Tagger] = {
 
 
 def tagger_name(options: TagOptions, cams: CamsOptions) -> str:
-    """What ``auto`` stands for."""
+    """Return the tagger's name, with ``auto`` replaced by its choice."""
     if options.tagger != "auto":
         return options.tagger
     return "dense" if cams.ckpt is None else "heads"
 
 
 def tagger_of(options: TagOptions, cams: CamsOptions) -> Tagger:
-    """The entry of `TAGGERS` that the options name.
+    """Return the entry of `TAGGERS` that the options name.
 
     Raises:
-        UsageError: There is none of this name, or it reads alignment heads and none are given.
+        UsageError: There is no tagger of this name, or it reads alignment heads and none are given.
     """
     name = tagger_name(options, cams)
     tagger = table_entry(TAGGERS, name, "tagger", "--tagger")
@@ -110,11 +116,11 @@ def tagger_of(options: TagOptions, cams: CamsOptions) -> Tagger:
 
 
 def tag_scores(evidence: Evidence, cams: CamsOptions, options: TagOptions) -> Tensor:
-    """Scores of every class in a batch of photos.
+    """Compute the scores of every class in a batch of images.
 
     Args:
-        evidence: With what the tagger needs; its labels are not looked at.
-        cams: Numbers of the read-outs.
+        evidence: Evidence with the needs of the tagger; its labels are not read.
+        cams: Options of the read-outs.
         options: The tagger.
 
     Returns:
@@ -126,7 +132,7 @@ def tag_scores(evidence: Evidence, cams: CamsOptions, options: TagOptions) -> Te
 
 
 def tag_values(options: TagOptions, cams: CamsOptions) -> dict[str, Any]:
-    """The options that change a score, as JSON holds them."""
+    """Return the options that change a score, as JSON holds them."""
     names = set(tagger_of(options, cams).options)
     values = options.model_dump(mode="json", include=names) | cams.model_dump(mode="json", include=names)
     return {"tagger": tagger_name(options, cams), **values}

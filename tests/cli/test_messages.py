@@ -293,7 +293,7 @@ def test_a_photo_that_does_not_fit_into_memory_is_its_own_failure(ssr, own_voc, 
         return real(encoders, batch, options)
 
     monkeypatch.setattr(cams, "extract_cams", greedy)
-    line = "b_trio: a photo of 64 x 96 with 24 patches needs more memory than there is (a smaller --long-side"
+    line = "b_trio: an image of 64 x 96 with 24 patches needs more memory than there is (a smaller --long-side"
     assert line in ssr("cams", "--force", *made, code=1).err
     ran = ssr("cams", "--force", "--max-failures", 1, *made, code=3)
     assert line in ran.err
