@@ -156,7 +156,7 @@ class Evidence:
         return maps.flatten(0, 1)[self._slots(maps.device)]
 
     def _slots(self, device: torch.device) -> Tensor:
-        """Return the place of each (image, class) pair in ``(B * K,)``, ``(T,)``; the host has the labels and computes it alone."""
+        """Return the place of each (image, class) pair in ``(B * K,)``, ``(T,)``, computed on the host, where labels are."""
         most = max(self.counts)
         places = [image * most + rank for image, count in enumerate(self.counts) for rank in range(count)]
         return sent(torch.tensor(places, dtype=torch.int64), device)

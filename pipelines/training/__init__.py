@@ -1,1 +1,1 @@
-"""How the parts in `pipelines.models` are trained."""
+"""The training of the parts in `pipelines.models`."""

@@ -1,4 +1,4 @@
-"""The training of CMPA's heads: contrast steps, prototypes refreshed when due, a state that can be resumed exactly."""
+"""The training of CMPA's heads: contrast steps, refreshes of the prototypes, and a state that can be resumed exactly."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from pipelines.training.optimiser_state import optimiser_tensors, restore_optimi
 from pipelines.training.processes import Processes
 
 BEST_PATCHES = 0.02
-"""Share of a photo's patches that speak for a class's presence."""
+"""Share of an image's patches whose mean score decides how well the heads find a class."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How well the heads tell classes apart on the training photos; needs labels, no ground truth.
+    """Measures of how well the heads separate classes on the training images. They need labels and no ground truth.
 
     Attributes:
-        iteration: Steps done.
-        loss: Mean since the last one; None before the first step.
-        temperature: Of the softmax.
-        purity: Share of samples in k-means clusters (as many as classes) whose most frequent class is theirs.
-        within: Mean cosine distance of samples to their class's mean.
+        iteration: Number of steps done.
+        loss: Mean loss since the last measurement; None before the first step.
+        temperature: Temperature of the softmax.
+        purity: Share of samples whose class is the most frequent one of their k-means cluster, with as many clusters as
+            classes.
+        within: Mean cosine distance of samples to the mean of their class.
         between: Mean cosine distance between the means of two classes; None for one class.
     """
 
@@ -47,24 +48,24 @@ class Quality:
 
 
 def step_count(options: AlignOptions, photos: int) -> int:
-    """Steps of a whole training."""
+    """Return the number of steps of a whole training."""
     by_epochs = round(options.epochs * steps_an_epoch(photos, options.batch))
     return options.iterations or max(1, options.min_iterations, by_epochs)
 
 
 class AlignmentTrainer:
-    """Heads, optimiser and prototypes at one moment of the training.
+    """The heads, the optimiser and the prototypes at one moment of the training.
 
     Args:
-        data: The photos.
+        data: The images.
         text: Class and background embeddings ``(C + M, E)``, L2-normalised.
-        class_count: C.
-        options: Everything else.
+        class_count: The number of classes C.
+        options: Losses, schedule, batch and prototypes.
         device: Where to train.
-        processes: This process among its peers; each takes its share of every batch.
+        processes: This process and its peers; each takes its share of every batch.
 
     Raises:
-        UsageError: More processes than photos in a batch.
+        UsageError: There are more processes than images in a batch.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class AlignmentTrainer:
         self.data, self.options, self.device, self.processes = data, options, device, processes
         share = min(options.batch, len(data)) // processes.count
         if share == 0:
-            found = f"{processes.count} processes share batches of {min(options.batch, len(data))} photos"
+            found = f"{processes.count} processes share batches of {min(options.batch, len(data))} images"
             raise UsageError(found, "--batch, or fewer processes")
         self.text, self.class_count = text.to(device), class_count
         torch.manual_seed(options.seed)
@@ -99,10 +100,10 @@ class AlignmentTrainer:
         self._losses: list[float] = []
 
     def steps(self) -> Iterator[float]:
-        """Train to the end from where it stands; prototypes are refreshed before the first step and whenever due.
+        """Train from the present step to the end; prototypes are refreshed before the first step and in fixed intervals.
 
         Yields:
-            The loss of each step, after it is taken.
+            The loss of each step, after the step is taken.
         """
         if not self.prototypes.image.numel():
             self.refresh()
@@ -130,12 +131,12 @@ class AlignmentTrainer:
         return self._losses[-1]
 
     def learning_rate(self, iteration: int) -> float:
-        """Of one step; it falls linearly to ``final_rate`` of itself, so that the last batches do not decide."""
+        """Return a step's rate, which falls linearly to ``final_rate`` of itself, so that the last batches do not decide."""
         fallen = (1 - self.options.final_rate) * iteration / max(1, self.iterations - 1)
         return self.options.learning_rate * (1 - fallen)
 
     def _noise(self, slots: torch.Size) -> Tensor | None:
-        """Noise of this step and process, the same after a stop; of length ``text_noise`` on average."""
+        """Draw the noise of this step and process, the same after a resume; its length is ``text_noise`` on average."""
         if not self.options.text_noise:
             return None
         draw = torch.Generator().manual_seed(
@@ -146,13 +147,13 @@ class AlignmentTrainer:
         return torch.mul(noise, self.options.text_noise / width**0.5)
 
     def refresh(self) -> None:
-        """Make prototypes from the features of all samples as the heads see them now."""
+        """Make prototypes from the present image features of all samples."""
         self.processes.copy_from_first(self.heads.buffers())
         classes = self.data.classes.to(self.device)  # (S,)
         image = self.image_features()  # (S, E)
         if self.options.prototypes == "class":
             means, _ = class_means(image, classes, self.class_count)
-            self.prototypes = Prototypes(means)  # a class without photos is nobody's positive: its row is zero
+            self.prototypes = Prototypes(means)  # a class without images is the positive of no sample: its row is zero
             return
         words = self.words()[: self.class_count]  # (C, E)
         known = torch.unique(classes)
@@ -164,7 +165,7 @@ class AlignmentTrainer:
         self._image_clusters = self._by_photo(of_image.index.cpu())
 
     def quality(self) -> Quality:
-        """Purity and distances of the samples now; the mean loss since the last call."""
+        """Measure purity and distances of the samples, and the mean loss since the last call."""
         classes = self.data.classes.to(self.device)
         image = self.image_features()
         clusters = kmeans_prototypes(image, len(torch.unique(classes)))
@@ -176,7 +177,7 @@ class AlignmentTrainer:
 
     @torch.no_grad()
     def image_features(self) -> Tensor:
-        """f_image of all samples, ``(S, E)`` L2-normalised, in the order of `AlignmentData.samples`."""
+        """Return f_image of all samples, ``(S, E)`` L2-normalised, in the order of `AlignmentData.samples`."""
         self.heads.eval()
         found: list[Tensor] = []
         for start in range(0, len(self.data), self.options.batch):
@@ -187,18 +188,20 @@ class AlignmentTrainer:
 
     @torch.no_grad()
     def words(self) -> Tensor:
-        """Projected class and background embeddings, ``(C + M, E)`` L2-normalised."""
+        """Return the projected class and background embeddings, ``(C + M, E)`` L2-normalised."""
         self.heads.eval()
         return F.normalize(self.heads.tsa(self.text), dim=1)
 
     @torch.no_grad()
     def average_precision(self) -> Tensor:
-        """How well the heads find each class's photos among all others, by its best patches; needs labels, no ground truth.
+        """Measure how well the heads find each class's images among all others, by its best patches.
+
+        This needs labels and no ground truth.
 
         Returns:
-            ``(C,)`` fp32 in [0, 1]; 0 for a class without photos.
+            ``(C,)`` fp32 in [0, 1]; 0 for a class without images.
         """
-        from sklearn.metrics import average_precision_score  # here: it takes a second to import
+        from sklearn.metrics import average_precision_score  # here, because its import takes a second
 
         self.heads.eval()
         words, temperature = self.words(), self.heads.temperature
@@ -222,11 +225,11 @@ class AlignmentTrainer:
         )
 
     def _by_photo(self, values: Tensor) -> list[Tensor]:
-        """One value a sample -> the samples of each photo."""
+        """Split one value per sample into the samples of each image."""
         return list(torch.split(values, [len(labels) for labels in self.data.labels]))
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that `restore` needs, by name; live tensors, to be written before the next step."""
+        """Return all tensors that `restore` needs, by name. They are no copies: write them before the next step."""
         tensors = {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()}
         tensors |= optimiser_tensors(self.optimiser)
         prototypes = self.prototypes
@@ -238,7 +241,7 @@ class AlignmentTrainer:
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over a `state` of the same data and options: the steps that follow are those of an undisturbed run."""
+        """Restore a `state` of the same data and options; the following steps are those of an uninterrupted run."""
         self.heads.load_state_dict({k.removeprefix("heads."): v for k, v in tensors.items() if k.startswith("heads.")})
         restore_optimiser(self.optimiser, tensors)
         text, text_clusters = tensors.get("prototypes.text"), tensors.get("prototypes.text_clusters")

@@ -1,4 +1,4 @@
-"""The photos that CMPA's heads learn from: a few patches of each, the CAMs there, and its labels."""
+"""The training data of CMPA's heads: a few patches of each image, the CAMs there, and its labels."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pipelines.training.alignment_loss import Batch
 
 @dataclass(frozen=True)
 class AlignmentData:
-    """All photos that have a class.
+    """All images that have a class.
 
     Attributes:
         tokens: ``(P, T, E)`` fp16; may be a memory map.
-        cams: ``(K, T)`` fp32 of each photo, in [0, 1].
-        labels: Class indices of each photo, at least one.
-        image_ids: Names of the photos; empty where nobody asks.
-        unknown: ``(T,)`` fp32 of each photo, patches that are no background (`pipelines.training.cooccurrence`); None: there
-            are no such patches.
+        cams: ``(K, T)`` fp32 of each image, in [0, 1].
+        labels: Class indices of each image, at least one.
+        image_ids: Names of the images; empty if nothing reads them.
+        unknown: ``(T,)`` fp32 of each image: patches that are not to be learnt as background
+            (`pipelines.training.cooccurrence`); None if there are no such patches.
     """
 
     tokens: NDArray[np.float16]
@@ -38,21 +38,21 @@ class AlignmentData:
 
     @property
     def samples(self) -> list[tuple[int, int]]:
-        """All (photo, slot) pairs, photo by photo."""
+        """Return all (image, slot) pairs, image by image."""
         return [(photo, slot) for photo, labels in enumerate(self.labels) for slot in range(len(labels))]
 
     @property
     def classes(self) -> Tensor:
-        """Class of each of `samples`, ``(S,)`` int64."""
+        """Return the class of each of `samples`, ``(S,)`` int64."""
         return torch.tensor([self.labels[photo][slot] for photo, slot in self.samples], dtype=torch.int64)
 
     def batch(self, photos: Sequence[int], device: torch.device, clusters: Sequence[Tensor] | None = None) -> Batch:
-        """Gather photos.
+        """Gather a batch of images.
 
         Args:
-            photos: Rows.
-            device: Where to put them.
-            clusters: Image prototype of each photo's samples, if k-means made them.
+            photos: Rows of the images.
+            device: Device of the batch.
+            clusters: Image prototype of each image's samples, if k-means made them.
 
         Returns:
             fp32 tensors, padded to the largest number of classes.
@@ -77,15 +77,15 @@ class AlignmentData:
 
 
 def photo_order(photos: int, batch: int, seed: int) -> Iterator[list[int]]:
-    """Batches without end: every epoch a new order that depends on seed and epoch alone.
+    """Yield batches without end; the order of every epoch depends on seed and epoch alone.
 
-    An epoch's last batch is filled up from its own beginning, so that BatchNorm never sees a batch of another size; the
-    whole set is one batch if it is smaller.
+    An epoch's last batch is filled up with the epoch's first images, so that BatchNorm gets batches of one size. A set that is
+    smaller than a batch is one batch.
 
     Args:
-        photos: Number of photos, at least 1.
-        batch: Photos a batch.
-        seed: Of the order.
+        photos: Number of images, at least 1.
+        batch: Images per batch.
+        seed: Seed of the order.
 
     Yields:
         ``min(batch, photos)`` rows.
@@ -101,5 +101,5 @@ def photo_order(photos: int, batch: int, seed: int) -> Iterator[list[int]]:
 
 
 def steps_an_epoch(photos: int, batch: int) -> int:
-    """Batches that `photo_order` makes of one epoch."""
+    """Return the number of batches that `photo_order` makes of one epoch."""
     return -(-photos // min(batch, photos))

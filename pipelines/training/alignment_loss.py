@@ -1,4 +1,4 @@
-"""CMPA's loss on one batch: what is contrasted with what."""
+"""CMPA's loss on one batch, with its positives and negatives."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipelines.options.align import AlignOptions
 
 @dataclass(frozen=True)
 class Batch:
-    """Photos of one step. A *sample* is a (photo, present class) pair.
+    """The images of one step. A *sample* is an (image, present class) pair.
 
     Attributes:
         tokens: Patch features ``(B, T, E)``.
         cams: ``(B, K, T)`` in [0, 1]; zero in slots that no class fills.
         classes: ``(B, K)`` int64; -1 in slots that no class fills.
         image_clusters: ``(B, K)`` int64, each sample's image prototype if k-means made them.
-        valid: ``(B, T)`` bool: patches of the photo; padding is no background. None: all are.
-        unknown: ``(B, T)`` in [0, 1], how much other photos speak for a class of this one at a patch: that much of it is no
-            background, whatever the CAMs leave out. None: all that they leave out is background.
+        valid: ``(B, T)`` bool: patches of the image; padding is no background. None: all patches are of the image.
+        unknown: ``(B, T)`` in [0, 1]: estimate from other images that a patch shows a class of its own image. That share of the
+            patch is not background, even where the CAMs leave it out. None: all that they leave out is background.
     """
 
     tokens: Tensor
@@ -37,11 +37,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Prototypes:
-    """What features are contrasted with, as of the last refresh.
+    """The prototypes that features are contrasted with, as of the last refresh.
 
     Attributes:
         image: ``(P, E)`` L2-normalised.
-        text: ``(Q, E)`` L2-normalised; None: the projected class embeddings of the moment.
+        text: ``(Q, E)`` L2-normalised; None: the present projected class embeddings.
         text_clusters: ``(C,)`` int64, each class's row of ``text``.
     """
 
@@ -59,16 +59,16 @@ def alignment_loss(
     options: AlignOptions,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """L_proto of a batch (SSR), with a background term and a contrast of single patches besides.
+    """Compute L_proto of a batch (SSR), with a background term and a contrast of single patches in addition.
 
     Args:
-        heads: ISA, TSA, temperature.
+        heads: The two heads and the temperature.
         batch: Tokens, CAMs and classes.
         text: Class and background embeddings ``(C + M, E)``.
-        class_count: C.
-        prototypes: Of the last refresh.
-        options: Which loss, with which weights.
-        noise: Added to the class embedding of each slot before its head, ``(B, K, E)``; None: one embedding a class.
+        class_count: The number of classes C.
+        prototypes: Prototypes of the last refresh.
+        options: Loss terms and their weights.
+        noise: Added to the class embedding of each slot before its head, ``(B, K, E)``; None: one embedding per class.
 
     Returns:
         Scalar.

@@ -1,7 +1,8 @@
-"""Patches that heads must not learn as background, because other photos of the same label have their like.
+"""Patches that heads must not learn as background, because similar patches occur in other images of the same label.
 
-What plain CLIP's CAM leaves out is taught to match background words. Where the CAM sees but a part of the object, as a face
-of a person, the rest would be taught to be background; such patches are found in other photos of persons, and are left out.
+The patches that plain CLIP's CAM leaves out are trained to match background words. If the CAM covers only a part of the object,
+such as the face of a person, the rest would be trained as background. Such patches occur in other images of persons, too, and
+are excluded.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 from pipelines.ops.cooccurrence import neighbour_labels
 
 BANK_OF_PHOTO = 64
-"""Patches of a photo that are looked through."""
+"""Number of patches per image that are compared."""
 BANK = 32_768
-"""Patches of all photos together that are looked through; each photo has fewer if there are many."""
+"""Number of patches of all images together that are compared; with many images, each contributes fewer."""
 
 
 def unknown_patches(
@@ -30,22 +31,22 @@ def unknown_patches(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[NDArray[np.float32]]:
-    """How much each patch may be of one of its photo's classes, by its look-alikes in other photos.
+    """Estimate how much each patch may be of one of its image's classes, from similar patches in other images.
 
-    For label c it is ``weight * (share of the neighbours whose photo has c - share of all photos that have c) * (1 - b)``
-    with the probability b of the likeliest background word; of the photo's labels, the largest counts.
+    For label c the estimate is ``weight * (s - p) * (1 - b)``, with the share s of neighbours whose image has c, the share p of
+    all images that have c, and the probability b of the likeliest background word. The label with the largest value counts.
 
     Args:
-        inputs: Patches that enter CLIP's last block, ``(P, T, D)``, drawn at random from each photo; may be a memory map.
+        inputs: Patches that enter CLIP's last block, ``(P, T, D)``, drawn at random from each image; may be a memory map.
         background: b, ``(P, T)`` in [0, 1].
-        labels: Class indices of each photo, at least one.
-        weight: Of the evidence.
-        neighbours: Look-alikes that are counted.
-        device: Where to compare them.
-        dtype: Of the comparison.
+        labels: Class indices of each image, at least one.
+        weight: Weight of the estimate.
+        neighbours: Number of similar patches that are counted.
+        device: Device of the comparison.
+        dtype: Precision of the comparison.
 
     Returns:
-        ``(T,)`` in [0, 1] a photo.
+        ``(T,)`` in [0, 1] for each image.
     """
     photos, a_photo = len(labels), max(1, min(BANK_OF_PHOTO, inputs.shape[1], BANK // len(labels)))
     chosen = range(photos) if photos * a_photo <= BANK else np.random.default_rng(0).permutation(photos)[:BANK].tolist()

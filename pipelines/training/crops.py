@@ -1,4 +1,4 @@
-"""Random crops: scaled, mirrored, padded; the same for equal seed, step and slot."""
+"""Random crops, which are scaled, mirrored and padded. Equal seed, step and slot give equal crops."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Window:
-    """Where a crop lies in a scaled photo, and where in itself the photo ends.
+    """The place of a crop in a scaled image, and the end of the image in the crop.
 
     Attributes:
-        box: ``(left, top, right, bottom)`` in pixels of the photo as it is, fractions allowed.
+        box: ``(left, top, right, bottom)`` in pixels of the original image; fractions are allowed.
         size: ``(height, width)`` that the box is resized to; the rest of the crop is padding, at the right and below.
-        mirrored: Left and right change places, padding too.
+        mirrored: Whether left and right are swapped, padding included.
     """
 
     box: tuple[float, float, float, float]
@@ -27,15 +27,15 @@ class Window:
 def random_window(
     height: int, width: int, side: int, scales: tuple[float, float], flip: bool, draw: np.random.Generator
 ) -> Window:
-    """Draw a scale, a place and whether to mirror.
+    """Draw a scale, a place and whether to mirror, at random.
 
     Args:
-        height: Of the photo, pixels.
-        width: Of the photo, pixels.
-        side: Of the crop, pixels.
+        height: Height of the image, pixels.
+        width: Width of the image, pixels.
+        side: Side of the crop, pixels.
         scales: Smallest and largest resolution factor.
-        flip: Mirror every other crop.
-        draw: Source of chance.
+        flip: Whether half of the crops are mirrored.
+        draw: Random number generator.
     """
     scale = draw.uniform(*scales)
     scaled = max(1, round(height * scale)), max(1, round(width * scale))
@@ -47,12 +47,12 @@ def random_window(
 
 
 def crop_photo(image: Image.Image, window: Window, side: int, fill: tuple[int, int, int]) -> Image.Image:
-    """Cut a crop out of a photo, bilinearly.
+    """Cut a crop out of an image, bilinearly.
 
     Args:
         image: RGB.
-        window: Where.
-        side: Of the crop, pixels.
+        window: Place of the crop.
+        side: Side of the crop, pixels.
         fill: Colour of the padding, RGB.
 
     Returns:
@@ -64,12 +64,12 @@ def crop_photo(image: Image.Image, window: Window, side: int, fill: tuple[int, i
 
 
 def crop_map(values: NDArray[np.integer], window: Window, side: int, fill: int) -> NDArray[np.int32]:
-    """Cut the same out of a map of labels or superpixels, nearest neighbour.
+    """Cut the same crop out of a map of labels or superpixels, by nearest neighbour.
 
     Args:
-        values: ``(H, W)`` as the photo.
-        window: Where.
-        side: Of the crop, pixels.
+        values: ``(H, W)``, the size of the image.
+        window: Place of the crop.
+        side: Side of the crop, pixels.
         fill: Value of the padding.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A training's curves: one JSON object a line, cut back to where a resumed training stands."""
+"""The curves of a training: a file with one JSON object per line, cut back to the step from which a training resumes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pipelines.stores.files import atomic_path
 Line = dict[str, Any]
 
 LOG_EVERY = 10
-"""Steps that one line stands for."""
+"""Number of steps whose mean is one line."""
 
 
 class Curves:
-    """Collects means of several steps and validation scores.
+    """A collector of means over several steps and of validation scores.
 
     Args:
         path: A ``.jsonl`` file.
 
     Attributes:
-        lines: What the file holds, or will after `flush`; each has ``iteration``.
-        waiting: Steps of the stretch that is not at its end.
+        lines: The lines that the file holds after `flush`; each has ``iteration``.
+        waiting: Values of the latest steps, which make no full line yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,14 +34,14 @@ class Curves:
         self.waiting: list[Line] = []
 
     def open(self, iteration: int, waiting: Sequence[Line] = ()) -> None:
-        """Read what is there up to a step; what a killed run wrote after its last save is made again.
+        """Read the lines up to a step. Later lines are dropped, because the resumed run makes them again.
 
         Args:
             iteration: The step.
-            waiting: Steps of an unended stretch before it.
+            waiting: Values of steps before it that made no full line.
 
         Raises:
-            SsrError: A line that `flush` did not write.
+            SsrError: The file has a line that `flush` did not write.
         """
         self.lines, self.waiting = [], list(waiting)
         if self.path.is_file():
@@ -54,12 +54,14 @@ class Curves:
                     self.lines.append(line)
 
     def add(self, values: Line, iteration: int, end: bool) -> Line | None:
-        """Note one step; every `LOG_EVERY` steps and at the ``end`` of a stretch, the means become a line, which is returned.
+        """Add the values of one step.
+
+        Every `LOG_EVERY` steps and at an ``end``, the means become a line, which is returned.
 
         Args:
             values: Losses and learning rates of the step.
             iteration: Steps done.
-            end: The state is saved at this step: no step waits for its line beyond it.
+            end: Whether the state is saved at this step; the steps so far then make a line.
 
         Raises:
             SsrError: One of the values is not a number.
@@ -80,7 +82,7 @@ class Curves:
         self.lines.append(line)
 
     def flush(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, atomically."""
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The losses of `ssr train` in a table: what each needs, what it weighs, and how it adds up over processes."""
+"""The losses of `ssr train`, in a table: what each needs, its weight, and its sum over processes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from pipelines.training.online_alignment import OnlineAlignment
 
 @dataclass(frozen=True)
 class DecoderState:
-    """A micro-batch behind the decoder.
+    """The decoder's output for a micro-batch.
 
     Attributes:
         logits: ``(B, C + 1, h, w)``, background first; bf16 under autocast.
         features: Fused features ``(B, E, h, w)``.
         grid: Token grid ``(h, w)``.
         affinity: The decoder's affinity ``(B, N, N)`` in (0, 1); None if no loss and no filter needs it.
-        filter_affinity: The same, detached, in steps in which it filters CLIP's attention (WeCLIP's RFM); None in others.
+        filter_affinity: The same, detached, in steps in which it filters CLIP's attention (WeCLIP's RFM); None in other steps.
     """
 
     logits: Tensor
@@ -41,13 +41,13 @@ class DecoderState:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a micro-batch is trained towards.
+    """The targets of a micro-batch.
 
     Attributes:
         labels: ``(B, S, S)`` int64: 0 background, ``i + 1`` for class i, 255 ignored.
         samples: Patch features, CAMs and classes for losses that train the alignment heads; None without such heads.
-        super_maps: Where super-classes are, ``(B, S, N)`` in [0, 1], -1 where nothing is known; None if no loss needs it.
-        super_of_class: Super-class of each class, ``(C,)`` int64; comes with ``super_maps``.
+        super_maps: Maps of super-classes, ``(B, S, N)`` in [0, 1], -1 where nothing is known; None if no loss needs them.
+        super_of_class: Super-class of each class, ``(C,)`` int64; present together with ``super_maps``.
     """
 
     labels: Tensor
@@ -57,7 +57,7 @@ class Targets:
 
 
 class CropPixels(Protocol):
-    """What a loss may read of a crop, beside its labels; see `pipelines.method.photo.Crop`."""
+    """The fields of a crop that a loss may read, beside its labels; see `pipelines.method.photo.Crop`."""
 
     @property
     def image(self) -> Tensor:
@@ -65,22 +65,22 @@ class CropPixels(Protocol):
 
     @property
     def valid(self) -> Tensor:
-        """``(S, S)`` bool: photo, not padding."""
+        """``(S, S)`` bool: pixels of the image, not of the padding."""
 
     @property
     def photo(self) -> Any:
-        """The crop resized for the encoders: image id, labels, superpixels on the token grid if an option asks for them."""
+        """The crop resized for the encoders: image id, labels, and superpixels on the token grid if an option needs them."""
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that a loss may look at: one micro-batch of one process.
+    """All that a loss may read: one micro-batch of one process.
 
     Attributes:
-        decoder: What came out of the decoder, with gradient.
-        targets: What it is trained towards.
+        decoder: The decoder's output, with gradient.
+        targets: The targets of the micro-batch.
         crops: The crops themselves, in the order of the batch.
-        options: Of the training.
+        options: Options of the training.
         alignment: The heads that are trained beside the decoder, or None.
     """
 
@@ -96,15 +96,15 @@ class Loss:
     """An entry of `LOSSES`.
 
     Attributes:
-        label: Its name in the log and in the picture of the curves.
-        sums_and_counts: State of a micro-batch -> sums ``(size,)`` with gradient, and what they are divided by ``(size,)``.
+        label: Its name in the log and in the figure of the curves.
+        sums_and_counts: Maps the state of a micro-batch to sums ``(size,)`` with gradient, and their divisors ``(size,)``.
             Counts are summed over all processes before the division, so that two processes equal one with twice the crops.
         size: Number of sums.
-        mean: Sums of this process and counts of all -> the loss, a scalar.
-        weight: Options -> weight, 0 = off; None: the weight that ``--loss NAME=WEIGHT`` gives, off without.
+        mean: Maps the sums of this process and the counts of all to the loss, a scalar.
+        weight: Maps options to the weight, 0 = off; None: ``--loss NAME=WEIGHT`` sets the weight, and the loss is off without.
         needs: ``decoder_affinity``, ``samples``, ``super_maps``: fields of the state that must not be None.
-        crops: Whether it looks at ``crops``, which cached views do not hold.
-        trains: What its gradient moves. With heads, the total is the losses of the heads + gamma times those of the decoder.
+        crops: Whether it reads ``crops``, which cached views do not hold.
+        trains: The module that its gradient trains. With heads, the total is the heads' losses + gamma times the decoder's.
     """
 
     label: str
@@ -118,7 +118,7 @@ class Loss:
 
 
 def _segmentation(state: TrainingState) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of all pixels of the crops, one sum over background and one over foreground."""
+    """Sum the cross-entropy over background pixels and over foreground pixels of the crops."""
     labels = state.targets.labels  # (B, S, S)
     logits = state.decoder.logits.float()  # (B, C + 1, h, w)
     scores = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)  # (B, C + 1, S, S)
@@ -126,7 +126,7 @@ def _segmentation(state: TrainingState) -> tuple[Tensor, Tensor]:
 
 
 def _affinity(state: TrainingState) -> tuple[Tensor, Tensor]:
-    """Tokens of one class should be alike, tokens of two should not (WeCLIP)."""
+    """Sum WeCLIP's affinity loss, which makes tokens of one class alike and tokens of two classes unlike."""
     decoder = state.decoder
     assert decoder.affinity is not None  # noqa: S101 - the entry needs it
     labels = state.targets.labels.unsqueeze(1).float()  # (B, 1, S, S)
@@ -135,7 +135,7 @@ def _affinity(state: TrainingState) -> tuple[Tensor, Tensor]:
 
 
 def _prototype(state: TrainingState) -> tuple[Tensor, Tensor]:
-    """L_proto, a mean over this process's samples; processes count equally."""
+    """Compute L_proto, a mean over this process's samples; processes count equally."""
     samples = state.targets.samples
     if state.alignment is None or samples is None:
         nothing = state.decoder.logits.new_zeros(1, dtype=torch.float32)
@@ -145,7 +145,7 @@ def _prototype(state: TrainingState) -> tuple[Tensor, Tensor]:
 
 
 def _super_class_boundary(state: TrainingState) -> tuple[Tensor, Tensor]:
-    """Dice of super-classes' probabilities and maps, of crops in whose prediction two or more of them meet (CD-CLIP)."""
+    """Sum the Dice loss of super-classes' probabilities and maps, over crops in which two or more are predicted (CD-CLIP)."""
     maps, of_class = state.targets.super_maps, state.targets.super_of_class
     assert maps is not None and of_class is not None  # noqa: S101, PT018 - the entry needs them
     logits = state.decoder.logits.float().flatten(2)  # (B, C + 1, N)
@@ -174,17 +174,17 @@ LOSSES: dict[str, Loss] = {
     ),
     "sbe": Loss("super-class borders", _super_class_boundary, needs=frozenset({"super_maps"}), crops=False),
 }
-"""Name -> loss. A plugin adds an entry; ``--loss NAME=WEIGHT`` switches it on."""
+"""Losses by name. A plugin adds an entry, and ``--loss NAME=WEIGHT`` switches it on."""
 
 NEEDS = frozenset({"decoder_affinity", "samples", "super_maps"})
-"""What an entry of `LOSSES` may need."""
+"""Names of all fields that an entry of `LOSSES` may need."""
 
 
 def active_losses(options: TrainOptions) -> dict[str, tuple[Loss, float]]:
-    """The losses of a training and their weights, by name.
+    """Return the losses of a training and their weights, by name.
 
     Raises:
-        UsageError: ``--loss`` names none of the table, one whose weight other options set, or one that needs what is not there.
+        UsageError: ``--loss`` names a loss that is not in the table, whose weight other options set, or whose needs are unmet.
     """
     for name in options.losses:
         entry = table_entry(LOSSES, name, "loss", "--loss")
@@ -203,16 +203,16 @@ def active_losses(options: TrainOptions) -> dict[str, tuple[Loss, float]]:
 
 
 def needs_super_maps(options: TrainOptions) -> bool:
-    """Whether a loss of the training compares with super-class maps."""
+    """Return whether a loss of the training reads super-class maps."""
     return any("super_maps" in loss.needs for loss, _ in active_losses(options).values())
 
 
 def total_loss(losses: Mapping[str, tuple[Loss, float]], values: Mapping[str, Tensor], gamma: float) -> Tensor:
-    """Sum of weighted losses; with losses of alignment heads, ``L = L_heads + gamma L_decoder`` (SSR).
+    """Sum the weighted losses; with losses of alignment heads, ``L = L_heads + gamma L_decoder`` (SSR).
 
     Args:
         losses: Active losses and weights.
-        values: Value of each, a scalar.
+        values: Value of each loss, a scalar.
         gamma: Weight of all losses of the decoder beside those of heads.
     """
     terms = {
@@ -224,6 +224,6 @@ def total_loss(losses: Mapping[str, tuple[Loss, float]], values: Mapping[str, Te
 
 
 def column_names(options: TrainOptions) -> dict[str, str]:
-    """Losses that a line of the curves holds -> their labels: those of the package, 0 where off, and those switched on."""
+    """Return the losses of a line of the curves and their labels: the package's own, 0 where off, and those switched on."""
     active = active_losses(options)
     return {name: loss.label for name, loss in LOSSES.items() if loss.weight is not None or name in active}

@@ -1,4 +1,4 @@
-"""CMPA's heads trained on beside the decoder (SSR's joint loss), with prototypes from the samples since the last refresh."""
+"""The training of CMPA's heads beside the decoder (SSR's joint loss), with prototypes of the samples since the last refresh."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pipelines.training.processes import Processes
 
 
 class OnlineAlignment:
-    """L_proto of the crops of each step.
+    """L_proto of the crops of each step, and the prototypes for it.
 
-    The heads' gradient comes from L_proto alone (labels are detached), the decoder's from L_seg alone: joint training differs
-    from `ssr align` before `ssr train` in that labels follow the heads while they change.
+    The heads' gradient comes from L_proto alone (labels are detached), and the decoder's comes from L_seg alone. Joint training
+    differs from `ssr align` before `ssr train` in that labels follow the heads while these change.
 
     Args:
-        heads: On ``device``; trained from now on.
-        prototypes: ``(C, E)`` to begin with, L2-normalised.
+        heads: Heads on ``device``, which are trained further.
+        prototypes: First prototypes, ``(C, E)``, L2-normalised.
         text: Class and background embeddings ``(C + M, E)``.
-        options: Which loss, with which weights; class prototypes whatever it says.
-        refresh: Steps between two refreshes of the prototypes.
-        processes: This process among its peers.
+        options: Loss terms and their weights; prototypes are always those of classes.
+        refresh: Number of steps between two refreshes of the prototypes.
+        processes: This process and its peers.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class OnlineAlignment:
         self._fresh = torch.zeros_like(self.prototypes)  # (C, E) of this step and process
 
     def loss(self, samples: Batch) -> Tensor:
-        """L_proto of some crops; their image features are remembered for the next refresh."""
+        """Compute L_proto of some crops, and keep their image features for the next refresh."""
         self.heads.train()
         classes = len(self.prototypes)
         loss = alignment_loss(self.heads, samples, self.text, classes, Prototypes(self.prototypes), self.options)
@@ -58,9 +58,9 @@ class OnlineAlignment:
         return loss
 
     def finish_step(self, iteration: int) -> None:
-        """To be called after each step: refresh the prototypes if it is time; classes that nobody saw keep theirs."""
+        """Refresh the prototypes where due, after each step; a class without samples since the last refresh keeps its own."""
         self.processes.copy_from_first(self.heads.buffers())
-        self._sums += self.processes.sum(self._fresh)  # every step: the state of the first process is that of all
+        self._sums += self.processes.sum(self._fresh)  # at every step, so that the state of the first process is that of all
         self._fresh = torch.zeros_like(self._fresh)
         if iteration % self.refresh_every == 0:
             seen = self._sums.any(dim=1, keepdim=True)  # (C, 1)
@@ -68,12 +68,12 @@ class OnlineAlignment:
             self._sums = torch.zeros_like(self._sums)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that `restore` needs, by name."""
+        """Return all tensors that `restore` needs, by name."""
         heads = {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()}
         return heads | {"alignment.prototypes": self.prototypes, "alignment.sums": self._sums}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over a `state`."""
+        """Restore a `state`."""
         self.heads.load_state_dict({k.removeprefix("heads."): v for k, v in tensors.items() if k.startswith("heads.")})
         self.prototypes = tensors["alignment.prototypes"].to(self.text.device)
         self._sums = tensors["alignment.sums"].to(self.text.device)

@@ -11,7 +11,7 @@ from pipelines.errors import UsageError
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's moments by name, ``optimiser.INDEX.NAME``."""
+    """Return an optimiser's moments by name, ``optimiser.INDEX.NAME``."""
     return {
         f"optimiser.{index}.{name}": torch.as_tensor(value)
         for index, moments in optimiser.state_dict()["state"].items()
@@ -20,10 +20,10 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimiser_tensors` took, found among other tensors.
+    """Restore the moments that `optimiser_tensors` returned, which may be among other tensors.
 
     Raises:
-        UsageError: They are not the moments of this optimiser.
+        UsageError: The tensors are not the moments of this optimiser.
     """
     moments: dict[int, dict[str, Tensor]] = {}
     sizes = dict(enumerate(parameter.shape for group in optimiser.param_groups for parameter in group["params"]))

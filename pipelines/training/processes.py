@@ -1,4 +1,4 @@
-"""Several processes that train one model, as torchrun starts them; one process by default."""
+"""Several processes that train one model, started by torchrun; one process by default."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pipelines.errors import SsrError
 Item = TypeVar("Item")
 
 PATIENCE = timedelta(days=7)
-"""The first process may be busy with photos for long before the others have anything to do."""
+"""Timeout of messages. It is long, because the first process may work on images long before the others have work."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among its peers.
+    """This process and its peers.
 
     Attributes:
-        rank: From 0; the first one alone writes files.
-        count: How many there are.
+        rank: Number of this process, from 0; only the first one writes files.
+        count: Number of processes.
     """
 
     rank: int = 0
@@ -36,14 +36,15 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this one writes."""
+        """Whether this process writes the files."""
         return self.rank == 0
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Mean over the processes, in place; one message for all parameters, whose gradients are of one dtype.
+        """Average the gradients over the processes, in place.
 
-        DistributedDataParallel would need every process to run the wrapped module's forward pass in each micro-batch, and a
-        process whose photos are all bad has nothing to run it on.
+        One message holds the gradients of all parameters, which are of one dtype. DistributedDataParallel would need every
+        process to run the wrapped module's forward pass in each micro-batch, which a process cannot do whose images are all
+        bad.
         """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.count > 1 and gradients:
@@ -52,13 +53,13 @@ class Processes:
             vector_to_parameters(flat / self.count, gradients)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over the processes, in place; no gradient passes."""
+        """Sum values over the processes, in place; no gradient passes."""
         if self.count > 1:
             dist.all_reduce(values)
         return values
 
     def gather(self, items: list[Item]) -> list[Item]:
-        """The items of all processes, the first one's first."""
+        """Return the items of all processes, the first one's first."""
         if self.count == 1:
             return items
         found: list[list[Item]] = [[] for _ in range(self.count)]
@@ -66,17 +67,17 @@ class Processes:
         return [item for own in found for item in own]
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag of some process is set: all of them get the same answer."""
+        """Return, in all processes alike, whether the flag of any process is set."""
         return True in self.gather([flag])
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Give every process the first one's values."""
+        """Copy the first process's values to every process."""
         if self.count > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
         if self.count > 1:
             dist.barrier()
 
@@ -86,13 +87,13 @@ def joined_processes(device: torch.device) -> Iterator[tuple[Processes, torch.de
     """Join the processes that torchrun started.
 
     Args:
-        device: Wanted; ``cuda`` becomes this process's own GPU.
+        device: Requested device; ``cuda`` becomes this process's own GPU.
 
     Yields:
         This process and its device.
 
     Raises:
-        SsrError: Another process has ended before its time.
+        SsrError: Another process ended too early.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -105,7 +106,7 @@ def joined_processes(device: torch.device) -> Iterator[tuple[Processes, torch.de
     try:
         yield Processes(dist.get_rank(), count), device
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "by peer" in str(error):  # gloo has no error of its own
+        if isinstance(error, dist.DistError) or "by peer" in str(error):  # gloo raises no error of its own class
             raise SsrError("another process of this training has ended", "its own lines say why") from error
         raise
     finally:

@@ -1,4 +1,4 @@
-"""The training of the segmentation decoder: schedule, losses over all processes, a state that can be resumed exactly."""
+"""The training of the segmentation decoder: schedule, losses over all processes, and a state that can be resumed exactly."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ Each is the mean over this process's micro-batches; one of the package's own los
 
 
 class SegmentationTrainer:
-    """Decoder and optimiser at one moment of the training.
+    """The decoder and the optimiser at one moment of the training.
 
-    A step is: for each micro-batch `forward`, then `backward` with the targets, or `skip` if it has no crops; then `step`.
+    A step calls `forward` for each micro-batch, then `backward` with the targets, or `skip` if it has no crops; then `step`.
 
     Args:
-        decoder: What is trained, on ``device``.
+        decoder: The decoder to train, on ``device``.
         options: Schedule, losses, filter.
         device: Where to train.
         alignment: Heads that are trained beside it: ``L = L_proto + gamma L_seg`` (SSR).
-        processes: This process among its peers; each brings its share of every batch.
-        dtype: Of the forward pass; bf16 by autocast, parameters stay fp32.
-        micro_batches: How many make a step, in each process alike.
+        processes: This process and its peers; each brings its share of every batch.
+        dtype: Precision of the forward pass; bf16 by autocast, parameters stay fp32.
+        micro_batches: Number of micro-batches per step, the same in each process.
 
     Raises:
-        UsageError: ``options.losses`` names a loss that cannot be.
+        UsageError: ``options.losses`` names a loss that cannot be computed.
     """
 
     def __init__(
@@ -62,27 +62,27 @@ class SegmentationTrainer:
         self.optimiser = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
         self._rates = [float(group["lr"]) for group in self.optimiser.param_groups]
         self.iteration = 0
-        self._values: list[Tensor] = []  # of each micro-batch of the step so far, (losses,)
+        self._values: list[Tensor] = []  # one tensor per micro-batch of the step so far, (losses,)
 
     @property
     def filters(self) -> bool:
-        """Whether the decoder's affinity filters attention in the step to come (WeCLIP's RFM)."""
+        """Whether the decoder's affinity filters attention in the next step (WeCLIP's RFM)."""
         return 0 <= self.options.filter_from <= self.iteration
 
     @property
     def schedule(self) -> float:
-        """Factor of all learning rates in the step to come: linear warm-up, then polynomial decay to 0."""
+        """Factor of all learning rates in the next step: linear warm-up, then polynomial decay to 0."""
         options, step = self.options, self.iteration
         warmup = min(1.0, (step + 1) / options.warmup) if options.warmup else 1.0
         return float(warmup * (1 - step / options.iterations) ** options.poly)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], slots: Sequence[int]) -> DecoderState:
-        """Run the decoder over a micro-batch.
+        """Run the decoder on a micro-batch.
 
         Args:
-            tokens: CLIP's tokens ``(L, B, N, D)`` of at least as many blocks as the decoder reads; it takes the first.
+            tokens: CLIP's tokens ``(L, B, N, D)`` of at least as many blocks as the decoder reads; it reads the first ones.
             grid: ``(h, w)`` with ``h * w == N``.
-            slots: Place of each crop in the batch of all processes; it seeds the crop's dropout.
+            slots: Place of each crop in the batch of all processes; the seed of the crop's dropout.
         """
         self.decoder.train()
         tokens = tokens[: self.decoder.sizes["blocks"]].to(self.dtype)  # (L, B, N, D)
@@ -93,12 +93,12 @@ class SegmentationTrainer:
         return DecoderState(logits, features, grid, affinity, detached)
 
     def backward(self, decoder: DecoderState, targets: Targets, crops: Sequence[CropPixels] = ()) -> None:
-        """Add a micro-batch's gradient. Counts go over all processes, so that two of them equal one with twice the crops.
+        """Add the gradient of a micro-batch. Counts are summed over all processes, so that two equal one with twice the crops.
 
         Args:
-            decoder: Of `forward`.
+            decoder: Output of `forward`.
             targets: Label maps, and samples if heads are trained.
-            crops: For losses that look at pixels or superpixels.
+            crops: The crops, for losses that read pixels or superpixels.
         """
         self._begin_step()
         state = TrainingState(decoder, targets, crops, self.options, self.alignment)
@@ -115,13 +115,13 @@ class SegmentationTrainer:
         self._values.append(torch.stack([value.detach() for value in values.values()]))
 
     def skip(self) -> None:
-        """Count a micro-batch without crops; this process still takes part in what all of them add up."""
+        """Count a micro-batch without crops; this process still takes part in the sums over all processes."""
         self._begin_step()
         self.processes.sum(torch.zeros(sum(loss.size for loss, _ in self.losses.values()), device=self.device))
         self._values.append(torch.zeros(len(self.losses), device=self.device))
 
     def _begin_step(self) -> None:
-        """Before a step's first micro-batch, set all gradients to zero: those that get none count as zero in the mean."""
+        """Set all gradients to zero before a step's first micro-batch, so that missing ones count as zero in the mean."""
         if not self._values:
             for parameter in self._trained:
                 parameter.grad = torch.zeros_like(parameter)
@@ -131,13 +131,13 @@ class SegmentationTrainer:
         return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
 
     def step(self) -> StepLosses:
-        """Move the weights by the gradients of the step's micro-batches.
+        """Update the weights by the gradients of the step's micro-batches.
 
         Returns:
-            The losses before the step.
+            The losses before the update.
 
         Raises:
-            ValueError: There were more or fewer micro-batches than announced.
+            ValueError: There were more or fewer micro-batches than ``micro_batches``.
         """
         if len(self._values) != self.micro_batches:
             raise ValueError(f"expected {self.micro_batches} micro-batches a step, found {len(self._values)}")
@@ -155,7 +155,7 @@ class SegmentationTrainer:
         return {name: values.get(name, 0.0) for name in self._columns} | {"learning_rate": learning_rate}
 
     def _dropped(self, slots: Sequence[int]) -> Tensor | None:
-        """Dropout factors of whole channels ``(B, E)``, the same for equal seed, step and slot in however many processes."""
+        """Draw dropout factors of whole channels ``(B, E)``, equal for equal seed, step and slot in any number of processes."""
         share = self.options.dropout
         if not share:
             return None
@@ -167,13 +167,13 @@ class SegmentationTrainer:
         return torch.stack(rows).to(self.device)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that `restore` needs, by name; live tensors, to be written before the next step."""
+        """Return all tensors that `restore` needs, by name. They are no copies: write them before the next step."""
         tensors = {f"decoder.{name}": tensor for name, tensor in self.decoder.state_dict().items()}
         tensors |= self.alignment.state() if self.alignment is not None else {}
         return tensors | optimiser_tensors(self.optimiser) | {"iteration": torch.tensor(self.iteration)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over a `state` of the same photos and options: the steps that follow are those of an undisturbed run."""
+        """Restore a `state` of the same images and options; the following steps are those of an uninterrupted run."""
         decoder = {k.removeprefix("decoder."): v for k, v in tensors.items() if k.startswith("decoder.")}
         self.decoder.load_state_dict(decoder)
         if self.alignment is not None:
