@@ -1,5 +1,7 @@
 # make all     set-up, then superpixels -> alignment -> CAMs -> pseudo-masks -> segmentation model -> scores -> pictures, on a
 #              small drawn set
+# make setup   installs what the stages need into .venv; EXTRAS=onnx,vector adds what `ssr onnx` and polygons need, ray and mmseg
+#              likewise. Other targets install what they need beyond it.
 # make test    set-up, then the tests
 # make quick   set-up, then the tests that take milliseconds: no kills, no several processes, no documentation's commands
 # make faults  set-up, then kills, full disks, damaged files and second writers by the hundred; takes minutes -> build/faults.md
@@ -10,6 +12,9 @@
 # [train], and scored on split VAL too, if one is given. RETRAIN=yes also trains a standard network on mmsegmentation from the masks.
 PYTHON  ?= python3
 VENV    ?= .venv
+# versions that the tests have passed with; CONSTRAINTS= takes the newest
+CONSTRAINTS ?= constraints.txt
+EXTRAS  ?=
 CONFIG  ?=
 DATASET ?=
 ROOT    ?=
@@ -48,24 +53,33 @@ scored  = $(if $(filter yes,$(EVAL)),$(call step,$(1),$(2)))
 # a file stays on one worker, in the order of tests/fixtures/lanes.py: the longest first
 PYTEST  = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup all test quick faults lint check format docs bench clean
+.PHONY: help setup dev all test quick faults lint check format docs bench constraints clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^PYTHON/q' Makefile
-	@echo 'make setup | check | lint | format | docs | bench CONFIG=my.toml | clean'
+	@echo 'make setup | dev | check | lint | format | docs | bench CONFIG=my.toml | constraints | clean'
 
-setup: $(VENV)/.done
+comma   := ,
+INSTALL = $(BIN)/python -m pip install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+NO_CRF  = pixel-adaptive refinement (PAR) takes the place of the CRF
 
-$(VENV)/.done: pyproject.toml
+setup: $(VENV)/.done $(patsubst %,$(VENV)/.with-%,$(subst $(comma), ,$(EXTRAS)))
+
+$(VENV)/.done: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else "ssr needs Python 3.11 or 3.12 (pydensecrf2 does not build on newer): make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install -e '.[all,dev,docs]' || { \
-	  echo 'pydensecrf2 was not built (is there a C++ compiler?): pixel-adaptive refinement takes the place of the CRF'; \
-	  $(BIN)/python -m pip install -e '.[mmseg,ray,vector,dev,docs]'; }
+	$(INSTALL) -e '.[crf]' || { echo 'pydensecrf2 was not built (is there a C++ compiler?): $(NO_CRF)'; $(INSTALL) -e .; }
 	touch $@
 
-all: setup
+# an extra of pyproject.toml, beside what is there
+$(VENV)/.with-%: $(VENV)/.done
+	$(INSTALL) -e '.[$*]'
+	touch $@
+
+dev: $(VENV)/.with-dev
+
+all: setup $(if $(filter yes,$(RETRAIN)),$(VENV)/.with-mmseg)
 	$(if $(SAMPLE),$(SSR) sample --work $(call q,$(SAMPLE)))
 	$(call step,doctor,$(FLAGS))
 	$(call step,superpixels)
@@ -84,16 +98,16 @@ all: setup
 	$(call scored,eval ablation)
 	$(call step,report,$(if $(filter yes,$(EVAL)),--gt))
 
-test: setup
+test: dev
 	$(PYTEST)
 
-quick: setup
+quick: dev
 	$(PYTEST) -m 'not slow and not kill and not docs and not processes'
 
-faults: setup
+faults: dev
 	SSR_FAULTS=full $(BIN)/python -m pytest tests/faults
 
-lint: setup
+lint: dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -101,16 +115,20 @@ lint: setup
 
 check: lint docs test
 
-format: setup
+format: dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: setup
+docs: $(VENV)/.with-docs
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
 bench: setup
 	@[ -n $(call q,$(CONFIG)) ] || { echo 'make bench needs CONFIG=my.toml' >&2; exit 2; }
 	$(BIN)/python benchmarks/speed.py --config $(call q,$(CONFIG))
+
+constraints: dev
+	$(BIN)/uv pip compile pyproject.toml --universal --all-extras --upgrade --no-annotate --quiet \
+	  --custom-compile-command 'make constraints' --output-file constraints.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -87,9 +87,12 @@ app = typer.Typer(
 
 def _version(requested: bool) -> None:
     if requested:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"ssr {version('ssr')}")
+        try:
+            typer.echo(f"ssr {version('ssr')}")
+        except PackageNotFoundError:  # the files of a checkout on the import path
+            typer.echo("ssr, not installed: no version")
         raise typer.Exit
 
 
