@@ -88,7 +88,7 @@ class PseudoLabeler:
         self.batch_size = resolve_batch_size(RunOptions(batch_size=batch_size), self.device)
 
     @classmethod
-    def from_recipe(
+    def from_recipe(  # noqa: PLR0913 - the keywords of a public function, all but one with a default
         cls,
         recipe: str = "ssr",
         *,
@@ -124,7 +124,7 @@ class PseudoLabeler:
             >>> labeler = PseudoLabeler.from_recipe("ssr", classes=["cat", "dog"], refine={"boundary": "crf"})  # doctest: +SKIP
         """
         class_list = as_class_list(classes, background)
-        return cls._loaded(read_recipe(recipe), class_list, clip or {}, dino or {}, alignment, device, precision, sections)
+        return cls._loaded(read_recipe(recipe), class_list, (clip or {}, dino or {}), alignment, device, precision, sections)
 
     @classmethod
     def from_work(
@@ -207,15 +207,14 @@ class PseudoLabeler:
         values = {name: of_recipe.get(name, {}) | config.get(name, {}) for name in _SECTIONS}
         class_list = load_dataset(cast("DatasetOptions", build_options("dataset", sources["dataset"]))).classes
         models = (sources.get("clip", {}), sources.get("dino", {}))
-        return cls._loaded(values, class_list, *models, *where[:2], precision_of(where[2], config), sections)
+        return cls._loaded(values, class_list, models, *where[:2], precision_of(where[2], config), sections)
 
     @classmethod
     def _loaded(
         cls,
         values: Values,
         class_list: ClassList,
-        clip: Mapping[str, Any],
-        dino: Mapping[str, Any],
+        models: tuple[Mapping[str, Any], Mapping[str, Any]],
         alignment: Path | str | None,
         device: str,
         precision: str,
@@ -230,8 +229,8 @@ class PseudoLabeler:
         cams = cast("CamsOptions", cams).model_copy(update={"ckpt": None if alignment is None else Path(alignment)})
         refine = cast("RefineOptions", refine)
         needs = cam_needs(cams) | refine_needs(refine)
-        clip_options, weights = clip_of(clip)
-        dino_options = cast("DinoOptions", build_options("dino", dino))
+        clip_options, weights = clip_of(models[0])
+        dino_options = cast("DinoOptions", build_options("dino", models[1]))
         sources = Sources(
             weights,
             resolve_dino(dino_options.model, dino_options.pretrained) if needs & DINO_NEEDS else None,
@@ -239,8 +238,8 @@ class PseudoLabeler:
             cams.ckpt,
         )
         where = resolve_device(device)
-        models = FrozenModels(sources, where, resolve_dtype(precision, where))
-        return cls(models, class_list, cast("SuperpixelsOptions", superpixels), cams, refine, cast("TagOptions", tag))
+        frozen = FrozenModels(sources, where, resolve_dtype(precision, where))
+        return cls(frozen, class_list, cast("SuperpixelsOptions", superpixels), cams, refine, cast("TagOptions", tag))
 
     def __call__(self, image: ImageLike, labels: Sequence[str] | None = None) -> PseudoLabels:
         """Make the CAMs and the pseudo-mask of one image.

@@ -8,7 +8,7 @@ from html import escape
 from string import Template
 
 
-def page_shell(
+def page_shell(  # noqa: PLR0913 - one for each slot of the template
     title: str,
     summary: Mapping[str, str],
     articles: Iterable[str],

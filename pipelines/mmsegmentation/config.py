@@ -42,7 +42,7 @@ def photo_scale(crop: int) -> tuple[int, int]:
     return SCALE_RATIO * crop, crop
 
 
-def config(
+def config(  # noqa: PLR0913 - one for each thing that a config holds
     model: dict[str, Any],
     options: RetrainOptions,
     crop: int,

@@ -16,7 +16,7 @@ from pipelines.errors import SsrError
 from pipelines.mmsegmentation.hook import TrainingHook
 
 
-def run(
+def run(  # noqa: PLR0913 - what a process of a training differs in
     config_file: Path,
     work: Path,
     hook: TrainingHook,

@@ -35,7 +35,7 @@ Features = Callable[..., Tensor]
 """Maps block input and ``ln_1`` output, both ``(B, T, D)``, and maybe a shift ``(B, D)`` to patch features ``(B, N, E)``."""
 
 
-def softmax_gradcam(
+def softmax_gradcam(  # noqa: PLR0913 - the last block as functions: ops have no encoder
     tokens_cls: Tensor,
     normalise: Callable[[Tensor], Tensor],
     features: Features,

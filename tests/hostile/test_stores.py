@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import operator
 import os
 import shutil
 import subprocess
@@ -32,52 +33,36 @@ def add(path: Path, array: Any, attributes: dict[str, Any] | None = None, image:
             dataset.attrs[key] = value if isinstance(value, bytes) else np.bytes_(json.dumps(value).encode())
 
 
-def foreign(name: str, file: h5py.File, outside: Path) -> None:
-    """One image ``x`` that is no plain array."""
-    match name:
-        case "link to another file":
-            file["x"] = h5py.ExternalLink(str(outside), "secret")
-        case "soft link":
-            file["x"] = h5py.SoftLink("/good")
-        case "dangling link":
-            file["x"] = h5py.SoftLink("/nowhere")
-        case "soft link to itself":
-            file["x"] = h5py.SoftLink("/x")
-        case "external storage":
-            file.create_dataset(
-                "x", SECRET.shape, "u1", external=[(str(outside), h5py.File(outside)["secret"].id.get_offset(), SECRET.size)]
-            )
-        case "virtual":
-            layout = h5py.VirtualLayout(SECRET.shape, "u1")
-            layout[:] = h5py.VirtualSource(str(outside), "secret", SECRET.shape)
-            file.create_virtual_dataset("x", layout)
-        case "group":
-            file.create_group("x/y")
-        case "named type":
-            file["x"] = np.dtype("f4")
-        case "text":
-            file.create_dataset("x", data=["a", "b"], dtype=h5py.string_dtype())
-        case "lists":
-            file.create_dataset("x", (2,), h5py.vlen_dtype(np.float32))
-        case "references":
-            file.create_dataset("x", (2,), h5py.ref_dtype)
-        case "compound":
-            file.create_dataset("x", (2,), np.dtype([("a", "f4"), ("b", "u1")]))
-        case "opaque":
-            file.create_dataset("x", data=np.zeros(2, "V8"))
-        case "no dataspace":
-            file["x"] = h5py.Empty("f4")
-        case "2^40 elements without data":
-            file.create_dataset("x", (TERA,), "u1", chunks=(1 << 20,))
-        case "2^31 columns":
-            file.create_dataset("x", (2, 1 << 31), "f4", chunks=(1, 1 << 20))
+def stored_outside(file: h5py.File, outside: Path) -> None:
+    offset = h5py.File(outside)["secret"].id.get_offset()
+    file.create_dataset("x", SECRET.shape, "u1", external=[(str(outside), offset, SECRET.size)])
 
 
-FOREIGN = [
-    "link to another file", "external storage", "virtual", "dangling link", "text", "references", "lists", "soft link",
-    "soft link to itself", "group", "named type", "compound", "opaque", "no dataspace", "2^40 elements without data",
-    "2^31 columns",
-]  # fmt: skip
+def virtual(file: h5py.File, outside: Path) -> None:
+    layout = h5py.VirtualLayout(SECRET.shape, "u1")
+    layout[:] = h5py.VirtualSource(str(outside), "secret", SECRET.shape)
+    file.create_virtual_dataset("x", layout)
+
+
+FOREIGN: dict[str, Callable[[h5py.File, Path], object]] = {
+    # one image ``x`` that is no plain array
+    "link to another file": lambda file, outside: operator.setitem(file, "x", h5py.ExternalLink(str(outside), "secret")),
+    "external storage": stored_outside,
+    "virtual": virtual,
+    "dangling link": lambda file, _: operator.setitem(file, "x", h5py.SoftLink("/nowhere")),
+    "text": lambda file, _: file.create_dataset("x", data=["a", "b"], dtype=h5py.string_dtype()),
+    "references": lambda file, _: file.create_dataset("x", (2,), h5py.ref_dtype),
+    "lists": lambda file, _: file.create_dataset("x", (2,), h5py.vlen_dtype(np.float32)),
+    "soft link": lambda file, _: operator.setitem(file, "x", h5py.SoftLink("/good")),
+    "soft link to itself": lambda file, _: operator.setitem(file, "x", h5py.SoftLink("/x")),
+    "group": lambda file, _: file.create_group("x/y"),
+    "named type": lambda file, _: operator.setitem(file, "x", np.dtype("f4")),
+    "compound": lambda file, _: file.create_dataset("x", (2,), np.dtype([("a", "f4"), ("b", "u1")])),
+    "opaque": lambda file, _: file.create_dataset("x", data=np.zeros(2, "V8")),
+    "no dataspace": lambda file, _: operator.setitem(file, "x", h5py.Empty("f4")),
+    "2^40 elements without data": lambda file, _: file.create_dataset("x", (TERA,), "u1", chunks=(1 << 20,)),
+    "2^31 columns": lambda file, _: file.create_dataset("x", (2, 1 << 31), "f4", chunks=(1, 1 << 20)),
+}
 
 
 SECRET = np.frombuffer(b"\x07top secret\x07", "u1")
@@ -89,7 +74,7 @@ def with_foreign(folder: Path, name: str) -> Path:
         file["secret"] = SECRET
     with h5py.File(folder / "s.h5", "w") as file:
         file["good"] = np.arange(3)
-        foreign(name, file, folder / "outside.h5")
+        FOREIGN[name](file, folder / "outside.h5")
     return folder / "s.h5"
 
 
@@ -102,7 +87,7 @@ def test_what_is_no_plain_array_is_not_read(tmp_path, one_line, name):
             assert said in one_line(read, "x")
 
 
-@pytest.mark.parametrize("name", FOREIGN[:6])
+@pytest.mark.parametrize("name", list(FOREIGN)[:6])
 def test_what_is_no_plain_array_does_not_become_one_by_a_merge(tmp_path, one_line, name):
     path = with_foreign(tmp_path, name)
     with contextlib.suppress(SsrError), ArrayWriter(path) as writer:  # refusing the whole store is as good
