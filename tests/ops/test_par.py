@@ -156,7 +156,7 @@ def test_at_a_scale_it_is_that_of_smaller_photos(scale, size, dilations, grid):
 
 def test_what_does_not_fit_is_refused() -> None:
     weights = neighbour_weights(draw(1, 3, 4, 5), (1, 2))
-    with pytest.raises(ValueError, match=r"sizes differ: maps \(5, 4\), photos \(4, 5\)"):
+    with pytest.raises(ValueError, match=r"sizes differ: maps \(5, 4\), images \(4, 5\)"):
         refine(draw(1, 2, 5, 4), weights, (1, 2))
     with pytest.raises(ValueError, match="zip"):
         refine(draw(1, 2, 4, 5), weights, (1,))
