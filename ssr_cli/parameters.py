@@ -1,4 +1,4 @@
-"""Typer parameters made from the option classes: flag, help and default come from the field.
+"""Typer parameters made from the option classes: flag and help come from the field.
 
 A flag that is not given stays None, so that config file, work directory and recipe apply (see `pipelines.config`).
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -18,15 +19,9 @@ from rich.markup import escape
 from pipelines.config import SECTIONS, Values, choices_of, flag_of, read_recipe, recipes
 from pipelines.errors import UsageError
 from ssr_cli.console import reports_errors
+from ssr_cli.help import value_name
 from ssr_cli.invocation import DEFAULT_RECIPE, Invocation
-
-PANELS = {
-    "dataset": "Dataset",
-    "clip": "CLIP",
-    "dino": "DINO",
-    "run": "Running",
-    "scale": "Several devices and machines",
-}
+from ssr_cli.panels import SHARED, panel_of, rank_of
 
 
 def command_with(*sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -41,7 +36,8 @@ def command_with(*sections: str) -> Callable[[Callable[..., None]], Callable[...
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         parameters = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-        generated = [_parameter(section, key, field) for section, key, field in _fields(sections)]
+        ranked = sorted(_fields(sections), key=lambda field: (sections.index(field[0]), rank_of(field[0], field[1])))
+        generated = [_parameter(section, key, field) for section, key, field in ranked]
         shared = _shared_parameters()
         names = {parameter.name for parameter in parameters}
 
@@ -58,7 +54,7 @@ def command_with(*sections: str) -> Callable[[Callable[..., None]], Callable[...
                 invocation = Invocation(sections, flags, config, work, recipe, bool(force))
                 function(invocation, **{name: arguments[name] for name in names})
 
-        signature = inspect.Signature([*parameters, *generated, *shared])
+        signature = inspect.Signature([*parameters, *shared, *generated])
         wrapper.__signature__ = signature  # type: ignore[attr-defined]
         wrapper.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
         return wrapper
@@ -79,19 +75,15 @@ def _name(section: str, key: str) -> str:
 
 def _parameter(section: str, key: str, field: FieldInfo) -> inspect.Parameter:
     flag = flag_of(section, key)
-    panel = PANELS.get(section, "Options")
     annotation = _plain(field.annotation)
-    named: dict[str, Any] = {}
+    named: dict[str, Any] = {"metavar": value_name(field.annotation), "help": escape(field.description or "")}
     if choices := list(choices_of(section, key)):
-        named = {"metavar": f"[{'|'.join(choices)}]", "autocompletion": lambda: choices}
+        named["autocompletion"] = lambda: choices
     if not flag.startswith("--"):
-        kind: Any = typer.Argument(help=escape(field.description or ""), **named)
+        kind: Any = typer.Argument(**named | {"metavar": flag})
     else:
         names = [f"{flag}/--no-{flag[2:]}"] if annotation is bool else [flag]
-        if get_origin(field.annotation) is dict:
-            named = {"metavar": "NAME=WEIGHT"}
-        text = escape(f"{field.description} {_shown_default(section, key, field)}".rstrip())
-        kind = typer.Option(*names, help=text, show_default=False, rich_help_panel=panel, **named)
+        kind = typer.Option(*names, show_default=False, rich_help_panel=panel_of(section, key), **named)
     return inspect.Parameter(
         _name(section, key), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, kind]
     )
@@ -123,35 +115,66 @@ def _table(entries: list[str], flag: str) -> dict[str, str]:
     return {name: weight for name, _, weight in parts}
 
 
-def _shown_default(section: str, key: str, field: FieldInfo) -> str:
-    """``[default: 4]``, or ``[default: 4; recipe ssr]`` where the default recipe sets the value; empty for None."""
-    values = _default_recipe().get(section, {})
+def option_of(name: str) -> tuple[str, str] | None:
+    """Section and key of a generated parameter; None for a command's own."""
+    section, _, key = name.partition("_")
+    return (section, key) if section in SECTIONS and key in SECTIONS[section].model_fields else None
+
+
+def shown_default(section: str, key: str, recipe: str | None = None) -> str:
+    """The choices that the description does not name, and the default: ``default: 4``, or ``ssr: 4`` if the recipe sets it.
+
+    Args:
+        section: Section of the option.
+        key: Its name in that section.
+        recipe: Recipe, or None for the default one.
+    """
+    name = recipe or DEFAULT_RECIPE
+    field, values = SECTIONS[section].model_fields[key], _recipe(name).get(section, {})
+    choices = choices_of(section, key) or tuple(map(str, get_args(field.annotation) if _is_literal(field) else ()))
+    words = set(re.findall(r"[\w-]+", field.description or ""))
+    listed = "" if words.issuperset(choices) else "|".join(choices)
     value = values.get(key, field.get_default(call_default_factory=True))
     if value is None or value == "" or value == {}:
-        return ""
+        return listed
     if isinstance(value, bool):
         shown = "on" if value else "off"
     else:
         shown = " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-    return f"[default: {shown}; recipe {DEFAULT_RECIPE}]" if key in values else f"[default: {shown}]"
+    return "; ".join(filter(None, (listed, f"{name if key in values else 'default'}: {shown}")))
 
 
-@functools.cache
-def _default_recipe() -> Values:
-    return read_recipe(DEFAULT_RECIPE)
+def _is_literal(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is Literal
+
+
+_recipe = functools.cache(read_recipe)
 
 
 def _shared_parameters() -> list[inspect.Parameter]:
     def option(
         name: str, annotation: Any, text: str, default: Any = None, choices: Callable[[], list[str]] | None = None
     ) -> inspect.Parameter:
-        flag = typer.Option(f"--{name}", help=text, rich_help_panel="Running", show_default=False, autocompletion=choices)
+        metavar = {Path: "PATH", str: "NAME"}.get(get_args(annotation)[0] if get_args(annotation) else annotation)
+        flag = typer.Option(
+            f"--{name}", help=text, rich_help_panel=SHARED["run"], show_default=False, autocompletion=choices, metavar=metavar
+        )
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, flag])
 
     return [
-        option("config", Path | None, "config file (.toml); a flag overrides it"),
-        option("work", Path | None, "work directory \\[default: runs/DATASET]"),
-        option("recipe", str | None, f"named options: {', '.join(recipes())} \\[default: {DEFAULT_RECIPE}]", choices=recipes),
-        option("force", bool, "start this stage over (refine: only the masks, if the refined CAMs are still valid)", False),
-        option("debug", bool, "show the traceback of an error", False),
+        option("config", Path | None, "Config file (.toml); a flag overrides it."),
+        option("work", Path | None, "Work directory; without it, the config's or runs/DATASET."),
+        option(
+            "recipe",
+            str | None,
+            f"Named set of options: {', '.join(recipes())}; without it, the config's or {DEFAULT_RECIPE}.",
+            choices=recipes,
+        ),
+        option(
+            "force",
+            bool,
+            "Start this stage over; refine makes only the masks again if its refined CAMs are still valid.",
+            False,
+        ),
+        option("debug", bool, "Show the traceback of an error.", False),
     ]

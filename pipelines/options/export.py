@@ -16,47 +16,55 @@ FORMATS = ("coco", "cvat", "cvat-xml", "label-studio", "yolo-seg", "yolo-sem", "
 class ExportOptions(Options):
     """``[export]``: label maps in the format of another tool."""
 
-    format: Annotated[str, option("format to write", flag="FORMAT", choices=FORMATS)] = ""
+    format: Annotated[str, option(f"Format to write: {', '.join(FORMATS)}.", flag="FORMAT", choices=FORMATS)] = ""
     what: Annotated[
         str,
         option(
-            "label maps: masks, predictions, retrained or corrected of WORK, or a folder of PNGs",
+            "Label maps to write: masks, predictions, retrained or corrected of WORK, or a folder of PNGs.",
             flag="WHAT",
             choices=("masks", "predictions", "retrained", "corrected"),
         ),
     ] = "masks"
     output: Annotated[
-        Path | None, option("folder to write; without it, WORK/exports/, then format, split and what is not masks")
+        Path | None,
+        option("Folder to write; without it, a folder of WORK/exports/ that is named after format, split and label maps."),
     ] = None
     images: Annotated[
-        Path | None, option("folder of images that the label maps belong to, instead of a split; needs no dataset")
+        Path | None, option("Folder of the images that the label maps belong to, instead of a split; no dataset is needed.")
     ] = None
     ignore: Annotated[
         Literal["auto", "background", "class", "keep"],
-        option("unsure pixels (255): background; class = a class _ignore; keep = 255; auto = what the format is read with"),
+        option(
+            "What unsure pixels (255) become: background, a class _ignore (class), or 255 (keep); auto is what "
+            "the format is read with."
+        ),
     ] = "auto"
-    instances: Annotated[bool, option("each connected region is an object; off: all pixels of a class in an image are one")] = (
-        False
-    )
-    min_area: Annotated[int, Field(ge=0, description="connected regions of fewer pixels become background")] = 0
-    polygons: Annotated[bool, option("coco: polygons in place of run lengths; needs rasterio (ssr[vector])")] = False
+    instances: Annotated[
+        bool, option("Make an object of each connected region; when off, all pixels of a class in an image are one object.")
+    ] = False
+    min_area: Annotated[int, Field(ge=0, description="Connected regions of fewer pixels become background.")] = 0
+    polygons: Annotated[bool, option("coco: write polygons in place of run lengths; needs rasterio (ssr[vector]).")] = False
     simplify: Annotated[
-        float, Field(ge=0, description="polygons: pixels by which an outline may move to have fewer corners; 0 = exact")
+        float, Field(ge=0, description="Polygons: pixels by which an outline may move to have fewer corners; 0 keeps it exact.")
     ] = 0.0
     holes: Annotated[
         Literal["bridge", "fill", "refuse"],
         option(
-            "polygons: bridge = holes are cut in by lines of no width; fill = they are lost; refuse = the image is left out"
+            "Polygons with holes: bridge cuts each hole in by a line of no width, fill loses the holes, refuse "
+            "leaves the image out."
         ),
     ] = "bridge"
     photos: Annotated[
         Literal["link", "copy", "none"],
-        option("formats with images: link = links to them, for this machine; copy = copies; none = label maps alone"),
+        option(
+            "Images in formats that have them: link makes links, for this machine; copy makes copies; none writes"
+            " label maps alone."
+        ),
     ] = "link"
     image_url: Annotated[
-        str, option("label-studio: what precedes an image's file name, such as https://host/photos/; empty = local files")
+        str, option("label-studio: what precedes an image's file name, such as https://host/photos/; empty means local files.")
     ] = ""
-    shard: Annotated[str | None, option("a stable share of the images, e.g. 0/4, as an export of its own")] = None
+    shard: Annotated[str | None, option("Write a stable share of the images, such as 0/4, as an export of its own.")] = None
 
 
 class ImportOptions(Options):
@@ -64,5 +72,8 @@ class ImportOptions(Options):
 
     empty: Annotated[
         Literal["skip", "background"],
-        option("images without any object in the file: skip = not corrected; background = nothing is in them"),
+        option(
+            "Images without any object in the file: skip means that they were not corrected, background that "
+            "nothing is in them."
+        ),
     ] = "skip"

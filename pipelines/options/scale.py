@@ -15,27 +15,29 @@ class ScaleOptions(Options):
     shard: Annotated[
         str | None,
         option(
-            "part of the image list, INDEX/COUNT such as 0/4; without it, as torchrun, srun or a Slurm array assigns, or all"
+            "Part of the image list, INDEX/COUNT such as 0/4; without it, as torchrun, srun or a Slurm array assigns, or all."
         ),
     ] = None
     devices: Annotated[
-        str | None, option("one process per device, separated by commas: 0,1 = two GPUs; cpu,cpu = two processes on the CPU")
+        str | None,
+        option("One process for each device, separated by commas: 0,1 are two GPUs, cpu,cpu are two processes on the CPU."),
     ] = None
     engine: Annotated[
-        Literal["local", "ray"], option("local = processes on this machine; ray = actors on a Ray cluster (needs ssr[ray])")
+        Literal["local", "ray"],
+        option("What runs the processes: this machine (local), or actors on a Ray cluster (ray; needs ssr[ray])."),
     ] = "local"
     address: Annotated[
         str | None,
-        option("ray: address of the cluster, such as auto or ray://HOST:10001; without it, Ray is started on this machine"),
+        option("Ray: address of the cluster, such as auto or ray://HOST:10001; without it, Ray is started on this machine."),
     ] = None
     actors: Annotated[
-        int, Field(ge=0, description="ray: number of actors, each with its part of the image list; 0 = as many as fit")
+        int, Field(ge=0, description="Ray: number of actors, each with its part of the image list; 0 takes as many as fit.")
     ] = 0
     actor_gpus: Annotated[
-        float | None, Field(ge=0, description="ray: GPUs per actor, fractions allowed; without it, 1 on a cluster with GPUs")
+        float | None, Field(ge=0, description="Ray: GPUs of an actor, fractions allowed; without it, 1 on a cluster with GPUs.")
     ] = None
-    actor_cpus: Annotated[float, Field(gt=0, description="ray: CPU cores per actor, fractions allowed")] = 1.0
-    actor_restarts: Annotated[int, Field(ge=0, description="ray: how often a lost actor is restarted")] = 3
+    actor_cpus: Annotated[float, Field(gt=0, description="Ray: CPU cores of an actor, fractions allowed.")] = 1.0
+    actor_restarts: Annotated[int, Field(ge=0, description="Ray: how often a lost actor is restarted.")] = 3
 
     @property
     def shares_out(self) -> bool:

@@ -40,81 +40,100 @@ VOC's and COCO's photos, at most 640, are not touched."""
 class DatasetOptions(Options):
     """``[dataset]``: which images, and which classes each has."""
 
-    kind: Annotated[str, option("layout of the dataset", flag="DATASET", choices=("voc", "coco", "folder"))] = "voc"
-    root: Annotated[Path | None, option("dataset folder, e.g. VOCdevkit/VOC2012")] = None
-    split: Annotated[str, option("split name, e.g. train, or a .txt file with one image id per line")] = "train"
+    kind: Annotated[
+        str, option("Layout of the dataset: voc, coco or folder.", flag="DATASET", choices=("voc", "coco", "folder"))
+    ] = "voc"
+    root: Annotated[Path | None, option("Dataset folder, such as VOCdevkit/VOC2012.")] = None
+    split: Annotated[str, option("Name of the split, such as train, or a .txt file with one image id on each line.")] = "train"
     labels: Annotated[
         Path | None,
-        option("image-level labels, .csv, .tsv, .json or .jsonl; without it, VOC's XML, COCO's JSON or labels.* of a folder"),
+        option(
+            "Image-level labels (.csv, .tsv, .json or .jsonl); without them, VOC's XML, COCO's JSON or labels.* of a folder."
+        ),
     ] = None
     absent_is_empty: Annotated[
-        bool, option("images of the split without an annotation file or a row of labels have no class (labelImg, YOLO)")
+        bool, option("Images of the split without an annotation file or a row of labels have no class (labelImg, YOLO).")
     ] = False
     orient: Annotated[
-        bool, option("turn photos as their EXIF says; off: pixels as stored, which masks of VOC and COCO are for")
+        bool, option("Turn photos as their EXIF says; when off, pixels stay as stored, which masks of VOC and COCO are for.")
     ] = False
     long_side: Annotated[
         int,
         Field(
             ge=0,
-            description="pixels of the long side at which larger photos are encoded; masks keep the photo's size; 0 = any",
+            description="Longest side, in pixels, at which photos are encoded; larger ones are reduced, masks keep the "
+            "photo's size, and 0 means any.",
         ),
     ] = LONG_SIDE
-    classes: Annotated[Path | None, option("class list of your own, with prompts and background words: .toml or .yaml")] = None
+    classes: Annotated[Path | None, option("Class list of your own, with prompts and background words (.toml or .yaml).")] = (
+        None
+    )
 
 
 class ClipOptions(Options):
     """``[clip]``: the frozen CLIP."""
 
-    model: Annotated[str, option("open_clip model name, or a .json that describes the model", flag="--clip-model")] = (
+    model: Annotated[str, option("Model name in open_clip, or a .json that describes the model.", flag="--clip-model")] = (
         "ViT-B-16-quickgelu"
     )
     pretrained: Annotated[
         str,
         option(
-            "open_clip tag, or a local .safetensors (the image tower is enough if text banks are given)",
+            "Weights: a tag of open_clip, or a local .safetensors, in which the image tower is enough if text banks are given.",
             flag="--clip-pretrained",
         ),
     ] = "openai"
     text_bank: Annotated[
-        Path | None, option("class embeddings from `ssr text` (.safetensors), used instead of the text tower")
+        Path | None, option("Class embeddings of `ssr text` (.safetensors), which take the place of the text tower.")
     ] = None
     background_bank: Annotated[
-        Path | None, option("background embeddings from `ssr text` (.safetensors), used instead of the text tower")
+        Path | None, option("Background embeddings of `ssr text` (.safetensors), which take the place of the text tower.")
     ] = None
     attributes: Annotated[
         Path | None,
-        option("attributes that enrich the class embeddings (ExCEL): a .txt with a sentence a line, or a text bank of them"),
+        option(
+            "Attributes that enrich the class embeddings (ExCEL): a .txt with a sentence on each line, or a text bank of them."
+        ),
     ] = None
     attribute_centres: Annotated[
-        int, Field(ge=1, description="clusters of the attributes that classes are enriched with (ExCEL: 112 VOC, 224 COCO)")
+        int,
+        Field(
+            ge=1, description="Clusters of the attributes that classes are enriched with (ExCEL: 112 for VOC, 224 for COCO)."
+        ),
     ] = 112
 
 
 class DinoOptions(Options):
     """``[dino]``: the frozen DINO."""
 
-    model: Annotated[str, option("timm ViT name, or a config.json that describes the model", flag="--dino-model")] = (
+    model: Annotated[str, option("Name of a ViT in timm, or a config.json that describes the model.", flag="--dino-model")] = (
         "vit_small_patch16_224.dino"
     )
     pretrained: Annotated[
-        str, option("hub = weights published with the model, or a local .safetensors", flag="--dino-pretrained")
+        str, option("Weights: those published with the model (hub), or a local .safetensors.", flag="--dino-pretrained")
     ] = "hub"
 
 
 class RunOptions(Options):
     """``[run]``: where and how a command runs; none of these changes a result beyond rounding."""
 
-    device: Annotated[str, option("auto, cpu, cuda or cuda:N")] = "auto"
+    device: Annotated[str, option("Device: auto, cpu, cuda or cuda:N.")] = "auto"
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
-        option("precision of the frozen encoders; auto = bf16 on a GPU or a CPU that has bf16 instructions, else fp32"),
+        option(
+            "Precision of the frozen encoders: fp32 or bf16; auto is bf16 on a GPU or a CPU that has bf16 "
+            "instructions, and else fp32."
+        ),
     ] = "auto"
-    batch_size: Annotated[int, Field(ge=0, description="images per batch; 0 = 16 on a GPU, 1 on a CPU")] = 0
+    batch_size: Annotated[int, Field(ge=0, description="Images in a batch; 0 means 16 on a GPU and 1 on a CPU.")] = 0
     workers: Annotated[
         int,
-        Field(ge=0, description="worker processes for superpixels and CRF, threads for other label maps; 0 = one per CPU core"),
+        Field(
+            ge=0,
+            description="Worker processes for superpixels and CRF, and threads for other label maps; 0 means one for each CPU"
+            " core.",
+        ),
     ] = 0
     max_failures: Annotated[
-        int, Field(ge=-1, description="unreadable images that a run may leave out before it stops; -1 = any number")
+        int, Field(ge=-1, description="Unreadable images that a run may leave out before it stops; -1 allows any number.")
     ] = 0

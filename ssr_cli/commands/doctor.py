@@ -19,7 +19,8 @@ MARKS = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "error": "[
 def command(
     invocation: Invocation,
     gt: Annotated[
-        bool, typer.Option("--gt", help="also check ground-truth masks (opens them): the sizes of all, the values of up to 400")
+        bool,
+        typer.Option("--gt", help="Also check ground-truth masks (opens them): the sizes of all, and the values of up to 400."),
     ] = False,
 ) -> None:
     """Check the environment, the weights, the words and the dataset before a long run."""

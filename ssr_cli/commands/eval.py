@@ -28,14 +28,15 @@ def command(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="[cams|refined|masks|predictions|retrained|ablation|FOLDER]",
-            help="what to score",
+            metavar="WHAT",
+            help="What to score: cams, refined, masks, predictions, retrained, ablation, or a folder of PNGs.",
             show_default=True,
             autocompletion=lambda: ["cams", "refined", "masks", "predictions", "retrained", "ablation"],
         ),
     ] = "masks",
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="show two runs side by side: work directories, eval folders or report.json")
+        tuple[Path, Path] | None,
+        typer.Option(help="Show two runs side by side: work directories, eval folders or report.json."),
     ] = None,
 ) -> None:
     """Score CAMs, pseudo-masks or any folder of PNGs against ground truth (opens it)."""

@@ -18,7 +18,12 @@ from ssr_cli.parameters import command_with
 @command_with("import", "dataset", "run")
 def command(
     invocation: Invocation,
-    file: Annotated[Path, typer.Argument(help="CVAT's masks (.zip) or XML, COCO's instances, or Label Studio's JSON")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="File of masks (.zip) or XML from CVAT, of instances from COCO, or of JSON from Label Studio."
+        ),
+    ],
 ) -> None:
     """Take over masks that people corrected in CVAT, Label Studio or any tool that writes COCO, into WORK/corrected."""
     from pipelines.execution.interruption import finishing_on_signals

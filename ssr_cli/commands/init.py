@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @command_with("dataset", "clip", "dino", "run")
 def command(
     invocation: Invocation,
-    names: Annotated[str, typer.Option(help="class names, separated by commas, where there is no class list")] = "",
-    output: Annotated[Path, typer.Option(help="config to write; --force replaces one that is there")] = Path("ssr.toml"),
+    names: Annotated[str, typer.Option(help="Class names, separated by commas, where there is no class list.")] = "",
+    output: Annotated[Path, typer.Option(help="Config to write; --force replaces one that is there.")] = Path("ssr.toml"),
 ) -> None:
     """Write a config for a folder of photos: find layout, split, labels and class list, and name the next command.
 

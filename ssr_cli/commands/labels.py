@@ -23,38 +23,45 @@ if TYPE_CHECKING:
 def command(
     invocation: Invocation,
     source: Annotated[
-        Path | None, typer.Argument(help="folder of XML, photos, YOLO files or masks, or the file to convert")
+        Path | None,
+        typer.Argument(metavar="SOURCE", help="Folder of XML, photos, YOLO files or masks, or the file to convert."),
     ] = None,
-    target: Annotated[Path | None, typer.Argument(help="label file to write: .csv, .json or .jsonl")] = None,
+    target: Annotated[
+        Path | None, typer.Argument(metavar="TARGET", help="Label file to write (.csv, .json or .jsonl).")
+    ] = None,
     kind: Annotated[
         Literal["xml", "coco", "masks", "csv", "npy", "folders", "yolo"] | None,
         typer.Option(
             "--from",
-            help="format of SOURCE; csv = any label file; folders = photos in one folder a class; masks opens ground truth",
+            help="Format of SOURCE: csv is any label file, folders are photos in one folder for each class, masks "
+            "opens ground truth.",
         ),
     ] = None,
     class_list: Annotated[
         str,
         typer.Option(
             "--classes",
-            help="voc12, coco14, or a class list file; default: the config's; of folders and yolo their own; else voc12",
+            help="Class list: voc12, coco14, or a file; without it, the config's, that of folders or YOLO files "
+            "themselves, or voc12.",
         ),
     ] = "",
-    images: Annotated[Path | None, typer.Option(help="only the ids in this .txt (one per line), in its order")] = None,
+    images: Annotated[Path | None, typer.Option(help="Only the ids in this .txt (one on each line), in its order.")] = None,
     absent_is_empty: Annotated[
-        bool, typer.Option("--absent-is-empty", help="ids of --images that SOURCE lacks have no class")
+        bool, typer.Option("--absent-is-empty", help="Ids of --images that SOURCE lacks have no class.")
     ] = False,
     write_classes: Annotated[
-        Path | None, typer.Option(help="also write a class list (.toml) with the class names of SOURCE")
+        Path | None, typer.Option(help="Also write a class list (.toml) with the class names of SOURCE.")
     ] = None,
     check: Annotated[
         bool,
         typer.Option(
             "--check",
-            help="list labels of the dataset of --config or --work that are probably wrong or missing; needs no SOURCE",
+            help="List labels of the dataset of --config or --work that are probably wrong or missing; needs no SOURCE.",
         ),
     ] = False,
-    top: Annotated[int, typer.Option(min=1, help="check: labels on the page with pictures, the most doubtful")] = 100,
+    top: Annotated[
+        int, typer.Option(min=1, help="Labels on the page with pictures of --check, the most doubtful first.")
+    ] = 100,
 ) -> None:
     """Convert XML, COCO JSON, YOLO, folders of photos, masks, a label file or a one-hot .npy to a label file.
 

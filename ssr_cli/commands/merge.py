@@ -18,7 +18,8 @@ from ssr_cli.parameters import command_with
 def command(
     invocation: Invocation,
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="further folders with outputs of shards, such as --output of `ssr predict`")
+        list[Path] | None,
+        typer.Argument(metavar="FOLDERS", help="Further folders with outputs of shards, such as --output of `ssr predict`."),
     ] = None,
 ) -> None:
     """Merge the outputs of all shards into one, the same bytes as those of a single process."""

@@ -17,10 +17,10 @@ from ssr_cli.parameters import command_with
 @command_with("dataset", "run")
 def command(
     invocation: Invocation,
-    top: Annotated[int, typer.Option(min=1, help="masks on the page with pictures, the most doubtful")] = 200,
+    top: Annotated[int, typer.Option(min=1, help="Masks on the page with pictures, the most doubtful first.")] = 200,
     apply: Annotated[
         Path | None,
-        typer.Option("--apply", help="marks that the page saved: pixels of bad masks become 255 in WORK/corrected"),
+        typer.Option("--apply", help="Marks that the page saved: pixels of bad masks become 255 in WORK/corrected."),
     ] = None,
 ) -> None:
     """List pseudo-masks by confidence, the most doubtful first, on a page to mark them; opens no ground truth."""

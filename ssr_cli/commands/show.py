@@ -29,8 +29,8 @@ def command(
     what: Annotated[
         str,
         typer.Argument(
-            metavar=f"[{'|'.join(WHAT)}]",
-            help="panels of images, or a map of image features before and after `ssr align`",
+            metavar="WHAT",
+            help="What to draw: panels of images, or a map of image features before and after `ssr align`.",
             show_default=True,
             autocompletion=lambda: WHAT,
         ),

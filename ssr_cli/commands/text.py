@@ -16,7 +16,10 @@ from ssr_cli.parameters import command_with
 @command_with("dataset", "clip")
 def command(
     invocation: Invocation,
-    target: Annotated[Path, typer.Argument(help="text bank to write (.safetensors); background words go to TARGET-background")],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="TARGET", help="Text bank to write (.safetensors); background words go to TARGET-background."),
+    ],
 ) -> None:
     """Embed class names and background words with the text tower, and write them as text banks."""
     from pipelines.stages.text import write_banks

@@ -57,7 +57,7 @@ def asked(program: Path, line: str, shell: str, action: str = "get-args") -> sub
         ("ssr ca", ["cams"]),
         ("ssr zz", []),
         ("ssr --show", ["--show-completion"]),
-        ("ssr cams --re", ["--readout", "--resclip-share", "--resclip-feedback", "--recipe"]),
+        ("ssr cams --re", ["--recipe", "--readout", "--resclip-share", "--resclip-feedback"]),
         ("ssr cams --readout ", ["gradcam", "dense", "mix", "excel", "resclip"]),
         ("ssr cams --readout d", ["dense"]),
         ("ssr cams vo", ["voc"]),
@@ -77,7 +77,7 @@ def test_bash(program, line, expected):
 
 
 def test_zsh(program):
-    assert asked(program, "ssr ca", "zsh").stdout.startswith('_arguments \'*: :(("cams":"3 Class activation maps')
+    assert asked(program, "ssr ca", "zsh").stdout.startswith('_arguments \'*: :(("cams":"3 Make class activation maps')
     assert (
         asked(program, "ssr cams --readout ", "zsh").stdout
         == '_arguments \'*: :(("gradcam"\n"dense"\n"mix"\n"excel"\n"resclip"))\'\n'
