@@ -1,7 +1,7 @@
-"""The class and background embeddings of a run, from text banks or the text tower.
+"""Class and background embeddings of a run, from text banks or the text tower.
 
-What they are made from is known, checked and told apart without a model (`TextSources`); the embeddings themselves need one
-unless both banks are given (`TextEmbeddings`).
+`TextSources` holds what the embeddings are made from: it is read, checked and identified without a model. `TextEmbeddings`
+holds the embeddings, which need a model unless both banks are given.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from pipelines.stores.manifest import digest
 
 @dataclass(frozen=True)
 class TextEmbeddings:
-    """What images are compared with.
+    """Embeddings of classes and background words, which images are compared with.
 
     Attributes:
         classes: ``(C, D)`` fp32, L2-normalised, in the class list's order.
         background: ``(M, D)`` fp32, L2-normalised.
         background_names: The M words.
-        sources: What made the rows of classes and of background: the text tower's last bits depend on threads and machine, so
-            embeddings are told apart by this and not by their values.
-        supers: ``(S, D)`` of super-classes, or None where no part needs them.
-        super_of_class: Row of ``supers`` of each class, C numbers; empty where no part needs them.
+        sources: Digests of what made the rows of classes and of background. They identify the embeddings in place of the
+            values, because the text tower's last bits depend on threads and machine.
+        supers: ``(S, D)`` of super-classes, or None if no part needs them.
+        super_of_class: Row of ``supers`` of each class, C numbers; empty if no part needs them.
     """
 
     classes: Tensor
@@ -46,27 +46,28 @@ class TextEmbeddings:
 
     @property
     def all(self) -> Tensor:
-        """``(C + M, D)``: classes, then background words."""
+        """Embeddings ``(C + M, D)``: classes, then background words."""
         return torch.cat([self.classes, self.background])
 
     def provenance(self) -> dict[str, str]:
-        """Digests of the sources, for manifests and checkpoints."""
+        """Return digests of the sources, for manifests and checkpoints."""
         return {"class_embeddings": self.sources[0], "background_embeddings": self.sources[1]}
 
 
 @dataclass(frozen=True)
 class TextSources:
-    """What makes class and background embeddings; no model is loaded.
+    """Sources of class and background embeddings; no model is loaded.
 
     Attributes:
-        clip: The CLIP whose text tower embeds what no bank holds.
+        clip: The CLIP whose text tower embeds the names that are in no bank.
         classes: Names, prompts, background words.
-        of_classes: Embeddings of the text bank in the class list's order, ``(C, D)``; None: the text tower makes them.
+        of_classes: Embeddings of the text bank in the class list's order, ``(C, D)``; if None, the text tower makes them.
         background: The bank of background words, or None.
-        digests: Of what makes the rows of classes and of background.
+        digests: Digests of what makes the rows of classes and of background.
         supers: Whether super-classes are embedded too.
-        attributes: What enriches the class embeddings: a bank, or sentences for the text tower; None: nothing.
-        attribute_centres: Clusters of them.
+        attributes: Bank of attributes, or sentences for the text tower, that enrich the class embeddings; None for no
+            enrichment.
+        attribute_centres: Number of clusters of the attributes.
     """
 
     clip: Weights
@@ -80,22 +81,22 @@ class TextSources:
 
     @property
     def background_names(self) -> tuple[str, ...]:
-        """The M background words."""
+        """The names of the M background words."""
         return tuple(self.classes.background) if self.background is None else self.background.names
 
     def provenance(self) -> dict[str, str]:
-        """Digests of the sources, for manifests and checkpoints."""
+        """Return digests of the sources, for manifests and checkpoints."""
         return {"class_embeddings": self.digests[0], "background_embeddings": self.digests[1]}
 
     def super_provenance(self) -> dict[str, str]:
-        """Digests of what makes the embeddings of classes and super-classes."""
+        """Return digests of what makes the embeddings of classes and super-classes."""
         return {"class_embeddings": self.digests[0], "super_classes": digest([self.digests[0], self.classes.supers])}
 
     def embeddings(self, clip: LoadedClip) -> TextEmbeddings:
-        """Take what the banks hold and embed the rest with the text tower.
+        """Take the embeddings in the banks and compute the others with the text tower.
 
         Raises:
-            UsageError: Neither bank nor text tower, or a bank and a tower of unequal width.
+            UsageError: Neither bank nor text tower is there, or a bank and a tower differ in width.
         """
         classes, of_classes, background = self.classes, self.of_classes, self.background
         if of_classes is None:
@@ -120,12 +121,12 @@ class TextSources:
 
 
 def text_sources(clip: Weights, classes: ClassList, options: ClipOptions, supers: bool = False) -> TextSources:
-    """Read and check the banks that are given.
+    """Read and check the given banks.
 
     Args:
-        clip: Whose text tower embeds what no bank holds.
+        clip: The CLIP whose text tower embeds the names that are in no bank.
         classes: Names, prompts, background words.
-        options: The banks.
+        options: Options that name the banks.
         supers: Whether super-classes are embedded too.
 
     Raises:
@@ -152,7 +153,7 @@ def text_sources(clip: Weights, classes: ClassList, options: ClipOptions, supers
 
 
 def text_embeddings(clip: LoadedClip, classes: ClassList, options: ClipOptions) -> TextEmbeddings:
-    """Read the banks that are given, embed the rest with the text tower.
+    """Read the given banks and embed the other names with the text tower.
 
     Raises:
         UsageError: A class without embedding, a bank of another model, or neither bank nor text tower.
@@ -161,17 +162,17 @@ def text_embeddings(clip: LoadedClip, classes: ClassList, options: ClipOptions) 
 
 
 def _without(bank: TextBank, classes: ClassList) -> TextBank:
-    """A bank of background words without those that are classes, as of `ClassList`."""
+    """Return a bank of background words without the words that are classes, as in `ClassList`."""
     kept = replace(classes, background=bank.names).background
     rows = [row for row, name in enumerate(bank.names) if name in kept]
     return bank if len(rows) == len(bank.names) or not rows else replace(bank, embeddings=bank.embeddings[rows], names=kept)
 
 
 def _attributes(path: Path, model: str) -> TextBank | tuple[str, ...]:
-    """A text bank, or the lines of a text file, each once.
+    """Read a text bank, or the distinct lines of a text file.
 
     Raises:
-        UsageError: No such file, none of these, or no line in it.
+        UsageError: There is no such file, it is neither of the two, or it has no line.
     """
     if path.suffix == ".safetensors":
         return read_bank(path, model)
@@ -181,7 +182,7 @@ def _attributes(path: Path, model: str) -> TextBank | tuple[str, ...]:
         raise UsageError(f"no attributes at {path}: expected a .txt or .safetensors file", "--attributes") from error
     sentences = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not sentences:
-        raise UsageError(f"{path} is empty: expected a sentence a line", "--attributes")
+        raise UsageError(f"{path} is empty: expected one sentence in each line", "--attributes")
     return sentences
 
 
@@ -199,7 +200,7 @@ def _in_class_order(bank: TextBank, classes: ClassList, where: str) -> Tensor:
     rows: dict[int, int] = {}
     for row, name in enumerate(bank.names):
         try:
-            rows[classes.index(name)] = row  # the class list knows aliases such as COCO's own names
+            rows[classes.index(name)] = row  # the class list has aliases such as COCO's own names
         except UsageError:
             continue  # a bank may hold more classes than the dataset
     missing = [name for index, name in enumerate(classes.names) if index not in rows]

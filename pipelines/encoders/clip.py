@@ -1,7 +1,7 @@
-"""The frozen CLIP image tower, opened between its last two blocks.
+"""The frozen CLIP image tower, split before its last block.
 
-GradCAM needs the tokens that *enter* the last block, the affinity needs the attention of several blocks. Both come from one
-walk over the library's own modules: no hooks, no copy of the model.
+GradCAM needs the tokens that *enter* the last block, and the affinity needs the attention of several blocks. One pass over the
+library's own modules gives both, without hooks and without a copy of the model.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pipelines.ops.attention import OpenAttention
 
 @dataclass(frozen=True)
 class ClipTokens:
-    """What one pass of the image tower leaves behind.
+    """The result of one pass of the image tower.
 
     Attributes:
         tokens_cls: Tokens that enter the last block, ``(B, P + N, D)``, fp32, the P prefix tokens of the tower first (CLS).
-        attention: Mean over the requested blocks of the head-averaged attention between patches,
-            ``(B, N, N)``, fp32, or None if none was requested. Rows and columns of the prefix are dropped.
+        attention: Mean over the requested blocks of the head-averaged attention between patches, ``(B, N, N)``, fp32, or None
+            if none was requested. Rows and columns of the prefix are dropped.
         grid: ``(h, w)`` with ``h * w == N``, row-major.
         block_tokens: Output of the first L blocks without the prefix, ``(L, B, N, D)``, or None if L is 0.
         block_attention: Attention of each block of ``each_block``, ``(A, B, N, N)``, fp32, or None if there is none.
-        inputs: What enters each block, ``(B, P + N, D)``; empty if it was not asked for.
+        inputs: Input of each block, ``(B, P + N, D)``; empty if it was not requested.
     """
 
     tokens_cls: Tensor
@@ -44,11 +44,11 @@ class ClipEncoder:
     """A frozen CLIP image tower of any kind in `pipelines.encoders.towers.TOWERS`.
 
     Args:
-        clip: A loaded CLIP (see `pipelines.encoders.weights.build_clip`); its image tower is taken over, and changed if
+        clip: A loaded CLIP (see `pipelines.encoders.weights.build_clip`); its image tower is used directly, and changed if
             ``dtype`` is not fp32.
-        device: Where to run.
-        dtype: Precision of all blocks but the last, and of the last one's matrix products. The rest is fp32: a softmax at
-            scale 100 and its gradient do not survive half precision.
+        device: Device of the tower.
+        dtype: Precision of all blocks but the last, and of the last one's matrix products. The rest is fp32, because a softmax
+            at scale 100 and its gradient are not accurate in half precision.
 
     Raises:
         UsageError: No adapter opens this tower.
@@ -79,18 +79,18 @@ class ClipEncoder:
         return list(self.tower.blocks)
 
     def tail(self, grid: Grid) -> Tail:
-        """The part behind `ClipTokens.tokens_cls`, as read-outs take it.
+        """Return the part behind `ClipTokens.tokens_cls` for read-outs.
 
         Args:
-            grid: ``ClipTokens.grid``: positions of some towers depend on it.
+            grid: ``ClipTokens.grid``; the positions of some towers depend on it.
         """
         return lowered(self.tower.tail(grid), self.dtype)
 
     def opened(self, grid: Grid) -> tuple[OpenAttention, ...]:
-        """The attention of every block, taken apart.
+        """Return the parts of the attention of every block.
 
         Args:
-            grid: ``ClipTokens.grid``: positions of some towers depend on it.
+            grid: ``ClipTokens.grid``; the positions of some towers depend on it.
         """
         return tuple(self.tower.opened(index, grid) for index in range(len(self.blocks)))
 
@@ -103,7 +103,7 @@ class ClipEncoder:
         each_block: Collection[int] = (),
         inputs: bool = False,
     ) -> ClipTokens:
-        """Run all blocks but the last; the last too if its tokens are asked for.
+        """Run all blocks but the last; the last runs too if its tokens are requested.
 
         Args:
             images: Normalised RGB, ``(B, 3, H, W)`` fp32, both sides multiples of the patch size.
@@ -111,13 +111,13 @@ class ClipEncoder:
                 For the last block only its attention is computed.
             token_blocks: Number of blocks, from the first, whose output is kept.
             each_block: Blocks whose attention is kept apart.
-            inputs: Keep what enters each block.
+            inputs: Whether to keep the input of each block.
 
         Returns:
             Tokens, attention and grid.
 
         Raises:
-            ValueError: A block that is not there.
+            ValueError: A block number is out of range.
         """
         walked = walk(self.tower, images.to(self.device, self.dtype), attention_blocks, token_blocks, each_block, inputs)
         apart = walked.block_tokens, walked.block_attention, walked.inputs

@@ -1,4 +1,4 @@
-"""The frozen DINO ViT: attention and tokens on CLIP's grid."""
+"""The frozen DINO ViT, which gives attention and tokens on CLIP's grid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.encoders.weights import Weights, build_dino
 
 @dataclass(frozen=True)
 class DinoTokens:
-    """What one pass leaves behind.
+    """The result of one pass.
 
     Attributes:
         tokens: Tokens that enter the last block, ``(B, N, D)`` fp32, without CLS and registers.
@@ -31,7 +31,7 @@ class DinoEncoder:
 
     Args:
         weights: Model name and resolved weights (see `pipelines.encoders.weights`).
-        device: Where to run.
+        device: Device of the model.
         dtype: Precision of the pass; attention is always returned in fp32.
     """
 
@@ -55,17 +55,17 @@ class DinoEncoder:
 
     @torch.inference_mode()
     def encode(self, images: Tensor, attention_blocks: Collection[int]) -> DinoTokens:
-        """Run all blocks but the last, and the attention of the last if asked for.
+        """Run all blocks but the last, and the attention of the last if it is requested.
 
         Args:
             images: Normalised RGB, ``(B, 3, H, W)`` fp32, both sides multiples of the patch size.
             attention_blocks: Blocks whose attention is averaged; 0 is the first, ``len(blocks) - 1`` the last.
 
         Returns:
-            Tokens and attention, CLS and register tokens dropped.
+            Tokens and attention, without CLS and register tokens.
 
         Raises:
-            ValueError: No block, or one that is not there.
+            ValueError: No block is requested, or a number is out of range.
         """
         walked = walk(self.tower, images.to(self.device, self.dtype), attention_blocks)
         if walked.attention is None:

@@ -1,4 +1,4 @@
-"""From a decoded photo to an encoder's input."""
+"""Conversion of a decoded image to an encoder's input."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 
 def token_grid(height: int, width: int, patch_size: int, scale: float = 1.0) -> tuple[int, int]:
-    """Grid of patch tokens that covers a photo at native resolution.
+    """Return the grid of patch tokens that covers an image at native resolution.
 
     Args:
-        height: Photo height in pixels.
-        width: Photo width in pixels.
+        height: Image height in pixels.
+        width: Image width in pixels.
         patch_size: Patch side in pixels.
         scale: Resolution factor.
 
@@ -28,7 +28,7 @@ def token_grid(height: int, width: int, patch_size: int, scale: float = 1.0) -> 
 
 
 def limited(height: int, width: int, long_side: int) -> tuple[int, int]:
-    """Size of a photo whose long side is at most ``long_side`` pixels, in its proportions; 0 = any size."""
+    """Return the image size scaled down to a long side of at most ``long_side`` pixels; 0 = any size."""
     longest = max(height, width)
     if not long_side or longest <= long_side:
         return height, width
@@ -38,10 +38,10 @@ def limited(height: int, width: int, long_side: int) -> tuple[int, int]:
 def encoder_input(
     image: Image.Image, grid: tuple[int, int], patch_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Resize a photo to ``grid * patch_size`` (PIL, bicubic) and normalise it.
+    """Resize an image to ``grid * patch_size`` (PIL, bicubic) and normalise it.
 
     Args:
-        image: RGB photo of any size.
+        image: RGB image of any size.
         grid: ``(h, w)`` in patches.
         patch_size: Patch side in pixels.
         mean: Per-channel mean in [0, 1], RGB order.
@@ -57,7 +57,7 @@ def encoder_input(
 
 
 def tensor_input(pixels: Tensor, grid: tuple[int, int], patch_size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Like `encoder_input` for a tensor, on its device: torch's bicubic filter with antialiasing.
+    """Do the work of `encoder_input` for a tensor on its device, with torch's bicubic filter and antialiasing.
 
     Args:
         pixels: ``(3, H, W)`` fp32 RGB in [0, 1].

@@ -1,4 +1,4 @@
-"""What is to be known of a licence before released weights are used."""
+"""Licences of released weights, which are shown before the weights are used."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ LICENCES = {
     "dinov3-license": "the DINOv3 License, to be accepted before they are used or passed on: "
     "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
 }
-"""What is said of a licence of timm's list; of another one, its name."""
+"""Descriptions of licences in timm's list; any other licence is shown by its name."""
 
 
 def dino_licence(model: str) -> str | None:
-    """One line on the licence of a DINO's released weights; None if it asks for no more than attribution, or timm lists none.
+    """Return a line on the licence of a DINO's released weights; None if it is permissive or timm lists none.
 
     Args:
         model: As for `resolve_dino`.

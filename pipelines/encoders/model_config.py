@@ -12,22 +12,22 @@ from pipelines.encoders.weights_folder import first_line
 from pipelines.errors import SsrError, UsageError
 from pipelines.plugins import load_plugins
 
-_LARGEST, _DEEPEST = 1 << 20, 256  # of any number in a model's description; of its layers
+_LARGEST, _DEEPEST = 1 << 20, 256  # limit of any number in a model's description, and of its layers
 
 
 def is_config_file(model: str) -> bool:
-    """Whether a model is named by a file."""
+    """Return whether a model is named by a file."""
     return model.endswith(".json")
 
 
 def clip_name(model: str) -> str:
-    """The name that open_clip knows a CLIP by; a config file is made known to it first, under its own name.
+    """Return the name of a CLIP in open_clip; a config file is registered first, under its own name.
 
     Args:
         model: Name, or a ``.json`` with ``embed_dim``, ``vision_cfg`` and ``text_cfg`` as open_clip writes them.
 
     Raises:
-        UsageError: Unknown name, missing file, or a file of something else.
+        UsageError: The name is unknown, or the file is missing or is no such config.
     """
     import open_clip
 
@@ -35,16 +35,16 @@ def clip_name(model: str) -> str:
         path = read_clip_config(model)
         open_clip.add_model_config(path)
         return path.stem
-    if ":" in model or open_clip.get_model_config(model) is None:  # no hf-hub: or local-dir: names
+    if ":" in model or open_clip.get_model_config(model) is None:  # hf-hub: and local-dir: names are refused
         raise UsageError(f"open_clip has no model {model!r}", "see open_clip.list_models(), or give a .json; --clip-model")
     return model
 
 
 def read_clip_config(model: str) -> Path:
-    """Check a file that describes a CLIP, without open_clip.
+    """Check a file that describes a CLIP, without an import of open_clip.
 
     Raises:
-        UsageError: Missing, or a file of something else.
+        UsageError: The file is missing or is no such config.
     """
     path = Path(model).expanduser()
     content = _read(path, {"embed_dim", "vision_cfg", "text_cfg"}, "an open_clip model config", "--clip-model")
@@ -55,12 +55,12 @@ def read_clip_config(model: str) -> Path:
 
 @dataclass(frozen=True)
 class TimmModel:
-    """What timm builds a model from.
+    """Description from which timm builds a model.
 
     Attributes:
         name: Registered name.
-        arguments: Over the registered ones.
-        normalisation: ``mean`` and ``std`` over the registered ones.
+        arguments: Arguments that override the registered ones.
+        normalisation: ``mean`` and ``std`` that override the registered ones.
     """
 
     name: str
@@ -69,13 +69,13 @@ class TimmModel:
 
 
 def dino_architecture(model: str) -> TimmModel:
-    """What a DINO is built from.
+    """Return the description from which a DINO is built.
 
     Args:
         model: timm name, or a ``.json`` with ``architecture``, ``model_args`` and ``pretrained_cfg`` as timm writes them.
 
     Raises:
-        UsageError: Unknown name, missing file, or a file of something else.
+        UsageError: The name is unknown, or the file is missing or is no such config.
     """
     if not is_config_file(model):
         if not _is_timms(model):
@@ -88,10 +88,10 @@ def dino_architecture(model: str) -> TimmModel:
 
 
 def read_dino_config(model: str) -> TimmModel:
-    """Read a file that describes a DINO, without timm.
+    """Read a file that describes a DINO, without an import of timm.
 
     Raises:
-        UsageError: Missing, or a file of something else.
+        UsageError: The file is missing or is no such config.
     """
     path = Path(model).expanduser()
     content = _read(path, {"architecture"}, "a timm config.json", "--dino-model")
@@ -105,7 +105,7 @@ def read_dino_config(model: str) -> TimmModel:
 
 
 def _is_timms(name: str) -> bool:
-    """Whether timm has a model of this name, or a plugin registers one."""
+    """Return whether timm has a model of this name, or a plugin registers one."""
     import timm
 
     if not timm.is_model(name.split(".")[0]):
@@ -133,7 +133,7 @@ def _read(path: Path, wanted: set[str], what: str, flag: str) -> dict[str, Any]:
 
 
 def _odd(content: Mapping[str, Any], section: str = "") -> Iterator[str]:
-    """Entries that would fill the memory, or make a library fetch what nobody asked for."""
+    """Yield entries that would fill the memory, or make a library download something."""
     for key, value in content.items():
         if isinstance(value, dict) and not section:
             yield from _odd(value, f"{key}.")
@@ -144,5 +144,5 @@ def _odd(content: Mapping[str, Any], section: str = "") -> Iterator[str]:
 
 
 def cannot_build(model: str, error: Exception) -> SsrError:
-    """The error of a config that names things its library does not take."""
+    """Return the error for a config with entries that its library refuses."""
     return UsageError(f"cannot build {model}: {first_line(error)}", "mend the .json")

@@ -1,4 +1,4 @@
-"""open_clip's own ViT, as OpenAI's, LAION's and most other CLIPs have it."""
+"""open_clip's own ViT, the image tower of OpenAI's, LAION's and most other CLIPs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.ops.shifted_attention import shifted_attention
 
 
 def fits(model: nn.Module) -> bool:
-    """Whether a model is such a ViT, with plain blocks and a projection behind the closing LayerNorm (CoCa pools before it)."""
+    """Return whether a model is such a ViT, of plain blocks and a projection behind its last LayerNorm (unlike CoCa)."""
     return (
         isinstance(model, VisionTransformer)
         and model.attn_pool is None
@@ -26,7 +26,7 @@ def fits(model: nn.Module) -> bool:
 
 
 class OpenClipViT:
-    """An open_clip ViT as a `pipelines.encoders.tower.VisionTower`; one CLS token stands first.
+    """An open_clip ViT as a `pipelines.encoders.tower.VisionTower`; its one prefix token is CLS.
 
     Args:
         model: The image tower.
@@ -51,8 +51,8 @@ class OpenClipViT:
             module.to(dtype)
 
     def position_embedding(self, grid: Grid) -> Tensor:
-        """Position table for ``grid``: CLS row kept, patch rows resized bilinearly, ``(1, h * w + 1, D)``."""
-        if torch.compiler.is_exporting():  # sizes are symbols there, which are no keys of a table
+        """Return the position table for ``grid``: CLS row kept, patch rows resized bilinearly, ``(1, h * w + 1, D)``."""
+        if torch.compiler.is_exporting():  # sizes are symbols then and cannot be keys
             return self._resized(grid)
         if grid not in self._positions:
             self._positions[grid] = self._resized(grid)
@@ -68,7 +68,7 @@ class OpenClipViT:
         return positions.unsqueeze(0).to(self.model.conv1.weight.dtype)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Patches and CLS with their positions, ``(B, N + 1, D)``."""
+        """Return patches and CLS with their positions, ``(B, N + 1, D)``."""
         model = self.model
         patches = model.conv1(images)  # (B, D, h, w)
         positions = self.position_embedding((patches.shape[2], patches.shape[3]))
@@ -77,25 +77,25 @@ class OpenClipViT:
         return cast("Tensor", model.ln_pre(x))
 
     def block(self, index: int, x: Tensor, grid: Grid) -> Tensor:
-        """Output of a block, ``(B, N + 1, D)``."""
+        """Compute the output of a block, ``(B, N + 1, D)``."""
         block = self.blocks[index]
         return _behind_attention(block, x, attended_values(*_projected(block.attn, block.ln_1(x)), block.attn.num_heads))
 
     def attention(self, index: int, x: Tensor, grid: Grid) -> Tensor:
-        """A block's attention, ``(B, N + 1, N + 1)``."""
+        """Compute a block's attention, ``(B, N + 1, N + 1)``."""
         block = self.blocks[index]
         query, key, _ = _projected(block.attn, block.ln_1(x))
         return mean_attention(query, key, block.attn.num_heads)
 
     def block_with_attention(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """`block` and `attention` from one set of queries and keys."""
+        """Compute `block` and `attention` from one set of queries and keys."""
         block = self.blocks[index]
         query, key, value = _projected(block.attn, block.ln_1(x))
         attended = attended_values(query, key, value, block.attn.num_heads)
         return _behind_attention(block, x, attended), mean_attention(query, key, block.attn.num_heads)
 
     def opened(self, index: int, grid: Grid) -> OpenAttention:
-        """A block's attention, taken apart."""
+        """Return the parts of a block's attention."""
         block: Any = self.blocks[index]
         attn, dtype = block.attn, block.attn.in_proj_weight.dtype
 
@@ -106,12 +106,12 @@ class OpenClipViT:
         return OpenAttention(projected, lambda apart: attn.out_proj(packed_heads(apart, dtype)).float())
 
     def tail(self, grid: Grid) -> Tail:
-        """What stands behind the last block's input; it is the same on every grid."""
+        """Return the part of the model behind the last block's input; it is the same on every grid."""
         return block_tail(self.blocks[-1], cast("nn.LayerNorm", self.model.ln_post), cast("Tensor", self.model.proj))
 
 
 def block_tail(block: Any, ln_post: Callable[[Tensor], Tensor], projection: Tensor) -> Tail:
-    """A pre-norm residual block as open_clip builds it, a LayerNorm and a projection ``(D, E)``."""
+    """Return the tail of a pre-norm residual block as open_clip builds it, a LayerNorm and a projection ``(D, E)``."""
 
     def output(tokens_cls: Tensor, activation: Tensor) -> Tensor:
         attended = attended_values(*_projected(block.attn, activation), block.attn.num_heads)  # (B, T, D)

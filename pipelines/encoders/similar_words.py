@@ -1,4 +1,4 @@
-"""Words that CLIP can hardly tell apart, or does not read to their end."""
+"""Words whose embeddings CLIP hardly separates."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 from pipelines.encoders.class_embeddings import TextEmbeddings
 
 NEAR = 0.97
-"""Cosine similarity from which two words are pointed out: maps of such words hardly differ."""
+"""Cosine similarity from which two words are reported, because their maps hardly differ."""
 EQUAL = 0.9995
-"""The same from which they are one, up to rounding."""
+"""Cosine similarity from which two words are equal up to rounding."""
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,23 @@ class WordPair:
 
 
 def nearest_background(text: TextEmbeddings, names: Sequence[str]) -> WordPair | None:
-    """The class and the background word that are nearest; None without background words.
+    """Return the nearest pair of a class and a background word; None without background words.
 
     Args:
         text: Embeddings of classes and background words.
-        names: Of the classes.
+        names: Names of the classes.
     """
     return _nearest(text.classes @ text.background.T, names, text.background_names)
 
 
 def nearest_classes(text: TextEmbeddings, names: Sequence[str]) -> WordPair | None:
-    """The two classes that are nearest; None of one class."""
+    """Return the two nearest classes; None if there is only one class."""
     similarity = text.classes @ text.classes.T  # (C, C)
     return _nearest(similarity.masked_fill(torch.ones_like(similarity).triu().bool(), -2), names, names)
 
 
 def _nearest(similarity: Tensor, rows: Sequence[str], columns: Sequence[str]) -> WordPair | None:
-    """The largest entry of ``(R, C)``, with the names of its row and column."""
+    """Return the largest entry of ``(R, C)``, with the names of its row and column."""
     if not similarity.numel() or (rows is columns and len(rows) < 2):
         return None
     row, column = divmod(int(similarity.argmax()), similarity.shape[1])

@@ -1,4 +1,4 @@
-"""Files of weights: read as tensors and nothing else, checked against a model, loaded."""
+"""Files of weights: they are read as tensors only, checked against a model, and loaded."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from pipelines.errors import SsrError, UsageError
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a file, on the CPU: safetensors, pickles that ``weights_only=True`` admits, or TorchScript archives.
+    """Read the named tensors of a file to the CPU: safetensors, pickles that ``weights_only=True`` admits, or TorchScript.
 
-    Tables within tables, as checkpoints of trainings have them, are joined by ``.``; a lone ``state_dict`` is taken out.
+    Names in nested tables, such as checkpoints of trainings have, are joined by ``.``; a lone ``state_dict`` is unpacked.
 
     Raises:
-        SsrError: A damaged file, or one of something else.
+        SsrError: The file is damaged or holds something else.
     """
     _refuse_other_files(path)
     try:
         state = _read(path)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise SsrError(f"cannot read weights {path}: {first_line(error)}", "bring an intact .safetensors") from error
-    except Exception as error:  # pickle.UnpicklingError and friends: never fall back to an unsafe load
+    except Exception as error:  # such as pickle.UnpicklingError; an unsafe load is never tried
         hint = "where its code is, load it and save model.state_dict() as .safetensors"
         raise SsrError(f"{path} holds more than tensors and was not loaded: {_asks_for(error)}", hint) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
@@ -50,11 +50,11 @@ _OTHER_FILES = {
     b"\x1f\x8b": ("a gzip archive", "unpack it first"),
     b"7z\xbc\xaf": ("a 7-Zip archive", "unpack it first"),
 }
-"""First bytes of what lies under the names of weights, what it is, and what to do."""
+"""First bytes of other files that are named like weights, with their kind and what to do."""
 
 
 def _refuse_other_files(path: Path) -> None:
-    """Refuse what a download left in place of weights; whatever else is wrong, the readers say."""
+    """Refuse files that a failed download left in place of weights; the readers report other faults."""
     try:
         with path.open("rb") as file:
             start = file.read(32)
@@ -68,7 +68,7 @@ def _refuse_other_files(path: Path) -> None:
 
 
 class _Arguments:
-    """Stands for the arguments of a training, which DINO's checkpoints hold beside the weights."""
+    """Replacement for the arguments of a training, which DINO's checkpoints hold beside the weights."""
 
 
 def _read(path: Path) -> object:
@@ -81,13 +81,13 @@ def _read(path: Path) -> object:
 
 
 def _asks_for(error: Exception) -> str:
-    """What a pickle asks for, of the many lines that torch says."""
+    """Return the name that a pickle requires, from the many lines of torch's message."""
     asked = re.search(r"GLOBAL (\S+)|it asks for (\S+)", str(error))
     return f"it asks for {asked[1] or asked[2]:.80}" if asked else first_line(error)
 
 
 def _flat(state: object, depth: int = 4) -> dict[str, Tensor]:
-    """Tensors by name, of tables within tables by names joined by ``.``."""
+    """Return tensors by name; names in nested tables are joined by ``.``."""
     found: dict[str, Tensor] = {}
     for key, value in state.items() if isinstance(state, dict) else ():
         if isinstance(key, str) and isinstance(value, Tensor):
@@ -98,13 +98,13 @@ def _flat(state: object, depth: int = 4) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], model_name: str, path: Path, optional: Collection[str] = ()) -> None:
-    """Load tensors into a model, after every one of them was checked.
+    """Load tensors into a model after all of them are checked.
 
     Args:
-        model: Of fp32 parameters, on the CPU.
+        model: Model of fp32 parameters, on the CPU.
         state: Named tensors; those that the model lacks are left out.
         model_name: For messages.
-        path: Where they come from, for messages.
+        path: File of the tensors, for messages.
         optional: Names that may be missing.
 
     Raises:
@@ -121,7 +121,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], model_name: str, path
             else (f"has {misfit[0]} of shape {tuple(state[misfit[0]].shape)}, not {tuple(own[misfit[0]].shape)}")
         )
         raise UsageError(f"{path} does not fit {model_name}: it {detail}", "bring the weights of this model")
-    taken = {k: v for k, v in state.items() if k in own}  # others are not looked at: they may claim any size
+    taken = {k: v for k, v in state.items() if k in own}  # other tensors are not read: they may claim any size
     unlike = [k for k, v in taken.items() if v.is_floating_point() != own[k].is_floating_point() or v.is_complex()]
     if unlike:
         found = f"{unlike[0]} of {taken[unlike[0]].dtype}, not {own[unlike[0]].dtype}"

@@ -14,17 +14,17 @@ from pipelines.encoders.weights import LoadedClip
 from pipelines.ops.agglomeration import agglomerate
 
 CLASSES_A_CLUSTER = 4
-"""Classes in a super-class on average where the class list names none: 20 classes make 5, best for CD-CLIP."""
+"""Mean number of classes in a super-class if the class list names none: 20 classes make 5, the best number for CD-CLIP."""
 
 
 @dataclass(frozen=True)
 class SuperClasses:
-    """Coarse names above the classes of a list.
+    """Super-classes of the classes of a list.
 
     Attributes:
-        names: One a super-class; of a cluster, the names of its first members.
+        names: Name of each super-class; for a cluster, the names of its first members.
         of_class: Place in ``names`` of each class, C numbers.
-        named: Whether the class list names them; else they are clusters of the class embeddings.
+        named: Whether the class list names them; otherwise they are clusters of the class embeddings.
     """
 
     names: tuple[str, ...]
@@ -32,17 +32,17 @@ class SuperClasses:
     named: bool
 
     def described(self) -> str:
-        """One line: the names, with the number of classes of each."""
+        """Return one line with the names and the number of classes of each."""
         counts = [self.of_class.count(place) for place in range(len(self.names))]
         listed = ", ".join(f"{name} ({count})" for name, count in zip(self.names, counts, strict=True))
         return f"super-classes {'of the class list' if self.named else 'by clustering'}: {listed}"
 
 
 def super_classes(classes: ClassList, of_classes: Tensor) -> SuperClasses:
-    """Those of the class list, or else agglomerative clusters of the class embeddings.
+    """Return the super-classes of the class list, or else agglomerative clusters of the class embeddings.
 
     Args:
-        classes: Names, and super-classes where some are named.
+        classes: Class list, which may name super-classes.
         of_classes: ``(C, D)``, L2-normalised, in the class list's order.
     """
     if classes.supers:
@@ -55,14 +55,14 @@ def super_classes(classes: ClassList, of_classes: Tensor) -> SuperClasses:
 
 
 def super_embeddings(supers: SuperClasses, of_classes: Tensor, clip: LoadedClip | None, template: str) -> Tensor:
-    """Embeddings of the super-classes.
+    """Compute the embeddings of the super-classes.
 
     Args:
-        supers: As of `super_classes`.
+        supers: Result of `super_classes`.
         of_classes: ``(C, D)``, L2-normalised.
-        clip: Its text tower reads the names that the class list gives; None, or clusters that have no name: the mean of
-            the members stands for each.
-        template: Sentence with one ``{}`` for a name.
+        clip: CLIP whose text tower embeds the names that the class list gives. Without it, and for clusters, which have no
+            name, the mean of the members is used.
+        template: Sentence with one ``{}`` for the name.
 
     Returns:
         ``(S, D)`` fp32, L2-normalised.

@@ -1,7 +1,8 @@
-"""Class embeddings: from open_clip's text tower, or from a text bank.
+"""Class embeddings from open_clip's text tower or from a text bank.
 
 A text bank is a safetensors file with ``embeddings`` (M, D), L2-normalised fp32, and the metadata ``names`` (JSON list),
-``model``, ``pretrained`` and ``template``. It stands in for the text tower: no tokenizer, no 250 MB of weights.
+``model``, ``pretrained`` and ``template``. It replaces the text tower, so that no tokenizer and no 250 MB of weights are
+needed.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ class TextBank:
 
     Attributes:
         embeddings: ``(M, D)`` fp32, L2-normalised.
-        names: One a row.
+        names: Name of each row.
         model: open_clip model name of the tower that made them.
-        pretrained: Its tag.
+        pretrained: Tag of its weights.
         template: Prompt template, ``{}`` for the name.
     """
 
@@ -48,11 +49,11 @@ def read_bank(path: Path, model: str | None = None) -> TextBank:
 
     Args:
         path: The ``.safetensors`` file.
-        model: CLIP model that it must belong to; a bank of another activation of the same architecture is refused too.
+        model: CLIP model that made the bank; a bank of another activation of the same architecture is refused too.
 
     Raises:
-        UsageError: Missing file, or a bank of another model.
-        SsrError: Not a text bank, or damaged.
+        UsageError: The file is missing, or the bank is of another model.
+        SsrError: The file is no text bank, or is damaged.
     """
     if not path.is_file():
         raise UsageError(f"no text bank at {path}", "--text-bank, --background-bank")
@@ -64,7 +65,7 @@ def read_bank(path: Path, model: str | None = None) -> TextBank:
             raise TypeError(embeddings.dtype)
         embeddings = embeddings.float()
         names = json.loads(metadata["names"])
-    except Exception as error:  # safetensors and torch have more than one way to refuse a header
+    except Exception as error:  # safetensors and torch raise several types for a bad header
         raise SsrError(
             f"{path} is not a text bank: expected `embeddings` and the metadata `names`", "`ssr text` writes one"
         ) from error
@@ -90,7 +91,7 @@ def read_bank(path: Path, model: str | None = None) -> TextBank:
 
 
 def write_bank(path: Path, bank: TextBank) -> None:
-    """Write a text bank, whole or not at all."""
+    """Write a text bank; a failure leaves no partial file."""
     metadata = {
         "names": json.dumps(list(bank.names)),
         "model": bank.model,
@@ -103,16 +104,16 @@ def write_bank(path: Path, bank: TextBank) -> None:
 
 @torch.inference_mode()
 def encode_prompts(clip: LoadedClip, names: Sequence[str], prompts: Sequence[str], template: str) -> TextBank:
-    """Embed prompts with the text tower: encode, L2-normalise.
+    """Embed prompts with the text tower and L2-normalise them.
 
     Args:
         clip: A CLIP with its text tower.
         names: Names of the rows.
-        prompts: What stands for each name in the template; synonyms go into one prompt (CLIP-ES).
-        template: Such as ``a clean origami {}.``
+        prompts: Text for each name in the template; synonyms go into one prompt (CLIP-ES).
+        template: Prompt template, such as ``a clean origami {}.``
 
     Raises:
-        UsageError: The weights hold no text tower, or two prompts are one to it.
+        UsageError: The weights hold no text tower, or two prompts have the same tokens.
     """
     if not clip.has_text:
         raise UsageError(
@@ -130,17 +131,17 @@ def encode_prompts(clip: LoadedClip, names: Sequence[str], prompts: Sequence[str
 
 
 def token_counts(clip: LoadedClip, prompts: Sequence[str], template: str) -> tuple[list[int], int]:
-    """Tokens of each prompt in its template, and how many the text tower reads; empty where the tokenizer does not tell.
+    """Return the tokens of each prompt in its template, and how many the text tower reads; empty if not known.
 
     Raises:
-        SsrError: The tokenizer cannot be had.
+        SsrError: The tokenizer cannot be loaded.
     """
     tokenizer = _tokenizer(clip)
     encode = getattr(tokenizer, "encode", None)
     length = int(getattr(tokenizer, "context_length", 0) or 0)
     if encode is None or not length:
         return [], length
-    return [len(encode(template.format(prompt))) + 2 for prompt in prompts], length  # with start and end
+    return [len(encode(template.format(prompt))) + 2 for prompt in prompts], length  # and two for start and end
 
 
 def _tokenizer(clip: LoadedClip) -> Any:
@@ -148,15 +149,15 @@ def _tokenizer(clip: LoadedClip) -> Any:
 
     try:
         return open_clip.get_tokenizer(clip.weights.name)
-    except Exception as error:  # SigLIP's is a file on the hub, read by a library that may be missing
+    except Exception as error:  # SigLIP's is a file on the hub for a library that may be missing
         raise SsrError(
-            f"cannot have the tokenizer of {clip.weights.name}: {first_line(error)}",
+            f"cannot load the tokenizer of {clip.weights.name}: {first_line(error)}",
             "pip install transformers and sentencepiece, or give --text-bank and --background-bank",
         ) from error
 
 
 def _twins(tokens: Tensor) -> tuple[int, int] | None:
-    """The first two equal rows of ``(M, L)``, or None."""
+    """Return the first two equal rows of ``(M, L)``, or None."""
     seen: dict[bytes, int] = {}
     for index, row in enumerate(tokens):
         first = seen.setdefault(row.numpy().tobytes(), index)

@@ -1,4 +1,4 @@
-"""timm's Eva: DINOv3, EVA-CLIP, Perception Encoder; positions are rotations of queries and keys."""
+"""timm's Eva: DINOv3, EVA-CLIP, Perception Encoder; their positions are rotations of queries and keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.ops.attention import OpenAttention, mean_attention, packed_heads
 
 
 def fits(model: nn.Module) -> bool:
-    """Whether a model, or the one that open_clip wraps, is an Eva of pre-norm blocks (EVA02-E has post-norm ones)."""
+    """Return whether a model, or the one in open_clip's wrapper, is an Eva of pre-norm blocks (EVA02-E has post-norm ones)."""
     trunk = trunk_of(model)
     return (
         isinstance(trunk, Eva)
@@ -29,26 +29,26 @@ class TimmEva(TimmTrunk):
     """A timm Eva as a `pipelines.encoders.tower.VisionTower`."""
 
     def embed(self, images: Tensor) -> Tensor:
-        """Patches, CLS and registers with their absolute positions, where there are some, ``(B, P + N, D)``."""
+        """Return patches, CLS and registers with their absolute positions, if there are some, ``(B, P + N, D)``."""
         x, _ = self.model._pos_embed(self.model.patch_embed(images))
         return cast("Tensor", self.model.norm_pre(x))
 
     def block(self, index: int, x: Tensor, grid: Grid) -> Tensor:
-        """Output of a block, ``(B, P + N, D)``."""
+        """Compute the output of a block, ``(B, P + N, D)``."""
         return cast("Tensor", self.blocks[index](x, rope=self._rotation(index, grid)))
 
     def attention(self, index: int, x: Tensor, grid: Grid) -> Tensor:
-        """A block's attention, ``(B, P + N, P + N)``."""
+        """Compute a block's attention, ``(B, P + N, P + N)``."""
         attn = self.blocks[index].attn
         query, key, _ = (part.flatten(2) for part in self._attending(index, x, grid))  # (B, T, heads * d)
         return mean_attention(query, key, attn.num_heads)
 
     def block_with_attention(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """`block` and `attention`; timm's own forward makes the output, so that it has the same bits either way."""
+        """Compute `block` and `attention`; timm's own forward makes the output, so that it has the same bits in both cases."""
         return self.block(index, x, grid), self.attention(index, x, grid)
 
     def opened(self, index: int, grid: Grid) -> OpenAttention:
-        """A block's attention, taken apart."""
+        """Return the parts of a block's attention."""
         attn = self.blocks[index].attn
         dtype = attn.proj.weight.dtype
 
@@ -59,7 +59,7 @@ class TimmEva(TimmTrunk):
         return OpenAttention(projected, lambda apart: attn.proj(attn.norm(packed_heads(apart, dtype))).float())
 
     def tail(self, grid: Grid) -> Tail:
-        """What stands behind the last block's input; the rotations depend on the grid."""
+        """Return the part of the model behind the last block's input; the rotations depend on the grid."""
         block, index = self.blocks[-1], len(self.blocks) - 1
         attn, rotation = block.attn, self._rotation(index, grid)
 
@@ -73,7 +73,7 @@ class TimmEva(TimmTrunk):
         return Tail(self.prefix, block.norm1, output, value_tokens, projection(self.model, self.head))
 
     def _attending(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of a block's input as its attention multiplies them, ``(B, T, heads, d)`` each."""
+        """Return the queries, keys and values that a block's attention multiplies, ``(B, T, heads, d)`` each."""
         block = self.blocks[index]
         attn, rotation = block.attn, self._rotation(index, grid)
         query, key, value = _projected(attn, block.norm1(x))  # (B, T, heads, d) each
@@ -81,18 +81,18 @@ class TimmEva(TimmTrunk):
         return _all_heads(attn, query), _all_heads(attn, key), _all_heads(attn, value)
 
     def _rotation(self, index: int, grid: Grid) -> Tensor | None:
-        """Sines and cosines of the positions; some models have them a block and head."""
+        """Return sines and cosines of the positions; some models have them for each block and head."""
         rope = self.model.rope
         if rope is None:
             return None
-        if getattr(rope, "feat_shape", None) is not None:  # it holds those of one grid
+        if getattr(rope, "feat_shape", None) is not None:  # it keeps the rotations of one grid
             rope.update_feat_shape(grid)
         embedding = rope.get_embed(grid)
         return cast("Tensor", embedding[index] if self.model.rope_mixed else embedding)
 
 
 def _projected(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values by head, ``(..., T, heads, d)``; keys and values may have fewer heads."""
+    """Return queries, keys and values by head, ``(..., T, heads, d)``; keys and values may have fewer heads."""
     if attn.qkv is None:
         parts = [attn.q_proj(normed), attn.k_proj(normed), attn.v_proj(normed)]
     else:
@@ -104,7 +104,7 @@ def _projected(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _rotated(attn: Any, part: Tensor, rotation: Tensor | None, like: Tensor) -> Tensor:
-    """Turn the patches by their positions; prefix tokens have none."""
+    """Rotate the patches by their positions; prefix tokens have none."""
     if rotation is None:
         return part
     prefix, by_head = attn.num_prefix_tokens, part.transpose(1, 2)  # (B, heads, T, d)
@@ -113,7 +113,7 @@ def _rotated(attn: Any, part: Tensor, rotation: Tensor | None, like: Tensor) -> 
 
 
 def _all_heads(attn: Any, part: Tensor) -> Tensor:
-    """Repeat shared keys and values for each query head that reads them."""
+    """Repeat shared keys and values for each query head that uses them."""
     return part.repeat_interleave(attn.num_heads // part.shape[-2], dim=-2)
 
 

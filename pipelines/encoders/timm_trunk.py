@@ -1,4 +1,4 @@
-"""What timm's transformers share: any image size, one precision before the last block, and the way to the joint space."""
+"""Common parts of timm's transformers: any image size, a precision before the last block, and a map to the joint space."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 TOKENWISE = ("", "token", "avg")
-"""Poolings of timm behind which every token can be projected alone."""
+"""Poolings of timm behind which every token can be projected separately."""
 
 
 def trunk_of(model: nn.Module) -> Any:
-    """The model of timm itself: open_clip wraps it in a model with a head of its own."""
+    """Return timm's own model, which open_clip wraps in a model with another head."""
     return model.trunk if isinstance(model, TimmModel) else model
 
 
 def cuts_patches(model: nn.Module) -> bool:
-    """Whether a model cuts images into square patches, with no convolutions before (ViTamin and MobileCLIP have some)."""
+    """Return whether a model cuts images into square patches without convolutions before (ViTamin and MobileCLIP have some)."""
     embed = getattr(trunk_of(model), "patch_embed", None)
     return isinstance(embed, PatchEmbed) and embed.patch_size[0] == embed.patch_size[1]
 
 
 def can_project(model: nn.Module) -> bool:
-    """Whether single tokens have a way to the joint space: `projection` covers how the model pools."""
+    """Return whether `projection` supports the model's pooling, so that single tokens reach the joint space."""
     trunk = trunk_of(model)
     pool = getattr(trunk, "attn_pool", None)
-    if "pool" in dict(getattr(model, "head", nn.Identity()).named_children()):  # one of open_clip's own, for feature maps
+    if "pool" in dict(getattr(model, "head", nn.Identity()).named_children()):  # a head of open_clip's own, for feature maps
         return False
     if pool is None:
         return trunk.global_pool in TOKENWISE
@@ -39,10 +39,10 @@ def can_project(model: nn.Module) -> bool:
 
 
 class TimmTrunk:
-    """The part of a `pipelines.encoders.tower.VisionTower` that does not depend on how a block attends.
+    """The part of a `pipelines.encoders.tower.VisionTower` that does not depend on the attention of a block.
 
     Args:
-        model: timm's model, or open_clip's wrapper around it. It is changed: it takes images of any size from here on.
+        model: timm's model, or open_clip's wrapper around it. The model is changed: it then takes images of any size.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -52,7 +52,7 @@ class TimmTrunk:
         self.width: int = self.model.embed_dim
         self.patch_size: int = patch.patch_size[0]
         self.prefix: int = self.model.num_prefix_tokens
-        if not self.model.dynamic_img_size:  # what this argument of timm's would have set
+        if not self.model.dynamic_img_size:  # this sets what the argument of timm would have set
             self.model.dynamic_img_size = True
             patch.strict_img_size, patch.flatten, patch.output_fmt = False, False, Format.NHWC
 
@@ -70,16 +70,16 @@ class TimmTrunk:
 
 
 def projection(model: Any, head: nn.Module) -> Callable[[Tensor], Tensor]:
-    """From block output into the joint space, every token alone.
+    """Return the map from block output into the joint space, which treats every token separately.
 
-    Behind attention pooling (SigLIP) a token goes the pool's value path, as if the pool had looked at it alone.
+    If the model pools by attention (SigLIP), a token takes the pool's value path, as if the pool had only this token.
 
     Args:
         model: timm's model.
-        head: What stands behind it.
+        head: The module behind it.
 
     Returns:
-        A function of ``(..., N, D)`` to ``(..., N, E)``.
+        A function from ``(..., N, D)`` to ``(..., N, E)``.
     """
     pool = model.attn_pool
 

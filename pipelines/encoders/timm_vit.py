@@ -14,7 +14,7 @@ from pipelines.ops.attention import OpenAttention, by_head, mean_attention, pack
 
 
 def fits(model: nn.Module) -> bool:
-    """Whether a model, or the one that open_clip wraps, is such a ViT of plain pre-norm blocks."""
+    """Return whether a model, or the one in open_clip's wrapper, is such a ViT of plain pre-norm blocks."""
     trunk = trunk_of(model)
     return (
         isinstance(trunk, VisionTransformer)
@@ -27,16 +27,16 @@ class TimmViT(TimmTrunk):
     """A timm ViT as a `pipelines.encoders.tower.VisionTower`."""
 
     def embed(self, images: Tensor) -> Tensor:
-        """Patches, CLS and registers with their positions, ``(B, P + N, D)``."""
+        """Return patches, CLS and registers with their positions, ``(B, P + N, D)``."""
         model = self.model
         return cast("Tensor", model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images)))))
 
     def block(self, index: int, x: Tensor, grid: Grid) -> Tensor:
-        """Output of a block, ``(B, P + N, D)``."""
+        """Compute the output of a block, ``(B, P + N, D)``."""
         return cast("Tensor", self.blocks[index](x))
 
     def attention(self, index: int, x: Tensor, grid: Grid) -> Tensor:
-        """A block's attention, ``(B, P + N, P + N)``."""
+        """Compute a block's attention, ``(B, P + N, P + N)``."""
         block = self.blocks[index]
         attn = block.attn
         query, key, _ = attn.qkv(block.norm1(x)).chunk(3, dim=-1)
@@ -46,11 +46,11 @@ class TimmViT(TimmTrunk):
         return mean_attention(query, key, heads)
 
     def block_with_attention(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """`block` and `attention`; timm's fused kernel makes the output, so that it has the same bits either way."""
+        """Compute `block` and `attention`; timm's fused kernel makes the output, so that it has the same bits in both cases."""
         return self.block(index, x, grid), self.attention(index, x, grid)
 
     def opened(self, index: int, grid: Grid) -> OpenAttention:
-        """A block's attention, taken apart."""
+        """Return the parts of a block's attention."""
         block: Any = self.blocks[index]
         attn, dtype = block.attn, block.attn.qkv.weight.dtype
 
@@ -61,7 +61,7 @@ class TimmViT(TimmTrunk):
         return OpenAttention(projected, lambda apart: attn.proj(attn.norm(packed_heads(apart, dtype))).float())
 
     def tail(self, grid: Grid) -> Tail:
-        """What stands behind the last block's input; it is the same on every grid."""
+        """Return the part of the model behind the last block's input; it is the same on every grid."""
         block: Any = self.blocks[-1]
         attn = block.attn
 

@@ -1,4 +1,4 @@
-"""Tensors of a TorchScript archive, such as OpenAI's ``ViT-B-16.pt``: read without running what else it holds."""
+"""Tensors of a TorchScript archive, such as OpenAI's ``ViT-B-16.pt``; its code is not run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DEEPEST = 60
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: a ZIP with code beside its tensors."""
+    """Return whether a file is a TorchScript archive, which is a ZIP with code beside its tensors."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
@@ -30,10 +30,10 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """Parameters and buffers of an archive by their names, on the CPU.
+    """Read parameters and buffers of an archive by their names, on the CPU.
 
     Raises:
-        pickle.UnpicklingError: It asks for anything but modules and tensors.
+        pickle.UnpicklingError: The archive requires anything but modules and tensors.
         ValueError: A tensor reaches beyond its storage.
     """
     with zipfile.ZipFile(path) as archive:
@@ -53,7 +53,7 @@ def _collect(item: object, name: str, state: dict[str, Tensor], depth: int) -> N
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A record of the archive; a compressed one, which might fill the memory, is not written by PyTorch."""
+    """Read a record of the archive. A compressed one is refused: PyTorch writes none, and it might fill the memory."""
     record = archive.getinfo(name)
     if record.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"record {name!r:.60} is compressed")
@@ -61,7 +61,7 @@ def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 class _Module:
-    """Stands for every module and class of the archive: its attributes."""
+    """Replacement for every module and class of the archive; it holds the attributes."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
@@ -72,14 +72,14 @@ class _Module:
 
 
 class _Kind:
-    """Stands for a type of storage."""
+    """Replacement for a type of storage."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
 
 class _Call:
-    """A function that the archive may call; nothing can be hung on it."""
+    """A function that the archive may call; no state can be set on it."""
 
     __slots__ = ("_function",)
 
@@ -94,7 +94,7 @@ class _Call:
 
 
 def _tensor(storage: object, offset: object, size: object, stride: object, *_: object) -> Tensor:
-    """A view of a storage, after it was checked to lie within."""
+    """Return a view of a storage after a check that it lies within."""
     numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
     if not isinstance(storage, Tensor) or not all(type(n) is int and n >= 0 for n in numbers):
         raise pickle.UnpicklingError("it holds a tensor without storage, size or stride")
@@ -114,11 +114,11 @@ _ALLOWED: dict[tuple[str, str], object] = {
        "build_doublelist", "build_boollist", "build_tensor_from_id", "restore_type_tag")},
 }  # fmt: skip
 
-_InPython: Any = pickle._Unpickler  # the C unpickler makes room for any memo index that a file names
+_InPython: Any = pickle._Unpickler  # the C unpickler allocates room for any memo index in a file
 
 
 class _Unpickler(_InPython):  # type: ignore[misc]
-    """Admits modules, tensors and plain values, nothing else."""
+    """An unpickler that admits modules, tensors and plain values only."""
 
     def __init__(self, file: io.BytesIO, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(file)

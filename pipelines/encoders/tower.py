@@ -1,7 +1,7 @@
-"""A frozen vision transformer, opened: its blocks one by one, their attention, and what stands behind the last block's input.
+"""A frozen vision transformer, split into its blocks, their attention, and the part behind the last block's input.
 
-An adapter makes a library's model a `VisionTower`; `walk` is the one pass over its blocks that every encoder uses. Where prefix
-tokens (CLS, registers) stand and how queries, keys and values are packed stands in adapters and nowhere else.
+An adapter makes a library's model a `VisionTower`; `walk` is the one pass over its blocks that every encoder uses. Only
+adapters depend on the place of prefix tokens (CLS, registers) and on the packing of queries, keys and values.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class Tail:
-    """What stands behind the last block's input, on one grid.
+    """The part of a tower behind the last block's input, on one grid.
 
     Attributes:
         prefix: Number of tokens before the patches.
-        normalise: What the last block does first: its LayerNorm, ``(..., T, D)`` to the same shape.
-        output: Block input and its normalised form, both ``(B, P + N, D)``, to the block's output of the same shape. They are
-            separate so that a gradient can be taken with respect to the second.
-        value_tokens: Values of the normalised input behind the attention's output projection, ``(..., N, D)`` of the same.
-        project: Tokens ``(..., N, D)`` into the joint space, ``(..., N, E)``, not L2-normalised.
+        normalise: First LayerNorm of the last block, ``(..., T, D)`` to the same shape.
+        output: Maps block input and its normalised form, both ``(B, P + N, D)``, to the block's output of the same shape. They
+            are separate so that a gradient can be taken with respect to the second.
+        value_tokens: Maps the normalised input ``(..., N, D)`` to values behind the attention's output projection, same shape.
+        project: Maps tokens ``(..., N, D)`` into the joint space, ``(..., N, E)``, not L2-normalised.
         shifted: ``output`` of an activation whose patches are moved by a third argument, a shift ``(B, D)`` that is 0; its
-            gradient by the shift takes less time than that of ``output``. None: there is no such way.
-        lowered: Matrix products run in half precision (`lowered`).
+            gradient by the shift takes less time than that of ``output``. None if the tower has no such function.
+        lowered: Whether matrix products run in half precision (`lowered`).
     """
 
     prefix: int
@@ -48,12 +48,12 @@ class Tail:
         return tokens_cls[..., self.prefix :, :]
 
     def features(self, tokens_cls: Tensor, activation: Tensor, shift: Tensor | None = None) -> Tensor:
-        """Projected patches of the block's output.
+        """Compute the projected patches of the block's output.
 
         Args:
             tokens_cls: Block input ``(B, P + N, D)``.
             activation: ``normalise(tokens_cls)``.
-            shift: ``(B, D)`` of zeros, added to the activation of all patches, for a gradient by it.
+            shift: ``(B, D)`` of zeros, added to the activation of all patches, so that a gradient by it can be taken.
 
         Returns:
             ``(B, N, E)``, not L2-normalised.
@@ -65,10 +65,10 @@ class Tail:
         return self.project(self.patches(output))  # (B, N, E)
 
     def value_features(self, tokens_cls: Tensor, activation: Tensor, shift: Tensor | None = None) -> Tensor:
-        """Like `features`, but the value path alone: no attention, no residual, no MLP.
+        """Compute the projected patches of the value path alone: no attention, no residual, no MLP.
 
         Args:
-            tokens_cls: Not used; stands where `features` has it.
+            tokens_cls: Not used; it is here for the signature of `features`.
             activation: ``normalise(tokens_cls)``, ``(B, P + N, D)``.
             shift: As for `features`.
 
@@ -85,11 +85,11 @@ class Tail:
 
 
 def lowered(tail: Tail, dtype: torch.dtype) -> Tail:
-    """A tail whose matrix products run in half precision; LayerNorms, residual sums and results stay in fp32.
+    """Return a tail whose matrix products run in half precision; LayerNorms, residual sums and results stay in fp32.
 
     Args:
-        tail: In fp32.
-        dtype: Of the products; fp32 leaves the tail as it is.
+        tail: Tail in fp32.
+        dtype: Precision of the products; fp32 leaves the tail unchanged.
     """
     if dtype == torch.float32:
         return tail
@@ -129,38 +129,38 @@ class VisionTower(Protocol):
         """The transformer blocks, first to last."""
 
     def embed(self, images: Tensor) -> Tensor:
-        """Normalised RGB ``(B, 3, H, W)``, sides multiples of the patch, to the first block's input ``(B, P + N, D)``."""
+        """Return the first block's input ``(B, P + N, D)`` of normalised RGB ``(B, 3, H, W)``, sides multiples of the patch."""
 
     def block(self, index: int, x: Tensor, grid: Grid) -> Tensor:
-        """Output of a block, ``(B, P + N, D)`` of the same shape."""
+        """Compute the output of a block, ``(B, P + N, D)``, the shape of its input."""
 
     def attention(self, index: int, x: Tensor, grid: Grid) -> Tensor:
-        """A block's attention averaged over heads, ``(B, P + N, P + N)`` fp32; row = receiver, every row sums to 1."""
+        """Compute a block's head-averaged attention, ``(B, P + N, P + N)`` fp32; row = receiver, every row sums to 1."""
 
     def block_with_attention(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """`block` and `attention` of one input."""
+        """Compute `block` and `attention` of one input."""
 
     def opened(self, index: int, grid: Grid) -> OpenAttention:
-        """A block's attention, taken apart; the block's LayerNorm and the positions in queries and keys are part of it."""
+        """Return the parts of a block's attention, with the block's LayerNorm and the positions in queries and keys."""
 
     def tail(self, grid: Grid) -> Tail:
-        """What stands behind the last block's input."""
+        """Return the part of the model behind the last block's input."""
 
     def lower(self, dtype: torch.dtype) -> None:
-        """Compute all before the last block in this precision; the last block and what follows stay as they are."""
+        """Compute all before the last block in this precision; the last block and later parts stay unchanged."""
 
 
 @dataclass(frozen=True)
 class Walked:
-    """What one pass leaves behind.
+    """The result of one pass.
 
     Attributes:
         tokens_cls: Tokens that enter the last block, ``(B, P + N, D)``, in the last block's precision.
         grid: ``(h, w)`` with ``h * w == N``.
         attention: Mean over the requested blocks of the attention between patches, ``(B, N, N)`` fp32, or None.
         block_tokens: Output of the first L blocks, patches only, ``(L, B, N, D)``, or None if L is 0.
-        block_attention: Attention of each block that was to be kept apart, ``(A, B, N, N)`` fp32, or None.
-        inputs: Input of every block, ``(B, P + N, D)`` each in its block's precision; empty if they were not asked for.
+        block_attention: Attention of each block of ``each_block``, ``(A, B, N, N)`` fp32, or None.
+        inputs: Input of every block, ``(B, P + N, D)`` each in its block's precision; empty if they were not requested.
     """
 
     tokens_cls: Tensor
@@ -179,19 +179,19 @@ def walk(
     each_block: Collection[int] = (),
     inputs: bool = False,
 ) -> Walked:
-    """Run all blocks but the last; the last too if its tokens are asked for.
+    """Run all blocks but the last; the last runs too if its tokens are requested.
 
     Args:
-        tower: The opened model.
+        tower: The tower.
         images: Normalised RGB, ``(B, 3, H, W)``, on the tower's device and in its precision.
-        attention_blocks: Blocks whose attention is averaged; 0 is the first, ``len(blocks) - 1`` the last. Of the last block
-            only the attention is computed.
+        attention_blocks: Blocks whose attention is averaged; 0 is the first, ``len(blocks) - 1`` the last. For the last block
+            only its attention is computed.
         token_blocks: Number of blocks, from the first, whose output is kept.
         each_block: Blocks whose attention is kept apart.
-        inputs: Keep what enters each block.
+        inputs: Whether to keep the input of each block.
 
     Raises:
-        ValueError: A block that is not there.
+        ValueError: A block number is out of range.
     """
     depth, prefix = len(tower.blocks), tower.prefix
     averaged, apart = checked_blocks(attention_blocks, depth), checked_blocks(each_block, depth)
@@ -238,7 +238,7 @@ def walk(
 
 
 def checked_blocks(wanted: Collection[int], count: int) -> frozenset[int]:
-    """The wanted block numbers, each once.
+    """Return the wanted block numbers without repetition.
 
     Raises:
         ValueError: One of them is not in ``range(count)``.

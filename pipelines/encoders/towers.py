@@ -1,4 +1,4 @@
-"""The table of adapters: which library's model is opened by which."""
+"""The table of adapters, which split the models of several libraries."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pipelines.plugins import VARIABLE, load_plugins
 
 @dataclass(frozen=True)
 class Adapter:
-    """How a kind of model is opened.
+    """An adapter for one kind of model.
 
     Attributes:
-        fits: Whether a model is of this kind; it may lie on the meta device.
-        make: Opens it; the model may be changed.
-        with_text: Whether its tokens have a way into a joint space with text, so that it can be a CLIP's image tower.
-        convert: Turns a file's tensors into the model's, from other releases' names and sizes; None takes them as they are.
+        fits: Returns whether a model is of this kind; it may lie on the meta device.
+        make: Makes the tower of a model; the model may be changed.
+        with_text: Returns whether its tokens map into a joint space with text, so that it can be a CLIP's image tower.
+        convert: Converts a file's tensors from other releases' names and sizes to the model's; None uses them unchanged.
     """
 
     fits: Callable[[nn.Module], bool]
@@ -38,20 +38,20 @@ TOWERS = {
     "timm's ViT": Adapter(timm_vit.fits, timm_vit.TimmViT, can_project, vision_transformer.checkpoint_filter_fn),
     "timm's Eva": Adapter(timm_eva.fits, timm_eva.TimmEva, can_project, eva.checkpoint_filter_fn),
 }
-"""Every adapter by what it opens; a plugin adds its own."""
+"""Adapters by the kind of model; a plugin may add others."""
 
 
 def adapter_of(model: nn.Module, name: str, flag: str, text: bool = False) -> Adapter:
-    """The adapter of a model; plugins are imported if none fits.
+    """Return the adapter of a model; plugins are imported if none fits.
 
     Args:
-        model: As its library built it; its weights are not looked at.
-        name: Of the model, for the message.
-        flag: That named it.
-        text: It is to be a CLIP's image tower.
+        model: Model as its library built it; its weights are not used.
+        name: Name of the model, for the message.
+        flag: Flag that gave the name.
+        text: Whether the model must be a CLIP's image tower.
 
     Raises:
-        UsageError: No adapter opens it.
+        UsageError: No adapter fits the model.
     """
 
     def first() -> Adapter | None:

@@ -1,6 +1,6 @@
-"""Where frozen weights come from: a given file, the weights folder, the library's cache, the hub, in this order.
+"""Sources of frozen weights: a given file, the weights folder, the library's cache and the hub, in this order.
 
-A file is known by its SHA-256, which goes into every manifest.
+A file is identified by its SHA-256, which every manifest records.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 OPENAI_LOGIT_SCALE = 100.0
-"""exp(logit_scale) of every released CLIP: training clips it there. Used for files that hold the image tower alone."""
+"""exp(logit_scale) of every released CLIP, the limit in their training. It is used for files of the image tower alone."""
 
 # SHA-256 of `visual.class_embedding` (fp16 bytes) of released towers that were trained with QuickGELU.
 _QUICK_GELU_TOWERS = {
@@ -46,12 +46,12 @@ _QUICK_GELU_TOWERS = {
 
 @dataclass(frozen=True)
 class Weights:
-    """A model name and where its weights are.
+    """A model name and the place of its weights.
 
     Attributes:
         model: open_clip or timm model name.
         pretrained: Tag, or the path as the user gave it.
-        path: Local file, given or found in the weights folder; None if the library has it from its cache or the hub.
+        path: Local file, given or found in the weights folder; None if the library loads it from its cache or the hub.
         sha256: Checksum of the local file, or None.
         config_sha256: Checksum of the file that describes the model, or None.
     """
@@ -64,11 +64,11 @@ class Weights:
 
     @property
     def name(self) -> str:
-        """The model's name: as given, or that of the file that describes it."""
+        """The model's name: as given, or the name of the file that describes it."""
         return Path(self.model).stem if is_config_file(self.model) else self.model
 
     def provenance(self) -> dict[str, str]:
-        """What a manifest records: the name, and the checksum or the tag (never a path)."""
+        """Return the record for a manifest: the name, and the checksum or the tag (never a path)."""
         found = {"model": self.name, "weights": f"sha256:{self.sha256}" if self.sha256 else self.pretrained}
         return found | ({"config": f"sha256:{self.config_sha256}"} if self.config_sha256 else {})
 
@@ -92,17 +92,17 @@ def _released(model: str, pretrained: str, place: Path) -> Weights:
 
 
 def resolve_clip(model: str, pretrained: str) -> Weights:
-    """Tell by name or by file which weights a CLIP has; `fetch_clip` and `build_clip` check that the model's library has them.
+    """Find by name or by file which weights a CLIP has; `fetch_clip` and `build_clip` check that the library has them.
 
-    A manifest needs no more, and open_clip and timm take longer to import than a finished stage to answer.
+    A manifest needs no more, and the import of open_clip and timm takes longer than the answer of a finished stage.
 
     Args:
         model: Name known to open_clip, such as ``ViT-B-16-quickgelu``, or a ``.json`` of open_clip's form.
-        pretrained: Tag known to open_clip, or a local ``.safetensors`` / ``.pt`` file (image tower alone is enough with
-            text banks).
+        pretrained: Tag known to open_clip, or a local ``.safetensors`` / ``.pt`` file (with text banks, the image tower alone
+            is enough).
 
     Raises:
-        UsageError: Missing file, or a ``.json`` of something else.
+        UsageError: The file is missing, or the ``.json`` is no such config.
     """
     if is_config_file(model):
         read_clip_config(model)
@@ -112,10 +112,10 @@ def resolve_clip(model: str, pretrained: str) -> Weights:
 
 
 def check_clip(weights: Weights) -> str:
-    """The name that open_clip builds a CLIP by.
+    """Return the name from which open_clip builds a CLIP.
 
     Raises:
-        UsageError: Unknown model or tag, or a tag trained with another activation than the model's.
+        UsageError: The model or tag is unknown, or the tag was trained with another activation than the model's.
     """
     import open_clip
 
@@ -132,11 +132,11 @@ def check_clip(weights: Weights) -> str:
 
 
 def fetch_clip(weights: Weights) -> None:
-    """Have released weights on this machine before any work is done; a local file is there already.
+    """Download released weights to the hub's cache before any work is done; a local file needs no download.
 
     Raises:
-        UsageError: As of `check_clip`.
-        SsrError: The hub cannot be reached and they are not in the cache.
+        UsageError: As for `check_clip`.
+        SsrError: The hub cannot be reached and the weights are not in the cache.
     """
     check_clip(weights)
     if weights.path is None:
@@ -159,8 +159,8 @@ class LoadedClip:
 
     Attributes:
         model: open_clip's model.
-        weights: What it was built from.
-        has_text: The weights held the text tower; without it, its parameters are random and must not be used.
+        weights: Weights that it was built from.
+        has_text: Whether the weights held the text tower; without it, its parameters are random and must not be used.
     """
 
     model: CLIP
@@ -185,7 +185,7 @@ def build_clip(weights: Weights) -> LoadedClip:
     try:
         with _quiet_root_logger():
             model = cast("CLIP", open_clip.create_model(name, pretrained=None, load_weights=False))
-    except Exception as error:  # a config file of odd numbers can go wrong anywhere
+    except Exception as error:  # a config file of odd numbers can fail in any way
         raise cannot_build(weights.model, error) from error
     adapter_of(model.visual, weights.name, "--clip-model", text=True)
     for key, value in _normalisation(name, weights.pretrained).items():
@@ -200,7 +200,7 @@ def build_clip(weights: Weights) -> LoadedClip:
             _check_activation(weights.model, quick, True, f"{_QUICK_GELU_TOWERS[fingerprint]} in {weights.path.name}")
     own = model.state_dict()
     text = {key for key in own if not key.startswith("visual.") and key not in {"logit_scale", "logit_bias", "attn_mask"}}
-    has_text = not text.isdisjoint(state)  # all of a tower or nothing of it
+    has_text = not text.isdisjoint(state)  # the file holds all of a tower or nothing of it
     load_state(
         model,
         state,
@@ -212,7 +212,7 @@ def build_clip(weights: Weights) -> LoadedClip:
 
 
 def _clip_state(model: CLIP, path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a file under the names of a CLIP: of all of it, or of the image tower with or without ``visual.``."""
+    """Read the tensors of a file under a CLIP's names: all of it, or the image tower with or without ``visual.``."""
     own = model.state_dict()
     visual = [key for key in own if key.startswith("visual.")]
     state = unwrapped(read_state(path), visual, path, "--clip-pretrained")
@@ -223,9 +223,9 @@ def _clip_state(model: CLIP, path: Path) -> dict[str, torch.Tensor]:
 
 
 def _normalisation(name: str, tag: str) -> dict[str, Any]:
-    """Mean and std of pixels that a tag was trained with; of a file without a tag, those on which all tags of the model agree.
+    """Return the mean and std of pixels of a tag; for a file without a tag, those in which all tags of the model agree.
 
-    Not every CLIP has OpenAI's: SigLIP's are 0.5.
+    Some CLIPs differ from OpenAI's values: SigLIP's are 0.5.
     """
     import open_clip
 
@@ -237,7 +237,7 @@ def _normalisation(name: str, tag: str) -> dict[str, Any]:
 
 @contextmanager
 def _quiet_root_logger() -> Iterator[None]:
-    """open_clip warns that a model without a tag is random; we are about to load a file into it."""
+    """Hide open_clip's warning that a model without a tag is random, because a file is loaded into it next."""
     logger = logging.getLogger()
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -256,7 +256,7 @@ def _clip_from_hub(weights: Weights) -> CLIP:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = open_clip.create_model(weights.model, pretrained=str(source), weights_only=True)
-    except Exception as error:  # huggingface_hub raises a dozen network types
+    except Exception as error:  # huggingface_hub raises many network types
         raise release.unavailable(error) from error
     for key, value in _normalisation(weights.model, weights.pretrained).items():
         setattr(model.visual, f"image_{key}", value)
@@ -264,10 +264,10 @@ def _clip_from_hub(weights: Weights) -> CLIP:
 
 
 def _openable_clip(weights: Weights) -> Release:
-    """The release of a tag; before it is fetched, its image tower is looked at without weights.
+    """Return the release of a tag, after a check of its image tower without weights.
 
     Raises:
-        UsageError: No adapter opens the image tower.
+        UsageError: No adapter fits the image tower.
     """
     from pipelines.encoders.towers import adapter_of
 
@@ -276,21 +276,21 @@ def _openable_clip(weights: Weights) -> Release:
         try:
             with _quiet_root_logger(), torch.device("meta"):
                 visual = cast("CLIP", release.skeleton()).visual
-        except Exception:  # a part of the model is itself on the hub
+        except Exception:  # a part of the model itself is on the hub
             return release
         adapter_of(visual, weights.name, "--clip-model", text=True)
     return release
 
 
 def resolve_dino(model: str, pretrained: str) -> Weights:
-    """Tell by name or by file which weights a DINO has; `fetch_dino` and `build_dino` check that timm has them.
+    """Find by name or by file which weights a DINO has; `fetch_dino` and `build_dino` check that timm has them.
 
     Args:
         model: timm name, such as ``vit_small_patch16_224.dino`` or ``vit_small_patch14_dinov2``, or a ``.json`` of timm's form.
         pretrained: ``hub`` for timm's own weights, or a local ``.safetensors``.
 
     Raises:
-        UsageError: Missing file, or a ``.json`` of something else.
+        UsageError: The file is missing, or the ``.json`` is no such config.
     """
     if is_config_file(model):
         read_dino_config(model)
@@ -304,10 +304,10 @@ def resolve_dino(model: str, pretrained: str) -> Weights:
 
 
 def check_dino(weights: Weights) -> TimmModel:
-    """What timm builds a DINO from.
+    """Return the description from which timm builds a DINO.
 
     Raises:
-        UsageError: Unknown model, or one without weights.
+        UsageError: The model is unknown, or it has no weights.
     """
     import timm
 
@@ -319,10 +319,10 @@ def check_dino(weights: Weights) -> TimmModel:
 
 
 def fetch_dino(weights: Weights) -> None:
-    """Like `fetch_clip`, and nothing is fetched that could not be used.
+    """Download released weights of a DINO as `fetch_clip` does; weights that could not be used are not downloaded.
 
     Raises:
-        UsageError: No adapter opens the model.
+        UsageError: No adapter fits the model.
         SsrError: The hub cannot be reached and the model is not in the cache.
     """
     check_dino(weights)
@@ -343,7 +343,7 @@ def build_dino(weights: Weights) -> nn.Module:
     """Build a timm transformer without classifier and load its weights.
 
     Raises:
-        UsageError: No adapter opens the model, or the file does not fit it.
+        UsageError: No adapter fits the model, or the file does not fit it.
         SsrError: The hub cannot be reached and the model is not in the cache.
     """
     import timm
@@ -365,7 +365,7 @@ def build_dino(weights: Weights) -> nn.Module:
         )
     except TypeError as error:  # a model without dynamic_img_size
         raise UsageError(f"{weights.name} does not take images of any size: {first_line(error)}", "--dino-model") from error
-    except Exception as error:  # huggingface_hub raises a dozen network types
+    except Exception as error:  # huggingface_hub raises many network types
         raise (release.unavailable(error) if release else cannot_build(weights.model, error)) from error
     adapter = adapter_of(model, weights.name, "--dino-model")
     if path is not None:
@@ -373,7 +373,7 @@ def build_dino(weights: Weights) -> nn.Module:
         try:
             with redirect_stdout(None):  # timm prints what it leaves out
                 state = dict(adapter.convert(state, model)) if adapter.convert else state
-        except Exception as error:  # it reshapes tensors that may have any shape
+        except Exception as error:  # it reshapes tensors of any shape
             raise UsageError(
                 f"{path} does not fit {weights.model}: {first_line(error)}", "bring the weights of this model"
             ) from error

@@ -1,4 +1,4 @@
-"""Released weights: the folder in which a file of them may lie ready, their place on the hub, and what to bring without it."""
+"""Released weights: the folder that may hold their files, their place on the hub, and the message if both lack them."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ FOLDER = "SSR_WEIGHTS"
 """Environment variable that names the weights folder."""
 
 ANSWER_WITHIN = 5.0
-"""Seconds that the hub has for its first answer; its library would try six times and take half a minute a file."""
+"""Seconds to wait for the hub's first answer; its library would try six times and take half a minute for each file."""
 
 
 def weights_folder() -> Path:
-    """``$SSR_WEIGHTS``, or ``~/.cache/ssr/weights``; it need not exist."""
+    """Return ``$SSR_WEIGHTS``, or ``~/.cache/ssr/weights``; it need not exist."""
     return Path(os.environ.get(FOLDER) or "~/.cache/ssr/weights").expanduser().absolute()
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, short enough for a message of one line."""
+    """Return an error's first line, short enough for a message of one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 @dataclass(frozen=True)
 class Release:
-    """Weights that a library knows by name.
+    """Weights that a library has under a name.
 
     Attributes:
-        what: What they are, such as ``CLIP ViT-B-16-quickgelu / openai``.
-        place: Where the weights folder may hold them.
+        what: Description, such as ``CLIP ViT-B-16-quickgelu / openai``.
+        place: File in the weights folder, which need not exist.
         flag: Flag that takes a file instead.
         repo: Hub id, such as ``timm/vit_small_patch16_224.dino``; empty if they are not on the hub.
-        revision: Of the hub id, None for its main branch.
-        files: Names that they may have there, the one to bring first.
+        revision: Revision of the hub id, None for its main branch.
+        files: Names that the file may have there, the preferred one first.
         skeleton: Builds the model on the meta device, without memory for its weights.
     """
 
@@ -59,13 +59,13 @@ class Release:
     skeleton: Callable[[], nn.Module]
 
     def fetch(self) -> Path | None:
-        """Have the file in the hub's cache, downloaded if need be; without an answer of the hub this fails in seconds.
+        """Return the file in the hub's cache, downloaded if necessary; if the hub does not answer, this fails in seconds.
 
         Returns:
-            Where it is, so that libraries load it without asking the hub; None if it is not on the hub.
+            Path of the file, so that libraries load it without a request to the hub; None if it is not on the hub.
 
         Raises:
-            SsrError: Neither in the cache nor to be had; the message names the file, its size and its place.
+            SsrError: The cache lacks the file and it cannot be downloaded; the message gives its name, size and place.
         """
         if not self.repo:
             return None
@@ -77,13 +77,13 @@ class Release:
                 return Path(hf_hub_download(self.repo, file, revision=self.revision))
             except EntryNotFoundError as absent:
                 error = absent
-            except Exception as failure:  # huggingface_hub raises a dozen network types
+            except Exception as failure:  # huggingface_hub raises many network types
                 error = failure
                 break
         raise self.unavailable(error or FileNotFoundError("the hub names no file")) from error
 
     def unavailable(self, error: Exception) -> SsrError:
-        """The error that says what to bring, and where to."""
+        """Return the error that names the file to bring and its place."""
         size = self._megabytes()
         file = (self.files[0] if self.files else "the file") + (f" ({size} MB)" if size else "")
         bring = f"bring {file} of {self.repo}" if self.repo else "bring its weights"
@@ -91,12 +91,12 @@ class Release:
         return SsrError(f"cannot fetch {self.what}: {first_line(error)}; {bring}{put} give {self.flag} FILE")
 
     def cached(self) -> Path | None:
-        """Where the file is in the hub's cache, None if it is not there."""
+        """Return the path of the file in the hub's cache, None if it is not there."""
         found = (try_to_load_from_cache(self.repo, file, revision=self.revision) for file in self.files if self.repo)
         return next((Path(path) for path in found if isinstance(path, str)), None)
 
     def _silence(self) -> Exception | None:
-        """Why the hub does not answer, None if it does, whatever it says."""
+        """Return the error if the hub does not answer, None if it gives any answer."""
         if constants.HF_HUB_OFFLINE:
             return OSError("HF_HUB_OFFLINE is set")
         try:
@@ -110,18 +110,18 @@ class Release:
 
         logger = logging.getLogger()
         before = logger.level
-        logger.setLevel(logging.ERROR)  # open_clip warns of random weights
+        logger.setLevel(logging.ERROR)  # hides open_clip's warning of random weights
         try:
             with torch.device("meta"):
                 return math.ceil(4e-6 * sum(parameter.numel() for parameter in self.skeleton().parameters()))
-        except Exception:  # a part of the model is itself on the hub
+        except Exception:  # a part of the model itself is on the hub
             return None
         finally:
             logger.setLevel(before)
 
 
 def clip_release(model: str, tag: str) -> Release:
-    """What open_clip knows as ``model`` / ``tag``."""
+    """Return open_clip's release of ``model`` / ``tag``."""
     import open_clip
 
     released = str(open_clip.get_pretrained_cfg(model, tag).get("hf_hub") or "")
@@ -138,7 +138,7 @@ def clip_release(model: str, tag: str) -> Release:
 
 
 def dino_known(model: str) -> PretrainedCfg:
-    """What timm knows of a model's weights; an empty entry if nothing."""
+    """Return timm's entry for a model's weights; it is empty if there is none."""
     import timm
     from timm.models import PretrainedCfg
 
@@ -149,7 +149,7 @@ def dino_known(model: str) -> PretrainedCfg:
 
 
 def dino_release(model: str) -> Release:
-    """What timm knows as ``model``."""
+    """Return timm's release of ``model``."""
     import timm
 
     known = dino_known(model)
@@ -166,8 +166,8 @@ def dino_release(model: str) -> Release:
 
 
 def place_of(name: str) -> Path:
-    """Where the weights folder may hold released weights of a name."""
-    return weights_folder() / f"{name.replace('/', '-')}.safetensors"  # open_clip takes ViT-B/16 too
+    """Return the path in the weights folder for released weights of a name."""
+    return weights_folder() / f"{name.replace('/', '-')}.safetensors"  # open_clip accepts ViT-B/16 too
 
 
 def _files(named: str, usual: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Weights as people have them: under the names of trainings and of other libraries, brought to the names of the model here."""
+"""Conversion of weights from the names of trainings and of other libraries to the names of the model."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from pipelines.errors import UsageError
 
 State = dict[str, Tensor]
 _WITHIN = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""Names that torch.compile and FSDP put between those of modules."""
+"""Names that torch.compile and FSDP insert between those of modules."""
 _CHUNKED = re.compile(r"^(.*\bblocks)\.\d+\.(\d+)\.(.+)$")
 _ENOUGH = 0.5
-"""Share of the model's names from which a file is taken to hold the model: what else it lacks is then named."""
+"""Share of the model's names from which a file counts as one of the model: a message then lists the missing names."""
 
 
 def unwrapped(state: State, own: Collection[str], path: Path, flag: str) -> State:
-    """Bring the names of a file to those of a model.
+    """Change the names of a file to those of a model.
 
-    Names that torch.compile and FSDP add, one prefix of any depth, chunks of DINOv2's blocks and the names of Hugging Face's
-    CLIP, ViT and DINOv2 are understood. A teacher goes before its student, as in DINO's own evaluation.
+    Supported are names that torch.compile and FSDP add, one prefix of any depth, chunks of DINOv2's blocks, and the names of
+    Hugging Face's CLIP, ViT and DINOv2. A teacher is preferred to its student, as in DINO's own evaluation.
 
     Args:
         state: Named tensors of a file, nested tables joined by ``.``.
-        own: Names that the model wants.
+        own: Names of the model.
         path: The file, for messages.
-        flag: That named it.
+        flag: Flag that gave the file.
 
     Returns:
-        The tensors under the model's names, and others. Of a file of something else, the names as they are.
+        The tensors under the model's names, and others; names of an unrelated file stay unchanged.
 
     Raises:
-        UsageError: Several parts of the file fit alike, or its names are of a library that is not understood.
+        UsageError: Several parts of the file fit equally well, or its names are those of an unsupported library.
     """
     for candidate in (state, _plain(state)):
         prefix = _prefix(candidate, own, path, flag)
@@ -59,11 +59,11 @@ _OTHERS = {
     "layers.0.attn.attn.": "mmpretrain's",
     "transformer.encoderblock": "JAX's",
 }
-"""Marks of names that are not understood, and whose they are."""
+"""Parts of unsupported names, and the library that uses them."""
 
 
 def _plain(state: State) -> State:
-    """Without the names that wrappers add, and with DINOv2's chunks of blocks put in one row."""
+    """Remove the names that wrappers add, and number the blocks in DINOv2's chunks without their chunk."""
     named = {_WITHIN.sub("", name): tensor for name, tensor in state.items()}
     blocks = [name for name in named if re.search(r"\bblocks\.\d", name)]
     if blocks and all(_CHUNKED.match(name) for name in blocks):
@@ -72,12 +72,12 @@ def _plain(state: State) -> State:
 
 
 def _prefix(state: State, own: Collection[str], path: Path, flag: str) -> str | None:
-    """The prefix behind which most of the model's names stand; None if no prefix has enough of them."""
+    """Return the prefix before most of the model's names; None if no prefix has enough of them."""
     known = set(own)
     counts: Counter[str] = Counter()
     for name in state:
         start = 0
-        while start >= 0:  # every suffix that begins at a dot
+        while start >= 0:  # each suffix begins at a dot
             if name[start:] in known:
                 counts[name[:start]] += 1
             start = name.find(".", start) + 1 or -1
@@ -138,7 +138,7 @@ _VIT_PARTS = (
 
 
 def hugging_face(state: Mapping[str, Tensor]) -> State | None:
-    """Tensors of Hugging Face's CLIP under open_clip's names, of its ViT and DINOv2 under those of DINO's authors; or None."""
+    """Return a Hugging Face CLIP under open_clip's names, or its ViT or DINOv2 under those of DINO's authors; else None."""
     clip = next((name for name in state if name.endswith("vision_model.embeddings.class_embedding")), None)
     vit = next((name for name in state if name.endswith("embeddings.patch_embeddings.projection.weight")), None)
     if clip is not None:
@@ -151,7 +151,7 @@ def hugging_face(state: Mapping[str, Tensor]) -> State | None:
 
 
 def _renamed(state: State, parts: Collection[tuple[str, str]]) -> State:
-    """Tensors under other names; queries, keys and values (``NAME|q``) become one tensor."""
+    """Rename tensors; queries, keys and values (``NAME|q``) become one tensor."""
     found: State = {}
     packed: dict[str, dict[str, Tensor]] = {}
     for old, tensor in state.items():
