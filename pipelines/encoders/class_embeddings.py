@@ -182,7 +182,7 @@ def _attributes(path: Path, model: str) -> TextBank | tuple[str, ...]:
         raise UsageError(f"no attributes at {path}: expected a .txt or .safetensors file", "--attributes") from error
     sentences = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not sentences:
-        raise UsageError(f"{path} is empty: expected one sentence in each line", "--attributes")
+        raise UsageError(f"{path} is empty: expected a sentence a line", "--attributes")
     return sentences
 
 
