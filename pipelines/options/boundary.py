@@ -18,9 +18,7 @@ GaussianSxy = Annotated[
     float,
     Field(
         gt=0,
-        description="How label maps follow the photo's edges: with the dense CRF (crf; needs pydensecrf2), with "
-        "pixel-adaptive refinement (par), with the CRF where pydensecrf2 is installed and else PAR (auto), or"
-        " not (none).",
+        description="CRF: standard deviation of the smoothness kernel, in pixels.",
     ),
 ]
 
@@ -31,20 +29,27 @@ class BoundaryOptions(Options):
     boundary: Annotated[
         str,
         option(
-            "CRF: iterations of mean field (CLIP-ES: 10).",
+            "How label maps follow the photo's edges: with the dense CRF (crf; needs pydensecrf2), with "
+            "pixel-adaptive refinement (par), with the CRF where pydensecrf2 is installed and else PAR (auto), or"
+            " not (none).",
             choices=("none", "crf", "par", "auto"),
         ),
     ] = "none"
     crf_iterations: Annotated[
         int,
-        Field(ge=1, description="CRF: share of the photo's resolution at which it runs; a lower one is faster (CLIP-ES: 1)."),
+        Field(ge=1, description="CRF: iterations of mean field (CLIP-ES: 10)."),
     ] = 5
-    crf_scale: Annotated[float, Field(ge=0.1, le=1, description="CRF: weight of the appearance kernel.")] = 0.5
+    crf_scale: Annotated[
+        float,
+        Field(
+            ge=0.1,
+            le=1,
+            description="CRF: share of the photo's resolution at which it runs; a lower one is faster (CLIP-ES: 1).",
+        ),
+    ] = 0.5
     crf_bilateral_sxy: BilateralSxy = 67.0
     crf_bilateral_srgb: BilateralSrgb = 3.0
-    crf_bilateral_compat: Annotated[
-        float, Field(ge=0, description="CRF: standard deviation of the smoothness kernel, in pixels.")
-    ] = 4.0
+    crf_bilateral_compat: Annotated[float, Field(ge=0, description="CRF: weight of the appearance kernel.")] = 4.0
     crf_gaussian_sxy: GaussianSxy = 1.0
     crf_gaussian_compat: Annotated[float, Field(ge=0, description="CRF: weight of the smoothness kernel.")] = 3.0
     par_iterations: Annotated[int, Field(ge=1, description="PAR: passes over the photo (WeCLIP: 20).")] = 10
