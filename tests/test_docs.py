@@ -25,6 +25,18 @@ def readme_commands() -> list[str]:
     return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.startswith("ssr ")]
 
 
+def test_readme_tree_has_every_room() -> None:
+    (tree,) = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    named = {
+        ("pipelines/" if line.startswith(" ") else "") + name
+        for line in tree.splitlines()
+        for name in re.findall(r"\S+(?:/|\.py)(?= |$)", line[:25])
+    }
+    rooms = {f"pipelines/{path.parent.name}/" for path in ROOT.glob("pipelines/*/__init__.py")}
+    assert rooms <= named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
 def test_readme_commands_run_as_written(ssr: Any, tiny_voc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     short = "[train]\niterations = 2\ncrop = 64\nhidden = 16\ndecoder_heads = 2\n"
