@@ -1,4 +1,4 @@
-"""One HTML page of masks, the most doubtful first: a click or a key marks one, and the browser saves the marks."""
+"""HTML pages of masks, the most doubtful first: a click or a key marks one, and the browser saves the marks of a page."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 
+from pipelines.figures.page_links import ONLY, PageOf
 from pipelines.figures.page_shell import jpeg_image
 from pipelines.figures.scripted_page import scripted_page
 
@@ -34,13 +35,14 @@ class Doubtful:
     size: tuple[int, int]
 
 
-def review_page(title: str, masks: Iterable[Doubtful], summary: Mapping[str, str]) -> str:
-    """Build the page.
+def review_page(title: str, masks: Iterable[Doubtful], summary: Mapping[str, str], page: PageOf = ONLY) -> str:
+    """Build a page.
 
     Args:
         title: Head of the page.
         masks: The most doubtful first.
         summary: Facts for the head, name -> value.
+        page: Its place among others; each saves its marks under a name of its own.
 
     Returns:
         HTML. Every text is escaped; the script is the one that the page's policy allows, by its hash.
@@ -48,7 +50,7 @@ def review_page(title: str, masks: Iterable[Doubtful], summary: Mapping[str, str
     found = list(masks)
     names = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in sorted({mask.name for mask in found}))
     rows = [[mask.image_id, mask.name] for mask in found]
-    controls = _CONTROLS.replace("NAMES", names)
+    controls = _CONTROLS.replace("NAMES", names).replace("FILE", page.name("review", ".json")) + page.links
     return scripted_page(title, summary, controls, (_article(*row) for row in enumerate(found)), rows, SCRIPT, _STYLE)
 
 
@@ -100,7 +102,7 @@ function result() {
 function save() {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([result()], { type: "application/json" }));
-  link.download = "review.json";
+  link.download = document.getElementById("save").dataset.file;
   link.click();
   saved = true;
 }
@@ -130,7 +132,8 @@ count();
 _CONTROLS = """<dl><div><dt>good</dt><dd id="good"></dd></div><div><dt>bad</dt><dd id="bad"></dd></div>
 <div><dt>fix</dt><dd id="fix"></dd></div></dl>
 <label>class <select id="class"><option value="">all</option>NAMES</select></label>
-<button id="save" type="button">Save the marks</button><small>keys: g b f mark, u unmarks, j k move, s saves</small>"""
+<button id="save" type="button" data-file="FILE">Save the marks</button>
+<small>keys: g b f mark, u unmarks, j k move, s saves</small>"""
 
 _STYLE = """
 [hidden] { display: none; }
@@ -142,5 +145,5 @@ article[data-mark=bad] [value=bad] { background: #d64545; color: #fff; }
 article[data-mark=fix] [value=fix] { background: #d99a1c; color: #fff; }
 button, select { font: inherit; padding: .25rem .8rem; border-radius: 8px; border: 1px solid var(--line); cursor: pointer;
   background: var(--card); color: var(--ink); }
-article button { margin-left: .3rem; } small { color: var(--muted); }
+article button { margin-left: .3rem; } small { color: var(--muted); } nav a { color: inherit; margin-right: .8rem; }
 """

@@ -7,7 +7,9 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from pipelines.datasets.image import load_image
 from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.execution.progress import Progress, Silent
+from pipelines.figures.page_links import ONLY, pages, remove_further
 from pipelines.figures.panel import overlay_cam, overlay_mask, panel
 from pipelines.figures.review_page import MARKS, Doubtful, review_page
 from pipelines.ops.label_map import IGNORE_INDEX, resize_maps
@@ -31,6 +34,8 @@ from pipelines.workdir.workspace import Workspace
 
 STAGE = "review"
 HEIGHT = 220
+PER_PAGE = 200
+"""Masks on a page, unless said otherwise: about 10 MB."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +44,16 @@ class Reviewed:
 
     Attributes:
         table: Every mask, the most doubtful first.
-        page: The first of them, to look at and to mark.
+        page: The first page of them, to look at and to mark.
+        pages: How many pages there are, each linked with the next.
         masks: Masks in the table.
-        shown: Masks on the page.
+        shown: Masks on the pages.
         failed: Images that could not be used.
     """
 
     table: Path
     page: Path
+    pages: int
     masks: int
     shown: int
     failed: int
@@ -71,12 +78,15 @@ class Applied:
     fix: Path | None
 
 
-def run(workspace: Workspace, top: int, progress: Progress | None = None) -> Reviewed:
-    """Write ``WORK/review/review.csv`` and ``WORK/review/index.html``.
+def run(workspace: Workspace, top: int, per_page: int = PER_PAGE, progress: Progress | None = None) -> Reviewed:
+    """Write ``WORK/review/review.csv``, ``WORK/review/index.html`` and, of many masks, ``index-2.html`` and so on.
+
+    Pages are drawn and written one after another, so that the pictures of one alone are in memory.
 
     Args:
         workspace: Its CAMs and pseudo-masks.
-        top: Masks on the page.
+        top: Masks on all pages; 0 = all.
+        per_page: Masks on a page.
         progress: Receives each image.
 
     Raises:
@@ -106,16 +116,23 @@ def run(workspace: Workspace, top: int, progress: Progress | None = None) -> Rev
         progress.finish()
         found.sort(key=lambda row: (row[0], row[1].image_id, row[2]))
         folder = workspace.work / STAGE
-        table, page = folder / "review.csv", folder / "index.html"
+        table, count, shown = folder / "review.csv", 0, 0
         _write_table(table, found, names)
-        shown = list(_drawn(workspace, confidences, found[:top], progress))
-    summary = {"masks": f"{len(found):,}", "shown": f"{len(shown):,}, most doubtful first"}
-    with atomic_path(page) as temporary:
-        temporary.write_text(review_page(f"masks of {workspace.dataset.split}", shown, summary), encoding="utf-8")
-    return Reviewed(table, page, len(found), len(shown), tally.counts.failed)
+        listed = found[:top] if top else found
+        progress.start("review: pictures", len(listed))
+        for page, rows in pages(listed, per_page):
+            drawn = list(_drawn(workspace, confidences, rows, progress))
+            count, shown = page.count, shown + len(drawn)
+            summary = {"masks": f"{len(found):,}", "page": f"{page.number} of {page.count}, most doubtful first"}
+            with atomic_path(folder / page.file) as temporary:
+                text = review_page(f"masks of {workspace.dataset.split}", drawn, summary, page)
+                temporary.write_text(text, encoding="utf-8")
+        progress.finish()
+    remove_further(folder, count)
+    return Reviewed(table, folder / ONLY.file, count, len(found), shown, tally.counts.failed)
 
 
-def apply(workspace: Workspace, file: Path) -> Applied:
+def apply(workspace: Workspace, files: Sequence[Path]) -> Applied:
     """Take over what a person said: pixels of bad masks become 255 in ``WORK/corrected``, which trainings prefer.
 
     An image all of whose classes are bad becomes 255 everywhere. Images to fix are listed in ``WORK/review/fix.txt``, which is
@@ -123,12 +140,12 @@ def apply(workspace: Workspace, file: Path) -> Applied:
 
     Args:
         workspace: Its masks.
-        file: Saved by the page.
+        files: Saved by the pages, or folders with ``review*.json``; of a mask that several hold, the last mark counts.
 
     Raises:
         UsageError: No such file, or one of something else.
     """
-    marks = _read_marks(workspace, file)
+    marks = _read_marks(workspace, files)
     samples = {sample.image_id: sample for sample in workspace.dataset.samples}
     changed = left_out = 0
     names, folder = workspace.dataset.classes.names, workspace.corrected
@@ -153,23 +170,37 @@ def apply(workspace: Workspace, file: Path) -> Applied:
     return Applied(folder, counts, changed, left_out, listed if fix else None)
 
 
-def _read_marks(workspace: Workspace, file: Path) -> dict[str, dict[int, str]]:
+def _read_marks(workspace: Workspace, files: Sequence[Path]) -> dict[str, dict[int, str]]:
     """Image id -> class index -> mark."""
-    expected = 'a list of {"image", "class", "mark"} that the page of `ssr review` saved'
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        found = [(row["image"], row["class"], row["mark"]) for row in rows]
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise UsageError(f"{file}: expected {expected}", "--apply") from error
     ids = {sample.image_id for sample in workspace.dataset.samples}
     index = {name: number for number, name in enumerate(workspace.dataset.classes.names)}
     marks: dict[str, dict[int, str]] = {}
-    for image_id, name, mark in found:
-        for what, value, known in (("image", image_id, ids), ("class", name, index), ("mark", mark, MARKS)):
-            if not isinstance(value, str) or value not in known:
-                raise UsageError(f"{file}: no {what} {value!r:.80} in {workspace.work}", "--apply, or another --work")
-        marks.setdefault(image_id, {})[index[name]] = mark
+    for file in chain.from_iterable(map(_files, files)):
+        for image_id, name, mark in _rows(file):
+            for what, value, known in (("image", image_id, ids), ("class", name, index), ("mark", mark, MARKS)):
+                if not isinstance(value, str) or value not in known:
+                    raise UsageError(f"{file}: no {what} {value!r:.80} in {workspace.work}", "--apply, or another --work")
+            marks.setdefault(image_id, {})[index[name]] = mark
     return marks
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or what pages have saved in a folder."""
+    if not path.is_dir():
+        return [path]
+    if not (found := sorted(path.glob("review*.json"))):
+        raise UsageError(f"{path}: expected marks that pages of `ssr review` saved, found no review*.json", "--apply")
+    return found
+
+
+def _rows(file: Path) -> list[tuple[Any, Any, Any]]:
+    """Image, class and mark as a page saved them, unchecked."""
+    expected = 'a list of {"image", "class", "mark"} that the page of `ssr review` saved'
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        return [(row["image"], row["class"], row["mark"]) for row in rows]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise UsageError(f"{file}: expected {expected}", "--apply") from error
 
 
 def _write_table(path: Path, found: Sequence[tuple[float, Sample, int]], names: Sequence[str]) -> None:
@@ -189,7 +220,6 @@ def _drawn(
     workspace: Workspace, confidences: Confidences, found: Sequence[tuple[float, Sample, int]], progress: Progress
 ) -> Iterator[Doubtful]:
     names = workspace.dataset.classes.names
-    progress.start("review: pictures", len(found))
     for value, sample, index in found:
         progress.advance()
         try:
@@ -208,4 +238,3 @@ def _drawn(
         picture.save(data, format="JPEG", quality=82)
         others = tuple(names[other] for other in sample.labels if other != index)
         yield Doubtful(sample.image_id, names[index], value, others, data.getvalue(), picture.size)
-    progress.finish()

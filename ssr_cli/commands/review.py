@@ -17,16 +17,21 @@ from ssr_cli.parameters import command_with
 @command_with("dataset", "run")
 def command(
     invocation: Invocation,
-    top: Annotated[int, typer.Option(min=1, help="Masks on the page with pictures, the most doubtful first.")] = 200,
+    top: Annotated[int, typer.Option(min=0, help="Masks on the pages with pictures, the most doubtful first; 0 = all.")] = 200,
+    per_page: Annotated[int, typer.Option("--per-page", min=1, help="Masks on a page; more masks make further pages.")] = 200,
     apply: Annotated[
-        Path | None,
-        typer.Option("--apply", help="Marks that the page saved: pixels of bad masks become 255 in WORK/corrected."),
+        list[Path] | None,
+        typer.Option(
+            "--apply",
+            help="Marks that a page saved, once for each page, or a folder with review*.json: "
+            "pixels of bad masks become 255 in WORK/corrected.",
+        ),
     ] = None,
 ) -> None:
-    """List pseudo-masks by confidence, the most doubtful first, on a page to mark them; opens no ground truth."""
+    """List pseudo-masks by confidence, the most doubtful first, on pages to mark them; opens no ground truth."""
     from pipelines.stages import review
 
-    if apply is not None:
+    if apply:
         done = review.apply(invocation.workspace, apply)
         counted = ", ".join(f"{count} {mark}" for mark, count in done.marks.items())
         out.print(f"{counted}; {done.changed} corrected masks in [bold]{escape(str(done.folder))}[/]", highlight=False)
@@ -38,8 +43,11 @@ def command(
             next_step(command_for(invocation.work, f"ssr export cvat --split {done.fix}"))
         return
     with ConsoleProgress() as progress:
-        made = review.run(invocation.workspace, top, progress)
+        made = review.run(invocation.workspace, top, per_page, progress)
     out.print(f"{made.masks:,} masks, most doubtful first: [bold]{escape(str(made.table))}[/]")
-    out.print(f"the first {made.shown:,}, to mark: [bold]{escape(str(made.page))}[/]; then ssr review --apply review.json")
+    further = "" if made.pages == 1 else f" and {made.pages - 1} more linked with it"
+    out.print(
+        f"the first {made.shown:,}, to mark: [bold]{escape(str(made.page))}[/]{further}; then ssr review --apply review.json"
+    )
     if made.failed:
         raise typer.Exit(EXIT_PARTLY)

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from pipelines.datasets.classes import VOC12
+from pipelines.figures.page_links import PageOf
 from pipelines.figures.review_page import SCRIPT, Doubtful, review_page
 from pipelines.ops.confidence import mask_confidence
 from tests.fixtures.datasets import PHOTOS
@@ -29,7 +30,8 @@ addEventListener("load", () => {
   press("j"); press("g"); press("f"); press("u");
   document.querySelector("#m0 [value=bad]").click();
   document.querySelector("#m0 [value=fix]").click();
-  document.body.textContent = result();
+  HTMLAnchorElement.prototype.click = function () { document.body.textContent = this.download + result(); };
+  press("s");
 });
 """
 
@@ -75,15 +77,37 @@ def test_table_is_sorted_and_the_export_has_the_lowest_of_each_photo(work, tiny_
     assert scores == dict.fromkeys(scores) | lowest  # none without an object
 
 
+def test_many_masks_are_several_pages_in_the_order_of_the_table(work, ssr):
+    def shown() -> list[list[list[str]]]:
+        files = sorted((work / "review").glob("index*.html"), key=lambda path: (len(path.name), path))
+        return [json.loads(re.search(r'id="data">(.*?)</script>', file.read_text(), re.DOTALL)[1]) for file in files]
+
+    said = ssr("review", "--work", work, "--top", 0, "--per-page", 3).out
+    with (work / "review/review.csv").open(encoding="utf-8") as file:
+        table = [[row["image"], row["class"]] for row in csv.DictReader(file)]
+    assert len(table) == sum(len(names) for _, names in PHOTOS.values()) == 8
+    assert shown() == [table[:3], table[3:6], table[6:]]
+    assert "and 2 more linked" in said
+    for number, links in ((1, ["index-2.html"]), (2, ["index.html", "index-3.html"]), (3, ["index-2.html"])):
+        page = (work / f"review/{PageOf(number).file}").read_text(encoding="utf-8")
+        found = re.findall('<a rel="(prev|next)" href="(.*?)"', page)
+        assert [href for _, href in found] == links
+        assert f'data-file="{("review", "review-2", "review-3")[number - 1]}.json"' in page
+    ssr("review", "--work", work, "--top", 4, "--per-page", 3)
+    assert shown() == [table[:3], table[3:4]]  # no page of the run before is left
+
+
 def test_marks_become_corrected_masks(work, ssr):
     image_id, (_, names) = next((i, photo) for i, photo in PHOTOS.items() if len(photo[1]) > 1)
     single = next(i for i, photo in PHOTOS.items() if len(photo[1]) == 1)
     first, second = sorted(names)[:2]
     marks = [(image_id, first, "bad"), (image_id, second, "fix"), (single, PHOTOS[single][1][0], "bad")]
-    file = work / "review.json"
-    file.write_text(json.dumps([{"image": i, "class": name, "mark": mark} for i, name, mark in marks]))
-    for _ in range(2):  # once more changes nothing
-        ran = ssr("review", "--work", work, "--apply", file)
+    file, further = work / "review-1.json", work / "review-2.json"
+    rows = [{"image": i, "class": name, "mark": mark} for i, name, mark in marks]
+    file.write_text(json.dumps([{**rows[0], "mark": "good"}, rows[1]]))
+    further.write_text(json.dumps([rows[0], rows[2]]))  # the last file counts
+    for given in ((file, further), (work,)):  # once more changes nothing
+        ran = ssr("review", "--work", work, *(word for path in given for word in ("--apply", path)))
         assert "0 good, 2 bad, 1 fix; 2 corrected masks" in ran.out
         value = VOC12.names.index(first) + 1
         before, after = pixels(work / f"masks/{image_id}.png"), pixels(work / f"corrected/{image_id}.png")
@@ -99,6 +123,7 @@ def test_marks_become_corrected_masks(work, ssr):
         file.write_text(json.dumps(rows))
         ran = ssr("review", "--work", work, "--apply", file, code=0 if rows == {} else 2)
         assert words in ran.out + ran.err
+    assert "found no review*.json" in ssr("review", "--work", work, "--apply", work / "masks", code=2).err
 
 
 def test_page_runs_its_own_script_alone():
@@ -112,7 +137,7 @@ def test_page_runs_its_own_script_alone():
 def test_clicks_and_keys_in_a_browser(tmp_path):
     """The script that clicks is part of the page, as the browser is not driven from outside."""
     masks = [Doubtful(f"photo {number}", NASTY, number / 3, (), b"", (3, 2)) for number in range(3)]
-    page = review_page("t", masks, {})
+    page = review_page("t", masks, {}, PageOf(2, 2))
     assert SCRIPT in page
     both = SCRIPT + CLICKS
     page = page.replace(SCRIPT, both).replace(
@@ -122,6 +147,7 @@ def test_clicks_and_keys_in_a_browser(tmp_path):
     words = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
     ran = subprocess.run([*words, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120, check=True)
     body = re.search(r"<body>(.*?)</body>", ran.stdout, re.DOTALL)[1]
-    found = json.loads(body.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert body.startswith("review-2.json[")
+    found = json.loads(body.removeprefix("review-2.json").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
     # m0: bad, then j g f u, then bad again (off), fix; g moves on to m2, f marks it and stays, u unmarks it
     assert found == [{"image": "photo 0", "class": NASTY, "mark": "fix"}, {"image": "photo 1", "class": NASTY, "mark": "good"}]
