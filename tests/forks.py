@@ -31,9 +31,9 @@ def prepare(clip_config: str) -> None:
 
     open_clip.add_model_config(clip_config)
     torch.set_num_threads(1)
-    for name in ("superpixels", "align", "cams", "refine", "masks", "train", "predict", "eval", "status"):
+    for name in ("superpixels", "align", "cams", "refine", "masks", "train", "predict", "eval", "status", "tag"):
         importlib.import_module(f"ssr_cli.commands.{name}")
-    for name in ("superpixels", "align", "cams", "refine", "masks", "train", "predict", "evaluate", "status"):
+    for name in ("superpixels", "align", "cams", "refine", "masks", "train", "predict", "evaluate", "status", "tag"):
         importlib.import_module(f"pipelines.stages.{name}")
     from pipelines.datasets import voc  # noqa: F401
     from pipelines.stages.align import stage as align

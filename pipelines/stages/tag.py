@@ -26,6 +26,7 @@ from pipelines.ops.thresholds import Quality, calibrate, expected, label_table, 
 from pipelines.options.stages import CamsOptions, SuperpixelsOptions
 from pipelines.options.tag import TagOptions
 from pipelines.stores.array_store import ArrayReader, store_exists
+from pipelines.stores.files import remove_leftovers
 from pipelines.stores.manifest import digest
 from pipelines.workdir.commands import command_for
 from pipelines.workdir.counts import Counts
@@ -108,6 +109,9 @@ def run(
         return batch, tag_scores(encoders().encode(batch), cams, tags).cpu().numpy()
 
     with workspace.output(STAGE, workspace.tag_scores, settings, progress, prepare=encoders) as output:
+        if workspace.shard is None:  # a run that was killed while it wrote the label file left these
+            for path in (workspace.tags, workspace.thresholds):
+                remove_leftovers(workspace.work, path.name)
         todo = output.todo()
         if todo:
             workers = min(resolve_workers(workspace.run.workers), len(workspace.samples))
