@@ -1,6 +1,6 @@
-"""`ssr ablation`: the same CAMs refined with one component more at a time.
+"""`ssr ablation`: the same CAMs, refined in rows that each add one component.
 
-One pass of the encoders serves all rows. Making them opens no ground truth; `score` is called by `ssr eval ablation` alone.
+One pass of the encoders serves all rows. The rows are made without ground truth; only `ssr eval ablation` calls `score`.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from pipelines.workdir.counts import Counts
 from pipelines.workdir.workspace import Workspace
 
 LIST = "ablation.json"
-"""File in the work directory that names the rows in order."""
+"""File in the work directory that lists the rows in order."""
 
 INITIAL = "initial CAM"
 ALIGNED = "+ alignment (CMPA)"
 MODELS = {"predictions": "segmentation model", "retrained": "retrained network"}
-"""Folder of a model's label maps -> its title."""
+"""Maps the folder of a model's label maps to its title."""
 PLAIN = "plain"
-"""Folder under ``WORK/ablation`` of plain CLIP's CAMs, if those of the work directory went through alignment heads."""
+"""Folder in ``WORK/ablation`` of plain CLIP's CAMs, made if those of the work directory come from alignment heads."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One set of options.
+    """One row of the ablation: a set of options.
 
     Attributes:
-        name: Folder under ``WORK/ablation``.
-        title: What it adds to the row before.
-        options: All of its options.
+        name: Folder in ``WORK/ablation``.
+        title: The component that it adds to the row before.
+        options: All options of the row.
     """
 
     name: str
@@ -52,13 +52,13 @@ class Row:
 
 
 def rows(options: RefineOptions) -> list[Row]:
-    """Rows of the ablation: affinity alone, then one component of the options more in each row, the boundary refinement last.
+    """Return the rows of the ablation: the affinity alone, then one more component per row, with the boundary refinement last.
 
     Args:
         options: The whole recipe.
 
     Returns:
-        Rows in order; components that the options do not have are left out. A boundary refinement is there always: ``auto``
+        Rows in order. Components that the options do not have are left out, except the boundary refinement, which is ``auto``
         where the options have none.
     """
     off: dict[str, Any] = {"affinity_filter": "none", "box_mask": False, "superpixel_mask": "none"}
@@ -90,7 +90,7 @@ def run(workspace: Workspace, options: RefineOptions, progress: Progress | None 
     """Make the masks of every row into ``WORK/ablation/<name>``.
 
     Args:
-        workspace: Where images, CAMs and superpixels come from.
+        workspace: Names the images, CAMs and superpixels.
         options: The whole recipe.
         progress: Receives one step per mask.
 
@@ -98,8 +98,8 @@ def run(workspace: Workspace, options: RefineOptions, progress: Progress | None 
         Masks of all rows together: done, skipped and failed.
 
     Raises:
-        UsageError: Made with other options before, and ``workspace.force`` is off.
-        SsrError: No CAMs, or no superpixels although a row needs them.
+        UsageError: The rows were made with other options, and ``workspace.force`` is off.
+        SsrError: There are no CAMs, or no superpixels although a row needs them.
     """
     ablation_rows = rows(options)
     plain = _make_plain_cams(workspace, progress)
@@ -109,14 +109,14 @@ def run(workspace: Workspace, options: RefineOptions, progress: Progress | None 
     listed = [{"name": row.name, "title": row.title} for row in ablation_rows]
     listed = [{"name": PLAIN, "title": INITIAL}, *listed] if plain else listed
     write_json(workspace.work / LIST, listed)
-    for folder in (workspace.work / "ablation").iterdir():  # remove rows of an earlier recipe
+    for folder in (workspace.work / "ablation").iterdir():  # removes rows of an earlier recipe
         if folder.is_dir() and folder.name not in {entry["name"] for entry in listed}:
             shutil.rmtree(folder)
     return Counts(sum(c.done for c in counts), sum(c.skipped for c in counts), sum(c.failed for c in counts))
 
 
 def _make_plain_cams(workspace: Workspace, progress: Progress | None) -> bool:
-    """Make plain-CLIP CAMs if those of the work directory went through alignment heads; True if so."""
+    """Make plain CLIP's CAMs if the work directory's CAMs are made through alignment heads; return whether they were made."""
     manifest = Manifest.read(workspace.cams.with_suffix(".json"))
     if manifest is None or manifest.settings.get("ckpt") is None:
         return False
@@ -133,11 +133,11 @@ def _plain_workspace(workspace: Workspace) -> Workspace:
 def score(
     workspace: Workspace, options: EvalOptions, background_power: float, progress: Progress | None = None
 ) -> list[tuple[str, Report]]:
-    """Score the initial CAM and every row. Opens ground truth.
+    """Score the initial CAM and every row. This opens ground truth.
 
     Args:
-        workspace: A work directory with `run` done.
-        options: What to score with; ``oracle`` does not apply.
+        workspace: A work directory whose ablation is made.
+        options: Options of the scores; ``oracle`` is ignored.
         background_power: Exponent p of the background score for the initial CAM.
         progress: Receives one step per image.
 
@@ -145,7 +145,7 @@ def score(
         Title and report of each row, first to last.
 
     Raises:
-        SsrError: No ablation was made.
+        SsrError: There is no ablation.
     """
     plain = options.model_copy(update={"oracle": False})
     names = _listed(workspace.work)
@@ -166,7 +166,7 @@ def score(
 
 
 def scored(work: Path) -> list[tuple[str, Report]]:
-    """Stored scores of the ablation; empty unless all rows have been scored."""
+    """Return the stored scores of the ablation; empty unless all rows have been scored."""
     if not (work / LIST).is_file():
         return []
     listed = _listed(work)
@@ -186,7 +186,7 @@ def scored(work: Path) -> list[tuple[str, Report]]:
 
 
 def _of_other_splits(work: Path, first: Report) -> list[tuple[str, Report]]:
-    """Stored scores of predictions for other splits."""
+    """Return the stored scores of predictions for other splits."""
     scores: list[tuple[str, Report]] = []
     for folder in MODELS:
         splits = sorted(path.name for path in (work / folder).glob("*") if path.is_dir())
@@ -201,7 +201,7 @@ def _title_of_model(folder: str, report: Report) -> str:
 
 
 def _title_of_cams(listed: list[tuple[str, str]]) -> str:
-    """Title of the row of the work directory's CAMs."""
+    """Return the title of the row of the work directory's CAMs."""
     return ALIGNED if any(name == PLAIN for name, _ in listed) else INITIAL
 
 

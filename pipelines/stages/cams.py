@@ -1,4 +1,4 @@
-"""`ssr cams`: softmax-GradCAM of every photo's own classes on the frozen CLIP."""
+"""`ssr cams`: softmax-GradCAM of every image's own classes on the frozen CLIP."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ STAGE = "cams"
 
 
 def outputs(workspace: Workspace, options: CamsOptions) -> tuple[Path, ...]:
-    """Stores that `run` writes."""
+    """Return the stores that `run` writes."""
     return (workspace.cams,)
 
 
 def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = None) -> Counts:
-    """Compute the CAMs of every image that has none yet.
+    """Compute the CAMs of every image that has none.
 
     Args:
-        workspace: Where images come from and the store goes.
-        options: Scales, flip, alignment heads.
+        workspace: Names the images and the store.
+        options: Read-out, scales, flip, alignment heads.
         progress: Receives each image.
 
     Returns:
@@ -48,7 +48,7 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
 
     Raises:
         UsageError: The store was made with other options and ``workspace.force`` is off.
-        TooManyFailures: More bad images than allowed; what was computed is kept.
+        TooManyFailures: There are more bad images than allowed; what was computed is kept.
     """
     progress = progress or Silent()
     device = resolve_device(workspace.run.device)
@@ -83,7 +83,7 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
 
 
 def _with_classes(photos: Iterable[Photo], output: Output) -> Iterator[Photo]:
-    """The photos that have a class; of the others an empty CAM is committed, without a pass of the encoder."""
+    """Yield the images that have a class; the others get an empty CAM, without a pass of the encoder."""
     for photo in photos:
         if photo.sample.labels:
             yield photo
@@ -92,7 +92,7 @@ def _with_classes(photos: Iterable[Photo], output: Output) -> Iterator[Photo]:
 
 
 def _commit(output: Output, photo: Photo, cam: NDArray[np.float16]) -> None:
-    """Store the CAM of a photo, ``(K, h, w)``."""
+    """Store the CAM of an image, ``(K, h, w)``."""
     attributes = photo_attributes(photo.size, photo.sample.photo, photo.sample.labels)
     output.writer.add(photo.sample.image_id, cam, attributes)
     output.made(photo.sample.image_id)

@@ -1,7 +1,7 @@
-"""`ssr labels --check`: labels that are probably wrong or missing, by the scores of class names, worst first.
+"""`ssr labels --check`: lists labels that are probably wrong or missing, by the scores of class names, worst first.
 
-The scores come from plain CLIP, which has learned from no label, so the label that is checked does not enter its own score. No
-ground truth is opened.
+The scores come from plain CLIP, which is trained on none of these labels, so the label that is checked does not change its own
+score. No ground truth is opened.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ TAGS = TagOptions(tagger="dense")
 
 @dataclass(frozen=True)
 class Checked:
-    """What `run` wrote.
+    """The files that `run` wrote, and their numbers.
 
     Attributes:
         table: All doubtful labels, worst first.
-        page: The first of them, to look at and to tick.
+        page: A page of the first of them, to look at and to tick.
         wrong: Labels in the table, which may be wrong.
         missing: Classes in the table that may be missing.
         shown: Doubts on the page.
-        photos: Photos that were looked at.
-        failed: Photos that could not be used.
+        photos: Number of images that were checked.
+        failed: Images that could not be used.
     """
 
     table: Path
@@ -70,7 +70,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class _Pair:
-    """One (photo, class) pair whose label the scores speak against."""
+    """One (image, class) pair whose label contradicts the scores."""
 
     sample: Sample
     index: int
@@ -89,15 +89,15 @@ def run(
     """Compare every label with its score, and write ``WORK/check/doubts.csv`` and ``WORK/check/index.html``.
 
     Args:
-        workspace: The photos and the labels that are checked.
+        workspace: Names the images and the labels to check.
         superpixels: SLIC's options.
-        cams: Numbers of the dense read-out; alignment heads are left out, as they have learned from these labels.
-        top: Doubts on the page.
-        progress: Receives each photo.
+        cams: Options of the dense read-out. Alignment heads are left out, because they are trained on these labels.
+        top: Number of doubts on the page.
+        progress: Receives each image.
 
     Raises:
-        SsrError: No photo could be used, or none has a label.
-        TooManyFailures: More bad photos than allowed; the scores so far are kept.
+        SsrError: No image could be used, or none has a label.
+        TooManyFailures: There are more bad images than allowed; the scores so far are kept.
     """
     progress, plain = progress or Silent(), cams.model_copy(update={"ckpt": None})
     unseen = without_labels(workspace.dataset)
@@ -117,13 +117,13 @@ def run(
 
 
 def _pairs(workspace: Workspace, store: Path) -> tuple[list[_Pair], int]:
-    """The pairs on the wrong side of their thresholds, worst first, and how many photos were looked at."""
+    """Return the pairs on the wrong side of their thresholds, worst first, and the number of images that were checked."""
     with ArrayReader(store) as reader:
         samples = [sample for sample in workspace.dataset.samples if sample.image_id in reader]
         scores = np.array([reader.read(sample.image_id)[0] for sample in samples], dtype=np.float32)
     labels = label_table([sample.labels for sample in samples], len(workspace.dataset.classes.names))
     if not labels.any():
-        raise SsrError("none of the photos has a label: there is nothing to check", "--labels FILE, or ssr tag")
+        raise SsrError("none of the images has a label: there is nothing to check", "--labels FILE, or ssr tag")
     thresholds = calibrate(scores, labels, own=True)
     found = doubts(scores, labels, thresholds)
     order = np.argsort(-found, axis=None, kind="stable")[: int((found > 0).sum())]
@@ -150,7 +150,7 @@ def _drawn(
     names: Sequence[str],
     progress: Progress,
 ) -> Iterator[Doubt]:
-    """The doubts with photo and maps: that of the class in doubt and, where a label may be wrong, of what is seen instead."""
+    """Draw doubts with image and maps: the map of the class and, for a label that may be wrong, that of the strongest other."""
     if not pairs:
         return
     device, needs = resolve_device(place.run.device), readouts.dense_needs(cams)
@@ -163,7 +163,7 @@ def _drawn(
             try:
                 image = np.asarray(load_image(pair.sample.image_path, pair.sample.orient))  # (H, W, 3)
                 photo = load_unstored(encoders, pool, superpixels, replace(pair.sample, labels=()))
-            except ImageError:  # it was readable when it was scored
+            except ImageError:  # the image was readable when it was scored
                 continue
             maps = _maps(encoders, photo, cams, len(names))  # (C, h, w)
             tiles = [("photo", image)]
@@ -181,14 +181,14 @@ def _drawn(
 
 @torch.no_grad()
 def _maps(encoders: Encoders, photo: Photo, cams: CamsOptions, classes: int) -> NDArray[np.float32]:
-    """Probabilities of all classes of the list in a photo, ``(C, h, w)``."""
+    """Return the probabilities of all classes of the list in an image, ``(C, h, w)``."""
     evidence = encoders.encode([photo]).replacing(labels=(tuple(range(classes)),))
     maps: NDArray[np.float32] = readouts.dense(evidence, cams).view(-1, *photo.grid).float().cpu().numpy()
     return maps
 
 
 def _worth_seeing(pair: _Pair, maps: NDArray[np.float32]) -> list[int]:
-    """The class in doubt; for a label that may be wrong, also the strongest class that is no label."""
+    """Return the doubtful class, and for a label that may be wrong also the strongest class that is no label."""
     if pair.missing:
         return [pair.index]
     best = maps.reshape(len(maps), -1).max(axis=1)  # (C,)

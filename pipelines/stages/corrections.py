@@ -1,4 +1,4 @@
-"""`ssr import`: label maps that people corrected in another tool, into ``WORK/corrected``."""
+"""`ssr import`: copies label maps that people corrected in another tool into ``WORK/corrected``."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ STAGE = "import"
 
 @dataclass(frozen=True)
 class Imported:
-    """What `run` took over.
+    """The result of `run`.
 
     Attributes:
         folder: All corrected label maps, those of earlier files included.
-        done: Images of this file.
-        failed: Images whose label map cannot be used.
-        total: Images in the folder.
-        said: What was passed over, for people.
+        done: Number of images imported from this file.
+        failed: Number of images whose label map cannot be used.
+        total: Number of images in the folder.
+        said: Lines on what was passed over, for people.
     """
 
     folder: Path
@@ -45,18 +45,18 @@ class Imported:
 
 
 def run(workspace: Workspace, file: Path, options: ImportOptions, progress: Progress | None = None) -> Imported:
-    """Take corrected label maps over; those of an image that was imported before are replaced.
+    """Import corrected label maps; those of an image that was imported before are replaced.
 
     Args:
         workspace: Names the images and classes. With ``force``, corrections of earlier files are removed first.
-        file: Of CVAT, COCO or Label Studio, told by its content.
-        options: What an image without objects means.
+        file: File of CVAT, COCO or Label Studio; the content tells which.
+        options: Meaning of an image without objects.
         progress: Receives each image.
 
     Raises:
-        UsageError: A class or name that cannot be, or earlier corrections of other classes.
-        SsrError: A file that cannot be read, or that is of other images.
-        TooManyFailures: More bad label maps than allowed; those before are kept.
+        UsageError: A class or name is invalid, or there are earlier corrections with other classes.
+        SsrError: The file cannot be read, or it is of other images.
+        TooManyFailures: There are more bad label maps than allowed; those before are kept.
     """
     progress = progress or Silent()
     dataset, folder = workspace.dataset, workspace.corrected
@@ -105,17 +105,17 @@ def run(workspace: Workspace, file: Path, options: ImportOptions, progress: Prog
 
 
 def _checked(sample: Sample, found: Correction) -> NDArray[np.uint8]:
-    """The label map ``(H, W)``, of the photo's size.
+    """Return the label map ``(H, W)``, checked against the image's size.
 
     Raises:
-        ImageError: The photo is missing, or of another size.
+        ImageError: The image is missing, or of another size.
     """
     size = image_size(sample.image_path, sample.orient)
     if not found.objects:
         return np.zeros(size, np.uint8)
     if found.label_map.shape != size:
         raise ImageError(
-            f"the corrected label map is {found.label_map.shape}, the photo {size} (rows, columns)",
-            "a tool that turns photos by their EXIF needs --orient here, from the first stage on",
+            f"the corrected label map is {found.label_map.shape}, the image {size} (rows, columns)",
+            "a tool that turns images by their EXIF needs --orient here, from the first stage on",
         )
     return found.label_map

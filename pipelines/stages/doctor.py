@@ -1,4 +1,4 @@
-"""`ssr doctor`: look at everything a run needs before hours are spent."""
+"""`ssr doctor`: checks everything that a run needs, before hours are spent."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from pipelines.stores.manifest import package_versions
 from pipelines.workdir.workspace import Workspace
 
 FEW_PHOTOS = 5
-"""Classes with fewer photos than this are pointed out: their numbers will be noise."""
+"""Classes with fewer images than this get a warning, because their scores vary by chance."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        level: ``ok``, ``warning`` (a run can work) or ``error`` (it cannot).
+        level: ``ok``, ``warning`` (a run is possible) or ``error`` (it is not).
         topic: ``environment``, ``weights``, ``text`` or ``dataset``.
         message: One line.
     """
@@ -53,15 +53,15 @@ class Finding:
 
 
 def diagnose(workspace: Workspace, refine: RefineOptions, ground_truth: bool = False) -> Iterator[Finding]:
-    """Check environment, weights, dataset and text; weights first, because whoever has to bring them wants to know soon.
+    """Check environment, weights, dataset and text; weights come first, because fetching them may take longest.
 
     Args:
-        workspace: What a run would use.
-        refine: Says whether DINO and pydensecrf2 are needed.
-        ground_truth: Also open ground-truth masks: the sizes of all, the values of some.
+        workspace: Settings of a run.
+        refine: Decides whether DINO and pydensecrf2 are needed.
+        ground_truth: Whether ground-truth masks are opened: the sizes of all, the values of some.
 
     Yields:
-        Findings as they are made.
+        Findings, in the order of the checks.
     """
     yield from _environment(workspace, refine)
     clip: list[LoadedClip] = []
@@ -75,7 +75,7 @@ def diagnose(workspace: Workspace, refine: RefineOptions, ground_truth: bool = F
         dataset = load_unlabelled(options) if lacks_labels(options) else workspace.dataset
     except SsrError as error:
         yield Finding("error", "dataset", str(error))
-        return  # without class names there is no text to look at
+        return  # without class names there is no text to check
     yield from _dataset(dataset, options, ground_truth)
     if clip:
         yield from _text(workspace, dataset.classes, clip[0])
@@ -110,7 +110,7 @@ def _environment(workspace: Workspace, refine: RefineOptions) -> Iterator[Findin
 
 
 def _precision(run: RunOptions, device: torch.device) -> str:
-    """The precision and, on a CPU, why ``auto`` takes it."""
+    """Return the precision and, on a CPU, the reason for the choice of ``auto``."""
     if run.precision != "auto" or device.type != "cpu":
         return precision_name(run)
     return f"{precision_name(run)} (this CPU has {'' if cpu_multiplies_bf16() else 'no '}bf16 instructions)"
@@ -153,7 +153,7 @@ def _dataset(dataset: Dataset, options: DatasetOptions, ground_truth: bool) -> I
 
 
 def _labels(report: DatasetReport) -> Iterator[Finding]:
-    """Classes with few images, and images without a class."""
+    """Find classes with few images, and images without a class."""
     few = [f"{name} {count}" for name, count in report.class_counts.items() if 0 < count < FEW_PHOTOS]
     none = [name for name, count in report.class_counts.items() if count == 0]
     if few:
@@ -165,7 +165,7 @@ def _labels(report: DatasetReport) -> Iterator[Finding]:
 
 
 def _class_names(names: tuple[str, ...]) -> Iterator[Finding]:
-    """Class names that a person may have meant as one, or that are no words."""
+    """Find class names that may be meant as one, or that are no words."""
     pairs = [
         f"{one} / {near}"
         for index, one in enumerate(names)
@@ -181,26 +181,26 @@ def _class_names(names: tuple[str, ...]) -> Iterator[Finding]:
 
 
 def _pixels(pixels: PixelReport) -> Iterator[Finding]:
-    """Photos that are read, though perhaps not as they are meant."""
+    """Find images whose pixels may be read otherwise than they are meant."""
     lines = [
         (
             pixels.turned,
-            "photos that EXIF asks to turn, used as they are stored; --orient turns them, if the masks are for that",
+            "images that EXIF asks to turn, used as they are stored; --orient turns them, if the masks are for that",
         ),
-        (pixels.transparent, "photos with transparency, which is dropped: what is behind it shows"),
-        (pixels.print_colours, "CMYK photos, converted without their colour profile: colours may differ; store them as RGB"),
-        (pixels.dark, "photos of 16 bits with values of 12 bits or fewer, which are nearly black: scale them to 0 to 65535"),
+        (pixels.transparent, "images with transparency, which is dropped: what is behind it shows"),
+        (pixels.print_colours, "CMYK images, converted without their colour profile: colours may differ; store them as RGB"),
+        (pixels.dark, "images of 16 bits with values of 12 bits or fewer, which are nearly black: scale them to 0 to 65535"),
     ]
     for ids, what in lines:
         if ids:
             yield Finding("warning", "dataset", f"{len(ids)} {what}: {some(ids)}")
     if pixels.larger:
         height, width = pixels.largest
-        what = f"photos larger than {pixels.long_side} pixels, encoded at that long side (--long-side); masks keep their size"
+        what = f"images larger than {pixels.long_side} pixels, encoded at that long side (--long-side); masks keep their size"
         yield Finding("ok", "dataset", f"{len(pixels.larger)} {what}; the largest is {width} x {height}")
     elif pixels.long_side == 0 and max(pixels.largest) > LONG_SIDE:
         height, width = pixels.largest
-        found = f"the largest photo, {width} x {height}, has about {height * width // 256:,} patches"
+        found = f"the largest image, {width} x {height}, has about {height * width // 256:,} patches"
         yield Finding("warning", "dataset", f"{found}: attention needs gigabytes; --long-side {LONG_SIDE} limits it")
 
 
@@ -247,7 +247,7 @@ def _text(workspace: Workspace, classes: ClassList, clip: LoadedClip) -> Iterato
 
 
 def _prompts(clip: LoadedClip, classes: ClassList, workspace: Workspace) -> Iterator[Finding]:
-    """Background words that were left out, and prompts that the text tower does not read to their end."""
+    """Find background words that were left out, and prompts whose end the text tower does not read."""
     for words in classes.notes:
         yield Finding("warning", "text", words)
     if not clip.has_text or workspace.clip.text_bank is not None:

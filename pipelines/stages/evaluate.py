@@ -1,4 +1,4 @@
-"""`ssr eval`: score CAMs, masks or any folder of PNGs against ground truth."""
+"""`ssr eval`: scores CAMs, masks or any folder of PNGs against ground truth."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ from pipelines.workdir.workspace import REPORTS, Workspace
 STAGE = "eval"
 
 ORACLE_POWERS = tuple(float(p) for p in range(1, 11))
-"""Exponents that ``--oracle`` tries, those of CLIP-ES."""
+"""Exponents that ``--oracle`` compares, those of CLIP-ES."""
 
 PREDICTED = ("predictions", "retrained")
-"""Folders of a work directory with a folder of label maps for each split."""
+"""Folders of a work directory that hold one folder of label maps per split."""
 
 Predict = Callable[[Sample, tuple[int, int]], dict[float | None, NDArray[np.uint8]]]
-"""Image and ``(H, W)`` of its ground truth -> label maps, by background power."""
+"""Maps an image and ``(H, W)`` of its ground truth to label maps, by background power."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One report, with what it was computed from.
+    """One report, and what it was computed from.
 
     Attributes:
-        report: As written.
-        metrics: All metrics, per class too.
-        folder: Where ``report.json``, the table and the pictures are.
-        failed: Images left out because they could not be scored.
+        report: The report as written.
+        metrics: All metrics, also per class.
+        folder: Folder of ``report.json``, the table and the figures.
+        failed: Number of images left out because they could not be scored.
     """
 
     report: Report
@@ -65,7 +65,7 @@ class Evaluation:
 
 
 def outputs(workspace: Workspace, *arguments: Any) -> tuple[Path, ...]:
-    """None: counts of shares are added up, not merged."""
+    """Return no paths, because counts of shares are added up and not merged."""
     return ()
 
 
@@ -75,21 +75,21 @@ def run(
     """Score one output of a work directory.
 
     Args:
-        workspace: Names the images and where their ground truth is.
+        workspace: Names the images and their ground truth.
         what: ``cams``, ``refined``, ``masks``, ``predictions`` or ``retrained`` (of this split), or a folder of PNGs named
             after the image ids.
-        options: What to score with.
+        options: Options of the scores.
         background_power: Exponent p of the background score for ``cams`` and ``refined``.
         progress: Receives each image.
 
     Returns:
-        The evaluation, and with ``options.oracle`` a second one at the p that is best on the ground truth. Of a shard
-        none: its counts are kept.
+        The evaluation, and with ``options.oracle`` a second one at the p that is best on the ground truth. Empty for a shard,
+        whose counts are stored.
 
     Raises:
-        UsageError: No ground truth is known, or p is asked for where label maps are scored.
-        SsrError: Nothing to score, or ground truth that marks objects with 255.
-        TooManyFailures: More images than allowed lack a prediction or ground truth.
+        UsageError: There is no ground truth, or p is given where label maps are scored.
+        SsrError: There is nothing to score, or the ground truth marks objects with 255.
+        TooManyFailures: More images than allowed have no prediction or no ground truth.
     """
     counted = count(workspace, what, options, background_power, progress)
     return finish(workspace.work, counted) if workspace.shard is None else []
@@ -98,9 +98,9 @@ def run(
 def count(
     workspace: Workspace, what: str, options: EvalOptions, background_power: float, progress: Progress | None = None
 ) -> Counted:
-    """Count pixels, those of the workspace's share; see `run`.
+    """Count pixels of the workspace's share; see `run`.
 
-    A shard's counts are kept, for `ssr merge` to add them up.
+    A shard's counts are stored, so that `ssr merge` can add them up.
     """
     progress = progress or Silent()
     if what in PREDICTED:
@@ -142,7 +142,7 @@ def count(
                 for power, matrix in scored[0].items():
                     totals[power] += matrix
         progress.finish()
-    refuse_if_interrupted("run the same command again")  # half a score is none
+    refuse_if_interrupted("run the same command again")  # the score of a part of the images is no result
     manifest = _manifest_of(workspace, what)
     split = workspace.dataset.split
     counted = Counted(
@@ -173,7 +173,7 @@ def finish(work: Path, counted: Counted) -> list[Evaluation]:
 
     Args:
         work: The work directory.
-        counted: Of the whole work list.
+        counted: Counts of the whole work list.
 
     Returns:
         The evaluation, and for an oracle a second one at the p that is best on the ground truth.
@@ -224,7 +224,7 @@ def _finish(work: Path, counted: Counted, power: float | None, *, oracle: bool) 
 
 
 def _name_of(workspace: Workspace, what: str) -> str:
-    """Name of the report's folder; a foreign folder must not take the name of the work directory's own output."""
+    """Return the name of the report's folder; a foreign folder never gets the name of the work directory's own output."""
     outputs = ("cams", "refined", "masks")
     folder = Path(what).resolve()
     if what in outputs or folder == workspace.masks.resolve():
@@ -305,7 +305,7 @@ def _cam_predictor(reader: ArrayReader, what: str, powers: Sequence[float]) -> P
         with lock:
             cam, attributes = read_cam(reader, sample.image_id)
         if list(size) != attributes.get("size"):
-            raise ImageError(f"the photo is {attributes.get('size')}, ground truth {list(size)} (rows, columns)")
+            raise ImageError(f"the image is {attributes.get('size')}, ground truth {list(size)} (rows, columns)")
         maps = resize_maps(cam, size)  # (K, H, W)
         labels = tuple(attributes["labels"])
         return {power: label_map(with_background(maps, power), labels) for power in powers}
@@ -319,7 +319,7 @@ def _manifest_of(workspace: Workspace, what: str) -> Manifest | None:
         return read_manifest(outputs[what])
     try:
         return Manifest.read(Path(what).resolve().with_suffix(".json"))
-    except SsrError:  # the .json beside a foreign folder need not be one of our manifests
+    except SsrError:  # the .json beside a foreign folder may be no manifest
         return None
 
 
@@ -331,5 +331,5 @@ def _boundary(what: str, manifest: Manifest | None) -> str | None:
 
 
 def reports_in(work: Path) -> Iterator[Path]:
-    """Every report of a work directory."""
+    """Yield the path of every report of a work directory."""
     yield from sorted((work / REPORTS).glob("*/report.json"))

@@ -1,4 +1,4 @@
-"""`ssr export`: label maps of a work directory, or any folder of them, in the format of another tool."""
+"""`ssr export`: writes label maps of a work directory, or any folder of them, in the format of another tool."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pipelines.workdir.workspace import Workspace
 
 STAGE = "export"
 MARK = "export.json"
-"""Manifest in the folder of an export, by which it is known as one."""
+"""Manifest in the folder of an export, which marks the folder as one."""
 _IN_WORK = {
     "masks": "ssr refine",
     "predictions": "ssr predict",
@@ -42,18 +42,18 @@ _IN_WORK = {
     "corrected": "ssr import",
 }
 _OF_SOME = ("instances", "polygons", "simplify", "holes", "image_url")
-"""Options that only some formats have a meaning for."""
+"""Options that have a meaning for some formats only."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What `run` wrote.
+    """The result of `run`.
 
     Attributes:
-        folder: The export.
-        done: Images in it.
-        failed: Images left out because they or their label maps cannot be used.
-        said: What became of unsure pixels, holes and so on, and what to do with the export.
+        folder: Folder of the export.
+        done: Number of images in it.
+        failed: Number of images left out because they or their label maps cannot be used.
+        said: Lines on the treatment of unsure pixels, holes and so on, and on the use of the export.
     """
 
     folder: Path
@@ -63,7 +63,7 @@ class Exported:
 
 
 def run(workspace: Workspace, options: ExportOptions, progress: Progress | None = None) -> Exported:
-    """Write an export; one that is there is replaced when the new one is complete.
+    """Write an export; an existing one is replaced when the new one is complete.
 
     Args:
         workspace: Names the images and classes.
@@ -71,9 +71,9 @@ def run(workspace: Workspace, options: ExportOptions, progress: Progress | None 
         progress: Receives each image.
 
     Raises:
-        UsageError: An option that does not fit the format, or a folder that is no export.
+        UsageError: An option does not fit the format, or the target folder is no export.
         SsrError: There are no label maps.
-        TooManyFailures: More bad images than allowed; nothing is written then.
+        TooManyFailures: There are more bad images than allowed; nothing is written then.
     """
     progress = progress or Silent()
     if not options.format:
@@ -139,7 +139,7 @@ def run(workspace: Workspace, options: ExportOptions, progress: Progress | None 
 
 
 def label_map_folder(workspace: Workspace, options: ExportOptions) -> Path:
-    """Where the label maps lie."""
+    """Return the folder of the label maps."""
     if options.what == "masks":
         return workspace.masks
     if options.what == "corrected":
@@ -150,7 +150,7 @@ def label_map_folder(workspace: Workspace, options: ExportOptions) -> Path:
 
 
 def export_folder(workspace: Workspace, options: ExportOptions) -> Path:
-    """Where the export goes."""
+    """Return the folder of the export."""
     if options.output is not None:
         return options.output
     what = () if options.what == "masks" else (Path(options.what).name,)
@@ -159,7 +159,7 @@ def export_folder(workspace: Workspace, options: ExportOptions) -> Path:
 
 
 def _checked(form: Format, options: ExportOptions) -> str:
-    """What unsure pixels become; options without a meaning are refused, not passed over."""
+    """Return the treatment of unsure pixels; an option without a meaning for the format is refused."""
     for name in _OF_SOME:
         given = getattr(options, name) != type(options).model_fields[name].default
         if given and name not in form.takes:
@@ -173,7 +173,7 @@ def _checked(form: Format, options: ExportOptions) -> str:
 
 
 def _class_names(workspace: Workspace, source: Path) -> tuple[str, ...]:
-    """Classes of a folder of label maps without a dataset: those of ``--classes``, or those that made it."""
+    """Return the classes of a folder of label maps without a dataset: those of ``--classes``, or those of its manifest."""
     if workspace.dataset_options.classes is not None:
         return load_class_list(workspace.dataset_options.classes).names
     manifest = Manifest.read(source.resolve().with_suffix(".json"))
@@ -189,18 +189,18 @@ def _cure(workspace: Workspace, options: ExportOptions) -> str:
 
 
 class _Images:
-    """Images of the work list that have a label map, with their places in it; the list is walked and never held.
+    """Images of the work list that have a label map, with their places in it. The list is iterated and never held in memory.
 
     Args:
         dataset: The work list.
         source: Folder of label maps.
-        shard: The share that is exported.
+        shard: The shard that is exported.
 
     Attributes:
-        held: Images with a label map.
-        count: Those of the share.
-        suffixes: Endings of their photos.
-        folders: Where these lie.
+        held: Number of images with a label map.
+        count: Number of those in the shard.
+        suffixes: Suffixes of their image files.
+        folders: Folders of these files.
     """
 
     def __init__(self, dataset: Dataset, source: Path, shard: Shard) -> None:
@@ -224,14 +224,14 @@ class _Images:
         return (numbered for numbered in self._all() if self._shard.holds(numbered[1].image_id))
 
     def found(self) -> str:
-        """What there is where nothing can be exported, in words."""
+        """Describe what there is instead of label maps to export."""
         others = len(written_masks(self._source))
         return "none of this shard" if self.held else f"{others} PNGs of other images" if others else "none"
 
 
 @dataclass(frozen=True)
 class _Read:
-    """A label map as it is exported, and what was seen: unsure pixels, a photo that EXIF turns."""
+    """A label map as it is exported, its number of unsure pixels, and whether EXIF turns its image."""
 
     label_map: NDArray[np.uint8]
     unsure: int
@@ -240,7 +240,7 @@ class _Read:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads label maps, in threads."""
+    """A reader of label maps that runs in threads."""
 
     dataset: Dataset
     source: Path
@@ -265,7 +265,7 @@ class _Reader:
 
 @dataclass
 class _Seen:
-    """Adds up what was seen in an export."""
+    """A sum of what was found in the label maps of an export."""
 
     ignore: str
     unsure: int = 0
@@ -273,21 +273,21 @@ class _Seen:
     turned: int = 0
 
     def add(self, read: _Read) -> None:
-        """Count a label map."""
+        """Add a label map."""
         self.unsure, self.pixels = self.unsure + read.unsure, self.pixels + read.label_map.size
         self.turned += read.turned
 
     def said(self) -> Iterator[str]:
-        """What became of unsure pixels, and whether the images are seen as they are here."""
+        """Yield lines on the treatment of unsure pixels, and on images that other tools turn by their EXIF."""
         became = {"background": "background", "class": f"the class {IGNORE_NAME}", "keep": "255"}[self.ignore]
         yield f"unsure pixels (255), {self.unsure / max(1, self.pixels):.1%} of all, are written as {became} (--ignore)"
         if self.turned:
             yield (
-                f"{self.turned} photos are turned by their EXIF: tools that heed it show them otherwise than their masks; "
+                f"{self.turned} images are turned by their EXIF: tools that heed it show them otherwise than their masks; "
                 "turn the files (`exiftran -ai *.jpg`), or make masks with --orient"
             )
 
 
 def _lowest(confidences: dict[int, float]) -> float | None:
-    """A label map is as doubtful as its most doubtful class."""
+    """Return the confidence of a label map, which is that of its least confident class."""
     return round(min(confidences.values()), 4) if confidences else None

@@ -1,7 +1,8 @@
-"""`ssr show features`: what alignment does to image features, as a map in the plane and as numbers.
+"""`ssr show features`: shows the effect of alignment on image features, as a map in the plane and as numbers.
 
-A sample is a (photo, present class) pair; its feature is the mean of the photo's patches, weighted by the class's CAM. Both
-lie in the work directory since `ssr align`: no photo and no ground truth is opened, and CLIP's image tower does not run.
+A sample is an (image, present class) pair; its feature is the mean of the image's patches, weighted by the class's CAM. Both
+are
+stored by `ssr align`, so no image and no ground truth is opened, and CLIP's image tower does not run.
 """
 
 from __future__ import annotations
@@ -43,18 +44,19 @@ from pipelines.workdir.workspace import Workspace
 Projection = Literal["tsne", "pca"]
 
 MOST_DOTS = 3000
-"""Maximum number of samples drawn, evenly spaced; more points overplot, and t-SNE would take hours."""
+"""Maximum number of samples drawn, evenly spaced; more points would cover each other, and t-SNE would take hours."""
 
 _CALLED: dict[str, str] = {"tsne": "t-SNE", "pca": "PCA"}
 
 
 @dataclass(frozen=True)
 class Separation:
-    """How well classes are told apart, in the space of the features itself.
+    """Measures of how well classes are separated, in the space of the features itself.
 
     Attributes:
-        purity: Share of samples in k-means clusters (as many as classes) whose most frequent class is theirs.
-        within: Mean cosine distance of samples to their class's mean.
+        purity: Share of samples whose class is the most frequent one of their k-means cluster, with as many clusters as
+            classes.
+        within: Mean cosine distance of samples to the mean of their class.
         between: Mean cosine distance between the means of two classes; None for one class.
     """
 
@@ -65,18 +67,18 @@ class Separation:
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """What `run` wrote and found.
+    """The files that `run` wrote, and their numbers.
 
     Attributes:
         picture: The PNG.
         numbers: The JSON that holds the rest.
-        projection: The one used.
-        photos: Photos whose samples count.
-        left_out: Photos of the split without patches, or with other labels than `ssr align` saw.
-        samples: (photo, class) pairs.
-        drawn: Of these, the dots on the map.
-        before: Plain CLIP's features.
-        after: The same through the heads.
+        projection: The projection that was used.
+        photos: Number of images whose samples count.
+        left_out: Number of images of the split without patches, or whose labels differ from those that `ssr align` read.
+        samples: Number of (image, class) pairs.
+        drawn: Number of these that are drawn as dots.
+        before: Separation of plain CLIP's features.
+        after: Separation of the features projected by the heads.
     """
 
     picture: Path
@@ -94,13 +96,13 @@ def run(workspace: Workspace, align: AlignOptions, show: ShowOptions, progress: 
     """Draw ``WORK/show/features.png`` and write ``WORK/show/features.json``.
 
     Args:
-        workspace: A work directory with `ssr align` done.
-        align: Exponent, seed and kind of prototypes where the training's own manifest does not tell them.
+        workspace: A work directory with trained alignment heads.
+        align: Exponent, seed and kind of prototypes, used where the training's own manifest does not have them.
         show: The projection.
-        progress: Receives photos.
+        progress: Receives images.
 
     Raises:
-        SsrError: Not aligned yet, the patches are gone, or those of another training lie there.
+        SsrError: There are no heads, the patches are gone, or the patches are those of another training.
         UsageError: The heads belong to another CLIP, class list or text bank.
     """
     progress = progress or Silent()
@@ -161,7 +163,7 @@ def run(workspace: Workspace, align: AlignOptions, show: ShowOptions, progress: 
 
 @dataclass(frozen=True)
 class _Pooled:
-    """Features of all samples ``(S, E)`` L2-normalised, their classes ``(S,)``, and the photos they come from."""
+    """Features of all samples ``(S, E)`` L2-normalised, their classes ``(S,)``, and the images they come from."""
 
     before: Tensor
     after: Tensor
@@ -171,7 +173,7 @@ class _Pooled:
 
 
 def _as_trained(options: AlignOptions, checkpoint: Path, inputs: str) -> AlignOptions:
-    """The options that made the features: the training's own where its manifest is there."""
+    """Return the options that made the features, which are the training's own where its manifest exists."""
     manifest = Manifest.read(checkpoint.with_suffix(".json"))
     if manifest is None:
         return options
@@ -203,7 +205,7 @@ def _pool(workspace: Workspace, heads: AlignmentHeads, power: float, progress: P
         progress.finish()
     if not photos:
         hint = f"run `{command_for(workspace.work, 'ssr align')}` first"
-        raise SsrError(f"{folder} holds patches of no photo of split {workspace.dataset.split}", hint)
+        raise SsrError(f"{folder} holds patches of no image of split {workspace.dataset.split}", hint)
     return _Pooled(torch.cat(before), torch.cat(after), torch.tensor(classes), photos, len(samples) - photos)
 
 
@@ -225,7 +227,7 @@ def _separation(features: Tensor, classes: Tensor, count: int) -> Separation:
 
 
 def _lay_out(parts: Sequence[Tensor], projection: Projection, seed: int) -> list[NDArray[np.floating]]:
-    """Lay features and prototypes out together, so that their distances compare; the first part has the samples.
+    """Project features and prototypes together, so that their distances compare; the first part has the samples.
 
     Args:
         parts: ``(n, E)`` each.
@@ -239,7 +241,7 @@ def _lay_out(parts: Sequence[Tensor], projection: Projection, seed: int) -> list
     if projection == "tsne":
         rate = max(len(points) / 48, 10.0)  # scikit-learn's rule without its minimum of 50, which diverges for small n
         tsne = TSNE(perplexity=min(30.0, (len(parts[0]) - 1) / 3), learning_rate=rate, init="pca", random_state=seed)
-        with threadpool_limits(1):  # the order of threads would leak into the sums
+        with threadpool_limits(1):  # the order of threads would change the sums
             laid: NDArray[np.floating] = tsne.fit_transform(points)
     else:
         laid = PCA(2, svd_solver="full").fit_transform(points)

@@ -1,4 +1,4 @@
-"""`ssr init`: look at a folder of photos, and write the config that every other command reads."""
+"""`ssr init`: examines a folder of images, and writes the config that every other command reads."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ SHOWN = {
     "run": ("device", "precision", "max_failures"),
     "refine": ("boundary", "min_confidence"),
 }
-"""Options that always stand in the file, as comments where they are not set."""
+"""Options that the file always contains, as comments where they are not set."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was found and will be written.
+    """What was found, and what will be written.
 
     Attributes:
-        values: Options by section, the given ones and those that were found.
-        dataset: The photos, with their labels if there are any.
+        values: Options by section, both those given and those found.
+        dataset: The images, with their labels if there are any.
         labelled: Whether there are labels.
-        new_classes: Class list that is to be written beside the config; None: there is one, or the labels name the classes.
+        new_classes: Class list to write beside the config; None if there is one already, or if the labels name the classes.
     """
 
     values: Values
@@ -51,7 +51,7 @@ class Plan:
 
 
 def located(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of ``[dataset]`` with layout, split and class list where they were not given.
+    """Return the options of ``[dataset]``; layout, split and class list are found where they are not given.
 
     Args:
         given: At least ``root``.
@@ -61,7 +61,7 @@ def located(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     root = Path(given["root"])
     if not root.is_dir():
-        raise UsageError(f"expected a folder of photos, found {root}", "--root FOLDER")
+        raise UsageError(f"expected a folder of images, found {root}", "--root FOLDER")
     kind = given.get("kind") or layout_of(root)
     split = given.get("split") or split_in(root, kind_of(DatasetOptions(kind=kind)))
     classes = next((root / name for name in CLASS_LISTS if (root / name).is_file()), None)
@@ -69,7 +69,7 @@ def located(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lacking(dataset: Mapping[str, Any]) -> UsageError | None:
-    """The error for photos that have neither labels nor class names; None if they have either."""
+    """Return the error for images that have neither labels nor class names; None if they have either."""
     if dataset["kind"] != "folder" or "labels" in dataset or "classes" in dataset:
         return None
     try:
@@ -80,14 +80,14 @@ def lacking(dataset: Mapping[str, Any]) -> UsageError | None:
 
 
 def plan(values: Values, names: tuple[str, ...] = ()) -> Plan:
-    """List the photos with the options that the config will have; no image and no mask is opened.
+    """List the images with the options that the config will have; no image and no mask is opened.
 
     Args:
         values: Options by section; ``dataset`` as `located` returns it.
         names: Class names, in place of a class list.
 
     Raises:
-        UsageError: What a run would refuse: no photos, labels or names that cannot be read.
+        UsageError: A run would refuse the options: there are no images, or labels or names cannot be read.
     """
     given = values["dataset"]
     for section, entries in values.items():
@@ -113,11 +113,11 @@ def write(made: Plan, target: Path, work: Path | None, recipe: str | None, force
     """Write the config, and the class list beside it if there is a new one.
 
     Args:
-        made: What to write.
-        target: The config.
-        work: Work directory of the config; None: ``runs/`` and the name of the photos' folder.
-        recipe: Recipe of the config; None: the default.
-        force: Replace a config. A class list is never replaced.
+        made: The plan to write.
+        target: Path of the config.
+        work: Work directory in the config; None: ``runs/`` and the name of the images' folder.
+        recipe: Recipe in the config; None: the default.
+        force: Whether a config is replaced. A class list is never replaced.
 
     Returns:
         The files that were written.
@@ -153,10 +153,10 @@ def write(made: Plan, target: Path, work: Path | None, recipe: str | None, force
 
 
 def refuse_existing(target: Path, force: bool) -> None:
-    """Refuse a config that would be replaced.
+    """Refuse a target that exists, unless it may be replaced.
 
     Raises:
-        UsageError: It is there, and ``force`` is off; or it is no ``.toml``.
+        UsageError: The file exists and ``force`` is off, or it is no ``.toml``.
     """
     if target.suffix.lower() != ".toml":
         raise UsageError(f"--output: expected a .toml, found {target}", "--output FILE.toml")
@@ -174,11 +174,11 @@ def _refuse_other_names(path: Path, classes: ClassList) -> None:
 def _check_photos(folder: Path) -> None:
     if not len(ImageFiles(folder)):
         other = unread_in(folder)
-        raise UsageError(f"{folder}: expected photos, found {unread_line(other) if other else 'none'}", "--root FOLDER")
+        raise UsageError(f"{folder}: expected images, found {unread_line(other) if other else 'none'}", "--root FOLDER")
 
 
 def _lines(values: Values, folder: Path, work: Path, recipe: str | None) -> Iterator[str]:
-    """The file, line by line: what is set, and as comments what could be."""
+    """Yield the lines of the file: the values that are set, and the others as comments."""
     set_by = read_recipe(recipe or "ssr")
     yield "# Written by `ssr init`. Any command reads it with --config; a flag of the command overrides it."
     yield "# Paths are relative to this file. `#key = value` shows a default: remove the # to change it."
@@ -196,7 +196,7 @@ def _lines(values: Values, folder: Path, work: Path, recipe: str | None) -> Iter
 
 
 def _toml(value: Any, folder: Path) -> str:
-    """A value as TOML; a path within the folder of the file is relative to it, any other is absolute."""
+    """Return a value as TOML; a path in the folder of the file is relative to it, any other is absolute."""
     if isinstance(value, Path) or (isinstance(value, str) and Path(value).suffix in FILE_SUFFIXES):
         value = Path(os.path.abspath(value))
         inside = Path(os.path.abspath(folder))

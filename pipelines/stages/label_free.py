@@ -1,6 +1,6 @@
-"""`ssr predict --model tags`: label maps of photos from class names alone, or through alignment heads; no model is trained.
+"""`ssr predict --model tags`: label maps of images from class names alone, or through alignment heads, without a trained model.
 
-Each photo is tagged, its tags are read out and refined, and the boundary refinement follows, in one pass of the encoders.
+Each image is tagged, its tags are read out and refined, and the boundary refinement follows, in one pass of the encoders.
 """
 
 from __future__ import annotations
@@ -47,29 +47,29 @@ from pipelines.workdir.thresholds import given_thresholds
 from pipelines.workdir.workspace import Workspace
 
 MODELS = ("tags", "heads")
-"""What ``--model`` may say in place of a file: plain CLIP, or the alignment heads of the work directory."""
+"""Values of ``--model`` that name no file: plain CLIP, or the alignment heads of the work directory."""
 
 
 def is_label_free(options: PredictOptions) -> bool:
-    """Whether ``--model`` names no segmentation model: `MODELS`, or a file of alignment heads."""
+    """Return whether ``--model`` names no segmentation model, but one of `MODELS` or a file of alignment heads."""
     if options.model.is_file():
         return options.model.suffix != ONNX and note_of(options.model, "--model").get("format") == HEADS
     return options.model.name in MODELS
 
 
 def output_folder(workspace: Workspace, options: PredictOptions) -> Path:
-    """Where the label maps go: beside those of a model, with ``_tags`` behind their name."""
+    """Return the folder of the label maps: beside those of a model, with the suffix ``_tags``."""
     name = options.images.resolve().name if options.images else Path(workspace.dataset_options.split).stem
     return folder_of(options, workspace.predictions, f"{name}_tags")
 
 
 def outputs(workspace: Workspace, options: PredictOptions, *_: object) -> tuple[Path, ...]:
-    """Folders that `run` writes."""
+    """Return the folders that `run` writes."""
     return (output_folder(workspace, options),)
 
 
 def photos_of(workspace: Workspace, options: PredictOptions) -> Workspace:
-    """The same work directory with the photos that are to be predicted, without labels; photos that it has already are kept."""
+    """Return the workspace with the images to predict, without labels; an image list that it has already is kept."""
     if workspace.photos or options.images is None:
         return unlabelled(workspace)
     classes = class_list_of(workspace.dataset_options)
@@ -88,24 +88,25 @@ def run(
     refine: RefineOptions,
     progress: Progress | None = None,
 ) -> Counts:
-    """Make the label map of every photo that has none yet.
+    """Make the label map of every image that has none.
 
     Args:
-        workspace: Where photos come from and label maps go.
-        options: ``model``, photos, and what is given of scales, flip, long side and boundary refinement: it goes before that of
+        workspace: Names the images and the folder of the label maps.
+        options: ``model``, images, and the given values of scales, flip, long side and boundary refinement, which override
+            those of
             the sections ``cams``, ``dataset`` and ``refine``.
         tags: The tagger and its thresholds.
-        superpixels: SLIC's options; superpixels are made on the way.
+        superpixels: SLIC's options; superpixels are computed in memory.
         cams: Read-out.
         refine: Affinity, column masks, background rule.
-        progress: Receives each photo.
+        progress: Receives each image.
 
     Returns:
         Label maps done, skipped and failed.
 
     Raises:
-        UsageError: No usable heads, or a folder made with other options while ``workspace.force`` is off.
-        TooManyFailures: More bad photos than allowed; what was computed is kept.
+        UsageError: There are no usable heads, or the folder was made with other options and ``workspace.force`` is off.
+        TooManyFailures: There are more bad images than allowed; what was computed is kept.
     """
     progress, device = progress or Silent(), resolve_device(workspace.run.device)
     if options.probabilities:
@@ -165,7 +166,7 @@ def _submit(makers: LabelMapWorkers, made: LabelFree, folder: Path) -> None:
 def _with_given(
     workspace: Workspace, options: PredictOptions, cams: CamsOptions, refine: RefineOptions
 ) -> tuple[Workspace, CamsOptions, RefineOptions]:
-    """Heads, scales, long side and boundary refinement as ``[predict]`` gives them, where it does."""
+    """Set heads, scales, long side and boundary refinement to the values of ``[predict]``, where it has them."""
     given = {name: getattr(options, name) for name in options.model_fields_set}
     heads = options.model if options.model.is_file() else workspace.checkpoint if options.model.name == "heads" else None
     cams = cams.model_copy(update={"ckpt": heads} | {name: given[name] for name in ("scales", "flip") if name in given})

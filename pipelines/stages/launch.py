@@ -1,7 +1,7 @@
-"""Run a per-image stage on several devices or a Ray cluster; each worker gets a shard of the image list.
+"""Runs a per-image stage on several devices or a Ray cluster; each worker processes a shard of the image list.
 
-Workers are independent: none waits for another, and one that dies loses only its own shard. When all have ended, their outputs
-are merged.
+Workers are independent: none waits for another, and a worker that dies loses only its own shard. When all have ended, their
+outputs are merged.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from pipelines.workdir.workspace import REPORTS, Workspace
 
 
 class PerImageStage(Protocol):
-    """The module of a stage that takes image by image."""
+    """The module of a stage that processes image by image."""
 
     @property
     def outputs(self) -> Callable[..., tuple[Path, ...]]:
-        """Called like `run`, without progress: the stores and folders that are written."""
+        """Function that returns the stores and folders of `run`, and has the same arguments without progress."""
 
     @property
     def run(self) -> Callable[..., Any]:
-        """Takes a workspace, options and a progress."""
+        """Function that runs the stage, with the arguments workspace, options and progress."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A stage and its arguments; it can be pickled for another process.
+    """A stage and its arguments, which can be pickled for another process.
 
     Attributes:
         run: ``run`` of the stage's module.
@@ -53,7 +53,7 @@ class Job:
 
 
 def job_of(stage: PerImageStage, workspace: Workspace, *arguments: Any) -> Job:
-    """The job of a stage's module."""
+    """Return the job of a stage's module."""
     return Job(stage.run, workspace, arguments, stage.outputs(workspace, *arguments))
 
 
@@ -68,14 +68,14 @@ def run(job: Job, options: ScaleOptions, progress: Progress | None = None) -> An
     Args:
         job: The stage.
         options: Devices or cluster.
-        progress: Receives the progress of all processes together.
+        progress: Receives the progress of all processes.
 
     Returns:
-        `Counts`, added up over all processes; for ``eval`` its evaluations.
+        The sum of `Counts` over all processes; for ``eval`` its evaluations.
 
     Raises:
-        UsageError: The options contradict one another, or the stage refuses them.
-        SsrError: An error of the stage, or a process died; it is raised after the other processes have ended.
+        UsageError: The options contradict each other, or the stage refuses them.
+        SsrError: The stage failed, or a process died; it is raised after the other processes have ended.
     """
     progress = progress or Silent()
     if job.workspace.shard is not None:
@@ -100,7 +100,7 @@ def run(job: Job, options: ScaleOptions, progress: Progress | None = None) -> An
 
 
 def _prepare(job: Job, count: int, device: str) -> None:
-    """Merge shards of another count; with ``force``, remove existing outputs once the stage has checked its options."""
+    """Merge shards of another count; with ``force``, remove existing outputs after the stage has checked its options."""
     if any(shard.count != count for output in job.outputs for shard, _ in shard_folders(output.parent)):
         merge_outputs(job.outputs)
     if job.workspace.force and job.outputs:
@@ -139,7 +139,7 @@ def _devices(text: str) -> list[str]:
 
 
 def _names(devices: Sequence[str]) -> list[str]:
-    """``cpu`` twice is ``cpu (1 of 2)`` and ``cpu (2 of 2)``."""
+    """Number devices that occur twice: ``cpu`` becomes ``cpu (1 of 2)`` and ``cpu (2 of 2)``."""
     return [
         device if devices.count(device) == 1 else f"{device} ({devices[: index + 1].count(device)} of {devices.count(device)})"
         for index, device in enumerate(devices)

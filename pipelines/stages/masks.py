@@ -1,7 +1,6 @@
-"""`ssr masks`: superpixels, CAMs, refined CAMs and pseudo-masks of each photo in one pass of each encoder.
+"""`ssr masks`: makes superpixels, CAMs, refined CAMs and pseudo-masks of each image in one pass of each encoder.
 
-It writes what `ssr superpixels`, `ssr cams` and `ssr refine` write, with the same bytes; it goes on
-from whatever of it is there.
+It writes the same bytes as `ssr superpixels`, `ssr cams` and `ssr refine`, and resumes from whatever they have written.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ STAGE = "masks"
 
 
 def outputs(workspace: Workspace, *_: object) -> tuple[Path, ...]:
-    """All that is made."""
+    """Return all stores and folders that `run` writes."""
     return workspace.superpixels, workspace.cams, workspace.refined, workspace.masks
 
 
@@ -59,10 +58,10 @@ def run(
     refine: RefineOptions,
     progress: Progress | None = None,
 ) -> Counts:
-    """Make the pseudo-masks of a work directory, and all that they are made from.
+    """Make the pseudo-masks of a work directory, with the superpixels and CAMs for them.
 
     Args:
-        workspace: Where images come from and outputs go.
+        workspace: Names the images and outputs.
         superpixels: SLIC's options; used if a part needs superpixels.
         cams: Read-out, scales, alignment heads.
         refine: Affinity, masks, background rule, boundary refinement.
@@ -73,7 +72,7 @@ def run(
 
     Raises:
         UsageError: An output was made with other options, and ``workspace.force`` is off.
-        TooManyFailures: More bad images than allowed; what was computed is kept.
+        TooManyFailures: There are more bad images than allowed; what was computed is kept.
     """
     progress = progress or Silent()
     device = resolve_device(workspace.run.device)
@@ -95,13 +94,13 @@ def run(
             output = workspace.output(
                 "superpixels", workspace.superpixels, superpixel_settings, Silent(), prepare=sources.fetch
             )
-            superpixel_output = stack.enter_context(output)  # weights are there before --force clears anything
+            superpixel_output = stack.enter_context(output)  # weights are fetched before --force removes anything
         cam_output = stack.enter_context(workspace.output("cams", workspace.cams, settings, Silent(), prepare=sources.fetch))
         target = Target(refine, workspace.work)
         job = stack.enter_context(open_target(workspace, target, sources, progress, made_from | {"cams": digest(settings)}))
         progress.start(STAGE, len(workspace.samples))
         todo = Todo(_wanted(workspace.samples, superpixel_output, cam_output, job))
-        if todo:  # else no encoder is needed
+        if todo:  # otherwise no encoder is needed
             pool = stack.enter_context(process_pool(min(resolve_workers(workspace.run.workers), len(workspace.samples))))
             slic = partial(slic_in, pool, superpixels)
             stored = superpixel_output.committed(workspace.superpixels) if superpixel_output is not None else ()
@@ -119,7 +118,7 @@ def run(
 
 @dataclass(frozen=True)
 class _Work:
-    """An image and the outputs that lack it; None for one that has it."""
+    """An image, and the outputs that lack it; None for an output that has it."""
 
     sample: Sample
     superpixels: Output | None
@@ -129,7 +128,7 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """An image's photo, and its superpixels ``(H, W)`` if they were made now."""
+    """A decoded image, and its superpixels ``(H, W)`` if they were computed in this run."""
 
     work: _Work
     photo: Photo
@@ -137,7 +136,7 @@ class _Loaded:
 
 
 def _wanted(samples: Iterable[Sample], superpixels: Output | None, cams: Output, job: TargetJob) -> Iterator[_Work]:
-    """Images that some output lacks. An image whose mask alone is missing is queued by the job itself."""
+    """Yield the images that some output lacks. The job itself queues an image whose mask alone is missing."""
     for sample in until_interrupted(samples):
         lacks_superpixels = superpixels is not None and not _counted(superpixels, superpixels.holds(sample))
         lacks_cam = not _counted(cams, cams.holds_labels(sample))
@@ -148,7 +147,7 @@ def _wanted(samples: Iterable[Sample], superpixels: Output | None, cams: Output,
 
 
 def _counted(output: Output, holds: bool) -> bool:
-    """Count an image that is there, and hand on whether it is."""
+    """Count an image that an output holds, and return whether it does."""
     if holds:
         output.skipped()
     else:
@@ -163,7 +162,7 @@ def _load(
     cams: CamsOptions,
     work: _Work,
 ) -> _Loaded:
-    """Decode a photo once, for SLIC and the encoders."""
+    """Decode an image once, for SLIC and the encoders."""
     image = load_image(work.sample.image_path, work.sample.orient)
     sample = seen(work.sample)
     if work.superpixels is None:
@@ -183,7 +182,7 @@ def _leave_out(output: Output, work: _Work, error: ImageError) -> None:
 
 @dataclass(frozen=True)
 class _Made:
-    """A batch, and its CAMs and refined CAMs ``(T, N)`` fp16."""
+    """A batch, with its CAMs and refined CAMs ``(T, N)`` fp16."""
 
     batch: Sequence[_Loaded]
     cams: Callable[[], NDArray[np.float16]]
@@ -197,14 +196,14 @@ def _made(
     refine: RefineOptions,
     batch: Sequence[_Loaded],
 ) -> _Made:
-    """CAMs as they are stored, or will be, and from these refined CAMs."""
+    """Make the CAMs of a batch as they are stored, and refine them."""
     evidence, maps = encode_and_extract(encoders, [item.photo for item in batch], cams)
     halves = _with_stored(maps.flatten(1).half(), [item.work for item in batch], stored)  # (T, N)
     return _Made(batch, fetched(halves), fetched(refined_cams(evidence, halves.float(), refine).half()))
 
 
 def _with_stored(halves: Tensor, works: Sequence[_Work], stored: ArrayReader | tuple[()]) -> Tensor:
-    """The maps ``(T, N)`` of a batch, with the stored CAM of each image that has one."""
+    """Return the maps ``(T, N)`` of a batch, with the stored CAM of each image that has one."""
     if not isinstance(stored, ArrayReader) or all(work.cams is not None for work in works):
         return halves
     rows: list[int] = []
@@ -223,7 +222,7 @@ def _with_stored(halves: Tensor, works: Sequence[_Work], stored: ArrayReader | t
 
 
 def _commit(made: _Made) -> None:
-    """Commit what each image of a batch lacks."""
+    """Commit each image of a batch to the outputs that lack it."""
     photos = [item.photo for item in made.batch]
     for item, cam, refined in zip(made.batch, by_photo(made.cams(), photos), by_photo(made.refined(), photos), strict=True):
         work, sample, size, shape = item.work, item.photo.sample, list(item.photo.size), (-1, *item.photo.grid)

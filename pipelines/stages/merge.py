@@ -1,4 +1,4 @@
-"""`ssr merge`: merge the outputs of shards into one, the same bytes as those of a single process."""
+"""`ssr merge`: merges the outputs of shards into one, with the same bytes as those of a single process."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Merged:
-    """One output that was put together.
+    """One merged output.
 
     Attributes:
-        output: The store or folder; for scores the report.
-        shards: How many shards took part.
+        output: The store or folder; for scores, the report.
+        shards: Number of shards that took part.
         missing: Shards that have not begun or not finished.
-        images: Images that they processed, skipped or scored.
+        images: Number of images that they processed, skipped or scored.
         evaluations: Reports, if scores were added up.
     """
 
@@ -45,10 +45,10 @@ def run(work: Path, folders: Sequence[Path] = ()) -> list[Merged]:
 
     Args:
         work: The work directory.
-        folders: Others that shards have written to, such as ``--output`` of `ssr predict`.
+        folders: Further folders that shards have written to, such as ``--output`` of `ssr predict`.
 
     Raises:
-        SsrError: A shard is still being written, or is damaged.
+        SsrError: A shard is still being written or is damaged.
         UsageError: Shards were made with different options.
     """
     places = [
@@ -64,7 +64,7 @@ def run(work: Path, folders: Sequence[Path] = ()) -> list[Merged]:
 
 
 def merge_outputs(outputs: Iterable[Path]) -> list[Merged]:
-    """Merge the shards of some stores and folders of PNGs; those without shards are left as they are."""
+    """Merge the shards of some stores and folders of PNGs; outputs without shards are not changed."""
     merged: list[Merged] = []
     with ExitStack() as stack:
         for output in outputs:
@@ -72,7 +72,7 @@ def merge_outputs(outputs: Iterable[Path]) -> list[Merged]:
             stack.callback(_tidy, output.parent)
             with ArrayWriter(output.with_name("refined.h5") if output.name == "masks" else output.with_suffix(".h5")):
                 remove_leftovers(output)  # closing the writer merges
-            if manifest is None or not shards:  # killed while it was merged
+            if manifest is None or not shards:  # an earlier merge was killed
                 continue
             manifest.write(output.with_suffix(".json"))
             for shard in shards:
@@ -85,7 +85,7 @@ def merge_outputs(outputs: Iterable[Path]) -> list[Merged]:
 
 
 def merge_failures(work: Path) -> None:
-    """Put the failure logs of all shards into the one of the work directory, by stage and image."""
+    """Merge the failure logs of all shards into the one of the work directory, ordered by stage and image."""
     logs = [folder / FAILURES for _, folder in shard_folders(work) if (folder / FAILURES).is_file()]
     if not logs:
         return
@@ -107,7 +107,7 @@ def merge_scores(work: Path) -> list[Merged]:
     Raises:
         SsrError: Nothing could be scored, or the shards are not of one evaluation.
     """
-    from pipelines.stages import evaluate  # imported here, because it imports matplotlib (0.5 s)
+    from pipelines.stages import evaluate  # here, because it imports matplotlib (0.5 s)
 
     merged: list[Merged] = []
     counts_by_name: dict[str, dict[Shard, Path]] = {}
@@ -116,11 +116,11 @@ def merge_scores(work: Path) -> list[Merged]:
             counts_by_name.setdefault(path.stem, {})[shard] = path
     for name, paths in sorted(counts_by_name.items()):
         complete = [shard.count for shard in paths if not _missing(set(paths), [shard])]
-        count = complete[0] if complete else next(iter(paths)).count  # other counts come from an interrupted run
+        count = complete[0] if complete else next(iter(paths)).count  # other counts are left by an interrupted run
         counted_shards = [shard for shard in paths if shard.count == count]
         missing = _missing(set(paths), counted_shards)
         report = work / REPORTS / name
-        if missing:  # no report: it would look like a score of the whole list
+        if missing:  # a report would look like the score of the whole list
             merged.append(Merged(report, len(counted_shards), missing, 0))
             continue
         counted: Counted = add_counted([read_counted(paths[shard]) for shard in counted_shards])
@@ -135,7 +135,7 @@ def merge_scores(work: Path) -> list[Merged]:
 
 
 def _outputs(place: Path) -> list[Path]:
-    """Outputs that shards have written to: stores, and folders of PNGs by their manifests."""
+    """Return the outputs that shards have written to: stores, and folders of PNGs by their manifests."""
     names = {path.name for _, folder in shard_folders(place) for path in folder.iterdir() if not path.name.startswith(".")}
     stores = {name.removesuffix(".parts") for name in names if name.endswith((".h5", ".h5.parts"))}
     stems = {Path(name).stem for name in stores}
@@ -149,7 +149,7 @@ def _missing(ended: set[Shard], shards: Iterable[Shard]) -> tuple[Shard, ...]:
 
 
 def _tidy(place: Path) -> None:
-    """Remove the folders of shards that hold nothing any more."""
+    """Remove the empty folders of shards."""
     for _, folder in list(shard_folders(place)):
         for empty in (folder / REPORTS, folder, folder.parent):
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""`ssr onnx`: the trained model as one ONNX file, compared with torch on images of the split."""
+"""`ssr onnx`: writes the trained model as one ONNX file, and compares it with torch on images of the split."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from pipelines.workdir.workspace import Workspace
 
 @dataclass(frozen=True)
 class Compared:
-    """The ONNX file beside torch in fp32, over some images.
+    """The comparison of the ONNX file with torch in fp32, over some images.
 
     Attributes:
-        images: How many.
-        difference: Largest difference of a logit; the highest of each patch is 0.
-        equal: Share of the images' pixels whose class is the same.
-        seconds: CPU seconds an image, of onnxruntime and of torch.
+        images: Number of images.
+        difference: Largest difference of a logit; the highest logit of each patch is 0.
+        equal: Share of pixels whose class is the same.
+        seconds: CPU seconds per image, of onnxruntime and of torch.
     """
 
     images: int
@@ -47,12 +47,12 @@ class Compared:
 
 @dataclass(frozen=True)
 class Written:
-    """What `run` wrote.
+    """The result of `run`.
 
     Attributes:
-        path: The file.
-        size: Its bytes.
-        compared: With torch; None if that was not asked for.
+        path: The ONNX file.
+        size: Size of the file in bytes.
+        compared: The comparison with torch; None if it was not requested.
     """
 
     path: Path
@@ -64,12 +64,12 @@ def run(workspace: Workspace, options: OnnxOptions, progress: Progress | None = 
     """Write the model, and compare it with torch.
 
     Args:
-        workspace: Whose model and CLIP; its images are opened for the comparison alone.
+        workspace: Names the model and CLIP; its images are opened for the comparison alone.
         options: Model, file, precision, comparison.
         progress: Receives each image that is compared.
 
     Raises:
-        UsageError: No usable model, or a CLIP that cannot be exported.
+        UsageError: There is no usable model, or CLIP cannot be exported.
         SsrError: onnxscript or onnxruntime is missing, or no image could be compared.
     """
     progress = progress or Silent()
@@ -126,7 +126,7 @@ def _compare(
 
 
 def _timed(predictor: MakesLogits, sample: Sample, image: Image.Image) -> tuple[NDArray[np.float32], float]:
-    """Logits of a photo, ``(C + 1, h, w)``, and the CPU seconds that they took."""
+    """Return the logits of an image, ``(C + 1, h, w)``, and the CPU seconds that they took."""
     start = time.process_time()
     logits = predictor.logits([predictor.photo(sample, image)])[0].numpy()  # (C + 1, h, w)
     return logits, time.process_time() - start

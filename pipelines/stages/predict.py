@@ -1,4 +1,4 @@
-"""`ssr predict`: label maps of a split, or of any folder of photos, from the model that `ssr train` wrote."""
+"""`ssr predict`: writes label maps of a split, or of any folder of images, with the model that `ssr train` wrote."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ STAGE = "predict"
 
 @dataclass(frozen=True)
 class Trained:
-    """A model's file, opened.
+    """An opened model file.
 
     Attributes:
         classes: Foreground classes.
         supervision: ``pseudo``, ``corrected`` or ``masks``.
-        settings: What else changes its label maps.
-        predictor: Makes it ready to run.
+        settings: Everything else that changes its label maps.
+        predictor: Loads the model and returns its predictor.
     """
 
     classes: tuple[str, ...]
@@ -68,7 +68,7 @@ def open_trained(workspace: Workspace, path: Path, options: PredictOptions, devi
 
     Raises:
         UsageError: The file is none of these, is damaged, or belongs to another CLIP.
-        SsrError: A network of `ssr retrain` without mmsegmentation.
+        SsrError: The file is a network of `ssr retrain`, and mmsegmentation is missing.
     """
     dtype = resolve_dtype(workspace.run.precision, device)
     if path.suffix == ONNX:
@@ -90,34 +90,34 @@ def open_trained(workspace: Workspace, path: Path, options: PredictOptions, devi
 
 
 def is_retrained(path: Path) -> bool:
-    """Whether a model's file is a network of `ssr retrain`.
+    """Return whether a model's file is a network of `ssr retrain`.
 
     Raises:
-        UsageError: No file of ours.
+        UsageError: The file is not from `ssr`.
     """
     return path.suffix != ONNX and note_of(path, "--model").get("format") == RETRAINED
 
 
 def outputs(workspace: Workspace, options: PredictOptions) -> tuple[Path, ...]:
-    """Folders that `run` writes."""
+    """Return the folders that `run` writes."""
     return (output_folder(workspace, options),)
 
 
 def run(workspace: Workspace, options: PredictOptions, progress: Progress | None = None) -> Counts:
-    """Make the label map of every photo that has none yet.
+    """Make the label map of every image that has none.
 
     Args:
-        workspace: Where photos come from and label maps go.
-        options: The model, the photos, scales, boundary refinement.
-        progress: Receives each photo.
+        workspace: Names the images and the folder of the label maps.
+        options: The model, the images, scales, boundary refinement.
+        progress: Receives each image.
 
     Returns:
         Label maps done, skipped and failed.
 
     Raises:
-        UsageError: No usable model, one of other classes or another CLIP, or a folder made with other options while
-            ``workspace.force`` is off.
-        TooManyFailures: More bad photos than allowed; what was computed is kept.
+        UsageError: There is no usable model, the model has other classes or another CLIP, or the folder was made with other
+            options and ``workspace.force`` is off.
+        TooManyFailures: There are more bad images than allowed; what was computed is kept.
     """
     progress = progress or Silent()
     device = resolve_device(workspace.run.device)
@@ -167,10 +167,10 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
 
 
 def output_folder(workspace: Workspace, options: PredictOptions) -> Path:
-    """Where the label maps go: as asked for, or in the work directory, named after the split or the folder of photos.
+    """Return the folder of the label maps: ``--output``, or one in the work directory named after the images.
 
     Raises:
-        UsageError: A name beside which no ``NAME.json`` and ``NAME.h5`` can lie.
+        UsageError: The name leaves no room for ``NAME.json`` and ``NAME.h5`` beside it.
     """
     name = options.images.resolve().name if options.images else workspace.dataset.split
     if options.output is None and is_retrained(_model(workspace, options)):
@@ -179,10 +179,10 @@ def output_folder(workspace: Workspace, options: PredictOptions) -> Path:
 
 
 def folder_of(options: PredictOptions, parent: Path, name: str) -> Path:
-    """The folder that is asked for, or one of a name in the work directory.
+    """Return the folder of ``--output``, or else one of the given name in the work directory.
 
     Raises:
-        UsageError: A name beside which no ``NAME.json`` and ``NAME.h5`` can lie.
+        UsageError: The name leaves no room for ``NAME.json`` and ``NAME.h5`` beside it.
     """
     if options.output is None:
         return parent / (name.replace(".", "_") or "photos")
@@ -192,7 +192,7 @@ def folder_of(options: PredictOptions, parent: Path, name: str) -> Path:
 
 
 def _model(workspace: Workspace, options: PredictOptions) -> Path:
-    """``auto`` and ``retrained`` are the work directory's own, unless there is such a file; a config makes paths of them."""
+    """Return the model's file; ``auto`` and ``retrained`` are the work directory's own, unless a file has that name."""
     own = {"auto": (workspace.model, "ssr train"), "retrained": (workspace.retrained, "ssr retrain")}
     if options.model.name not in own or options.model.is_file():
         return options.model
@@ -216,28 +216,28 @@ def _check_classes(path: Path, classes: tuple[str, ...], dataset: Dataset) -> No
 
 
 def check_output(workspace: Workspace, options: PredictOptions, output: Path) -> dict[str, str]:
-    """Refuse a folder that is not ours or holds label maps of other photos; return what tells the photos' place.
+    """Refuse a folder that is foreign or holds label maps of other images; return the keys that identify the images' folder.
 
-    In the work directory that is also where the photos come from, so that `ssr status` finds them.
+    In the work directory, the result also contains the folder or split of the images, so that `ssr status` finds them.
     """
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is not a folder", "--output FOLDER")
     place = digest(str(workspace.dataset.root.resolve()))
     manifest = Manifest.read(output.with_suffix(".json"))
     filled = any(output.glob("*.png")) or store_exists(output.with_suffix(".h5"))
-    own = options.output is None and manifest is None  # in the work directory, and its manifest is gone
+    own = options.output is None and manifest is None  # in the work directory, but without a manifest
     if (filled if manifest is None else manifest.stage != STAGE) and not (own and workspace.force):  # --force would remove it
         hint = "--force starts it over" if own else "--output FOLDER, a new one"
         raise UsageError(f"{output} belongs to something else than `ssr predict`", hint)
     if manifest is not None and not workspace.force and (manifest.dataset or {}).get("place", place) != place:
-        raise UsageError(f"{output} holds label maps of photos of another folder", "--output FOLDER, or --force starts it over")
+        raise UsageError(f"{output} holds label maps of images of another folder", "--output FOLDER, or --force starts it over")
     source = options.images or split_file(workspace.dataset_options.split)
     found = workspace.dataset_options.split if source is None else str(source.resolve())
     return {"place": place} | ({"from": found} if options.output is None else {})
 
 
 def _settings(workspace: Workspace, options: PredictOptions, path: Path, trained: Trained) -> dict[str, Any]:
-    """Whatever changes a label map."""
+    """Return all settings that change a label map."""
     return {
         **label_map_values(options, "scales", "flip"),
         "model": file_sha256(path),

@@ -1,4 +1,4 @@
-"""`ssr report`: what a work directory has, on one HTML page. Scores come from evaluations that were made before."""
+"""`ssr report`: shows the results of a work directory on one HTML page. Scores are read from earlier evaluations."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = 
     """Write ``WORK/report.html``: the best, median and worst mask by confidence, the ablation, evaluations, further panels.
 
     Args:
-        workspace: Images and all existing outputs.
-        options: Which photos, and whether ground truth is shown beside them (opens it).
-        progress: Receives each photo.
+        workspace: Names the images and all existing outputs.
+        options: Which images are shown, and whether ground truth is shown beside them, which opens it.
+        progress: Receives each image.
 
     Returns:
-        The page; it needs no other file.
+        The path of the page, which needs no other file.
 
     Raises:
-        SsrError: No photo could be drawn, or a damaged report.
-        TooManyFailures: More bad photos than allowed.
+        SsrError: No image could be drawn, or a report is damaged.
+        TooManyFailures: There are more bad images than allowed.
     """
     progress = progress or Silent()
     ranked = {} if options.ids else _ranked(workspace)
@@ -60,7 +60,7 @@ def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = 
 
 
 def _ranked(workspace: Workspace) -> dict[str, float]:
-    """Confidence of the images whose mask has one, the best first."""
+    """Return the confidence of the images whose mask has one, the best first."""
     found: dict[str, float] = {}
     with Confidences(workspace) as confidences:
         for sample in workspace.dataset.samples if confidences else ():
@@ -75,7 +75,7 @@ def _ranked(workspace: Workspace) -> dict[str, float]:
 
 
 def _spread(ranked: Sequence[str], count: int) -> list[str]:
-    """Best, median and worst, then others evenly spaced from the best to the worst."""
+    """Return the best, the median and the worst, then others evenly spaced from the best to the worst."""
     places = [0, len(ranked) // 2, len(ranked) - 1] if ranked else []
     places += [index * len(ranked) // count for index in range(count)]
     return list(dict.fromkeys(ranked[place] for place in places))[:count] if ranked else []

@@ -1,4 +1,4 @@
-"""`ssr show`: panels of photo, superpixels, CAM, refined CAM, mask and, if asked, ground truth; one page of all."""
+"""`ssr show`: draws panels of image, superpixels, CAM, refined CAM, mask and, if requested, ground truth, and a page of all."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ TRUTH = "ground truth"
 
 @dataclass(frozen=True)
 class Shown:
-    """What `run` wrote.
+    """The files that `run` wrote.
 
     Attributes:
         page: The self-contained HTML page.
         sheet: The contact sheet.
-        panels: One PNG a photo.
-        failed: Photos that could not be drawn.
+        panels: One PNG per image.
+        failed: Number of images that could not be drawn.
     """
 
     page: Path
@@ -55,11 +55,11 @@ class Drawn:
     """Panels in memory.
 
     Attributes:
-        rows: For an HTML page.
+        rows: The panels, for an HTML page.
         pictures: The same panels as images.
-        colours: Of the class names.
-        facts: For the head of a page.
-        failed: Photos that could not be drawn.
+        colours: Colours of the class names.
+        facts: Facts for the head of a page.
+        failed: Number of images that could not be drawn.
     """
 
     rows: list[PageRow]
@@ -70,19 +70,19 @@ class Drawn:
 
 
 def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = None) -> Shown:
-    """Draw what a work directory holds.
+    """Draw the outputs of a work directory.
 
     Args:
-        workspace: Images and all existing outputs.
-        options: Which photos, and whether ground truth is opened.
-        progress: Receives each photo.
+        workspace: Names the images and all existing outputs.
+        options: Which images are drawn, and whether ground truth is opened.
+        progress: Receives each image.
 
     Returns:
-        The files written, under ``WORK/show``.
+        The files written in ``WORK/show``.
 
     Raises:
-        UsageError: An id that is not in the split.
-        TooManyFailures: More bad photos than allowed.
+        UsageError: An id is not in the split.
+        TooManyFailures: There are more bad images than allowed.
     """
     drawn = draw(workspace, options, progress or Silent())
     folder = workspace.work / "show"
@@ -98,12 +98,12 @@ def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = 
 
 
 def draw(workspace: Workspace, options: ShowOptions, progress: Progress) -> Drawn:
-    """Draw panels of the photos that the options name; nothing is written.
+    """Draw panels of the images that the options name, and write nothing.
 
     Raises:
-        SsrError: No photo could be drawn.
-        UsageError: An id that is not in the split.
-        TooManyFailures: More bad photos than allowed.
+        SsrError: No image could be drawn.
+        UsageError: An id is not in the split.
+        TooManyFailures: There are more bad images than allowed.
     """
     samples = _selected(workspace.dataset.samples, options)
     tally = workspace.tally(STAGE, progress)
@@ -131,7 +131,7 @@ def draw(workspace: Workspace, options: ShowOptions, progress: Progress) -> Draw
     for warning in warnings:
         progress.note(f"ground truth: {warning}")
     if not pictures:
-        raise SsrError("no photo could be drawn", f"see {tally.failures.path}")
+        raise SsrError("no image could be drawn", f"see {tally.failures.path}")
     colours: dict[str, RGB] = {name: tuple(palette()[index].tolist()) for index, name in enumerate(names) if index}
     facts = {
         "dataset": workspace.dataset.kind,
@@ -144,7 +144,7 @@ def draw(workspace: Workspace, options: ShowOptions, progress: Progress) -> Draw
 
 
 class _Drawer:
-    """Draws one photo's panel from whatever outputs exist."""
+    """Draws the panel of one image from the outputs that exist."""
 
     def __init__(self, workspace: Workspace, options: ShowOptions, stack: ExitStack) -> None:
         self._workspace = workspace
@@ -160,7 +160,7 @@ class _Drawer:
         }  # fmt: skip
 
     def draw(self, sample: Sample) -> Image.Image:
-        """The panel of one photo."""
+        """Draw the panel of one image."""
         image = np.asarray(load_image(sample.image_path, sample.orient))  # (H, W, 3)
         tiles: list[tuple[str, NDArray[np.uint8]]] = [("photo", image)]
         shown = np.zeros(image.shape[:2], dtype=np.uint8)
@@ -178,7 +178,7 @@ class _Drawer:
             if title == TRUTH:
                 self.truth += plausibility(mask, len(self._names) - 1, sample.labels)
             if mask.shape != image.shape[:2]:
-                raise ImageError(f"{path} is {mask.shape}, the photo {image.shape[:2]}")
+                raise ImageError(f"{path} is {mask.shape}, the image {image.shape[:2]}")
             tiles.append((title, overlay_mask(image, mask, palette())))
             shown = np.concatenate([shown.ravel(), mask.ravel()])[None]
         return panel(tiles, self._options.height, legend(shown, self._names, palette()))

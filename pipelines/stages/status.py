@@ -1,4 +1,4 @@
-"""`ssr status`: what is done in a work directory, and what comes next."""
+"""`ssr status`: reports what is done in a work directory, and the next command."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OUTPUTS = {
     "retrained": "ssr retrain",
 }
 TRAINED = ("cmpa", "model", "retrained")
-"""Outputs that not everyone makes: listed once they were begun."""
+"""Outputs that not every recipe needs; they are listed once they were begun."""
 _FOLDERS = {"cmpa": "align", "model": "train", "retrained": "retrain"}
 """Folder of each training."""
 
@@ -47,17 +47,18 @@ class OutputStatus:
     Attributes:
         name: ``superpixels``, ``cmpa``, ``cams``, ``refined``, ``masks``, ``model``, ``retrained`` or, for label maps of
             a model, ``predictions/NAME`` and ``retrained/NAME``.
-        images: Images of the present work list that it holds; ``cmpa``: that it has learned from; ``model``, ``retrained``:
-            steps trained.
-        total: Images of the work list when it was last worked on; 0 if it was never begun. Trained ``cmpa``: those with a
-            class, so that photos without one do not look forgotten. ``model``, ``retrained``: steps of the whole training.
-        others: Images that it holds beyond those, such as the rest of a larger split before.
+        images: Images of the present work list that it holds; for ``cmpa``, those it is trained on; for ``model`` and
+            ``retrained``, the number of steps trained.
+        total: Images of the work list in its last run; 0 if it was never begun. For trained ``cmpa``, those with a class, so
+            that
+            images without one do not look missing. For ``model`` and ``retrained``, the steps of the whole training.
+        others: Images that it holds in addition, such as the rest of an earlier, larger split.
         failed: Bad images of the last run.
-        complete: The last run reached its end.
-        options_digest: Of the options that made it.
+        complete: Whether the last run reached its end.
+        options_digest: Digest of the options that made it.
         updated: UTC time of the last change.
-        outdated: Images whose labels or photo changed since, or that are new in the work list; see `with_outdated`. Of a
-            training only those whose photo was replaced.
+        outdated: Images whose labels or files changed since, or that are new in the work list; see `with_outdated`. For a
+            training, only those whose image was replaced.
         made_by: The command that makes it.
     """
 
@@ -74,12 +75,12 @@ class OutputStatus:
 
     @property
     def trained(self) -> bool:
-        """It was learned from all images together."""
+        """Whether it is trained on all images together."""
         return self.name in TRAINED
 
     @property
     def state(self) -> str:
-        """``done``, ``broken off`` or ``not begun``, and what else must be known, in words."""
+        """``done``, ``broken off`` or ``not begun``, with further facts in words."""
         words = ["done" if self.complete else "broken off" if self.total else "not begun"]
         words += [f"{self.failed} bad"] if self.failed else []
         words += [f"{self.others} of another split"] if self.others else []
@@ -89,15 +90,15 @@ class OutputStatus:
 
 @dataclass(frozen=True)
 class WorkStatus:
-    """A work directory at a glance.
+    """The state of a work directory.
 
     Attributes:
-        dataset: Kind, root and split, as remembered.
-        recipe: Recipe in force.
-        outputs: In the order of the stages; ``cmpa``, ``model`` and ``retrained``, which not everyone trains, and label maps of
-            these only once they were begun.
-        reports: Evaluations so far.
-        next_command: The one obvious next command.
+        dataset: Kind, root and split, as recorded.
+        recipe: The recipe in use.
+        outputs: Outputs in the order of the stages. ``cmpa``, ``model``, ``retrained`` and label maps of these, which not every
+            recipe needs, are listed only once they were begun.
+        reports: Reports of the evaluations so far.
+        next_command: The next command.
     """
 
     dataset: str
@@ -108,17 +109,17 @@ class WorkStatus:
 
 
 def status(work: Path) -> WorkStatus:
-    """Look at a work directory; nothing is changed, no image or mask is opened.
+    """Read the status of a work directory; nothing is changed, and no image or mask is opened.
 
     Raises:
-        SsrError: A damaged manifest or store.
+        SsrError: A manifest or store is damaged.
     """
     memory = recall(work)
     dataset = memory.get("dataset") or {}
     trained = {"cmpa": _heads(work), "model": _model(work, "model"), "retrained": _model(work, "retrained")}
     looked_at = [trained[name] if name in TRAINED else _output(work, name) for name in OUTPUTS]
     outputs = [replace(output, made_by=OUTPUTS[output.name]) for output in looked_at if output is not None]
-    # read here instead of by `evaluate.reports_in`, to avoid importing matplotlib (0.5 s) in bare `ssr`
+    # not read by `evaluate.reports_in`, which would import matplotlib (0.5 s) in bare `ssr`
     reports = [read_report(path) for path in sorted((work / "eval").glob("*/report.json"))]
     return WorkStatus(
         dataset=f"{dataset.get('kind', '?')}, {dataset.get('split', '?')}, {dataset.get('root', '?')}",
@@ -130,10 +131,10 @@ def status(work: Path) -> WorkStatus:
 
 
 def with_outdated(work: Path, found: WorkStatus) -> WorkStatus:
-    """The same with the images of each output that the next run would make anew: other labels, another photo, or new.
+    """Add to each output the images that the next run would make anew, because labels or image changed or the image is new.
 
-    The label files are read and each photo's time is looked at; the next command is that of the first stage with such images.
-    Of trainings, which no run makes anew unasked, the photos that were replaced.
+    The label files and each image's time are read. The next command is that of the first stage with such images. Trainings are
+    not made anew unless requested; they get the images that were replaced.
 
     Args:
         work: The work directory.
@@ -145,7 +146,7 @@ def with_outdated(work: Path, found: WorkStatus) -> WorkStatus:
     options = cast("DatasetOptions", build_options("dataset", remembered))
     try:
         dataset = load_dataset(options)
-    except SsrError:  # the next stage says it
+    except SsrError:  # the next stage reports it
         return found
     outputs: list[OutputStatus] = []
     ids, stale = [sample.image_id for sample in dataset.samples], set[str]()
@@ -183,13 +184,13 @@ def _outdated(store: Path, dataset: Dataset, by_labels: bool) -> Iterator[str]:
 
 
 def _replaced(work: Path, name: str, dataset: Dataset) -> tuple[str, ...]:
-    """Photos of a training that are others now."""
+    """Return the images of a training that were replaced since."""
     manifest = Manifest.read(work / f"{name}.json")
     return replaced_photos(work / _FOLDERS[name], dataset.samples, begun_at(manifest)) if manifest else ()
 
 
 def _predictions(work: Path) -> Iterator[OutputStatus]:
-    """Label maps of models in the work directory."""
+    """Yield the status of label maps of models in the work directory."""
     for parent, option in (("predictions", ""), ("retrained", " --model retrained")):
         for path in sorted((work / parent).glob("*.json")):
             manifest = Manifest.read(path)
@@ -205,12 +206,12 @@ def _predictions(work: Path) -> Iterator[OutputStatus]:
 
 
 def _is_photos(source: str) -> bool:
-    """Whether label maps were made of a folder of photos: its path is absolute, unlike the name of a split."""
+    """Return whether label maps were made of a folder of images: its path is absolute, unlike the name of a split."""
     return Path(source).is_absolute() and Path(source).is_dir()
 
 
 def _repredicted(work: Path, name: str, options: DatasetOptions) -> Iterator[str]:
-    """Photos that are others now than those that label maps were made of."""
+    """Yield the images that were replaced since their label maps were made."""
     manifest = Manifest.read(work / f"{name}.json")
     source = manifest.dataset.get("from") if manifest else None
     if manifest is None or not isinstance(source, str):
@@ -220,7 +221,7 @@ def _repredicted(work: Path, name: str, options: DatasetOptions) -> Iterator[str
             dataset = load_photos(Path(source), ("any",))
         else:
             dataset = load_dataset(options.model_copy(update={"split": source}))
-    except SsrError:  # `ssr predict` says it
+    except SsrError:  # `ssr predict` reports it
         return
     for sample in dataset.samples:
         if is_changed(sample, begun_at(manifest), map(photo_of_mask, [work / name / f"{sample.image_id}.png"])):
@@ -274,14 +275,14 @@ def _output(work: Path, name: str) -> OutputStatus:
         raise SsrError(
             f"{path.with_suffix('.json')} is damaged", f"remove it and run `{OUTPUTS.get(name, 'ssr predict')} --force`"
         ) from None
-    # an output keeps the images of earlier work lists; a run that reached its end has counted those of its own
+    # an output keeps the images of earlier work lists; a complete run has counted those of its own list
     images = min(held, counts.get("done", 0) + counts.get("skipped", 0) if counts else total)
     others, failed = max(0, held - total), counts.get("failed", 0)
     return OutputStatus(name, images, total, others, failed, manifest.complete, manifest.options_digest, manifest.updated)
 
 
 def _labels_first(work: Path, dataset: Mapping[str, Any]) -> str | None:
-    """The next command for photos without labels: whatever else is made needs those of `ssr tag`."""
+    """Return the next command for images without labels: every other stage needs those of `ssr tag`."""
     if not dataset or not lacks_labels(cast("DatasetOptions", build_options("dataset", dataset))):
         return None
     tags = work / "tags.csv"
@@ -297,7 +298,7 @@ def _next(work: Path, outputs: list[OutputStatus], reports: list[Report]) -> str
 
 
 def _checkpoint(work: Path, name: str, outputs: list[OutputStatus]) -> str:
-    """Heads that are there are for CAMs and training, but not for those that were begun without them."""
+    """Return the flag for existing heads, which CAMs and training use unless they were begun without them."""
     if name not in {"cams", "model"}:
         return ""
     begun = Manifest.read(work / f"{name}.json")

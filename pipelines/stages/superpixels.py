@@ -1,4 +1,4 @@
-"""`ssr superpixels`: SLIC of every photo, in processes, into one HDF5 store."""
+"""`ssr superpixels`: computes SLIC of every image, in processes, into one HDF5 store."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class _Job:
 
 
 def outputs(workspace: Workspace, options: SuperpixelsOptions) -> tuple[Path, ...]:
-    """Stores that `run` writes."""
+    """Return the stores that `run` writes."""
     return (workspace.superpixels,)
 
 
 def run(workspace: Workspace, options: SuperpixelsOptions, progress: Progress | None = None) -> Counts:
-    """Compute the superpixels of every image that has none yet.
+    """Compute the superpixels of every image that has none.
 
     Args:
-        workspace: Where images come from and the store goes.
+        workspace: Names the images and the store.
         options: SLIC's options.
         progress: Receives each image.
 
@@ -50,7 +50,7 @@ def run(workspace: Workspace, options: SuperpixelsOptions, progress: Progress | 
 
     Raises:
         UsageError: The store was made with other options and ``workspace.force`` is off.
-        TooManyFailures: More bad images than allowed; what was computed is kept.
+        TooManyFailures: There are more bad images than allowed; what was computed is kept.
     """
     progress = progress or Silent()
     workers = resolve_workers(workspace.run.workers)
@@ -76,7 +76,7 @@ def _jobs(samples: Iterable[Sample]) -> Iterator[_Job]:
 
 
 def _superpixels(job: _Job, options: SuperpixelsOptions) -> tuple[NDArray[Any], str]:
-    """Superpixels ``(H, W)``, and the fingerprint of the photo."""
+    """Compute the superpixels ``(H, W)`` and the fingerprint of an image."""
     image = np.asarray(load_image(job.path, job.orient))
     made = slic_superpixels(image, options.segments, options.compactness, options.iterations)
     return made, fingerprint(job.path)

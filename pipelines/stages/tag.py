@@ -1,4 +1,4 @@
-"""`ssr tag`: which classes of the list each photo shows, from their names alone; the result is a label file."""
+"""`ssr tag`: finds the classes of the list that each image shows, from their names alone, and writes a label file."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ STAGE = "tag"
 
 @dataclass(frozen=True)
 class Tags:
-    """What `write_tags` wrote.
+    """The files that `write_tags` wrote, and their numbers.
 
     Attributes:
         path: The label file.
-        images: Photos in it.
-        untagged: Of these, photos without a tag.
-        tags: (photo, class) pairs.
-        thresholds: By class name.
+        images: Number of images in it.
+        untagged: Number of these without a tag.
+        tags: Number of (image, class) pairs.
+        thresholds: Thresholds by class name.
         source: Where the thresholds come from, in words.
-        labelled: Photos whose labels were known.
-        expected: What the tags of further photos are worth, by these labels; None without any.
+        labelled: Number of images whose labels were known.
+        expected: Expected quality of the tags of further images, estimated on these labels; None without any.
     """
 
     path: Path
@@ -64,7 +64,7 @@ class Tags:
 
 
 def outputs(workspace: Workspace, *_: object) -> tuple[Path, ...]:
-    """Stores that `run` writes."""
+    """Return the stores that `run` writes."""
     return (workspace.tag_scores,)
 
 
@@ -75,21 +75,21 @@ def run(
     tags: TagOptions,
     progress: Progress | None = None,
 ) -> Counts:
-    """Compute the scores of all classes in every photo that has none yet.
+    """Compute the scores of all classes in every image that has none.
 
     Args:
-        workspace: Where photos come from and the store goes; whatever labels the photos have are not looked at.
-        superpixels: SLIC's options; superpixels are made on the way and not kept.
-        cams: Numbers of the read-outs, alignment heads.
+        workspace: Names the images and the store; labels of the images are not read.
+        superpixels: SLIC's options; superpixels are computed in memory and not stored.
+        cams: Options of the read-outs, and alignment heads.
         tags: The tagger.
-        progress: Receives each photo.
+        progress: Receives each image.
 
     Returns:
-        Photos done, skipped and failed.
+        Images done, skipped and failed.
 
     Raises:
         UsageError: The store was made with other options and ``workspace.force`` is off, or the tagger needs heads.
-        TooManyFailures: More bad photos than allowed; what was computed is kept.
+        TooManyFailures: There are more bad images than allowed; what was computed is kept.
     """
     progress, device = progress or Silent(), resolve_device(workspace.run.device)
     workspace = unlabelled(workspace)
@@ -127,21 +127,21 @@ def run(
 
 
 def unlabelled(workspace: Workspace) -> Workspace:
-    """The same work directory with photos of which no class is known."""
+    """Return the workspace with images without labels."""
     return workspace if workspace.photos else replace(workspace, photos=load_unlabelled(workspace.dataset_options))
 
 
 def write_tags(workspace: Workspace, cams: CamsOptions, tags: TagOptions) -> Tags:
-    """Write the label file and the thresholds behind it, from scores that are all there.
+    """Write the label file and its thresholds, from complete scores.
 
     Args:
-        workspace: With `run` done; photos with a row in its label file (``--labels``) calibrate the thresholds.
-        cams: As for `run`.
-        tags: Thresholds, or how they are chosen.
+        workspace: A work directory whose scores are stored; images with a row in ``--labels`` calibrate the thresholds.
+        cams: The options of `run`.
+        tags: Thresholds, or the way to choose them.
 
     Raises:
-        UsageError: A label file without any of the photos, or thresholds of another tagger or class list.
-        SsrError: No scores.
+        UsageError: The label file has none of the images, or the thresholds are of another tagger or class list.
+        SsrError: There are no scores.
     """
     workspace = unlabelled(workspace)
     if not store_exists(workspace.tag_scores):
@@ -176,9 +176,9 @@ def write_tags(workspace: Workspace, cams: CamsOptions, tags: TagOptions) -> Tag
 
 
 def _labelled(workspace: Workspace, reader: ArrayReader) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Scores and labels ``(photos, C)`` of the photos with a row in the label file, and a score."""
+    """Return scores and labels ``(P, C)`` of the P images that have a score and a row in the label file."""
     path, classes = workspace.dataset_options.labels, workspace.dataset.classes
-    path = None if holds_tags(path) else path  # tags of an earlier run are no truth to calibrate by
+    path = None if holds_tags(path) else path  # tags of an earlier run are no labels to calibrate by
     scores: list[NDArray[np.float32]] = []
     labels: list[tuple[int, ...]] = []
     for image_id, present in iter_label_file(path, classes) if path is not None else ():
@@ -187,7 +187,7 @@ def _labelled(workspace: Workspace, reader: ArrayReader) -> tuple[NDArray[np.flo
             labels.append(present)
     if path is not None and not any(labels):
         raise UsageError(
-            f"{path} has a label of none of the photos that were tagged", "--labels FILE, with rows of some photos"
+            f"{path} has a label of none of the images that were tagged", "--labels FILE, with rows of some images"
         )
     known = label_table(labels, len(classes.names))
     return np.array(scores, dtype=np.float32).reshape(known.shape), known

@@ -1,4 +1,4 @@
-"""`ssr text`: class names and background words through CLIP's text tower, once, into text banks."""
+"""`ssr text`: embeds class names and background words with CLIP's text tower, once, and writes text banks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pipelines.options.sources import ClipOptions, DatasetOptions
 
 
 def write_banks(dataset: DatasetOptions, clip: ClipOptions, target: Path) -> tuple[Path, Path]:
-    """Write one bank of classes and one of background words.
+    """Write one bank of classes and one bank of background words.
 
     Args:
-        dataset: Its class list: ``classes``, or the kind's own.
+        dataset: Options with the class list: ``classes``, or the kind's own.
         clip: The CLIP whose text tower is used.
-        target: Bank of the classes; the background's gets ``-background`` before the suffix.
+        target: Path of the bank of classes; the other bank gets ``-background`` before the suffix.
 
     Returns:
-        Both paths.
+        The two paths.
 
     Raises:
-        UsageError: The weights hold no text tower.
+        UsageError: The weights contain no text tower.
     """
     classes = _class_list(dataset)
     loaded = build_clip(resolve_clip(clip.model, clip.pretrained))
@@ -36,6 +36,6 @@ def write_banks(dataset: DatasetOptions, clip: ClipOptions, target: Path) -> tup
 def _class_list(dataset: DatasetOptions) -> ClassList:
     if dataset.classes is not None:
         return load_class_list(dataset.classes)
-    if dataset.kind == "coco" and dataset.root is not None:  # an export has classes of its own
+    if dataset.kind == "coco" and dataset.root is not None:  # a COCO export has its own classes
         return load_dataset(dataset).classes
     return kind_of(dataset).class_list or load_dataset(dataset).classes

@@ -83,7 +83,7 @@ def superpixels_of(reader: ArrayReader | None, image_id: str, photo: str = "") -
         raise ImageError("it has no superpixels", "run `ssr superpixels`")
     recorded = reader.attributes(image_id).get("photo")
     if photo and recorded and recorded != photo:
-        raise ImageError("its photo was replaced after its superpixels were made", "run `ssr superpixels`")
+        raise ImageError("its image was replaced after its superpixels were made", "run `ssr superpixels`")
     return read_superpixels(reader, image_id)
 
 

@@ -120,7 +120,7 @@ class TrainingRun:
         """Write down the photos of a training that begins; name those that were replaced since it was begun."""
         samples = self.workspace.dataset.samples
         if replaced := replaced_photos(self.folder, samples, output.begun):
-            found = f"{len(replaced)} photos were replaced after this training was begun: {some(replaced)}"
+            found = f"{len(replaced)} images were replaced after this training was begun: {some(replaced)}"
             self.progress.note(f"{found}; --force trains anew")
         elif not output.finished and not (self.folder / PHOTOS).is_file():
             note_photos(self.folder, samples)

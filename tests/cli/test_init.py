@@ -96,12 +96,12 @@ def test_the_drawn_set(here, ssr):
 BAD = {
     # flags -> the line
     "no folder named": ([], "expected a folder of photos, found no --root"),
-    "no such folder": (["--root", "nowhere"], "expected a folder of photos, found nowhere (--root FOLDER)"),
+    "no such folder": (["--root", "nowhere"], "expected a folder of images, found nowhere (--root FOLDER)"),
     "nothing known": (["--root", "folder/images"], "found none (--labels FILE, or the class names: --names 'mug, spoon')"),
-    "no photos": (["--root", "empty", "--names", "cat"], "empty: expected photos, found none"),
+    "no photos": (["--root", "empty", "--names", "cat"], "empty: expected images, found none"),
     "unread photos": (
         ["--root", "heic", "--names", "cat"],
-        "heic: expected photos, found files of formats that are not read: 1 .heic",
+        "heic: expected images, found files of formats that are not read: 1 .heic",
     ),
     "a name twice": (["--root", "folder", "--names", "cat,cat"], "class name 'cat' stands twice"),
     "a label without a name": (["--root", "folder", "--names", "cat"], "unknown class 'dog'"),

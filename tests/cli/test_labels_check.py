@@ -105,6 +105,6 @@ def test_bad_input_is_one_line(ssr, tiny_voc, tmp_path):
     config = Path(tmp_path / "c.toml")
     config.write_text(tiny_voc.config.read_text().replace("[dataset]\n", f'[dataset]\nlabels = "{tmp_path}/none.csv"\n'))
     ran = ssr("labels", "--check", "--config", config, "--work", tmp_path / "w", code=1)
-    assert "none of the photos has a label: there is nothing to check" in ran.err
+    assert "none of the images has a label: there is nothing to check" in ran.err
     assert "found no SOURCE" in ssr("labels", code=2).err
     assert "found no --from" in ssr("labels", "a", "b", code=2).err

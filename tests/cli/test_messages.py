@@ -343,7 +343,7 @@ def test_large_photos_are_encoded_at_the_long_side_and_masks_keep_their_size(ssr
     root, made = own_voc
     Image.new("RGB", (400, 100), (200, 60, 40)).save(root / "JPEGImages/a_cat.jpg")
     made += ["--long-side", 128, "--force"]
-    assert "1 photos larger than 128 pixels, encoded at that long side" in ssr("doctor", *made).out
+    assert "1 images larger than 128 pixels, encoded at that long side" in ssr("doctor", *made).out
     for stage in ("superpixels", "cams", "refine"):
         ssr(stage, *made)
     with ArrayReader(made[5] / "cams.h5") as cams:
@@ -365,10 +365,10 @@ def test_doctor_names_pixels_that_may_not_be_meant(ssr, own_voc):
     Image.fromarray(np.full((48, 64), 4095, np.uint16)).save(photos / "d_empty.jpg", "PNG")
     said = ssr("doctor", *made).out
     for line in (
-        "1 photos that EXIF asks to turn, used as they are stored; --orient turns them, if the masks are for that: a_cat",
-        "1 photos with transparency, which is dropped: what is behind it shows: b_trio",
-        "1 CMYK photos, converted without their colour profile",
-        "1 photos of 16 bits with values of 12 bits or fewer, which are nearly black",
+        "1 images that EXIF asks to turn, used as they are stored; --orient turns them, if the masks are for that: a_cat",
+        "1 images with transparency, which is dropped: what is behind it shows: b_trio",
+        "1 CMYK images, converted without their colour profile",
+        "1 images of 16 bits with values of 12 bits or fewer, which are nearly black",
     ):
         assert f"warning dataset: {line}" in said
     assert "EXIF" not in ssr("doctor", "--orient", *made).out
@@ -393,7 +393,7 @@ def test_a_photo_that_was_replaced_is_made_anew_by_every_stage(ssr, tiny_voc, tm
     said = ssr("status", *made[4:]).out
     assert said.count("1 images out of date, with other labels or another photo, or new: a_cat") == 4
     assert f"next: ssr superpixels --work {tmp_path / 'work'}" in said
-    assert "its photo was replaced after its superpixels were made" in ssr("cams", *made, code=1).err
+    assert "its image was replaced after its superpixels were made" in ssr("cams", *made, code=1).err
     for stage, said in (("superpixels", "6/6"), ("cams", "6/6"), ("refine", "6/6")):
         ran = ssr(stage, *made)
         assert f"{stage}: {said}" in ran.err

@@ -141,7 +141,7 @@ def test_photos_that_were_replaced_are_predicted_again_and_trainings_name_them(
         assert f"{there} already done" in ssr("predict", *source, "--work", work).err
     after = {path: path.read_bytes() for path in work.glob("predictions/*/*.png")}
     assert {path.stem for path in after if after[path] != before[path]} == {"f_car"}
-    replaced = "1 photos were replaced after this training was begun: f_car; --force trains anew"
+    replaced = "1 images were replaced after this training was begun: f_car; --force trains anew"
     assert replaced in ssr(*align, *made).err
     assert "were replaced" not in ssr(*align, *made, "--force").err
     said = ssr("status", "--work", work).out

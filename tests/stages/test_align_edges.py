@@ -77,7 +77,7 @@ def test_one_photo_ends_well(workspace_in, make_voc, tmp_path, changed):
 
 def test_no_labels_at_all_is_one_clear_line(workspace_in, make_voc, tmp_path):
     workspace = some(workspace_in, make_voc, tmp_path, {"one": (), "two": ()})
-    with pytest.raises(SsrError, match="no photo has a class") as caught:
+    with pytest.raises(SsrError, match="no image has a class") as caught:
         bare(workspace)
     assert "\n" not in str(caught.value)
     assert not (workspace.work / "cmpa.safetensors").exists()

@@ -85,4 +85,4 @@ def test_superpixels_of_another_photo_are_noticed(workspace_in, tiny_voc, tmp_pa
     shutil.copy(root / "JPEGImages/c_bird.jpg", root / "JPEGImages/a_cat.jpg")
     counts = cams.run(workspace, SSR)
     assert (counts.done, counts.failed) == (5, 1)
-    assert "its photo was replaced after its superpixels were made" in (workspace.work / "failures.jsonl").read_text()
+    assert "its image was replaced after its superpixels were made" in (workspace.work / "failures.jsonl").read_text()

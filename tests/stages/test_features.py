@@ -232,7 +232,7 @@ def test_photos_with_other_labels_are_left_out(workspace_at, root, tmp_path):
     (changed / "Annotations/a_cat.xml").write_text("<annotation><object><name>dog</name></object></annotation>")
     made = features.run(workspace_at(root=changed), TRAINED, PCA)
     assert (made.photos, made.left_out, made.samples) == (4, 1, 7)
-    with pytest.raises(SsrError, match=r"patches of no photo of split some .*ssr align"):
+    with pytest.raises(SsrError, match=r"patches of no image of split some .*ssr align"):
         features.run(workspace_at("a_cat", root=changed), TRAINED, PCA)
 
 

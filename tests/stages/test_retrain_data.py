@@ -102,9 +102,9 @@ BAD: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     # name: what spoils photo or mask, what is said
     "wrong size": (
         lambda _, mask: write(mask, np.zeros((8, 9), np.uint8)),
-        r"d\.png is 9 x 8, its photo 6 x 4 \(ssr refine --force",
+        r"d\.png is 9 x 8, its image 6 x 4 \(ssr refine --force",
     ),
-    "turned": (lambda _, mask: write(mask, np.array(Image.open(mask)).T), "d.png is 4 x 6, its photo 6 x 4"),
+    "turned": (lambda _, mask: write(mask, np.array(Image.open(mask)).T), "d.png is 4 x 6, its image 6 x 4"),
     "beyond": (dotted(4), r"d\.png: expected values 0\.\.3 and 255, found 4 \(1 pixels\) \(--classes"),
     "far beyond": (dotted(254), r"expected values 0\.\.3 and 255, found 254"),
     "truncated": (lambda _, mask: mask.write_bytes(mask.read_bytes()[:-30]), "d.png, found a file that cannot be read"),
@@ -288,7 +288,7 @@ def test_corrected_masks_go_before_pseudo_masks(pairs, dataset, tmp_path) -> Non
 @pytest.mark.parametrize(
     ("asked_for", "hint"), [(True, "--masks FOLDER"), (False, "run `ssr refine` first, or give --masks FOLDER")]
 )
-@pytest.mark.parametrize(("others", "held"), [(None, "none"), (0, "none"), (2, "2 PNGs of other photos")])
+@pytest.mark.parametrize(("others", "held"), [(None, "none"), (0, "none"), (2, "2 PNGs of other images")])
 def test_no_pseudo_mask(dataset, tmp_path, others, held, asked_for, hint) -> None:
     folder = tmp_path / "elsewhere"
     if others is not None:

@@ -104,7 +104,7 @@ def unknown_class(workspace: Workspace, root: Path) -> None:
         ("ssr", no_superpixels, "no superpixels"),
         ("ssr", other_size, r"its superpixels are \(80, 80\), the image \(70, 70\)"),
         ("masks", no_mask, "c_bird"),
-        ("masks", other_size, r"its ground truth is \(80, 80\), the photo \(70, 70\)"),
+        ("masks", other_size, r"its ground truth is \(80, 80\), the image \(70, 70\)"),
         ("masks", unknown_class, r"expected values 0\.\.20 and 255"),
     ],
 )

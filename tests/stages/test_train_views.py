@@ -204,7 +204,7 @@ def test_a_replaced_photo_is_encoded_again(new, run_train, encoded, tiny_voc, tm
     run_train(new(root=root, force=True), "weclip", cache_views=2, iterations=1)
     assert encoded == [1, 1]
     assert contents(workspace) != before
-    with pytest.raises(TooManyFailures, match="its photo was replaced after its superpixels were made"):
+    with pytest.raises(TooManyFailures, match="its image was replaced after its superpixels were made"):
         run_train(new(root=root, force=True), "views")
 
 
@@ -225,7 +225,7 @@ def test_a_bad_photo_has_no_views(new, run_train, tiny_voc, tmp_path):
         ("joint", {}, r"heads that are trained change the labels.*--no-train-heads"),
         ("weclip", {}, r"the decoder's filter changes the labels.*--filter-from -1"),
         ("ssr", {"losses": {"own": 0.5}}, r"loss 'own' may read the crops.*--loss own=0"),
-        ("ssr", {"cache_limit": 1e-5}, r"2 views of 6 photos take 0\.074 MB, more than the 1e-05 GB allowed.*--cache-limit"),
+        ("ssr", {"cache_limit": 1e-5}, r"2 views of 6 images take 0\.074 MB, more than the 1e-05 GB allowed.*--cache-limit"),
     ],
 )
 def test_what_cannot_be_cached_is_one_line(new, run_train, monkeypatch, name, changed, said):
@@ -257,8 +257,8 @@ def test_a_filter_that_never_begins_changes_nothing(new, run_train):
 def test_too_little_disk_is_said_before_anything_is_written(new, train_sections, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 0, 90_000))
     heard, workspace = Heard(), new()
-    with pytest.raises(SsrError, match=r"2 views of 6 photos take 0\.074 MB and twice that.*0\.09 MB are free"):
+    with pytest.raises(SsrError, match=r"2 views of 6 images take 0\.074 MB and twice that.*0\.09 MB are free"):
         train.run(workspace, train_sections("views"), heard)
     monkeypatch.undo()
     train.run(workspace, train_sections("views"), heard)
-    assert any("2 views of 6 photos take" in str(note) for note in heard.notes)
+    assert any("2 views of 6 images take" in str(note) for note in heard.notes)

@@ -1,7 +1,8 @@
-"""What `ssr align` learns from: of each photo some patches, and plain CLIP's CAMs at their places.
+"""The training data of `ssr align`: some patches of each image, and plain CLIP's CAMs there.
 
-CLIP runs once a photo, however long the training: a patch takes 1 KB, and an epoch over stored patches costs a small part of
-one pass of the image tower, on a CPU as on a GPU.
+CLIP runs once per image, however long the training is. A stored patch takes 1 KB, and an epoch over stored patches costs a
+small
+part of one pass of the image tower, on a CPU as on a GPU.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ STAGE = "align"
 
 @dataclass(frozen=True)
 class AlignInputs:
-    """Where the patches and their CAMs lie, and how they are made.
+    """The stores of patches and their CAMs, and the options that they are made with.
 
     Attributes:
-        workspace: Photos, superpixels, work directory.
+        workspace: Names the images, superpixels and work directory.
         options: ``cam``, ``features``, ``tokens``, ``cooccurrence``.
         cams: Plain CLIP's read-out; its checkpoint, scales and flip are left out.
         refine: Affinity and masks of the refined CAM.
-        sources: What the encoders are built from; see `sources_of`.
+        sources: Weights and text of the encoders; see `sources_of`.
     """
 
     workspace: Workspace
@@ -68,37 +69,37 @@ class AlignInputs:
 
     @property
     def tokens_path(self) -> Path:
-        """Store of patch features, ``(T, E)`` fp16 a photo."""
+        """Store of patch features, ``(T, E)`` fp16 per image."""
         return self.workspace.work / "align" / "tokens.h5"
 
     @property
     def cams_path(self) -> Path:
-        """Store of CAMs at the same patches, ``(K, T)`` fp16 a photo."""
+        """Store of CAMs at the same patches, ``(K, T)`` fp16 per image."""
         return self.workspace.work / "align" / "cams.h5"
 
     @property
     def inputs_path(self) -> Path:
-        """Store of the same patches as they enter CLIP's last block, where look-alikes are found; ``(T, D)`` fp16 a photo."""
+        """Store of the same patches at the input of CLIP's last block, where they are compared; ``(T, D)`` fp16 per image."""
         return self.workspace.work / "align" / "inputs.h5"
 
     @property
     def background_path(self) -> Path:
-        """Store of the likeliest background word's probability at the same patches, ``(T,)`` fp16 a photo."""
+        """Store of the likeliest background word's probability at the same patches, ``(T,)`` fp16 per image."""
         return self.workspace.work / "align" / "background.h5"
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All stores that are made."""
+        """All stores that are written."""
         paths = self.tokens_path, self.cams_path
         return (*paths, self.inputs_path, self.background_path) if self.options.cooccurrence else paths
 
     @property
     def needs(self) -> Needs:
-        """What the CAMs and patches are made from."""
+        """Fields of the evidence that patches and CAMs are made from."""
         return needs_of(self.options, self.cams, self.refine)
 
     def settings(self) -> dict[str, Any]:
-        """Whatever changes the patches or their CAMs."""
+        """Return all settings that change the patches or their CAMs."""
         options = self.options.model_dump(mode="json", include={"cam", "features", "tokens"})
         settings: dict[str, Any] = {**options, "cams": cam_settings(self.workspace, self.cams, self.sources)}
         if self.options.cooccurrence:
@@ -110,19 +111,19 @@ class AlignInputs:
         return settings
 
     def collect(self, load: Callable[[], FrozenModels], progress: Progress) -> Counts:
-        """Encode every photo that is not there yet.
+        """Encode every image whose patches are not stored.
 
         Args:
-            load: Loads the encoders, once; not called if every photo is there.
-            progress: Receives each photo.
+            load: Loads the encoders, once; not called if the patches of every image are stored.
+            progress: Receives each image.
 
         Raises:
-            UsageError: Made with other options before, and ``workspace.force`` is off.
-            SsrError: No superpixels although they are asked for.
-            TooManyFailures: More bad images than allowed; what was computed is kept.
+            UsageError: The patches were made with other options, and ``workspace.force`` is off.
+            SsrError: There are no superpixels although a part needs them.
+            TooManyFailures: There are more bad images than allowed; what was computed is kept.
         """
         workspace = self.workspace
-        # patches of the same settings are kept, unless they are what --force is to mend
+        # patches of the same settings are kept even with --force, unless they are damaged
         again = workspace.force and self._damaged()
         with (
             workspace.output(
@@ -150,7 +151,7 @@ class AlignInputs:
         return output.counts
 
     def _damaged(self) -> bool:
-        """Whether any patches or CAMs do not read back."""
+        """Return whether any stored patches or CAMs cannot be read."""
         try:
             for path in self.paths:
                 if store_exists(path):
@@ -161,7 +162,7 @@ class AlignInputs:
         return False
 
     def _made(self, evidence: Evidence, photos: Sequence[Photo]) -> Iterator[tuple[Any, ...]]:
-        """Each photo, and what is stored of it, one array a path of `paths`."""
+        """Yield each image and its arrays, one for each path of `paths`."""
         features = head_features(evidence.tokens_cls, evidence.tail, self.options.features)  # (B, N, E)
         maps = initial_cams(evidence, self.cams)  # (sum of K, N)
         if self.options.cam == "refined":
@@ -175,19 +176,19 @@ class AlignInputs:
             yield photo, _half(features[index, drawn]), _half(cam[:, drawn]), *(_half(other[index, drawn]) for other in others)
 
     def _background_options(self) -> CamsOptions:
-        """How background words are read out: with superpixels only where the CAMs have them too."""
+        """Return the options by which background words are read out; superpixels have a share only if the CAMs read them."""
         return self.cams if "superpixels" in self.needs else self.cams.model_copy(update={"superpixel_share": 0.0})
 
     def collected(self) -> list[Sample]:
-        """The photos whose patches and CAMs are there, made with the labels of today.
+        """Return the images whose patches and CAMs are stored and were made with the present labels.
 
         Raises:
-            SsrError: No photo has a class, or none could be used.
+            SsrError: No image has a class, or no image could be used.
         """
         with_class = self._with_class()
         if not with_class:
-            raise SsrError("no photo has a class: there is nothing to align", "check --labels")
-        none = SsrError("none of the photos could be used: there is nothing to align", "see failures.jsonl in the work folder")
+            raise SsrError("no image has a class: there is nothing to align", "check --labels")
+        none = SsrError("none of the images could be used: there is nothing to align", "see failures.jsonl in the work folder")
         if not all(store_exists(path) for path in self.paths):
             raise none
         with ExitStack() as stack:
@@ -198,11 +199,11 @@ class AlignInputs:
         return samples
 
     def data(self, samples: Sequence[Sample], device: torch.device) -> AlignmentData:
-        """What was collected of photos, patches in a memory map that has no name and ends with the process.
+        """Read the stored data of some images, with patches in an unnamed memory map that ends with the process.
 
         Args:
-            samples: Photos that were `collected`.
-            device: Where look-alikes are searched.
+            samples: Images that were `collected`.
+            device: Device of the search for similar patches.
         """
         labels = [sample.labels for sample in samples]
         with ArrayReader(self.cams_path) as cams:
@@ -231,19 +232,19 @@ class AlignInputs:
 
 
 def needs_of(options: AlignOptions, cams: CamsOptions, refine: RefineOptions) -> Needs:
-    """What patches and CAMs are made from with these options."""
+    """Return the fields of the evidence that patches and CAMs are made from with these options."""
     patches: Needs = frozenset({"tokens_cls", "text"})
     needs = cam_needs(cams) | patches
     return needs | refine_needs(refine) if options.cam == "refined" else needs
 
 
 def drawn_patches(image_id: str, patches: int, count: int) -> NDArray[np.int64]:
-    """The patches of a photo that are kept: the same on every run, each once unless there are too few.
+    """Draw the patches of an image that are stored: the same on every run, and each once unless there are too few.
 
     Args:
-        image_id: Seeds the draw.
-        patches: Patches N of the photo.
-        count: Patches wanted.
+        image_id: Seed of the draw.
+        patches: Number of patches N of the image.
+        count: Number of patches to draw.
 
     Returns:
         ``(count,)`` in ``0..N - 1``.

@@ -1,4 +1,4 @@
-"""`ssr align`: CMPA. Two heads learn to bring a class's patches and its name together, from image-level labels alone."""
+"""`ssr align`: CMPA. Two heads are trained to align a class's patches with its name, from image-level labels alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STAGE = "align"
 METRICS = "metrics.json"
 FILES = ("state.safetensors", METRICS)
 SAVE_EVERY = 500
-"""Steps between two saves of the state; refreshes save it too."""
+"""Number of steps between two saves of the state, which is saved at each refresh too."""
 
 
 def run(
@@ -42,22 +42,23 @@ def run(
     refine: RefineOptions,
     progress: Progress | None = None,
 ) -> Counts:
-    """Collect patches of every photo, train the heads, write ``WORK/cmpa.safetensors``.
+    """Collect patches of every image, train the heads, write ``WORK/cmpa.safetensors``.
 
     Args:
-        workspace: Photos and superpixels.
-        options: The training.
+        workspace: Names the images and superpixels.
+        options: Options of the training.
         cams: Plain CLIP's read-out, whose CAMs pool the features; one scale, no mirror image.
-        refine: How these CAMs are refined first, if ``options.cam`` asks for it.
-        progress: Receives photos, then steps.
+        refine: Options by which these CAMs are refined first, if ``options.cam`` is the refined one.
+        progress: Receives images, then steps.
 
     Returns:
-        Photos done, skipped and failed.
+        Images done, skipped and failed.
 
     Raises:
-        UsageError: Made with other options before, and ``workspace.force`` is off; or nothing to contrast with.
-        SsrError: No superpixels although they are asked for, or no photo has a class.
-        TooManyFailures: More bad images than allowed; what was computed is kept.
+        UsageError: The heads were made with other options, and ``workspace.force`` is off; or there is nothing to contrast
+            with.
+        SsrError: There are no superpixels although a part needs them, or no image has a class.
+        TooManyFailures: There are more bad images than allowed; what was computed is kept.
     """
     progress = progress or Silent()
     plain = cams.model_copy(update={"ckpt": None, "scales": (1.0,), "flip": False})
@@ -81,7 +82,7 @@ def run(
             @cache
             def make_trainer() -> AlignmentTrainer:
                 embeddings = load().embeddings
-                load.cache_clear()  # the heads need CLIP's memory more
+                load.cache_clear()  # frees CLIP's memory for the heads
                 assert embeddings is not None  # noqa: S101 - there is text
                 classes = len(embeddings.classes)
                 return AlignmentTrainer(inputs.data(samples, device), embeddings.all, classes, options, device, processes)
@@ -93,7 +94,7 @@ def run(
 
 
 def _settings(inputs: AlignInputs, samples: Sequence[Sample], processes: Processes) -> dict[str, Any]:
-    """Whatever changes the heads."""
+    """Return all settings that change the heads."""
     return {
         **inputs.options.model_dump(mode="json", exclude={"resume"}),
         "inputs": digest(inputs.settings()),
@@ -109,11 +110,11 @@ def _train(
     device: torch.device,
     make_trainer: Callable[[], AlignmentTrainer],
 ) -> None:
-    """Train from where the last run stood; measure at each refresh of the prototypes. If nothing is left, load nothing."""
+    """Train from the last saved state, and measure at each refresh of the prototypes; nothing is loaded if no step is left."""
     options, metrics, steps = inputs.options, _Metrics(training), step_count(inputs.options, photos)
     training.processes.wait()
     saved = None
-    if options.resume == "auto" and metrics.path.is_file():  # without the metrics so far, train from the start
+    if options.resume == "auto" and metrics.path.is_file():  # without the earlier metrics, train from the start
         saved = training.saved_state()
     if saved is not None:
         metrics.read()
@@ -143,7 +144,7 @@ def _train(
 
 
 class _Metrics:
-    """``metrics.json``: how well the heads tell classes apart, at each refresh."""
+    """The file ``metrics.json``, which holds measures of how well the heads separate classes, at each refresh."""
 
     def __init__(self, training: TrainingRun) -> None:
         self.training = training
@@ -151,7 +152,7 @@ class _Metrics:
         self.qualities: list[dict[str, float]] = []
 
     def read(self) -> None:
-        """Go on with those of the training that is resumed."""
+        """Read the metrics of the training that is resumed."""
         qualities = read_json(self.path)
         if not isinstance(qualities, list) or not all(
             isinstance(quality, dict) and isinstance(quality.get("iteration"), int) for quality in qualities
@@ -160,7 +161,7 @@ class _Metrics:
         self.qualities = qualities
 
     def measure(self, trainer: AlignmentTrainer) -> None:
-        """Measure the heads as they are; all processes do, the first one writes."""
+        """Measure the present heads in all processes; the first process writes the file."""
         quality = trainer.quality()
         if self.training.processes.first:
             earlier = [one for one in self.qualities if one["iteration"] < quality.iteration]
@@ -180,7 +181,7 @@ def _write_alignment(inputs: AlignInputs, trainer: AlignmentTrainer) -> None:
 
 
 def describe(quality: Quality) -> str:
-    """One line for a person: how far the classes have come apart."""
+    """Describe a measurement in one line: how far apart the classes are."""
     loss = "" if quality.loss is None else f"loss {quality.loss:.3f}, "
     between = "" if quality.between is None else f", between {quality.between:.3f}"
     return (

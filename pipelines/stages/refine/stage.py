@@ -1,6 +1,6 @@
-"""`ssr refine`: spread CAMs along CLIP + DINO attention, masked by superpixels, and make pseudo-masks.
+"""`ssr refine`: spreads CAMs along CLIP + DINO attention, masked by superpixels, and makes pseudo-masks.
 
-The encoders run once an image, however many sets of options are asked for: a table of an ablation costs one pass.
+The encoders run once per image for any number of sets of options, so that a table of an ablation costs one pass.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = ["STAGE", "Target", "outputs", "run", "run_targets"]
 
 
 def outputs(workspace: Workspace, options: RefineOptions) -> tuple[Path, ...]:
-    """Store and folder that `run` writes."""
+    """Return the store and the folder that `run` writes."""
     return workspace.refined, workspace.masks
 
 
@@ -52,7 +52,7 @@ def run(workspace: Workspace, options: RefineOptions, progress: Progress | None 
     """Refine the CAMs of a work directory and make its pseudo-masks.
 
     Args:
-        workspace: Where images, CAMs and superpixels come from and masks go.
+        workspace: Names the images, CAMs, superpixels and the folder of the masks.
         options: Affinity, masks, background rule, boundary refinement.
         progress: Receives each mask.
 
@@ -60,18 +60,18 @@ def run(workspace: Workspace, options: RefineOptions, progress: Progress | None 
         Masks done, skipped and failed.
 
     Raises:
-        UsageError: Made with other options before, and ``workspace.force`` is off.
-        SsrError: No CAMs, or no superpixels although they are asked for.
-        TooManyFailures: More bad images than allowed; what was computed is kept.
+        UsageError: The masks were made with other options, and ``workspace.force`` is off.
+        SsrError: There are no CAMs, or no superpixels although a part needs them.
+        TooManyFailures: There are more bad images than allowed; what was computed is kept.
     """
     return run_targets(workspace, [Target(options, workspace.work)], progress)[0]
 
 
 def run_targets(workspace: Workspace, targets: Sequence[Target], progress: Progress | None = None) -> list[Counts]:
-    """Like `run` for several sets of options in one pass of the encoders.
+    """Do the same as `run` for several sets of options in one pass of the encoders.
 
     Args:
-        workspace: Where images, CAMs and superpixels come from.
+        workspace: Names the images, CAMs and superpixels.
         targets: Sets of options with equal ``clip_blocks`` and ``dino_blocks``, or 0, or a ``dino_weight`` of 0 or 1.
         progress: Receives each mask.
 
@@ -86,7 +86,7 @@ def run_targets(workspace: Workspace, targets: Sequence[Target], progress: Progr
         jobs = [stack.enter_context(open_target(workspace, target, sources, progress)) for target in targets]
         progress.start(STAGE, len(workspace.samples) * len(jobs))
         todo = Todo(_wanted(workspace.samples, jobs))
-        if todo:  # else no encoder is needed
+        if todo:  # otherwise no encoder is needed
             models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
             encoders = models.encoders(needs, blocks)
             cams = stack.enter_context(ArrayReader(workspace.cams))
@@ -97,7 +97,7 @@ def run_targets(workspace: Workspace, targets: Sequence[Target], progress: Progr
                 _check_cam(cams, sample)
                 photo = load_photo(encoders, superpixels, sample)
                 if cams.attributes(sample.image_id).get("photo", photo.sample.photo) != photo.sample.photo:
-                    raise ImageError("its photo was replaced after its CAM was made", "run `ssr cams`")
+                    raise ImageError("its image was replaced after its CAM was made", "run `ssr cams`")
                 return photo, jobs
 
             photos = usable(load, todo, _leave_out)
@@ -112,7 +112,7 @@ def run_targets(workspace: Workspace, targets: Sequence[Target], progress: Progr
 
 
 def _wanted(samples: Iterable[Sample], jobs: Sequence[TargetJob]) -> Iterator[tuple[Sample, list[TargetJob]]]:
-    """Images that some target has not refined yet, and which targets those are."""
+    """Yield the images that some target has not refined yet, with those targets."""
     for sample in until_interrupted(samples):
         wanting = [job for job in jobs if job.wants(sample)]
         if wanting:
@@ -120,7 +120,7 @@ def _wanted(samples: Iterable[Sample], jobs: Sequence[TargetJob]) -> Iterator[tu
 
 
 def _shared_needs(options: Sequence[RefineOptions]) -> tuple[Needs, Blocks]:
-    """What one pass of the encoders has to give to serve all sets of options."""
+    """Return the needs and blocks of one pass of the encoders that serves all sets of options."""
     needs = [refine_needs(one) for one in options]
     clip = {one.clip_blocks for one, of_one in zip(options, needs, strict=True) if of_one & CLIP_NEEDS}
     dino = {one.dino_blocks for one, of_one in zip(options, needs, strict=True) if of_one & DINO_NEEDS}
@@ -149,7 +149,7 @@ def _too_large(item: tuple[Photo, list[TargetJob]]) -> None:
 
 @dataclass(frozen=True)
 class _Refined:
-    """A batch: which targets each photo is for, the sizes of the photos, and the maps ``(T, N)`` fp16 of each target."""
+    """A batch: the targets and size of each image, and the maps ``(T, N)`` fp16 of each target."""
 
     batch: Sequence[tuple[Photo, list[TargetJob]]]
     sizes: list[list[int]]
@@ -157,12 +157,12 @@ class _Refined:
 
 
 def _refined(encoders: Encoders, cams: ArrayReader, batch: Sequence[tuple[Photo, list[TargetJob]]]) -> _Refined:
-    """Refine the CAMs of photos of one grid for every target that has none of them."""
+    """Refine the CAMs of images of one grid for every target that lacks them."""
     photos = [photo for photo, _ in batch]
     stored = [read_cam(cams, photo.sample.image_id) for photo in photos]
     for photo, (cam, _) in zip(photos, stored, strict=True):
         if tuple(cam.shape[1:]) != photo.grid:
-            found = f"CAM of {photo.sample.image_id} is on grid {tuple(cam.shape[1:])}, the photo on {photo.grid}"
+            found = f"CAM of {photo.sample.image_id} is on grid {tuple(cam.shape[1:])}, the image on {photo.grid}"
             raise SsrError(found, "ssr cams --force")
     evidence = encoders.encode(photos)
     flat = torch.cat([torch.from_numpy(cam.astype(np.float32)).flatten(1) for cam, _ in stored])
@@ -173,7 +173,7 @@ def _refined(encoders: Encoders, cams: ArrayReader, batch: Sequence[tuple[Photo,
 
 
 def _commit(refined: _Refined) -> None:
-    """Store the maps of a batch and queue its masks."""
+    """Store the maps of a batch, and queue its masks."""
     photos = [photo for photo, _ in refined.batch]
     for job, maps in refined.maps:
         for (photo, jobs), of_photo, size in zip(refined.batch, by_photo(maps(), photos), refined.sizes, strict=True):

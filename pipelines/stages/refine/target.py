@@ -1,4 +1,4 @@
-"""One set of refine options during a run: its store, its masks, its counts."""
+"""One set of refine options during a run, with its store, masks and counts."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ STAGE = "refine"
 
 @dataclass
 class Target:
-    """One set of options and where its output goes.
+    """One set of options, and the folder of its output.
 
     Attributes:
-        options: What to compute.
-        folder: Gets ``refined.h5`` and ``masks/``.
+        options: The options.
+        folder: Folder of ``refined.h5`` and ``masks/``.
     """
 
     options: RefineOptions
@@ -61,11 +61,11 @@ def open_target(
     """Open the store and the masks of one set of options; see `pipelines.workdir.output.Output`.
 
     Args:
-        workspace: Where CAMs and superpixels come from.
-        target: The options, and where the outputs go.
-        sources: What the encoders are built from.
+        workspace: Names the CAMs and superpixels.
+        target: The options, and the folder of the output.
+        sources: Weights and text of the encoders.
         progress: Receives each mask.
-        made_now: Digests of CAMs and superpixels that are made in the same run.
+        made_now: Digests of CAMs and superpixels that the same run makes.
     """
     made_from = {"cams": made_now.get("cams") or input_digest(workspace.cams, "ssr cams")}
     settings = refinement_settings(workspace, target.options, sources, made_now) | made_from
@@ -81,12 +81,12 @@ def open_target(
             settings,
             progress,
             then=[Part("masks", target.masks, masks)],
-            prepare=sources.fetch,  # before --force clears what is there
+            prepare=sources.fetch,  # before --force removes anything
             log=STAGE if target.folder == workspace.work else f"{STAGE} {target.folder.name}",
         ) as output,
         LabelMapWorkers(make, resolve_workers(workspace.run.workers), output.made, processes=processes) as makers,
     ):
-        _ = output.tally  # an image that failed last time is not listed twice
+        _ = output.tally  # loads the tally, so that an image that failed before is not listed again
         yield TargetJob(target, output, makers)
 
 
@@ -95,9 +95,9 @@ class TargetJob:
     """One target during a run.
 
     Attributes:
-        target: What is computed and where it goes.
+        target: The options, and the folder of the output.
         output: Its store and its masks.
-        makers: Write its masks in the background.
+        makers: Workers that write its masks in the background.
     """
 
     target: Target
@@ -105,14 +105,14 @@ class TargetJob:
     makers: LabelMapWorkers
 
     def wants(self, sample: Sample) -> bool:
-        """Whether an image has no refined CAM yet. If it has one and no mask, its mask is queued."""
+        """Return whether an image has no refined CAM yet. If it has one and no mask, its mask is queued."""
         masked = self.output.holds(sample, self.target.masks)
         if masked and self.output.holds_labels(sample):
             self.output.skipped()
             return False
         self.output.begin()
         if not self.output.holds_labels(sample):
-            if masked:  # of other labels: a kill must not leave it to pass for a new one
+            if masked:  # with other labels: after a kill it must not look like a new one
                 self._mask(sample).unlink()
             return True
         refined = self.output.committed(self.target.refined)
@@ -122,7 +122,7 @@ class TargetJob:
         return False
 
     def refined(self, sample: Sample, cam: NDArray[np.float16], size: list[int]) -> None:
-        """Store a refined CAM and queue its mask."""
+        """Store a refined CAM, and queue its mask."""
         self.output.writer.add(sample.image_id, cam, photo_attributes(size, sample.photo, sample.labels))
         self._submit(sample, cam, size)
 

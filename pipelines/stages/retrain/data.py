@@ -1,4 +1,4 @@
-"""What `ssr retrain` learns from: label maps that are there and sound, and where mmsegmentation finds them."""
+"""The training data of `ssr retrain`: sound label maps, and the lists and links by which mmsegmentation finds them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from pipelines.workdir.corrected import Corrected
 
 @dataclass(frozen=True)
 class LabelMaps:
-    """Photos with a label map each.
+    """Images with one label map each.
 
     Attributes:
-        samples: The photos.
+        samples: The images.
         paths: Their label maps.
-        counts: Pixels of each class, background first, ``(C + 1,)`` int64.
-        ignored: Share of all pixels that is 255.
-        truth: What labels and label maps say of one another.
+        counts: Number of pixels of each class, background first, ``(C + 1,)`` int64.
+        ignored: Share of all pixels with value 255.
+        truth: Comparison of labels and label maps.
     """
 
     samples: tuple[Sample, ...]
@@ -45,7 +45,7 @@ class LabelMaps:
     truth: Plausibility
 
     def class_weights(self) -> list[float]:
-        """Square root of each class's rareness, 1 on average over the pixels; a class without pixels weighs 1."""
+        """Square root of each class's rarity, 1 on average over the pixels; a class without pixels has weight 1."""
         share = self.counts / self.counts.sum()
         weights = np.where(share > 0, 1 / np.sqrt(np.maximum(share, 1e-12)), 0)
         weights /= (weights * share).sum()
@@ -53,26 +53,26 @@ class LabelMaps:
 
 
 def pseudo_masks(dataset: Dataset, folder: Path, asked_for: bool, corrected: Corrected) -> list[tuple[Sample, Path]]:
-    """The photos that have a pseudo-mask, or a corrected one, which goes before it.
+    """Return the images that have a pseudo-mask or a corrected mask; the latter is preferred.
 
     Raises:
-        SsrError: None has.
+        SsrError: No image has one.
     """
     there = written_masks(folder)
     paths = [(sample, corrected.path(sample.image_id)) for sample in dataset.samples]
     found = [(sample, own or folder / f"{sample.image_id}.png") for sample, own in paths if own or sample.image_id in there]
     if not found:
-        held = f"{len(there)} PNGs of other photos" if there else "none"
+        held = f"{len(there)} PNGs of other images" if there else "none"
         hint = "--masks FOLDER" if asked_for else "run `ssr refine` first, or give --masks FOLDER"
         raise SsrError(f"expected pseudo-masks of split {dataset.split} in {folder}, found {held}", hint)
     return found
 
 
 def check_pseudo(dataset: Dataset, folder: Path) -> None:
-    """Refuse what would make an upper bound pass for a weakly supervised result.
+    """Refuse masks that would present an upper bound as a weakly supervised result.
 
     Raises:
-        UsageError: The folder holds ground truth, or label maps of a model that learned from it.
+        UsageError: The folder holds ground truth, or label maps of a model that was trained on ground truth.
     """
     truths = {path.resolve() for path in (dataset.mask_folder, dataset.mask_fallback) if path is not None}
     if folder.resolve() in truths:
@@ -84,10 +84,10 @@ def check_pseudo(dataset: Dataset, folder: Path) -> None:
 
 
 def ground_truth(dataset: Dataset, flag: str) -> list[tuple[Sample, Path]]:
-    """All photos with their ground truth.
+    """Return all images with their ground truth.
 
     Raises:
-        UsageError: The split has none.
+        UsageError: The split has no ground truth.
     """
     if dataset.mask_folder is None or not dataset.mask_folder.is_dir():
         raise UsageError(f"split {dataset.split} has no ground-truth masks", flag)
@@ -98,20 +98,20 @@ def ground_truth(dataset: Dataset, flag: str) -> list[tuple[Sample, Path]]:
 def checked(
     pairs: Sequence[tuple[Sample, Path]], classes: Sequence[str], failures: Failures | None, progress: Progress
 ) -> LabelMaps:
-    """Open every label map once: sizes, class numbers, how much of what there is.
+    """Open every label map once, check sizes and class numbers, and count the pixels of each class.
 
     Args:
-        pairs: Photos and label maps.
+        pairs: Images and label maps.
         classes: Foreground classes.
-        failures: Takes bad photos and label maps, which are left out; None: there may be none.
-        progress: Receives each.
+        failures: Log for bad images and label maps, which are left out; None: bad ones are an error.
+        progress: Receives each image.
 
     Returns:
-        The sound ones.
+        The sound label maps.
 
     Raises:
-        TooManyFailures: More bad ones than allowed.
-        SsrError: None is left, or there may be no bad one.
+        TooManyFailures: There are more bad ones than allowed.
+        SsrError: No label map is left, or one is bad and ``failures`` is None.
     """
     by_id = {sample.image_id: path for sample, path in pairs}
     counts, ignored, truth = np.zeros(len(classes) + 1, np.int64), 0, nothing_seen(len(classes))
@@ -138,22 +138,22 @@ def checked(
 
 
 def split_files(name: str, samples: Sequence[Sample], masks: Sequence[Path], folder: Path) -> SplitFiles:
-    """Photos and label maps as mmsegmentation finds them.
+    """Return images and label maps in the form that mmsegmentation finds.
 
-    It takes one folder and one suffix of photos, and equal names of label maps. A dataset that is built so is used where it
-    lies; of another, links are made.
+    mmsegmentation expects one folder and one suffix of images, and label maps of equal names. A dataset of this form is used
+    in place; for any other, links are made.
 
     Args:
-        name: Of the split.
-        samples: Photos.
+        name: Name of the split.
+        samples: Images.
         masks: Their label maps.
-        folder: For the list of names, and for links.
+        folder: Folder for the list of names, and for links.
     """
     places = Counter((sample.image_path.parent, sample.image_path.suffix) for sample in samples)
     uniform = len(places) == 1 and all(sample.image_path.stem == sample.image_id for sample in samples)
     images, suffix = next(iter(places))
     if not uniform:
-        images, suffix = folder / f"{name}_images", ".jpg"  # content, not the name, tells the format
+        images, suffix = folder / f"{name}_images", ".jpg"  # the content, not the name, decides how the file is read
         _link(images, {f"{sample.image_id}{suffix}": sample.image_path for sample in samples})
     mask_folder = masks[0].parent
     if any(path != mask_folder / f"{sample.image_id}.png" for sample, path in zip(samples, masks, strict=True)):
@@ -165,14 +165,14 @@ def split_files(name: str, samples: Sequence[Sample], masks: Sequence[Path], fol
 
 
 def _histogram(sample: Sample, path: Path, classes: Sequence[str]) -> tuple[NDArray[np.int64], Plausibility]:
-    """Pixels of each value ``(256,)``, and what labels and mask say of one another."""
+    """Return the number of pixels of each value ``(256,)``, and the comparison of labels and mask."""
     mask = read_mask(path, len(classes))  # (H, W)
-    width, height = load_image(sample.image_path, sample.orient).size  # decoded: mmengine's readers would stop at a damaged one
+    width, height = load_image(sample.image_path, sample.orient).size  # decoded, because bad files stop mmengine's readers
     if min(width, height) < 2:
         raise ImageError(f"{sample.image_path} is {width} x {height}, too thin for mmsegmentation")
     if mask.shape != (height, width):
         raise ImageError(
-            f"{path} is {mask.shape[1]} x {mask.shape[0]}, its photo {width} x {height}",
+            f"{path} is {mask.shape[1]} x {mask.shape[0]}, its image {width} x {height}",
             "ssr refine --force, if it is its pseudo-mask",
         )
     return np.bincount(mask.ravel(), minlength=256), plausibility(mask, len(classes), sample.labels)

@@ -1,4 +1,4 @@
-"""`ssr retrain`: a standard segmentation network on mmsegmentation, from the pseudo-masks of `ssr refine`."""
+"""`ssr retrain`: trains a standard segmentation network on mmsegmentation, from the pseudo-masks of `ssr refine`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STAGE = "retrain"
 CONFIG = "config.py"
 FILES = ("state.pth", "best.safetensors", "curves.jsonl", "curves.png")
 LABELS = {"segmentation": "cross-entropy", "auxiliary": "auxiliary head"}
-"""Losses in the picture of the curves."""
+"""Losses in the figure of the curves."""
 AUTO_BACKBONE = {"deeplabv3plus": "resnet50", "segformer": "mit_b0", "upernet": "dino"}
 NOT_SETTINGS = {"schedule", "corrected", "val_split", "validate_every", "save_every", "resume", "launcher", "write_only"} | {
     "masks",
@@ -44,30 +44,30 @@ NOT_SETTINGS = {"schedule", "corrected", "val_split", "validate_every", "save_ev
     "backbone",
     "backbone_weights",
 }
-"""Options that change nothing in the network, or are recorded by what they stand for."""
+"""Options that change nothing in the network, or are recorded by what they refer to."""
 
 
 def run(workspace: Workspace, options: RetrainOptions, progress: Progress | None = None) -> Counts:
-    """Write ``WORK/retrain/config.py``, and train from where the last run stood until ``WORK/retrained.safetensors`` is done.
+    """Write ``WORK/retrain/config.py``, and train from the last saved state until ``WORK/retrained.safetensors`` is complete.
 
     Args:
-        workspace: Photos, classes and pseudo-masks.
+        workspace: Names the images, classes and pseudo-masks.
         options: Network, labels, schedule.
         progress: Receives each step.
 
     Returns:
-        Steps done and skipped, photos failed. With ``write_only`` none.
+        Steps done and skipped, and images failed; with ``write_only`` no steps.
 
     Raises:
-        UsageError: Options that do not fit, or other ones than a training before it had while ``workspace.force`` is off.
-        SsrError: mmsegmentation is missing, or there is nothing to learn from.
-        TooManyFailures: More bad photos or masks than allowed.
+        UsageError: Options do not fit, or differ from those of an earlier training while ``workspace.force`` is off.
+        SsrError: mmsegmentation is missing, or there are no label maps to train on.
+        TooManyFailures: There are more bad images or masks than allowed.
     """
     mmsegmentation_versions()
     _check(workspace, options)
     if workspace.dataset_options.orient:
         raise UsageError(
-            "mmsegmentation reads photos as they are stored", "without --orient: turn the files, `exiftran -ai *.jpg`"
+            "mmsegmentation reads images as they are stored", "without --orient: turn the files, `exiftran -ai *.jpg`"
         )
     with launched(options.launcher, resolve_device(workspace.run.device)) as (processes, device):
         if options.batch % processes.count or options.batch == processes.count:
@@ -77,14 +77,14 @@ def run(workspace: Workspace, options: RetrainOptions, progress: Progress | None
             training.lock()
             if processes.first:
                 _prepare(training, options, design, weights)
-            processes.wait()  # the first one writes list and config
+            processes.wait()  # until the first one has written list and config
             if not options.write_only:
                 _train(training, options, design, device)
         return training.counts
 
 
 def _prepare(training: TrainingRun, options: RetrainOptions, design: Design, weights: str) -> None:
-    """Check the label maps, compare the settings, write list and config; the first process alone does."""
+    """Check the label maps, compare the settings, and write list and config. Only the first process does this."""
     workspace, progress = training.workspace, training.progress
     dataset = workspace.dataset
     failures = workspace.failures(STAGE, progress)
@@ -96,7 +96,7 @@ def _prepare(training: TrainingRun, options: RetrainOptions, design: Design, wei
         pairs = pseudo_masks(dataset, options.masks or workspace.masks, options.masks is not None, corrected)
         check_pseudo(dataset, options.masks or workspace.masks)
         if len(pairs) < len(dataset.samples):
-            progress.note(f"{len(pairs)} of {len(dataset.samples)} photos have a mask; the others are left out")
+            progress.note(f"{len(pairs)} of {len(dataset.samples)} images have a mask; the others are left out")
         for words in corrected.said(len(pairs)):
             progress.note(words)
     maps = checked(pairs, dataset.classes.names, failures, progress)
@@ -105,7 +105,7 @@ def _prepare(training: TrainingRun, options: RetrainOptions, design: Design, wei
         _check_truth(maps, dataset, progress)
     unseen = [name for name, count in zip(dataset.classes.names, maps.counts[1:], strict=True) if not count]
     if unseen:
-        progress.note(f"no label map has a pixel of {', '.join(unseen)}: the network cannot learn what it never sees")
+        progress.note(f"no label map has a pixel of {', '.join(unseen)}: the network cannot learn these classes")
     settings = {
         **options.model_dump(mode="json", exclude=NOT_SETTINGS),
         "iterations": options.iterations,
@@ -124,7 +124,7 @@ def _prepare(training: TrainingRun, options: RetrainOptions, design: Design, wei
 
 
 def _check_truth(maps: LabelMaps, dataset: Dataset, progress: Progress) -> None:
-    """Refuse ground truth that marks objects with 255; note what else makes it doubtful."""
+    """Refuse ground truth that marks objects with 255; note everything else that makes it doubtful."""
     maps.truth.refuse_binary(f"split {dataset.split}")
     for warning in maps.truth.warnings(dataset.classes.names):
         progress.note(warning)
@@ -156,7 +156,7 @@ def _write_config(training: TrainingRun, options: RetrainOptions, design: Design
     )
     stands_on, photos = mmsegmentation_versions()["mmsegmentation"], len(maps.samples)
     title = (
-        f"mmsegmentation {stands_on}: {options.model} on {labels} of {photos} photos, written by `ssr retrain`.\n"
+        f"mmsegmentation {stands_on}: {options.model} on {labels} of {photos} images, written by `ssr retrain`.\n"
         f"Runs in a stock mmsegmentation too: python tools/train.py {file.resolve()}"
     )
     with atomic_path(file) as temporary:
@@ -173,7 +173,7 @@ def _train(training: TrainingRun, options: RetrainOptions, design: Design, devic
         torch.cuda.set_device(device)
     outputs = Outputs(training, options, design)
     meta = read_meta(outputs.state) if options.resume == "auto" else None
-    # the first process alone has made the settings: it decides for all whether the state is of the same ones
+    #  only the first process has made the settings, so it decides for all whether the state matches them
     owned = meta is not None and (not training.processes.first or meta.get("owner") == training.owner)
     before = int(meta["iter"]) if training.processes.gather([owned])[0] and meta is not None else 0
     outputs.curves.open(before, meta.get("waiting", []) if meta is not None and before else [])
@@ -197,12 +197,12 @@ def _train(training: TrainingRun, options: RetrainOptions, design: Design, devic
 
 
 class Outputs:
-    """What mmengine's training leaves behind, step by step; see `pipelines.mmsegmentation.hook.Watcher`.
+    """The outputs of mmengine's training, step by step; see `pipelines.mmsegmentation.hook.Watcher`.
 
     Args:
         training: Folder, counts, progress.
         options: Network, labels, schedule.
-        design: Of the network.
+        design: Design of the network.
     """
 
     def __init__(self, training: TrainingRun, options: RetrainOptions, design: Design) -> None:
@@ -211,7 +211,7 @@ class Outputs:
         self.curves = ValidatedCurves(training.folder, LABELS)
 
     def stops(self) -> bool:
-        """Whether one of the processes was asked to stop."""
+        """Return whether one of the processes was told to stop."""
         return self.training.stops()
 
     def stepped(self, iteration: int, mean: dict[str, Any] | None) -> None:
@@ -222,7 +222,7 @@ class Outputs:
             self.training.progress.status(status)
 
     def save(self, runner: Runner, iteration: int) -> None:
-        """Curves and model, then the state."""
+        """Write curves and model, then the state."""
         from pipelines.mmsegmentation.checkpoint import write_state
 
         def write_outputs() -> None:
@@ -233,19 +233,19 @@ class Outputs:
         self.training.save(iteration, write_outputs, lambda: write_state(self.state, runner, iteration, owner, waiting))
 
     def validated(self, runner: Runner, iteration: int, miou: float) -> None:
-        """Note a score; the best network so far is kept."""
+        """Store a score; the best network so far is kept."""
         if self.training.processes.first:
             best, how, progress = self.training.folder / "best.safetensors", "mmsegmentation, one scale", self.training.progress
             split = str(self.options.val_split)
             self.curves.score(iteration, split, miou, how, lambda: self.write_model(best, runner, iteration), progress)
 
     def is_validated(self) -> bool:
-        """Whether the last step's network was scored; the first process's curves decide for all."""
+        """Return whether the last step's network was scored; the first process's curves decide for all."""
         scored = self.curves.is_scored(self.options.iterations, self.options.val_split)
         return self.training.processes.gather([scored])[0]
 
     def write_model(self, path: Path, runner: Runner, iteration: int) -> None:
-        """The network as it is."""
+        """Write the present network."""
         from pipelines.mmsegmentation.checkpoint import module_of
 
         options = self.options
@@ -274,7 +274,7 @@ def _check(workspace: Workspace, options: RetrainOptions) -> None:
 
 
 def _design(workspace: Workspace, options: RetrainOptions) -> tuple[Design, str]:
-    """What is trained, and the identity of the weights that it starts from."""
+    """Return the network to train, and the identity of the weights that its training starts from."""
     names, model, crop = workspace.dataset.classes.names, options.model, options.crop
     if model not in NETWORKS:
         import_mmsegmentation()
@@ -300,11 +300,11 @@ def _design(workspace: Workspace, options: RetrainOptions) -> tuple[Design, str]
 
 
 def _weights_argument(workspace: Workspace, options: RetrainOptions) -> str:
-    """Where the backbone's weights come from; ``dino`` has those of [dino] unless others are given."""
+    """Return the backbone's weights; those of ``dino`` are the ones of [dino], unless others are given."""
     name = AUTO_BACKBONE.get(options.model, "") if options.backbone == "auto" else options.backbone
     return workspace.dino.pretrained if name == "dino" and options.backbone_weights == "hub" else options.backbone_weights
 
 
 def _content(maps: LabelMaps) -> str:
-    """SHA-256 over the ids and the bytes of all label maps."""
+    """Return SHA-256 over the ids and bytes of all label maps."""
     return files_sha256((sample.image_id, path) for sample, path in zip(maps.samples, maps.paths, strict=True))

@@ -1,4 +1,4 @@
-"""The crops of `ssr train`, decoded ahead: the same photos at the same steps, however often the training is stopped."""
+"""The crops of `ssr train`, decoded in advance. Each step has the same images, however often the training is stopped."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from pipelines.workdir.photos import seen
 
 Item = TypeVar("Item")
 Slot = tuple[int, int, int]
-"""Step, place in its batch, photo."""
+"""Step, place in the batch of the step, and image."""
 
 BadPhotos = list[tuple[str, ImageError]]
-"""Ids of photos that could not be used, and why."""
+"""Ids of images that could not be used, with their errors."""
 
 
 @dataclass(frozen=True)
 class CropSource:
-    """Makes the crops of every step.
+    """A maker of the crops of every step.
 
     Attributes:
-        dataset: The photos; its masks are opened only with ``options.supervision`` masks.
+        dataset: The images; masks are opened only if ``options.supervision`` is ``masks``.
         options: Crop size, scales, flip, seed, batch.
-        encoders: Say what photos are prepared for.
-        superpixels: Store, or None if no option asks for them.
-        corrected: Images whose label map a person corrected, used with ``options.supervision`` pseudo.
+        encoders: Encoders, which resize the crops for their needs.
+        superpixels: Store of superpixels, or None if no option needs them.
+        corrected: Images with a corrected mask, used if ``options.supervision`` is ``pseudo``.
     """
 
     dataset: Dataset
@@ -56,16 +56,16 @@ class CropSource:
     corrected: Corrected
 
     def steps(self, begin: int, processes: Processes) -> Iterator[tuple[int, list[Crop], BadPhotos]]:
-        """This process's crops of every step from ``begin`` on, without end; see `made`."""
+        """Yield this process's crops of every step from ``begin`` on, without end; see `made`."""
         return self.made(self._crop, begin, processes)
 
     def made(
         self, make: Callable[[Slot], Item], begin: int, processes: Processes
     ) -> Iterator[tuple[int, list[Item], BadPhotos]]:
-        """What is made of each slot of this process, in threads ahead, step by step from ``begin`` on, without end.
+        """Yield a value for each slot of this process, made in advance in threads, from step ``begin`` on, without end.
 
         Yields:
-            Step, what was made, and the photos that could not be used: no other takes their place.
+            Step, values, and the images that could not be used, which are not replaced by others.
         """
         share = -(-(self.batch - processes.rank) // processes.count)
         items: list[Item] = []
@@ -81,13 +81,13 @@ class CropSource:
 
     @property
     def batch(self) -> int:
-        """Crops a step; all photos, if there are fewer."""
+        """Crops per step; the number of images, if it is smaller."""
         return min(self.options.batch, len(self.dataset.samples))
 
     def micro_batches(self, processes: Processes) -> tuple[int, int]:
-        """How many micro-batches a step has in each process, ``accumulate`` at most, and the crops of one.
+        """Return the number of micro-batches of a step, ``accumulate`` at most, and the number of crops of each.
 
-        None is empty from the start, because each counts as one in the mean.
+        A step has no more micro-batches than its crops fill, because an empty one counts as one in the mean.
         """
         share = -(-self.batch // processes.count)
         size = -(-share // self.options.accumulate)
@@ -104,16 +104,16 @@ class CropSource:
         return self._decoded(self.dataset.samples[index])(np.random.default_rng((self.options.seed, step, place)), place)
 
     def views(self, sample: Sample, numbers: Sequence[int]) -> list[Crop]:
-        """Fixed crops of a photo, each drawn from the seed, the photo's id and its own number alone.
+        """Make fixed crops of an image, each drawn from the seed, the image's id and its own number alone.
 
         Raises:
-            ImageError: The photo cannot be used.
+            ImageError: The image cannot be used.
         """
         cut, of_photo = self._decoded(seen(sample)), zlib.crc32(sample.image_id.encode())
         return [cut(np.random.default_rng((self.options.seed, of_photo, number)), number) for number in numbers]
 
     def _decoded(self, sample: Sample) -> Callable[[np.random.Generator, int], Crop]:
-        """Read a photo once, to cut any number of crops out of it."""
+        """Read an image once, and return a function that cuts crops out of it."""
         options, image = self.options, load_image(sample.image_path, sample.orient)
         height, width = image.height, image.width
         superpixels, target = self._superpixels(sample, (height, width)), self._target(sample, (height, width))
@@ -124,7 +124,7 @@ class CropSource:
             window = random_window(height, width, options.crop, scales, options.flip, draw)
             picture = crop_photo(image, window, options.crop, (red, green, blue))
             ids: NDArray[np.integer] | None = None
-            if superpixels is not None:  # padding is a superpixel of its own; ids of what is left are made contiguous
+            if superpixels is not None:  # padding is one further superpixel; the remaining ids are made contiguous
                 part = crop_map(superpixels, window, options.crop, int(superpixels.max()) + 1)
                 ids = np.unique(part, return_inverse=True)[1].reshape(part.shape)
             valid = crop_map(np.zeros((height, width), np.uint8), window, options.crop, 1) == 0
@@ -141,7 +141,7 @@ class CropSource:
     def _superpixels(self, sample: Sample, size: tuple[int, int]) -> NDArray[np.integer] | None:
         found = superpixels_of(self.superpixels, sample.image_id, sample.photo)
         if found is not None and found.shape != size:
-            raise ImageError(f"its superpixels are {found.shape}, the photo {size}", "ssr superpixels --force")
+            raise ImageError(f"its superpixels are {found.shape}, the image {size}", "ssr superpixels --force")
         return found
 
     def _target(self, sample: Sample, size: tuple[int, int]) -> NDArray[np.uint8] | None:
@@ -154,5 +154,5 @@ class CropSource:
         target = read_mask(path, len(self.dataset.classes.names))
         if target.shape != size:
             what = "ground truth" if truth else "corrected mask"
-            raise ImageError(f"its {what} is {target.shape}, the photo {size} (rows, columns)")
+            raise ImageError(f"its {what} is {target.shape}, the image {size} (rows, columns)")
         return target

@@ -1,4 +1,4 @@
-"""What `ssr train` takes its steps with: frozen encoders, crops, what labels these, and heads that are trained beside."""
+"""The inputs of the steps of `ssr train`: frozen encoders, crops, their labels, and heads that are trained too."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TrainedHeads:
     """Alignment heads that are trained beside the decoder.
 
     Attributes:
-        alignment: As they were read.
+        alignment: The heads as read from their file.
         online: Their training.
     """
 
@@ -43,14 +43,14 @@ class TrainedHeads:
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """What the steps of a training are taken with.
+    """The inputs of the steps of a training.
 
     Attributes:
         encoders: The frozen CLIP and, if labels need it, DINO.
         source: The crops.
-        text: Class and background embeddings; None where labels and losses need none.
-        labels: Makes label maps of crops on line; None: crops bring their ground truth.
-        heads: Alignment heads that go on learning, or None.
+        text: Class and background embeddings; None if labels and losses need none.
+        labels: Makes label maps of crops on-line; None: crops have their ground truth.
+        heads: Alignment heads that are trained further, or None.
     """
 
     encoders: Encoders
@@ -69,18 +69,18 @@ def train_inputs(
     *,
     labelled: bool = False,
 ) -> TrainInputs:
-    """Load what the decoder and its labels need; ``supervision`` masks need no text, no CAMs and no DINO.
+    """Load the parts that the decoder and its labels need; ``supervision`` masks need no text, no CAMs and no DINO.
 
     Args:
-        workspace: Photos and superpixels.
+        workspace: Names the images and superpixels.
         sections: Checked options.
         device: Where to train.
-        processes: This process among its peers.
-        stack: Closes the superpixel store.
-        labelled: The crops come with their labels, as cached views do: nothing that makes labels is loaded.
+        processes: This process and its peers.
+        stack: Stack that closes the superpixel store.
+        labelled: Whether crops have their labels, as cached views do; then nothing that makes labels is loaded.
 
     Raises:
-        UsageError: Options that do not fit CLIP, or alignment heads that do not fit CLIP or the classes.
+        UsageError: Options do not fit CLIP, or alignment heads do not fit CLIP or the classes.
     """
     options, needs = sections.train, needs_of_views(sections) if labelled else training_needs(sections)
     sources = model_sources(workspace, needs, sections.cams.ckpt)
@@ -107,7 +107,7 @@ def train_inputs(
 
 
 def new_decoder(options: TrainOptions, encoder: ClipEncoder, classes: int) -> SegmentationDecoder:
-    """An untrained decoder on the encoder's device; equal seeds give equal ones."""
+    """Return an untrained decoder on the encoder's device; equal seeds give equal ones."""
     torch.manual_seed(options.seed)
     blocks = _read_blocks(options, encoder)
     decoder = SegmentationDecoder(blocks, encoder.width, classes, options.hidden, options.decoder_layers, options.decoder_heads)
@@ -115,7 +115,7 @@ def new_decoder(options: TrainOptions, encoder: ClipEncoder, classes: int) -> Se
 
 
 def _read_blocks(options: TrainOptions, encoder: ClipEncoder) -> int:
-    """CLIP blocks that the decoder reads."""
+    """Return the number of CLIP blocks that the decoder reads."""
     return options.clip_layers or len(encoder.blocks)
 
 
@@ -124,7 +124,7 @@ def _trained_heads(
 ) -> TrainedHeads:
     prototypes = alignment.image_prototypes
     if sections.align.prototypes == "kmeans" or len(prototypes) != len(text.classes):
-        prototypes = aligned.text.all[: len(text.classes)].clone()  # k-means prototypes have no class: start from the names
+        prototypes = aligned.text.all[: len(text.classes)].clone()  # the class names, because k-means prototypes have no class
     refresh = sections.train.prototype_refresh
     return TrainedHeads(alignment, OnlineAlignment(alignment.heads, prototypes, text.all, sections.align, refresh, processes))
 

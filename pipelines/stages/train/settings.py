@@ -1,4 +1,4 @@
-"""The options that make a training, checked together, and what its manifest compares; no model is loaded here."""
+"""The options of a training, checked together, and the settings that its manifest compares. No model is loaded here."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from pipelines.workdir.settings import cam_settings, model_sources, refinement_s
 from pipelines.workdir.workspace import Workspace, oriented
 
 NOT_SETTINGS = {"ckpt", "corrected", "resume", "val_split", "validate_every", "save_every", "cache_limit"}
-"""Options that change nothing in the model; ``ckpt`` and corrected masks are recorded by checksums."""
+"""Options that do not change the model; ``ckpt`` and corrected masks are recorded by checksums."""
 
 VIEW_SETTINGS = {
     "supervision", "crop", "min_scale", "max_scale", "flip", "seed", "clip_layers",
     "par_iterations", "par_dilations", "par_scale",
 }  # fmt: skip
-"""Options that change a cached view; how many there are does not."""
+"""Options that change a cached view; the number of views does not."""
 
 
 @dataclass(frozen=True)
 class TrainSections:
-    """The options that a training is made of.
+    """All options of a training.
 
     Attributes:
         train: Crops, decoder, losses, schedule.
-        align: L_proto, if heads are trained.
-        cams: How on-line CAMs are read out; ``ckpt`` is that of ``train``, one scale, no mirror image.
-        refine: How they are refined; no boundary refinement.
+        align: Options of L_proto, if heads are trained.
+        cams: Read-out of on-line CAMs; ``ckpt`` is that of ``train``, with one scale and no mirror image.
+        refine: Refinement of these CAMs, without boundary refinement.
     """
 
     train: TrainOptions
@@ -46,10 +46,10 @@ class TrainSections:
     refine: RefineOptions
 
     def checked(self, workspace: Workspace) -> TrainSections:
-        """These options as a training takes them.
+        """Check these options, and return them in the form that a training uses.
 
         Raises:
-            UsageError: Options that do not go together.
+            UsageError: Options contradict each other.
         """
         train = self.train
         if train.hidden % train.decoder_heads:
@@ -75,10 +75,10 @@ class TrainSections:
 
 
 def _refuse_uncached(train: TrainOptions) -> None:
-    """Refuse what cached views cannot train with: labels that change during the training, losses that read the crops.
+    """Refuse options that cached views cannot train with: labels that change during the training, and losses that read crops.
 
     Raises:
-        UsageError: One of these is on.
+        UsageError: Such an option is on.
     """
     if train.train_heads:
         raise UsageError(
@@ -95,11 +95,11 @@ def _refuse_uncached(train: TrainOptions) -> None:
 
 
 DECODER_NEEDS: Needs = frozenset({"tokens_cls", "clip_block_tokens"})
-"""What the decoder reads."""
+"""Fields of the evidence that the decoder reads."""
 
 
 def training_needs(sections: TrainSections) -> Needs:
-    """What the decoder and its labels read."""
+    """Return the fields of the evidence that the decoder and its labels read."""
     if sections.train.supervision == "masks":
         return DECODER_NEEDS
     filtered: Needs = frozenset({"clip_block_attention"}) if sections.train.filter_from >= 0 else frozenset()
@@ -108,28 +108,28 @@ def training_needs(sections: TrainSections) -> Needs:
 
 
 def needs_of_views(sections: TrainSections) -> Needs:
-    """What a training on cached views reads beside them."""
+    """Return the fields of the evidence that a training on cached views reads in addition."""
     words: Needs = frozenset({"text", "super_classes"}) if needs_super_maps(sections.train) else frozenset()
     return DECODER_NEEDS | words
 
 
 def train_settings(workspace: Workspace, sections: TrainSections, processes: Processes) -> dict[str, Any]:
-    """Whatever changes the model.
+    """Return all settings that change the model.
 
     Args:
-        workspace: Photos, classes, encoders and superpixels.
+        workspace: Images, classes, encoders and superpixels.
         sections: Checked options.
-        processes: How many train together.
+        processes: The processes that train together.
 
     Raises:
-        UsageError: More processes than crops in a step.
-        SsrError: The options need superpixels and there are none.
+        UsageError: There are more processes than crops in a step.
+        SsrError: The options need superpixels, and there are none.
     """
     options = sections.train
     crops = min(options.batch, len(workspace.dataset.samples))
     if crops < processes.count:
         raise UsageError(f"{processes.count} processes share {crops} crops a step", "--batch, or fewer processes")
-    # trainings made before there were further losses or cached views stay the same
+    # without these options the keys are absent, as in trainings made before the options existed
     unused = {name for name in ("losses", "cache_views") if not getattr(options, name)}
     settings = {
         **options.model_dump(mode="json", exclude=NOT_SETTINGS | unused),
@@ -145,10 +145,10 @@ def train_settings(workspace: Workspace, sections: TrainSections, processes: Pro
 
 
 def view_settings(workspace: Workspace, sections: TrainSections) -> dict[str, Any]:
-    """Whatever changes a cached view.
+    """Return all settings that change a cached view.
 
     Raises:
-        SsrError: The options need superpixels and there are none.
+        SsrError: The options need superpixels, and there are none.
     """
     options = sections.train
     corrected = corrected_masks(workspace, options.supervision, options.corrected).settings()
@@ -156,7 +156,7 @@ def view_settings(workspace: Workspace, sections: TrainSections) -> dict[str, An
 
 
 def super_map_settings(workspace: Workspace, sections: TrainSections) -> dict[str, Any]:
-    """Whatever changes a super-class map beside the crop and its label; empty where no loss needs one."""
+    """Return all settings that change a super-class map beside its crop and label; empty if no loss needs one."""
     if not needs_super_maps(sections.train):
         return {}
     sources = model_sources(workspace, training_needs(sections), sections.cams.ckpt)
@@ -165,7 +165,7 @@ def super_map_settings(workspace: Workspace, sections: TrainSections) -> dict[st
 
 
 def _label_settings(workspace: Workspace, sections: TrainSections) -> dict[str, Any]:
-    """What crops are encoded and labelled with, beside the options of ``[train]``."""
+    """Return the settings by which crops are encoded and labelled, beside the options of ``[train]``."""
     sources = model_sources(workspace, training_needs(sections), sections.cams.ckpt)
     settings: dict[str, Any] = {
         "clip": sources.clip.provenance(),

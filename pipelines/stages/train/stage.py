@@ -1,4 +1,4 @@
-"""`ssr train`: a segmentation decoder on the frozen CLIP, from pseudo-masks that are made while it trains."""
+"""`ssr train`: trains a segmentation decoder on the frozen CLIP, with pseudo-masks that are made on-line."""
 
 from __future__ import annotations
 
@@ -41,28 +41,28 @@ from pipelines.workdir.workspace import Workspace
 STAGE = "train"
 FILES = ("state.safetensors", "best.safetensors", "cmpa.safetensors", "curves.jsonl", "curves.png")
 LOG_STEPS = 100
-"""Steps between two lines of the log."""
+"""Number of steps between two lines of the log."""
 
 Item = TypeVar("Item")
 Load = Callable[[], tuple[TrainInputs, Validation | None]]
-"""Loads the models once, however often it is called; a validation is the first process's alone."""
+"""Loads the models, once for any number of calls; only the first process gets a validation."""
 
 
 def run(workspace: Workspace, sections: TrainSections, progress: Progress | None = None) -> Counts:
-    """Train from where the last run stood and write ``WORK/model.safetensors``.
+    """Train from the last saved state, and write ``WORK/model.safetensors``.
 
     Args:
-        workspace: Photos and superpixels; with ``supervision`` masks, ground truth too.
-        sections: The training, and how its labels are made.
+        workspace: Names the images and superpixels, and the ground truth if ``supervision`` is ``masks``.
+        sections: Options of the training and of its labels.
         progress: Receives each step.
 
     Returns:
-        Steps done and skipped, photos failed.
+        Steps done and skipped, images failed.
 
     Raises:
-        UsageError: Trained with other options before, and ``workspace.force`` is off; or options that do not fit.
-        SsrError: No superpixels although they are asked for.
-        TooManyFailures: More bad photos than allowed; what was trained is kept.
+        UsageError: An earlier training had other options and ``workspace.force`` is off, or options do not fit.
+        SsrError: There are no superpixels although a part needs them.
+        TooManyFailures: There are more bad images than allowed; what was trained is kept.
     """
     sections = sections.checked(workspace)
     views = Views(workspace, sections) if sections.train.cache_views else None
@@ -93,7 +93,7 @@ def run(workspace: Workspace, sections: TrainSections, progress: Progress | None
 
 
 def _check_truth(dataset: Dataset, progress: Progress) -> None:
-    """Refuse ground truth that marks objects with 255 before the first step; note what else makes it doubtful."""
+    """Refuse ground truth that marks objects with 255 before the first step; note everything else that makes it doubtful."""
     truth, _ = look_at_truth(dataset)
     truth.refuse_binary(f"split {dataset.split}")
     for warning in truth.warnings(dataset.classes.names):
@@ -101,13 +101,13 @@ def _check_truth(dataset: Dataset, progress: Progress) -> None:
 
 
 def learn(trainer: SegmentationTrainer, crops: Sequence[Crop], evidence: Evidence, labels: OnlineLabels | None) -> None:
-    """Forward pass, labels and gradient of one micro-batch.
+    """Run the forward pass, the labels and the gradient of one micro-batch.
 
     Args:
-        trainer: What learns.
+        trainer: Trainer of the decoder.
         crops: The micro-batch.
-        evidence: The same behind the frozen encoders.
-        labels: Makes label maps of them; None: they bring their ground truth.
+        evidence: The encoders' outputs for the crops.
+        labels: Makes label maps of the crops; None: they have their ground truth.
     """
     state = trainer.forward(evidence.clip_block_tokens, evidence.grid, [crop.slot for crop in crops])
     if labels is None:
@@ -120,12 +120,12 @@ def learn(trainer: SegmentationTrainer, crops: Sequence[Crop], evidence: Evidenc
 def take_step(
     trainer: SegmentationTrainer, crops: Sequence[Item], size: int, learn_from: Callable[[Sequence[Item]], None]
 ) -> StepLosses:
-    """Take one step, micro-batch by micro-batch: memory for one.
+    """Take one step, micro-batch by micro-batch, with the memory of one.
 
     Args:
-        trainer: What learns.
-        crops: This process's crops of the step, or their cached views; bad photos have left theirs out.
-        size: Crops of a micro-batch.
+        trainer: Trainer of the decoder.
+        crops: This process's crops of the step, or their cached views; crops of bad images are absent.
+        size: Number of crops in a micro-batch.
         learn_from: Adds the gradient of a micro-batch.
     """
     for number in range(trainer.micro_batches):
@@ -140,7 +140,7 @@ def take_step(
 def _steps(
     inputs: TrainInputs, views: Views | None, trainer: SegmentationTrainer, processes: Processes
 ) -> Iterator[tuple[StepLosses, BadPhotos]]:
-    """Take steps without end: losses and bad photos of each."""
+    """Take steps without end, and yield the losses and bad images of each."""
     encoders, patch = inputs.encoders, inputs.encoders.clip.patch_size
     _, size = inputs.source.micro_batches(processes)
 
@@ -156,7 +156,7 @@ def _steps(
 
 
 def _train(training: TrainingRun, options: TrainOptions, device: torch.device, load: Load, views: Views | None) -> None:
-    """Go on from where the last run stood: step, log, validate, save. Without anything left to do, no model is loaded."""
+    """Train from the last saved state: step, log, validate, save. If no step is left, no model is loaded."""
     processes, labels = training.processes, column_names(options)
     processes.wait()
     saved = training.saved_state() if options.resume == "auto" else None
@@ -204,7 +204,7 @@ def _train(training: TrainingRun, options: TrainOptions, device: torch.device, l
 
 
 class _Outputs:
-    """What a training writes: curves, model, heads, state."""
+    """The outputs of a training: curves, model, heads, state."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class _Outputs:
         self.training, self.options, self.inputs, self.trainer, self.curves = training, options, inputs, trainer, curves
 
     def log(self, losses: StepLosses, *, end: bool) -> None:
-        """Note a step's losses, and say their means now and then."""
+        """Add a step's losses to the curves, and show their means in intervals."""
         iteration = self.trainer.iteration
         mean = self.curves.add(losses, iteration, end=end)
         if mean is not None and (iteration % LOG_STEPS == 0 or iteration == self.options.iterations):
@@ -225,7 +225,7 @@ class _Outputs:
             self.training.progress.status(f"{', '.join(values)}, learning rate {mean['learning_rate']:.2e}")
 
     def validate(self, validation: Validation | None) -> None:
-        """Score the decoder as it is, unless this was done; after a bad photo the training can be gone on with."""
+        """Score the present decoder, once per step; the training can go on after a bad image."""
         split, iteration = str(self.options.val_split), self.trainer.iteration
         if validation is not None and not self.curves.is_scored(iteration, split):
             best = self.training.folder / "best.safetensors"
@@ -234,7 +234,7 @@ class _Outputs:
             self.curves.score(iteration, split, miou, how, lambda: self.write_model(best), progress)
 
     def write(self) -> None:
-        """Curves, model, and heads that were trained on; those that `ssr align` wrote stay as they are."""
+        """Write curves, model, and heads that were trained further; those of `ssr align` are not changed."""
         self.curves.save()
         self.write_model(self.training.model)
         heads, text = self.inputs.heads, self.inputs.text
@@ -244,11 +244,11 @@ class _Outputs:
             write_alignment(self.training.folder / "cmpa.safetensors", trained, belongs_to)
 
     def write_state(self) -> None:
-        """The state, with the steps whose means are not in the curves yet."""
+        """Write the state, with the steps whose means are not in the curves yet."""
         self.training.save_state(self.trainer.state(), waiting=self.curves.waiting)
 
     def write_model(self, path: Path) -> None:
-        """The decoder as it is."""
+        """Write the present decoder."""
         write_segmenter(path, self._segmenter(), self.inputs.encoders.clip.weights)
 
     def _segmenter(self) -> Segmenter:
@@ -258,7 +258,7 @@ class _Outputs:
 
 
 class _Unusable:
-    """Bad photos of all processes, each counted once, though it comes up again every epoch."""
+    """The bad images of all processes, each counted once, although every epoch finds it again."""
 
     def __init__(self, training: TrainingRun) -> None:
         self.processes, self.allowed = training.processes, training.workspace.run.max_failures
@@ -266,10 +266,10 @@ class _Unusable:
         self._failures = training.failures
 
     def note(self, photos: Sequence[tuple[str, ImageError]]) -> None:
-        """Count the bad photos of a step.
+        """Count the bad images of a step.
 
         Raises:
-            TooManyFailures: In all processes alike.
+            TooManyFailures: There are more than allowed; all processes raise it.
         """
         fresh = [(image_id, e.message, e.hint) for image_id, e in photos if image_id not in self.image_ids]
         for image_id, message, hint in self.processes.gather(fresh):

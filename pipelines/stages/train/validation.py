@@ -1,4 +1,4 @@
-"""Scoring a decoder while it trains: as `ssr predict --scales 1 --no-flip` and `ssr eval` would."""
+"""The scores of a decoder during its training, equal to those of `ssr predict --scales 1 --no-flip` and `ssr eval`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HINT = "mend it and go on, or leave --val-split out"
 
 
 class Validation:
-    """The photos of a split and their ground truth.
+    """The images of a split and their ground truth.
 
     Args:
         dataset: The split.
@@ -40,10 +40,10 @@ class Validation:
         self.dataset, self.encoder = dataset, encoder
 
     def miou(self, segmenter: Segmenter) -> float:
-        """Mean IoU over the classes that occur.
+        """Compute the mean IoU over the classes that occur.
 
         Raises:
-            SsrError: A photo or mask cannot be used.
+            SsrError: An image or mask cannot be used.
         """
         predictor = Predictor(self.encoder, segmenter, OPTIONS)
         names = self.dataset.classes.label_map_names

@@ -1,4 +1,4 @@
-"""Fixed views of photos, kept on disk behind the frozen encoders and with their labels: a step over them is the decoder alone.
+"""Fixed views of images, stored as tokens of the frozen encoders with their labels: a step on them runs the decoder alone.
 
 A view is one random crop. Its tokens are ``L N D`` fp16 values, 7.4 MB for 12 blocks of a ViT-B/16 and a crop of 320 pixels.
 """
@@ -40,12 +40,12 @@ from pipelines.workdir.workspace import Workspace
 STAGE = "views"
 GB = 10**9
 WHILE_WRITTEN = 2
-"""Times the size of the views that the disk must have: their parts are there until the one file of all is."""
+"""Disk space that the views need while they are written, as a multiple of their size: the parts, then the one file of all."""
 
 
 @dataclass(frozen=True)
 class KeptView:
-    """A view as it is read.
+    """One stored view.
 
     Attributes:
         slot: Place in the batch of all processes.
@@ -62,10 +62,10 @@ class KeptView:
 
 @dataclass(frozen=True)
 class Views:
-    """The views of a training, made once and read at every step.
+    """The views of a training, which are made once and read at every step.
 
     Attributes:
-        workspace: Photos, superpixels, work directory.
+        workspace: Names the images, superpixels and work directory.
         sections: Checked options.
     """
 
@@ -84,7 +84,7 @@ class Views:
 
     @property
     def supers_path(self) -> Path:
-        """Store of the views' super-class maps, ``(S', N)`` fp16 each; there if a loss needs them."""
+        """Store of the views' super-class maps, ``(S', N)`` fp16 each; it exists if a loss needs them."""
         return self.workspace.work / "train" / "view_supers.h5"
 
     @property
@@ -93,16 +93,17 @@ class Views:
         return self.tokens_path, self.labels_path, *((self.supers_path,) if needs_super_maps(self.sections.train) else ())
 
     def collect(self, load: Callable[[], TrainInputs], progress: Progress) -> Counts:
-        """Encode and label every view that is not there yet.
+        """Encode and label every view that is not stored.
 
         Args:
-            load: Loads the encoders and what makes labels; not called if every view is there.
-            progress: Receives each photo.
+            load: Loads the encoders and what makes labels; not called if every view is stored.
+            progress: Receives each image.
 
         Raises:
-            UsageError: Made with other options before, and ``workspace.force`` is off; or larger than ``cache_limit``.
-            SsrError: They do not fit on the disk.
-            TooManyFailures: More bad photos than allowed; what was made is kept.
+            UsageError: Views were made with other options and ``workspace.force`` is off, or they are larger than
+                ``cache_limit``.
+            SsrError: The views do not fit on the disk.
+            TooManyFailures: There are more bad images than allowed; what was made is kept.
         """
 
         @cache
@@ -131,7 +132,7 @@ class Views:
         return output.counts
 
     def _missing(self, output: Output, sample: Sample) -> list[int]:
-        """The views of a photo that are not there, or were labelled from other image-level labels."""
+        """Return the views of an image that are not stored, or were labelled from other image-level labels."""
         count = self.sections.train.cache_views
         return [view for view in range(count) if not output.holds_labels(view_of(sample, view))]
 
@@ -156,14 +157,14 @@ class Views:
             )
             for path, array in arrays.items():
                 output.writer_of(path).add(view.image_id, array[number], attributes)
-                if committed:  # tokens without their labels would be made again
+                if committed:  # otherwise tokens without labels would be made again
                     output.writer_of(path).commit()
 
     def _check_space(self, inputs: TrainInputs, progress: Progress) -> None:
-        """Say how large all views are; refuse what is larger than the limit or the disk."""
+        """Report the size of all views; refuse more than the limit or the disk allows."""
         options, photos = self.sections.train, len(self.workspace.dataset.samples)
         size = photos * options.cache_views * 2 * int(np.prod(view_shape(inputs)))
-        what = f"{options.cache_views} views of {photos} photos take {_gigabytes(size)}"
+        what = f"{options.cache_views} views of {photos} images take {_gigabytes(size)}"
         if size > options.cache_limit * GB:
             hint = "--cache-limit, or less of --cache-views or --crop"
             raise UsageError(f"{what}, more than the {options.cache_limit:g} GB allowed", hint)
@@ -175,13 +176,13 @@ class Views:
         progress.note(f"{what} in {self.tokens_path}")
 
     def steps(self, inputs: TrainInputs, begin: int, processes: Processes) -> Iterator[tuple[int, list[KeptView], BadPhotos]]:
-        """This process's views of every step from ``begin`` on, without end: view e modulo their number in epoch e.
+        """Yield this process's views of every step from ``begin`` on, without end; epoch e has view e modulo their number.
 
         Raises:
-            SsrError: There are none.
+            SsrError: There are no views.
         """
         if not all(store_exists(path) for path in self.paths):
-            raise SsrError("none of the photos could be used: there is nothing to train on", "see failures.jsonl")
+            raise SsrError("none of the images could be used: there is nothing to train on", "see failures.jsonl")
         with ExitStack() as stack:
             readers = tuple(stack.enter_context(ArrayReader(path)) for path in self.paths)
             yield from inputs.source.made(_Read(self, inputs, readers), begin, processes)
@@ -189,7 +190,7 @@ class Views:
 
 @dataclass(frozen=True)
 class _Read:
-    """Reads the view of a slot."""
+    """A reader of the view of a slot."""
 
     views: Views
     inputs: TrainInputs
@@ -215,13 +216,13 @@ class _Read:
 def learn_views(
     trainer: SegmentationTrainer, views: Sequence[KeptView], patch: int, text: TextEmbeddings | None = None
 ) -> None:
-    """Forward pass and gradient of one micro-batch of views.
+    """Run the forward pass and the gradient of one micro-batch of views.
 
     Args:
-        trainer: What learns.
+        trainer: Trainer of the decoder.
         views: The micro-batch.
         patch: Side of CLIP's patch, pixels.
-        text: Has the super-class of each class; None if no loss needs super-class maps.
+        text: Text with the super-class of each class; None if no loss needs super-class maps.
     """
     tokens = torch.stack([view.tokens for view in views], dim=1).to(trainer.device)  # (L, B, N, D)
     labels = torch.stack([view.labels for view in views]).to(trainer.device, torch.int64)  # (B, S, S)
@@ -235,12 +236,12 @@ def learn_views(
 
 
 def view_of(sample: Sample, view: int) -> Sample:
-    """A view's entry in the stores; no two views of any photos have one name."""
+    """Return a view's entry in the stores, whose name is unique among all views."""
     return replace(sample, image_id=f"{sample.image_id}.{view}")
 
 
 def view_shape(inputs: TrainInputs) -> tuple[int, int, int]:
-    """Shape ``(L, N, D)`` of a view's tokens."""
+    """Return the shape ``(L, N, D)`` of a view's tokens."""
     clip, source = inputs.encoders.clip, inputs.source
     return inputs.encoders.blocks.clip_tokens, (source.options.crop // clip.patch_size) ** 2, clip.width
 
