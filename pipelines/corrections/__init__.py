@@ -1,4 +1,4 @@
-"""Label maps that people corrected: from a file of CVAT, COCO or Label Studio, told by its content."""
+"""Corrected label maps from a file of CVAT, COCO or Label Studio; the content tells the format."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _EXPECTED = "CVAT's masks (.zip) or XML, COCO's instances or Label Studio's JSON
 
 
 def corrections(source: Source) -> Iterator[Outcome]:
-    """Label maps of a file, one at a time.
+    """Yield the label maps of a file, one at a time.
 
     Raises:
-        SsrError: A file that cannot be read or is of no kind that is known.
-        UsageError: A class that is not in the list, or an unsafe name.
+        SsrError: The file cannot be read or is in an unknown format.
+        UsageError: A class is not in the list, or a name is unsafe.
     """
     path = source.path
     try:

@@ -1,4 +1,4 @@
-"""Zip files of other tools: read entry by entry, never unpacked to disk."""
+"""Zip files of other tools, which are read entry by entry and never unpacked to disk."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pipelines.errors import SsrError
 
 MAX_ENTRIES = 1_000_000
 MAX_PICTURE = 1 << 28
-"""Bytes of a PNG."""
+"""Largest size of a PNG in bytes."""
 
 
 class Archive:
     """A zip whose entries have safe names.
 
     Args:
-        path: For messages.
-        archive: Open for reading.
+        path: Path, for messages.
+        archive: The zip, open for reading.
 
     Raises:
-        SsrError: An entry that leads out of the zip, is no plain file, stands twice or is encrypted.
+        SsrError: An entry leads out of the zip, is no plain file, occurs twice or is encrypted.
     """
 
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
@@ -42,22 +42,22 @@ class Archive:
             if kind not in {0, stat.S_IFREG, stat.S_IFDIR} or entry.flag_bits & 1:
                 raise SsrError(f"{path}: entry {name!r:.80} is a link, a device or encrypted")
             if name in self._entries:
-                raise SsrError(f"{path}: entry {name!r:.80} stands twice")
+                raise SsrError(f"{path}: entry {name!r:.80} occurs twice")
             if not entry.is_dir():
                 self._entries[name] = entry
 
     def names(self, folder: str = "", suffix: str = "") -> Iterator[str]:
-        """Names of files below a folder, in the order of the zip."""
+        """Yield the names of files below a folder, in the order of the zip."""
         return (name for name in self._entries if name.startswith(folder) and name.lower().endswith(suffix))
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
     def read(self, name: str, limit: int = MAX_BYTES) -> bytes:
-        """Content of an entry.
+        """Return the content of an entry.
 
         Raises:
-            SsrError: Too large, or damaged.
+            SsrError: The entry is too large or damaged.
         """
         entry = self._entries[name]
         try:
@@ -75,7 +75,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
     """Open a zip.
 
     Raises:
-        SsrError: It is none, or an entry has an unsafe name.
+        SsrError: The file is no zip, or an entry has an unsafe name.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""Label maps that people corrected in other tools: what all readers of them share."""
+"""Common parts of the readers of corrected label maps."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pipelines.exports.base import IGNORE_NAME
 from pipelines.ops.label_map import IGNORE_INDEX
 
 MAX_BYTES = 1 << 31
-"""Bytes of a JSON or XML, packed or not."""
+"""Largest size of a JSON or XML in bytes, packed or not."""
 
 
 @dataclass(frozen=True)
 class Correction:
-    """What a file of corrections has of one image.
+    """The label map of one image in a file of corrections.
 
     Attributes:
         label_map: ``(H, W)`` uint8, 255 = unsure; empty if the file has no object and no size.
-        objects: How many objects it shows.
+        objects: Number of objects in it.
     """
 
     label_map: NDArray[np.uint8]
@@ -42,8 +42,8 @@ class Source:
 
     Attributes:
         path: The file.
-        classes: What its names are looked up in.
-        passed_over: Shapes that are no masks, by kind.
+        classes: Class list for the names in the file.
+        passed_over: Number of shapes that are no masks, by kind.
     """
 
     path: Path
@@ -51,10 +51,10 @@ class Source:
     passed_over: dict[str, int] = field(default_factory=dict)
 
     def value(self, name: object, where: str) -> int:
-        """Value of a label map for a class name; ``_ignore`` is 255 and ``background`` 0.
+        """Return the value in a label map of a class name; ``_ignore`` is 255 and ``background`` 0.
 
         Raises:
-            UsageError: No such class.
+            UsageError: There is no such class.
         """
         own = {IGNORE_NAME: IGNORE_INDEX, self.classes.label_map_names[0]: 0}
         if not isinstance(name, str):
@@ -67,10 +67,10 @@ class Source:
             raise UsageError(f"{self.path}: {where}: {error.message}", error.hint) from None
 
     def image_id(self, name: object, where: str) -> str:
-        """Image id of a name, path or address.
+        """Return the image id of a name, path or address.
 
         Raises:
-            UsageError: It is unsafe, or no text.
+            UsageError: The name is unsafe, or no text.
         """
         if not isinstance(name, str):
             raise UsageError(f"{self.path}: {where}: expected the name of an image, found {name!r:.60}")
@@ -83,17 +83,17 @@ class Source:
 
 
 Outcome = tuple[str, Correction | ImageError]
-"""Id of an image, and its label map or why there is none."""
+"""Id of an image, and its label map or the reason why there is none."""
 
 
 class Canvas:
     """A label map on which objects are painted, later ones over earlier ones.
 
     Args:
-        size: ``(H, W)`` as the file has it.
+        size: ``(H, W)`` in the file.
 
     Raises:
-        ImageError: No size of an image.
+        ImageError: The size is no size of an image.
     """
 
     def __init__(self, size: tuple[object, object]) -> None:
@@ -105,7 +105,7 @@ class Canvas:
         self.objects = 0
 
     def paint(self, value: int, mask: NDArray[np.bool_]) -> None:
-        """Paint ``(H, W)`` with a value."""
+        """Paint the pixels of a mask ``(H, W)`` with a value."""
         self.label_map[mask] = value
         self.objects += bool(mask.any())
 
@@ -113,11 +113,11 @@ class Canvas:
         """Paint the union of polygons, filled as COCO's own code does.
 
         Args:
-            value: To paint.
-            rings: Numbers ``x, y, x, y, ...`` in pixels.
+            value: Value to paint.
+            rings: Corners ``x, y, x, y, ...`` of each polygon in pixels.
 
         Raises:
-            ImageError: They are none.
+            ImageError: A ring is no polygon.
         """
         from pycocotools import mask as coco
 
@@ -126,28 +126,28 @@ class Canvas:
             sound = isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0
             if not sound or not all(isinstance(number, int | float) and math.isfinite(number) for number in ring):
                 raise ImageError(f"expected a polygon of three points or more, found {ring!r:.60}")
-            corners = np.clip(np.asarray(ring, np.float64).reshape(-1, 2), 0, self.size[::-1])  # C code counts on it
+            corners = np.clip(np.asarray(ring, np.float64).reshape(-1, 2), 0, self.size[::-1])  # C code requires this range
             clean.append(corners.ravel().tolist())
         if clean:
             codes = coco.frPyObjects(clean, *self.size)
             self.paint(value, coco.decode(coco.merge(codes)).astype(bool))
 
     def done(self) -> Correction:
-        """The finished label map."""
+        """Return the finished label map."""
         return Correction(self.label_map, self.objects)
 
 
 def parse_json(data: bytes, path: Path) -> Any:
-    """JSON in which no object has a key twice.
+    """Parse JSON in which no object has a key twice.
 
     Raises:
-        SsrError: It is none.
+        SsrError: The data is no such JSON.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         item = dict(pairs)
         if len(item) != len(pairs):
-            raise ValueError("a key stands twice in one object")
+            raise ValueError("a key occurs twice in one object")
         return item
 
     try:
@@ -157,10 +157,10 @@ def parse_json(data: bytes, path: Path) -> Any:
 
 
 def whole_number(text: object, where: str) -> int:
-    """A number of an XML attribute or of JSON.
+    """Return the whole number in an XML attribute or in JSON.
 
     Raises:
-        ImageError: It is none.
+        ImageError: The value is no whole number.
     """
     if isinstance(text, int) and not isinstance(text, bool):
         return text
@@ -170,10 +170,10 @@ def whole_number(text: object, where: str) -> int:
 
 
 def known_keys(item: object, keys: Collection[str], where: str) -> dict[str, Any]:
-    """An object of JSON that has some keys.
+    """Return an object of JSON after a check that it has some keys.
 
     Raises:
-        SsrError: It is none, or lacks one.
+        SsrError: The item is no object, or lacks a key.
     """
     if not isinstance(item, dict):
         raise SsrError(f"{where}: expected an object, found a {type(item).__name__}")

@@ -14,11 +14,11 @@ from pipelines.ops.run_lengths import from_run_lengths
 
 
 def instances(source: Source, content: dict[str, Any]) -> Iterator[Outcome]:
-    """Label maps of an instances JSON; later annotations are painted over earlier ones.
+    """Yield the label maps of an instances JSON; later annotations are painted over earlier ones.
 
     Raises:
-        SsrError: It is none.
-        UsageError: A class that is not in the list, or an unsafe name.
+        SsrError: The content is no instances JSON.
+        UsageError: A class is not in the list, or a name is unsafe.
     """
     where = str(source.path)
     parts = ("images", "annotations", "categories")
@@ -74,10 +74,10 @@ def _paint(source: Source, canvas: Canvas, value: int, segmentation: Any, place:
 
 
 def run_length_mask(code: dict[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """COCO's run lengths, ``(H, W)`` bool; they go down the columns.
+    """Decode COCO's run lengths, which go down the columns, to ``(H, W)`` bool.
 
     Raises:
-        ImageError: They are none, or of another size.
+        ImageError: The run lengths are invalid, or of another size.
     """
     counts = code.get("counts")
     if code.get("size") != list(size):
@@ -92,7 +92,7 @@ def run_length_mask(code: dict[str, Any], size: tuple[int, int]) -> NDArray[np.b
 
 
 def _unpacked(text: str) -> list[int]:
-    """Numbers of COCO's packed counts: 5 bits a character, lowest first; from the third on, differences to the last but one."""
+    """Decode COCO's packed counts: 5 bits a character, lowest first; from the third on, differences to the last but one."""
     numbers: list[int] = []
     number = shift = 0
     for character in text:

@@ -24,11 +24,11 @@ LABELS = "labelmap.txt"
 
 
 def masks(source: Source, archive: Archive) -> Iterator[Outcome]:
-    """Label maps of a zip of masks.
+    """Yield the label maps of a zip of masks.
 
     Raises:
-        SsrError: ``labelmap.txt`` is none.
-        UsageError: A class that is not in the list, or an unsafe name.
+        SsrError: ``labelmap.txt`` is invalid.
+        UsageError: A class is not in the list, or a name is unsafe.
     """
     values, colours = _labels(source, archive)
     codes = _codes(colours)
@@ -45,7 +45,7 @@ def masks(source: Source, archive: Archive) -> Iterator[Outcome]:
 
 
 def _labels(source: Source, archive: Archive) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Values of label maps ``(L,)`` and colours ``(L, 3)`` in the order of ``labelmap.txt``."""
+    """Return the values in label maps ``(L,)`` and colours ``(L, 3)``, in the order of ``labelmap.txt``."""
     try:
         lines = archive.read(LABELS, 1 << 22).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -72,7 +72,7 @@ def _codes(rgb: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def _indices(data: bytes, codes: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Places in the list of labels, ``(H, W)``, from colours or from indices."""
+    """Return places in the list of labels, ``(H, W)``, from colours or from indices."""
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
@@ -82,7 +82,7 @@ def _indices(data: bytes, codes: NDArray[np.int64], order: NDArray[np.int64]) ->
             shown = None if grey else np.asarray(picture.convert("RGB"))  # (H, W, 3)
     except ImageError:
         raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+    except Exception as error:  # Pillow's decoders raise many types on a broken file
         raise ImageError(f"expected a PNG, found one that cannot be read: {type(error).__name__}") from None
     if shown is not None:
         found = _codes(shown)  # (H, W)
@@ -101,11 +101,11 @@ def _indices(data: bytes, codes: NDArray[np.int64], order: NDArray[np.int64]) ->
 
 
 def images(source: Source, data: bytes) -> Iterator[Outcome]:
-    """Label maps of CVAT's XML for images, one at a time.
+    """Yield the label maps of CVAT's XML for images, one at a time.
 
     Raises:
-        SsrError: No such XML.
-        UsageError: A class that is not in the list, or an unsafe name.
+        SsrError: The data is no such XML.
+        UsageError: A class is not in the list, or a name is unsafe.
     """
     try:
         root: Element | None = None
@@ -119,7 +119,7 @@ def images(source: Source, data: bytes) -> Iterator[Outcome]:
                 root.clear()
             elif event == "end" and element.tag == "track":
                 raise SsrError(f"{source.path}: expected images, found a track of a video", "export as CVAT for images 1.1")
-    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:  # the last: an unknown encoding
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise SsrError(f"{source.path}: broken XML: {type(error).__name__}: {error!s:.120}") from None
 
 
@@ -128,7 +128,7 @@ def _image(source: Source, element: Element) -> Outcome:
     image_id = source.image_id(name, "image")
     try:
         canvas = Canvas(_pair(element, "height", "width"))
-        for shape in sorted(element, key=lambda shape: whole_number(shape.get("z_order", "0"), "z_order")):  # stable
+        for shape in sorted(element, key=lambda shape: whole_number(shape.get("z_order", "0"), "z_order")):  # a stable sort
             if shape.tag == "mask":
                 canvas.paint(source.value(shape.get("label"), "mask"), _mask(shape, canvas.size))
             elif shape.tag == "polygon":

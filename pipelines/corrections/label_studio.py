@@ -14,15 +14,15 @@ from pipelines.ops.run_lengths import decode_brush
 
 _IMAGES = ("image", "img", "url")
 _MASKS = ("brushlabels", "polygonlabels")
-"""Kinds of results that are masks; the value has the class under the same key."""
+"""Kinds of results that are masks; the value has the class under the key of the same name."""
 
 
 def tasks(source: Source, content: list[Any]) -> Iterator[Outcome]:
-    """Label maps of tasks that a person has annotated; predictions are ours and do not count.
+    """Yield the label maps of tasks that a person annotated; predictions, which this program wrote, do not count.
 
     Raises:
-        SsrError: No tasks.
-        UsageError: A class that is not in the list, or an unsafe name.
+        SsrError: The content is no list of tasks.
+        UsageError: A class is not in the list, or a name is unsafe.
     """
     for number, entry in enumerate(content):
         where = f"task {number}"
@@ -43,13 +43,13 @@ def tasks(source: Source, content: list[Any]) -> Iterator[Outcome]:
 
 
 def _name(data: dict[str, Any]) -> object:
-    """The image of a task: its id, where our export has written it, or its address."""
+    """Return the image of a task: its id, if `ssr export` wrote it, or its address."""
     own = data.get("image_id")
     return own if isinstance(own, str) else next((data[key] for key in _IMAGES if key in data), None)
 
 
 def _painted(source: Source, results: Any, where: str) -> Canvas | None:
-    """What an annotation shows; None if it has no mask and so says no size."""
+    """Return the label map of an annotation; None without a mask, because only masks give the size."""
     if not isinstance(results, list):
         raise ImageError(f"expected a list of results, found a {type(results).__name__}")
     canvas: Canvas | None = None
@@ -86,7 +86,7 @@ def _brush(value: dict[str, Any], size: tuple[int, int]) -> Any:
 
 
 def _polygon(value: dict[str, Any], size: tuple[int, int]) -> list[float]:
-    """Points in percent of the image's size -> pixels."""
+    """Convert points in percent of the image's size to pixels."""
     points, numbers = value.get("points"), []
     for point in points if isinstance(points, list) else [None]:
         if not isinstance(point, list) or len(point) != 2 or not all(isinstance(part, int | float) for part in point):

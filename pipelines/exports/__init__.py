@@ -1,4 +1,4 @@
-"""Label maps in the formats of other tools, one file a format or a family of them."""
+"""Label maps in the formats of other tools, one file for each format or family of formats."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ EXPORTS: dict[str, Format] = {
     "fiftyone": folders.FIFTYONE,
     "hf": folders.HF,
 }
-"""Every format by its name, which is the argument FORMAT; a plugin adds its own."""
+"""Formats by name, which is the argument FORMAT; a plugin may add others."""
 
 
 def format_of(name: str) -> Format:
-    """The format of a name.
+    """Return the format of a name.
 
     Raises:
-        UsageError: There is none of this name.
+        UsageError: There is no such format.
     """
     return table_entry(EXPORTS, name, "format", "FORMAT")

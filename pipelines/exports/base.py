@@ -1,4 +1,4 @@
-"""What an export is to every format: label maps that come one by one, and a folder that is filled."""
+"""Common parts of the export formats: label maps arrive one by one, and a folder is filled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipelines.errors import UsageError
 from pipelines.options.export import ExportOptions
 
 IGNORE_NAME = "_ignore"
-"""Name of the class that unsure pixels become with ``--ignore class``."""
+"""Name of the class that ignored pixels become with ``--ignore class``."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Item:
 
     Attributes:
         number: Place in the work list from 1, the same in every shard.
-        image_id: Its id.
-        photo: Its file; it may be missing.
-        label_map: ``(H, W)`` uint8, what is unsure written as the export has it.
-        confidence: From 0 to 1, or None if nothing is known of it or the format does not ask for it.
+        image_id: Id of the image.
+        photo: Path of the image; the file may be missing.
+        label_map: ``(H, W)`` uint8, with ignored pixels as ``Plan.ignore`` sets them.
+        confidence: Confidence in [0, 1], or None if it is unknown or the format does not store it.
     """
 
     number: int
@@ -43,24 +43,24 @@ class Item:
 
     @property
     def file_name(self) -> str:
-        """The id with the ending of the photo: folders of photos are flat in an export."""
+        """The id with the suffix of the image, because an export has one flat folder of images."""
         return self.image_id + self.photo.suffix
 
 
 @dataclass
 class Plan:
-    """What a format fills.
+    """The folder that a format fills, and its settings.
 
     Attributes:
-        folder: Empty; it takes the place of the export when everything is written.
-        split: Name of the images.
-        classes: The classes.
-        options: How to write.
-        ignore: What unsure pixels are: ``background``, ``class`` or ``keep``.
-        suffix: Ending of all photos, or None if they differ.
-        photo_root: Folder that holds all photos.
-        place: Where the folder will lie.
-        said: What the format says of itself, for people.
+        folder: Empty folder, which replaces the export once all is written.
+        split: Name of the split.
+        classes: The class list.
+        options: Options of the export.
+        ignore: Meaning of ignored pixels: ``background``, ``class`` or ``keep``.
+        suffix: Suffix of all images, or None if they differ.
+        photo_root: Folder that holds all images.
+        place: Final path of the folder.
+        said: Messages of the format for the user.
     """
 
     folder: Path
@@ -75,7 +75,7 @@ class Plan:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names by value, background first; unsure pixels last where they are a class."""
+        """Names by value, background first; ignored pixels are last if they are a class."""
         names = self.classes.label_map_names
         return (*names, IGNORE_NAME) if self.ignore == "class" else names
 
@@ -93,7 +93,7 @@ class Plan:
 
 
 Add = Callable[[Item], None]
-"""Takes the next image; it may raise an `ImageError`, and then nothing of the image is in the export."""
+"""Takes the next image; after an `ImageError` the export holds nothing of this image."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,11 @@ class Format:
     """A format of exports.
 
     Attributes:
-        write: Opens the files of an export; on leaving without an error they are complete.
-        ignore: What unsure pixels can be, the default first.
-        takes: Options that it has a meaning for, beside those of all formats.
-        photos: The images are part of it.
-        confidence: It has a place for the confidence of each label map, which is computed for it.
+        write: Opens the files of an export; they are complete after the block ends without an error.
+        ignore: Possible meanings of ignored pixels, the default first.
+        takes: Options that this format uses, beside those of all formats.
+        photos: Whether the export contains the images.
+        confidence: Whether the format stores the confidence of each label map; only then is it computed.
     """
 
     write: Callable[[Plan], AbstractContextManager[Add]]
@@ -116,11 +116,11 @@ class Format:
 
 
 def png_bytes(pixels: NDArray[np.uint8], colours: NDArray[np.uint8] | None) -> bytes:
-    """A PNG of one channel.
+    """Encode a PNG of one channel.
 
     Args:
         pixels: ``(H, W)``.
-        colours: Palette ``(256, 3)``; None: greyscale, for readers that would look at colours instead of indices.
+        colours: Palette ``(256, 3)``; None: greyscale, for readers that use colours in place of indices.
     """
     picture, out = Image.fromarray(pixels, mode="L"), io.BytesIO()
     if colours is not None:
@@ -130,7 +130,7 @@ def png_bytes(pixels: NDArray[np.uint8], colours: NDArray[np.uint8] | None) -> b
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file of an export, which is not seen before all of it is there."""
+    """Write a file of an export, whose folder appears only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 
@@ -147,10 +147,10 @@ def place_photo(plan: Plan, item: Item, target: Path) -> None:
 
 
 class JsonArray:
-    """A list of JSON that is written entry by entry.
+    """A JSON list that is written entry by entry.
 
     Args:
-        file: Open for text; the entries are separated by commas, brackets are the caller's.
+        file: File open for text; the entries are separated by commas, and the caller writes the brackets.
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -174,8 +174,8 @@ def refuse_names(plan: Plan, bad: Callable[[str], bool], why: str, instead: str)
     """Refuse class names that a format cannot hold.
 
     Raises:
-        UsageError: The first of them.
+        UsageError: There is such a name; the message has the first one.
     """
     name = next((name for name in plan.names if bad(name)), None)
     if name is not None:
-        raise UsageError(f"class {name!r:.80} cannot stand in this format: {why}", instead)
+        raise UsageError(f"class {name!r:.80} cannot be written in this format: {why}", instead)

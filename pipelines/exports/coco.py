@@ -1,4 +1,4 @@
-"""COCO instances: one JSON, objects as run lengths or polygons."""
+"""COCO instances: one JSON with objects as run lengths or polygons."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pipelines.stores.shard import Shard
 def write(plan: Plan) -> Iterator[Add]:
     """Write ``annotations/instances_SPLIT.json``, and the images into ``images/``.
 
-    Categories have the numbers of label maps, from 1. No two shards use the same number for an image or an annotation, so that
-    their files can be joined.
+    Categories have the numbers of label maps, from 1. No two shards use the same number for an image or an annotation, so their
+    files can be joined.
     """
     folder, parts = plan.folder / "annotations", PolygonParts(plan)
     shard = Shard.parse(plan.options.shard) if plan.options.shard else Shard(0, 1)

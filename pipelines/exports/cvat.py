@@ -16,14 +16,14 @@ from pipelines.exports.base import Add, Format, Item, Plan, png_bytes, refuse_na
 from pipelines.ops.regions import regions
 
 MAX_OBJECTS = 254
-"""Objects of an image that a PNG of one channel can number, 255 left out."""
+"""Largest number of objects that a PNG of one channel can number; 255 is left out."""
 
 
 @contextmanager
 def write(plan: Plan) -> Iterator[Add]:
     """Write ``masks.zip``, and ``labels.json`` for the raw editor of a new task's labels."""
     refuse_names(
-        plan, lambda name: ":" in name or name.startswith("#"), "labelmap.txt has ':' and '#' as signs", "ssr export cvat-xml"
+        plan, lambda name: ":" in name or name.startswith("#"), "labelmap.txt uses ':' and '#' as signs", "ssr export cvat-xml"
     )
     with text_files(plan.folder, ".names") as (names,), zipfile.ZipFile(plan.folder / "masks.zip", "w") as archive:
 
@@ -44,7 +44,7 @@ def write(plan: Plan) -> Iterator[Add]:
 
 
 def write_labels(plan: Plan) -> None:
-    """Write ``labels.json``, which CVAT's raw editor of labels takes: a task needs labels of these names."""
+    """Write ``labels.json`` for CVAT's raw editor of labels, because a task needs labels of these names."""
     with text_files(plan.folder, "labels.json") as (file,):
         labels = [{"name": name, "color": colour, "attributes": []} for name, colour in plan.labels]
         file.write(json.dumps(labels, ensure_ascii=False, indent=1) + "\n")
@@ -54,14 +54,14 @@ def write_labels(plan: Plan) -> None:
 
 
 def put(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Add a file to an archive: the same bytes at any time of day; a PNG is compressed already."""
+    """Add a file to an archive with a fixed time, so that equal files give equal bytes; PNGs are stored uncompressed."""
     entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     entry.external_attr = 0o644 << 16
     archive.writestr(entry, content, zipfile.ZIP_STORED if name.endswith(".png") else zipfile.ZIP_DEFLATED)
 
 
 def objects_of(label_map: NDArray[np.uint8], instances: bool) -> NDArray[np.uint8]:
-    """Number of each pixel's object, 0 for background: without these, CVAT would take background for an object."""
+    """Return each pixel's object number, 0 for background; without these, CVAT would take background for an object."""
     numbers = np.zeros_like(label_map)
     for number, region in enumerate(regions(label_map, instances), start=1):
         if number > MAX_OBJECTS:
@@ -72,4 +72,4 @@ def objects_of(label_map: NDArray[np.uint8], instances: bool) -> NDArray[np.uint
 
 
 FORMAT = Format(write, ("background", "class"), takes=("instances",))
-"""See `write`. 255 is no value that CVAT takes."""
+"""See `write`. CVAT does not accept 255."""

@@ -1,4 +1,4 @@
-"""CVAT for images 1.1: one XML, objects as run lengths in their boxes."""
+"""CVAT for images 1.1: one XML with objects as run lengths in their boxes."""
 
 from __future__ import annotations
 

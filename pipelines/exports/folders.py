@@ -1,4 +1,4 @@
-"""Folders of images and masks, as VOC, mmsegmentation, FiftyOne and Hugging Face's datasets read them."""
+"""Folders of images and masks for VOC, mmsegmentation, FiftyOne and Hugging Face's datasets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.exports.cvat import objects_of
 
 @contextmanager
 def write_voc(plan: Plan) -> Iterator[Add]:
-    """Write VOC2012's layout: ``JPEGImages``, ``SegmentationClass``, list of names; if asked for, ``SegmentationObject``."""
+    """Write VOC2012's ``JPEGImages``, ``SegmentationClass``, list of names and, with --instances, ``SegmentationObject``."""
     with text_files(plan.folder / "ImageSets/Segmentation", f"{plan.split}.txt") as (names,):
 
         def add(item: Item) -> None:
@@ -34,7 +34,7 @@ def write_voc(plan: Plan) -> Iterator[Add]:
 def write_mmseg(plan: Plan) -> Iterator[Add]:
     """Write ``img_dir/SPLIT``, ``ann_dir/SPLIT`` and ``dataset.py``, a config that names them.
 
-    mmsegmentation takes one ending for all images: where they differ, all are called .jpg, since the content tells the format.
+    mmsegmentation takes one suffix for all images: if they differ, all become .jpg, because readers use the content.
     """
     suffix = plan.suffix or ".jpg"
 
@@ -59,7 +59,7 @@ def write_mmseg(plan: Plan) -> Iterator[Add]:
 
 @contextmanager
 def write_fiftyone(plan: Plan) -> Iterator[Add]:
-    """Write ``data``, ``labels``, ``confidence.csv``, and in ``README.md`` the lines that load them."""
+    """Write ``data``, ``labels``, ``confidence.csv``, and ``README.md`` with the lines that load them."""
     with text_files(plan.folder, "confidence.csv", "README.md") as (confidence, readme):
         rows = csv.writer(confidence)
         rows.writerow(("image", "confidence"))
@@ -97,7 +97,7 @@ fiftyone.launch_app(dataset.sort_by("confidence"))
 
 @contextmanager
 def write_hf(plan: Plan) -> Iterator[Add]:
-    """Write ``SPLIT/images``, ``SPLIT/masks`` and ``SPLIT/metadata.jsonl``, as ``load_dataset("imagefolder")`` reads them."""
+    """Write ``SPLIT/images``, ``SPLIT/masks`` and ``SPLIT/metadata.jsonl`` for ``load_dataset("imagefolder")``."""
     folder = plan.folder / plan.split
     with text_files(folder, "metadata.jsonl") as (metadata,):
 

@@ -1,4 +1,4 @@
-"""Label Studio: tasks with brushes to correct, and the labelling interface that they belong to."""
+"""Label Studio: tasks with brushes to correct, and their labelling interface."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pipelines.ops.regions import Region, regions
 from pipelines.ops.run_lengths import encode_brush
 
 FROM, TO = "brush", "image"
-"""Names of the tools; those of the interface and of every result must agree."""
+"""Names of the tools, which must agree in the interface and in every result."""
 MODEL = "ssr"
 
 
 @contextmanager
 def write(plan: Plan) -> Iterator[Add]:
-    """Write ``tasks.json``, with one brush an object and our confidence as score, and ``interface.xml``."""
+    """Write ``tasks.json``, with a brush for each object and its confidence as score, and ``interface.xml``."""
     with text_files(plan.folder, "tasks.json", "interface.xml") as (task_file, interface):
         interface.write(_interface(plan))
         tasks = JsonArray(task_file)
@@ -40,7 +40,7 @@ def write(plan: Plan) -> Iterator[Add]:
     plan.said.append(f"paste {plan.place / 'interface.xml'} into the project's labelling interface, then import tasks.json")
     if not plan.options.image_url:
         plan.said += [
-            "start Label Studio with these two lines, and add a local storage of the photos' folder to the project:",
+            "start Label Studio with these two lines, and add a local storage of the image folder to the project:",
             "export LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true",
             f"export LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={plan.photo_root.parent}",
         ]

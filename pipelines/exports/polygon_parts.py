@@ -1,4 +1,4 @@
-"""Regions as polygons for formats that have no holes, and how many pixels that costs."""
+"""Regions as polygons for formats without holes, and the number of pixels that this changes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pipelines.ops.regions import Region
 
 
 class PolygonParts:
-    """Makes the polygons of an export.
+    """Converter of regions to the polygons of an export.
 
     Args:
-        plan: Its options: how holes are written, how far outlines may move.
+        plan: Plan whose options set how holes are written and how far outlines may move.
 
     Attributes:
         plan: As given.
@@ -23,7 +23,7 @@ class PolygonParts:
         self._pixels, self._changed, self._holes = 0, 0.0, 0
 
     def of(self, region: Region, item: Item) -> list[Ring]:
-        """One ring a part of the region, in pixels of the image.
+        """Return one ring for each part of the region, in pixels of the image.
 
         Raises:
             ImageError: A part has a hole, and holes are refused.
@@ -45,7 +45,7 @@ class PolygonParts:
         return rings
 
     def say(self) -> None:
-        """Tell what became of holes and areas."""
+        """Add a message on the holes and on the change in area."""
         if not self._pixels:
             return
         done = {"bridge": "cut in by lines of no width", "fill": "filled", "refuse": "refused"}[self.plan.options.holes]

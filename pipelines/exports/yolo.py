@@ -18,8 +18,8 @@ from pipelines.ops.regions import regions
 def write_polygons(plan: Plan) -> Iterator[Add]:
     """Write ``labels/SPLIT/ID.txt``, ``images/SPLIT/`` and ``data.yaml``.
 
-    A line is a class from 0 and one polygon in shares of the image's size. An object of several parts is several lines, because
-    readers draw the bridge between two parts as a line of a pixel.
+    A line is a class from 0 and one polygon in shares of the image's size. An object of several parts takes several lines,
+    because readers draw the bridge between two parts as a line of a pixel.
     """
     parts = PolygonParts(plan)
 
@@ -47,7 +47,7 @@ def _line(index: int, ring: Ring) -> str:
 def write_masks(plan: Plan) -> Iterator[Add]:
     """Write ``masks/SPLIT/ID.png``, ``images/SPLIT/`` and ``data.yaml``.
 
-    Masks are greyscale: a palette would be read as colours by OpenCV.
+    Masks are greyscale, because OpenCV would read a palette as colours.
     """
 
     def add(item: Item) -> None:

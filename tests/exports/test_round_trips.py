@@ -134,7 +134,7 @@ def test_a_name_that_a_format_cannot_hold(odd, tmp_path):
     names = tuple("a:b" if index == 3 else name for index, name in enumerate(NAMES))
     dataset = replace(odd.workspace.dataset, classes=replace(odd.workspace.dataset.classes, names=names, prompts=names))
     other = replace(odd.workspace, photos=dataset)
-    with pytest.raises(UsageError, match="'a:b' cannot stand in this format"):
+    with pytest.raises(UsageError, match="'a:b' cannot be written in this format"):
         export.run(other, ExportOptions(format="cvat", output=tmp_path / "x"))
     assert not (tmp_path / "x").exists()
 

@@ -67,7 +67,7 @@ def test_names_that_are_no_ids(tmp_path, one_line, name):
 def test_entries_that_are_odd(tmp_path, one_line, monkeypatch):
     picture = ("SegmentationClass/x.png", png())
     assert "is a link" in one_line(read, zipped(tmp_path / "c.zip", [("SegmentationClass/x.png", b"/etc/passwd")], LINK))
-    assert "stands twice" in one_line(read, zipped(tmp_path / "c.zip", [picture, picture]))
+    assert "occurs twice" in one_line(read, zipped(tmp_path / "c.zip", [picture, picture]))
     assert "broken zip" in one_line(read, _cut(zipped(tmp_path / "c.zip", [picture])))
     head = b"IHDR" + struct.pack(">IIBBBBB", 11_000, 11_000, 8, 0, 0, 0, 0)
     large = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
