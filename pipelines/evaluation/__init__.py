@@ -1,1 +1,1 @@
-"""Scores against ground truth: counts, metrics from counts, and the report with its pictures."""
+"""Scores against ground truth: counts, metrics from counts, and the report with its figures."""

@@ -1,4 +1,4 @@
-"""Confusion counts: the sufficient statistics of every segmentation metric.
+"""Confusion counts, which all segmentation metrics are computed from.
 
 Counts are int64, so the matrices of images and shards add with ``+`` in any order to the same bits.
 """
@@ -15,14 +15,14 @@ def confusion_counts(
     """Count pixels by (target class, predicted class).
 
     Args:
-        prediction: ``(H, W)`` uint8 label map, ``ignore_index`` where it makes no statement.
+        prediction: ``(H, W)`` uint8 label map, ``ignore_index`` where no class is predicted.
         target: ``(H, W)`` uint8 ground truth; pixels of ``ignore_index`` are left out.
         classes: Number of classes with background, at most ``ignore_index``.
-        ignore_index: In both maps, the value that is no class.
+        ignore_index: Value in both maps that is no class.
 
     Returns:
-        ``(classes, classes + 1)`` int64. Row = target class, column = predicted class; last column =
-        ``ignore_index`` predicted.
+        ``(classes, classes + 1)`` int64. Row = target class, column = predicted class; last column = ``ignore_index``
+            predicted.
 
     Raises:
         ValueError: Shapes or dtypes do not fit, or a value is neither a class nor ``ignore_index``.
@@ -35,7 +35,7 @@ def confusion_counts(
         raise ValueError(
             f"expected 0 < classes <= ignore_index <= 255, found {classes} classes and ignore_index {ignore_index}"
         )
-    # All 256 x 256 pairs in one pass: cheaper than masking first, and values out of range come to light in the same table.
+    # One pass counts all 256 x 256 pairs: it costs less than masking first, and the table also shows values out of range.
     code = (target.astype(np.uint16) << 8) | prediction
     pairs = np.bincount(code.ravel(), minlength=1 << 16).reshape(256, 256)  # (target, prediction)
     _refuse_unknown("target", pairs.sum(axis=1), classes, ignore_index)

@@ -1,4 +1,4 @@
-"""What a report is made of: counts of a whole work list, or of a shard, which add up to those of the whole."""
+"""Counts for a report, of a whole work list or of a shard; the counts of all shards add up to those of the whole."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from pipelines.evaluation.plausibility import Plausibility
 from pipelines.stores.files import read_json, write_json
 
 SAME = ("what", "split", "names", "options_digest", "boundary", "supervised", "corrected", "tagged", "oracle", "pictures")
-"""What shards that are added up must have in common."""
+"""Fields that shards must have in common to be added."""
 
 
 @dataclass(frozen=True)
 class Counted:
-    """Confusion counts of one output, and what the report says of it.
+    """Confusion counts of one output, and further data for its report.
 
     Attributes:
         what: Name of the report's folder.
-        split: Of the work list, in words.
+        split: Description of the split of the work list.
         names: Class names, background first.
-        totals: ``(C, C + 1)`` int64 by background power, the one in force first; see `confusion_counts`.
-        images: Images scored.
-        failed: Images that could not be scored.
-        options_digest: Of the options that made what is scored.
-        boundary: Its boundary refinement, such as ``crf`` or ``none``; None where that is not known.
-        supervised: Ground-truth masks trained what made it.
-        corrected: Masks that people corrected were among those that trained what made it.
-        tagged: The labels of what made it are tags of `ssr tag`.
-        oracle: A second report at the best power is wanted.
-        pictures: Pictures are wanted.
-        truth: What labels and masks of the images say of one another.
+        totals: ``(C, C + 1)`` int64 by background power, the configured one first; see `confusion_counts`.
+        images: Number of scored images.
+        failed: Number of images that could not be scored.
+        options_digest: Digest of the options that made the scored output.
+        boundary: Boundary refinement of the output, such as ``crf`` or ``none``; None if unknown.
+        supervised: Whether the model of the output was trained on ground-truth masks.
+        corrected: Whether the model of the output was trained on masks that people corrected.
+        tagged: Whether the labels of the output are tags of `ssr tag`.
+        oracle: Whether to write a second report at the best power.
+        pictures: Whether to draw figures.
+        truth: Comparison of the images' labels and masks.
     """
 
     what: str
@@ -59,10 +59,10 @@ class Counted:
 
 
 def add_counted(shards: Sequence[Counted]) -> Counted:
-    """Counts of all shards together; integers, so that nothing depends on their order.
+    """Add the counts of all shards; they are integers, so the result does not depend on the order.
 
     Raises:
-        SsrError: They are not of one evaluation.
+        SsrError: The shards belong to different evaluations.
     """
     first = shards[0]
     for other in shards[1:]:
@@ -88,7 +88,7 @@ def read_counted(path: Path) -> Counted:
     """Read what `write_counted` wrote.
 
     Raises:
-        SsrError: Missing or damaged.
+        SsrError: The file is missing or damaged.
     """
     content: Any = read_json(path)
     try:

@@ -1,6 +1,6 @@
-"""Pictures of an evaluation: confusion matrix, IoU of the classes, two runs side by side.
+"""Figures of an evaluation: confusion matrix, IoU of the classes, and two runs side by side.
 
-Every function gives a `matplotlib.figure.Figure` of its own; nothing touches pyplot's state or a display.
+Every function returns a new `matplotlib.figure.Figure`; none uses pyplot's state or a display.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _ANNOTATED_CLASSES = 30
 
 
 def confusion_figure(counts: NDArray[np.int64], report: Report) -> Figure:
-    """Row-normalised confusion matrix: where the pixels of each class went.
+    """Draw the row-normalised confusion matrix, which shows the predictions for the pixels of each class.
 
     Args:
-        counts: ``(C, C + 1)`` of `confusion_counts`; the last column is drawn if it holds anything.
-        report: Gives class names and caption.
+        counts: ``(C, C + 1)`` of `confusion_counts`; the last column is drawn if it is not zero.
+        report: Report with class names and caption.
     """
     names = list(report.per_class_iou)
     classes = len(names)
@@ -48,7 +48,7 @@ def confusion_figure(counts: NDArray[np.int64], report: Report) -> Figure:
     )
     axes = figure.subplots()
     colors = mpl.colormaps["magma"].with_extremes(bad="#d5d7db")
-    norm = PowerNorm(0.5, 0, 1)  # square root: a confusion of 1 % must be seen beside a diagonal of 90 %
+    norm = PowerNorm(0.5, 0, 1)  # the square root shows 1 % beside a diagonal of 90 %
     picture = axes.imshow(np.ma.masked_invalid(share), cmap=colors, norm=norm, interpolation="nearest", aspect="auto")
     size = 9 if annotated else 7
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
@@ -62,7 +62,7 @@ def confusion_figure(counts: NDArray[np.int64], report: Report) -> Figure:
     if annotated:
         _write_shares(axes, share)
     else:
-        for edge in range(10, classes, 10):  # a thin lattice leads the eye from a cell to its names
+        for edge in range(10, classes, 10):  # thin lines guide from a cell to its names
             axes.axhline(edge - 0.5, color="white", linewidth=0.3, alpha=0.5)
             axes.axvline(edge - 0.5, color="white", linewidth=0.3, alpha=0.5)
     slot = axes.inset_axes((1.02, 0.2, 0.015, 0.6))
@@ -76,18 +76,18 @@ def confusion_figure(counts: NDArray[np.int64], report: Report) -> Figure:
 
 def _write_shares(axes: Axes, share: NDArray[np.float64]) -> None:
     for (row, column), value in np.ndenumerate(share):
-        if value >= 0.005:  # less would read "0"
+        if value >= 0.005:  # a lower value would be written as "0"
             color = "#1a1020" if value > 0.45 else "white"
             axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7.5, color=color)
 
 
 def iou_figure(report: Report) -> Figure:
-    """IoU of every class in the ground truth, best first, with a line at the mIoU."""
+    """Draw the IoU of every class in the ground truth, best first, with a line at the mIoU."""
     values = {name: value for name, value in report.per_class_iou.items() if value is not None}
     order = sorted(values, key=lambda name: -values[name])
     figure, columns = _bar_columns(len(order), row=0.235)
     colors = mpl.colormaps["viridis"]
-    norm = Normalize(0, 1.05)  # keeps the palest yellow off the white ground
+    norm = Normalize(0, 1.05)  # keeps the lightest yellow off the white background
     for axes, names in zip(columns, _chunks(order, len(columns)), strict=True):
         ious = np.array([values[name] for name in names])
         axes.barh(range(len(names)), ious, height=0.74, color=colors(norm(ious)))
@@ -102,15 +102,15 @@ def iou_figure(report: Report) -> Figure:
 
 
 def compare_figure(a: Report, b: Report, labels: tuple[str, str] = ("A", "B")) -> Figure:
-    """IoU of every class in two runs, side by side, in order of b's gain over a.
+    """Draw the IoU of every class in two runs, side by side, in order of b's gain over a.
 
     Args:
-        a: The run to compare with.
-        b: The other run.
-        labels: What to call them.
+        a: Report of the first run.
+        b: Report of the second run.
+        labels: Names of the runs in the figure.
 
     Raises:
-        ValueError: No class was scored in both.
+        ValueError: No class was scored in both runs.
     """
     both = [
         (name, first, second)
@@ -139,13 +139,13 @@ def compare_figure(a: Report, b: Report, labels: tuple[str, str] = ("A", "B")) -
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG; a failure leaves no partial file."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", facecolor="white")
 
 
 def _bar_columns(bars: int, row: float) -> tuple[Figure, list[Axes]]:
-    """A figure with as many columns of bars as make it about as wide as high."""
+    """Return a figure with the number of columns that makes it about as wide as high."""
     columns = max(1, ceil(bars / _BARS_A_COLUMN))
     height = max(2.5, row * ceil(bars / columns)) + 1.5
     figure = Figure(figsize=(7.5 if columns == 1 else 5.6 * columns, height), dpi=150)
@@ -171,7 +171,7 @@ def _dress_bars(axes: Axes, names: Sequence[str], best: float) -> None:
 
 
 def _title(figure: Figure, title: str, caption: str) -> None:
-    """Put title and caption at the top left and keep the layout out of their way."""
+    """Put title and caption at the top left, and keep that space free in the layout."""
     width, height = figure.get_size_inches()
     head = 0.5 + 0.18 * (caption.count("\n") + 1)  # inches
     figure.text(0.15 / width, 1 - 0.15 / height, title, fontsize=14, fontweight="bold", color=_INK, va="top")

@@ -1,4 +1,4 @@
-"""Reading ground-truth masks: the one door to them."""
+"""Reader of ground-truth masks; every ground-truth file is opened here."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def read_mask(path: Path, classes: int | None = None) -> NDArray[np.uint8]:
 
     Args:
         path: PNG of mode P or L.
-        classes: Number of classes without background, of which no other value may be; None admits any.
+        classes: Number of classes without background, which limits the values; None admits any value.
 
     Returns:
         ``(H, W)`` uint8 class indices, 255 = ignore.
 
     Raises:
-        ImageError: No such file, not a PNG, damaged, not class indices (colours, 16 bits, greys scaled up from fewer bits),
-            or a value that is no class.
+        ImageError: There is no such file, it is no PNG, damaged, or not class indices (colours, 16 bits, greys scaled up from
+            fewer bits), or a value is no class.
     """
     mask = _decoded(path)
     if classes is not None:
@@ -46,12 +46,12 @@ def _refuse_unknown(path: Path, mask: NDArray[np.uint8], classes: int) -> None:
 
 def _decoded(path: Path) -> NDArray[np.uint8]:
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or device might never end
+        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe or device might never end
             raise ImageError(f"expected a PNG mask in {path}, found no regular file", hint=_HINT)
         with Image.open(path, formats=("PNG",)) as image:
-            image.verify()  # checksums of all chunks: decoding alone passes over those of the pixels
+            image.verify()  # checks all chunks; decoding skips the checksums of pixels
         with Image.open(path, formats=("PNG",)) as image:
-            stored = image.tile[0].args if image.tile else image.mode  # the mode in the file, e.g. "L;4"
+            stored = image.tile[0].args if image.tile else image.mode  # the mode in the file, such as "L;4"
             if image.mode not in ("P", "L") or (image.mode == "L" and stored != "L"):
                 kind = "colours" if image.mode in ("RGB", "RGBA") else "pixels"
                 raise ImageError(f"expected class indices in {path}, found {kind} of mode {stored}", hint=_HINT)
@@ -59,10 +59,10 @@ def _decoded(path: Path) -> NDArray[np.uint8]:
     except FileNotFoundError as error:
         raise ImageError(
             f"expected a ground-truth mask, found no file {path}",
-            hint="a mask is a PNG of its photo's name; score a split that has masks",
+            hint="a mask is a PNG of its image's name; score a split that has masks",
         ) from error
     except ImageError:
         raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+    except Exception as error:  # Pillow's decoders raise many types on a broken file
         found = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"expected a PNG mask in {path}, found a file that cannot be read: {found}", hint=_HINT) from error

@@ -3,8 +3,8 @@
 With TP, FP, FN of a class counted over all pixels of all images whose ground truth is not 255:
 
 * IoU = TP / (TP + FP + FN); mIoU is the mean over the classes that have ground-truth pixels (VOC's rule).
-* precision = TP / (TP + FP), recall = TP / (TP + FN), confusion ratio = FP / TP; each is a mean over the same classes, less
-  those where it is not defined: a class never predicted has no precision, a class never hit has no confusion ratio.
+* precision = TP / (TP + FP), recall = TP / (TP + FN), confusion ratio = FP / TP; each is a mean over the same classes without
+  those where it is undefined: a class that is never predicted has no precision, and one without TP no confusion ratio.
 * A predicted 255 is a miss of its pixel's class (FN there, FP nowhere). ``miou_covered`` leaves such pixels out instead, so
   that it must be read together with ``coverage``.
 """
@@ -27,17 +27,17 @@ class Metrics:
 
     Attributes:
         miou: Mean IoU over classes with ground-truth pixels; a predicted 255 is a miss.
-        miou_covered: The same over the pixels where a class is predicted; None where there are none.
-        pixel_accuracy: Share of ground-truth pixels that got their class.
-        precision: Mean over classes that have ground truth and are predicted; None where there are none.
+        miou_covered: Mean IoU over the pixels where a class is predicted; None if there are no such pixels.
+        pixel_accuracy: Share of ground-truth pixels whose class is predicted.
+        precision: Mean over classes that have ground truth and are predicted; None if there are no such classes.
         recall: Mean over classes with ground-truth pixels.
-        confusion_ratio: Mean of FP / TP over classes with a true positive; None where there are none.
-        classes_never_hit: Classes with ground truth and no true positive: not in ``confusion_ratio``.
+        confusion_ratio: Mean of FP / TP over classes with a true positive; None if there are no such classes.
+        classes_never_hit: Classes with ground truth and no true positive, which ``confusion_ratio`` leaves out.
         coverage: Share of ground-truth pixels where a class is predicted.
-        per_class_iou: By class name, in order of the classes; None where the class has no ground truth.
-        per_class_precision: None where the class has no ground truth or is never predicted.
-        per_class_recall: None where the class has no ground truth.
-        per_class_pixels: Ground-truth pixels.
+        per_class_iou: IoU by class name, in order of the classes; None if the class has no ground truth.
+        per_class_precision: Precision by class name; None if the class has no ground truth or is never predicted.
+        per_class_recall: Recall by class name; None if the class has no ground truth.
+        per_class_pixels: Number of ground-truth pixels by class name.
     """
 
     miou: float
@@ -55,20 +55,20 @@ class Metrics:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The metrics that a `pipelines.evaluation.report.Report` holds: all but the other values of each class."""
+        """The metrics in a `pipelines.evaluation.report.Report`: all except the other values of each class."""
         other = ("per_class_precision", "per_class_recall", "per_class_pixels")
         return {name: value for name, value in vars(self).items() if name not in other}
 
 
 def metrics_from_counts(counts: NDArray[np.int64], names: Sequence[str]) -> Metrics:
-    """Derive all metrics.
+    """Compute all metrics from confusion counts.
 
     Args:
         counts: ``(C, C + 1)`` int64 of `confusion_counts`, summed over images.
         names: The C class names, background first.
 
     Raises:
-        ValueError: Counts and names do not fit, or two classes share a name.
+        ValueError: Counts and names do not fit, or two classes have one name.
         SsrError: There is no ground-truth pixel to score.
     """
     classes = len(names)
@@ -107,7 +107,7 @@ def metrics_from_counts(counts: NDArray[np.int64], names: Sequence[str]) -> Metr
 
 
 def _ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64], where: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Quotient per class, NaN outside ``where`` and over zero."""
+    """Return the quotient of each class, NaN outside ``where`` and over zero."""
     quotient = np.full(numerator.shape, np.nan)
     np.divide(numerator, denominator, out=quotient, where=where & (denominator > 0))
     return quotient

@@ -1,4 +1,4 @@
-"""Whether ground truth can be meant as it is read: what labels and masks of the same images say of one another."""
+"""Check that ground truth is read as it is meant, by comparing labels and masks of the same images."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pipelines.errors import SsrError
 from pipelines.ops.label_map import IGNORE_INDEX
 
 FOREIGN_SHARE = 0.2
-"""Share of masks with classes that their labels do not name from which a warning is given; some are in every dataset."""
+"""Share of masks with unlabelled classes from which a warning is given; every dataset has some such masks."""
 HOLLOW_SHARE = 0.02
-"""The same of masks of 0 and 255 alone whose image has a class: COCO has some, of crowds."""
+"""Share of masks of only 0 and 255 on images with a class from which a warning is given: COCO has some, of crowds."""
 BINARY_HINT = "write i + 1 for an object of class i where 255 is: 0 is background, 255 is not scored"
 
 
 @dataclass(frozen=True)
 class Plausibility:
-    """Counts over images and their ground truth; they add up in any order.
+    """Counts over images and their ground truth, which can be added in any order.
 
     Attributes:
-        images: Masks looked at.
-        hollow: Masks of 0 and 255 alone, of images that have a class.
-        foreign: Masks that show a class which the image's labels do not name.
-        named: By class, images whose labels name it.
-        shown: By class, masks that have a pixel of it.
+        images: Number of masks.
+        hollow: Number of masks of only 0 and 255 on images that have a class.
+        foreign: Number of masks with a class that the image's labels do not name.
+        named: For each class, the number of images whose labels name it.
+        shown: For each class, the number of masks with a pixel of it.
     """
 
     images: int
@@ -46,17 +46,17 @@ class Plausibility:
         )
 
     def refuse_binary(self, where: object) -> None:
-        """Refuse masks that mark objects with 255, where nothing but background would be left.
+        """Refuse masks that mark objects with 255, because only background would be scored.
 
         Raises:
-            SsrError: No mask shows a class, and some hold 0 and 255 alone.
+            SsrError: No mask has a class, and some hold only 0 and 255.
         """
         if self.hollow and not any(self.shown):
             found = f"0 and 255 alone in {self.hollow} of {self.images} masks, and no class in any"
             raise SsrError(f"{where}: expected class numbers in ground truth, found {found}", BINARY_HINT)
 
     def warnings(self, names: Sequence[str]) -> tuple[str, ...]:
-        """What makes a score doubtful, one line each.
+        """Return the warnings that make a score doubtful, one line each.
 
         Args:
             names: Class names without background.
@@ -82,7 +82,7 @@ def plausibility(mask: NDArray[np.uint8], classes: int, labels: Iterable[int] | 
     Args:
         mask: ``(H, W)`` ground truth, 0 background, i + 1 class i, 255 ignored.
         classes: Number of classes without background.
-        labels: Class indices of the image; None where no labels are known.
+        labels: Class indices of the image; None if its labels are unknown.
     """
     present = np.bincount(mask.ravel(), minlength=256) > 0  # (256,)
     shown = present[1 : classes + 1]  # (C,)
@@ -94,5 +94,5 @@ def plausibility(mask: NDArray[np.uint8], classes: int, labels: Iterable[int] | 
 
 
 def nothing_seen(classes: int) -> Plausibility:
-    """The count of no image."""
+    """Return the counts of no image."""
     return Plausibility(0, 0, 0, (0,) * classes, (0,) * classes)

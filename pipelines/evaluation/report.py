@@ -1,7 +1,7 @@
-"""Report of one evaluation: what was scored, by which rules, and the metrics.
+"""Report of one evaluation: what was scored, by which rules, and with which metrics.
 
-It is stored as ``report.json``, beside a CSV table of the classes and the confusion counts as ``.npy``. Every file is written
-whole and renamed.
+It is stored as ``report.json``, beside a CSV table of the classes and the confusion counts as ``.npy``. Each file is written in
+full and then renamed.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class Report:
-    """One evaluation. Values are fractions, None = not defined.
+    """Report of one evaluation. Values are fractions, None = undefined.
 
     Attributes:
         what: What was scored, ``cams``, ``refined``, ``masks`` or a folder.
         split: Name of the split.
         images: Number of images scored.
-        oracle: The background exponent was chosen on ground truth.
+        oracle: Whether the background exponent was chosen on ground truth.
         background_power: Exponent p of the background score ``(1 - max cam)^p``; None for label maps.
         boundary: Boundary refinement of the label maps, such as ``crf`` or ``none``; None if unknown.
-        options_digest: Digest of the options that made what was scored.
+        options_digest: Digest of the options that made the scored output.
         rules: Scoring rules in words, see `rules`.
         confusion_matrix: File name of the counts beside the report.
-        warnings: What makes the score doubtful, see `Plausibility.warnings`.
+        warnings: Warnings that make the score doubtful, see `Plausibility.warnings`.
 
     The metrics are those of `Metrics.summary`.
     """
@@ -62,13 +62,13 @@ class Report:
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that an oracle names its exponent."""
+        """Check that an oracle report has its exponent."""
         if self.oracle and self.background_power is None:
             raise ValueError("an oracle report must say its background_power")
 
     @property
     def caption(self) -> str:
-        """One line for the head of a table or picture: what, split, images, refinement, background rule, supervision."""
+        """One line above a table or figure: output, split, images, refinement, background rule, supervision."""
         parts = [self.what, f"split {self.split}", f"{self.images:,} image{'s' if self.images != 1 else ''}"]
         if self.boundary is not None:
             parts.append(f"boundary refinement {self.boundary}")
@@ -80,11 +80,11 @@ class Report:
 
 
 def rules(background_power: float | None, *, oracle: bool = False) -> dict[str, str]:
-    """Scoring rules in words.
+    """Return the scoring rules in words.
 
     Args:
-        background_power: Exponent p of the background score; None where label maps are scored.
-        oracle: p was chosen on the ground truth that it is scored on.
+        background_power: Exponent p of the background score; None if label maps are scored.
+        oracle: Whether p was chosen on the ground truth that is scored.
     """
     if background_power is None:
         background = "class 0 of the label maps"
@@ -116,7 +116,7 @@ def read_report(path: Path) -> Report:
     """Read and check ``report.json``.
 
     Raises:
-        SsrError: No such file, not JSON, a key is missing, or a value is out of its range (e.g. percent).
+        SsrError: The file is missing or no JSON, a key is missing, or a value is out of its range (such as percent).
     """
     try:
         return _ADAPTER.validate_json(path.read_bytes())
@@ -131,7 +131,7 @@ def read_report(path: Path) -> Report:
 
 
 def write_csv(metrics: Metrics, path: Path) -> None:
-    """Write one row a class: ``class, iou, precision, recall, pixels``; an empty cell is a value that is not defined."""
+    """Write one row for each class: ``class, iou, precision, recall, pixels``; an empty cell is an undefined value."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["class", "iou", "precision", "recall", "pixels"])

@@ -1,4 +1,4 @@
-"""Group images of one size into batches without holding more than a few of them."""
+"""Batches of images of one size, made without holding more than a few images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def batches_by(items: Iterable[Item], key: Callable[[Item], Hashable], size: int
 
     Args:
         items: Any iterable.
-        key: What must be equal within a batch, such as the padded size.
-        size: Items a batch.
-        waiting: Items held back at most in unfinished batches (default ``8 * size``); beyond that the fullest is yielded
-            as it is, so memory does not grow with the number of images or of sizes.
+        key: Function whose value must be equal within a batch, such as the padded size.
+        size: Largest number of items in a batch.
+        waiting: Largest number of items in unfinished batches (default ``8 * size``); beyond that the fullest batch is yielded
+            early, so that memory does not grow with the number of images or of sizes.
 
     Yields:
-        Batches; within one, items keep their order. With ``size`` 1, exactly the order of the items.
+        Batches whose items keep their order. With ``size`` 1, the order of all items is kept.
     """
     waiting = waiting or 8 * size
     groups: dict[Hashable, list[Item]] = {}
@@ -41,9 +41,9 @@ def batches_by(items: Iterable[Item], key: Callable[[Item], Hashable], size: int
 
 
 def one_behind(made: Iterable[Item]) -> Iterator[Item]:
-    """Yield each item once the next has been made: while a GPU computes one batch, the host stores the batch before.
+    """Yield each item after the next is made: while a GPU computes one batch, the host stores the batch before.
 
-    An error in between is raised after what was made before it has been yielded.
+    An error in between is raised after the earlier items are yielded.
     """
     waiting: list[Item] = []
     try:

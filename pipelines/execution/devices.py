@@ -1,4 +1,4 @@
-"""Which device, which precision, how large a batch."""
+"""Choice of device, precision and batch size."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipelines.errors import UsageError
 from pipelines.options.sources import RunOptions
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""``--precision``, but for ``auto``."""
+"""The dtype of each ``--precision`` except ``auto``."""
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` takes the first GPU, else the CPU.
+    """Return a device by name; ``auto`` takes the first GPU, else the CPU.
 
     Raises:
-        UsageError: An unknown name, or a GPU that is not there.
+        UsageError: The name is unknown, or the GPU does not exist.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -34,13 +34,13 @@ def resolve_device(name: str) -> torch.device:
 
 
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
-"""Names in `torch.cpu.get_capabilities` of instructions that multiply matrices in bf16: two of x86, two of ARM."""
+"""Names in `torch.cpu.get_capabilities` of instructions that multiply matrices in bf16: two of x86 and two of ARM."""
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has bf16 instructions, and this torch the library that uses them (oneDNN; not on macOS).
+    """Return whether this CPU has bf16 instructions, and this torch the library for them (oneDNN; not on macOS).
 
-    Elsewhere bf16 works too, but takes longer than fp32. A torch that cannot say what the CPU has counts as one without.
+    Elsewhere bf16 works too, but takes longer than fp32. A torch without `get_capabilities` counts as a CPU without them.
     """
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     library = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -48,24 +48,24 @@ def cpu_multiplies_bf16() -> bool:
 
 
 def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bf16 on a GPU and on a CPU with bf16 instructions, fp32 on other CPUs."""
+    """Return the dtype of a precision; ``auto`` is bf16 on a GPU and on a CPU with bf16 instructions, else fp32."""
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" or cpu_multiplies_bf16() else "fp32"
     return DTYPES[precision]
 
 
 def precision_name(run: RunOptions) -> str:
-    """``float32`` or ``bfloat16``, as manifests record it: CAMs are sensitive enough that the two must not be mixed."""
+    """Return ``float32`` or ``bfloat16`` for manifests, because CAMs of the two precisions must not be mixed."""
     return str(resolve_dtype(run.precision, resolve_device(run.device))).removeprefix("torch.")
 
 
 def resolve_batch_size(run: RunOptions, device: torch.device) -> int:
-    """A CPU is busy with one image; a GPU wants several."""
+    """Return the batch size; the default is 1 on a CPU, which one image keeps busy, and 16 on a GPU."""
     return run.batch_size or (16 if device.type == "cuda" else 1)
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of memory that a process may use on a device at most: the GPU's, or the machine's within the limits set for it."""
+    """Return the bytes of memory that a process may use: the GPU's, or the machine's within its limits."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else [sys.maxsize]
@@ -75,14 +75,14 @@ def memory_of(device: torch.device) -> int:
         limits += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
     except ImportError:  # not on Windows
         pass
-    group = Path("/sys/fs/cgroup/memory.max")  # of a container
+    group = Path("/sys/fs/cgroup/memory.max")  # the limit of a container
     if group.is_file() and (found := group.read_text().strip()).isdigit():
         limits.append(int(found))
     return min(limits)
 
 
 def peak_memory(device: torch.device) -> str:
-    """Most memory that was held at once, in words: the GPU's for tensors, or the whole process's."""
+    """Return the peak memory in words: the GPU's for tensors, or that of the whole process."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB of GPU memory at most"
     try:

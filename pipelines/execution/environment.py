@@ -1,4 +1,4 @@
-"""Shard of this process as torchrun or Slurm assigns it."""
+"""Shard that torchrun or Slurm assigns to this process."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pipelines.stores.shard import Shard
 
 
 def shard_of_environment(environment: Mapping[str, str] | None = None) -> tuple[Shard, str] | None:
-    """Shard that a launcher assigns to this process, and the launcher's name; None without a launcher.
+    """Return the shard that a launcher assigns to this process, and the launcher's name; None without a launcher.
 
     torchrun sets ``RANK`` and ``WORLD_SIZE``, ``srun`` numbers its tasks, and a Slurm array numbers its jobs. A job of an array
     that runs several tasks under torchrun or srun divides its shard among them.
 
     Args:
-        environment: Variables; those of this process by default.
+        environment: Variables; default: those of this process.
 
     Raises:
         UsageError: The variables contradict one another.
@@ -49,7 +49,7 @@ def _array(environment: Mapping[str, str]) -> tuple[int, int] | None:
 def _tasks(environment: Mapping[str, str]) -> tuple[str, tuple[int, int] | None]:
     if "RANK" in environment and "WORLD_SIZE" in environment:
         return "torchrun", (_number(environment, "RANK"), _number(environment, "WORLD_SIZE"))
-    if "SLURM_PROCID" in environment and "SLURM_STEP_NUM_TASKS" in environment:  # set by srun alone, not in a batch script
+    if "SLURM_PROCID" in environment and "SLURM_STEP_NUM_TASKS" in environment:  # only srun sets it, a batch script does not
         return "srun", (_number(environment, "SLURM_PROCID"), _number(environment, "SLURM_STEP_NUM_TASKS"))
     return "", None
 

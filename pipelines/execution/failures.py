@@ -1,4 +1,4 @@
-"""Images that could not be used: written down, counted, never replaced by another."""
+"""Log of the images that could not be used; no other image replaces them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipelines.stores.files import atomic_path
 
 
 class Failures:
-    """Collects the failures of one run in ``failures.jsonl``.
+    """Collector of one run's failures in ``failures.jsonl``.
 
     Args:
-        path: The file; lines of earlier runs of the same stage are dropped, those of other stages are kept.
-        stage: Stage name, written on each line.
-        limit: Images that may fail; the next one stops the run. -1 = any number.
+        path: Path of the log; lines of earlier runs of the same stage are dropped, those of other stages are kept.
+        stage: Stage name, which each line records.
+        limit: Number of images that may fail; the next one stops the run. -1 = any number.
         progress: Receives each failure.
     """
 
@@ -31,10 +31,10 @@ class Failures:
             write_failure_lines(path, [line for of, line in failure_lines(path) if of != stage])
 
     def add(self, image_id: str, error: ImageError) -> None:
-        """Write one failure down.
+        """Write one failure to the log.
 
         Raises:
-            TooManyFailures: It was one too many.
+            TooManyFailures: More images failed than the limit allows.
         """
         self.count += 1
         record = {"stage": self.stage, "image": image_id, "error": error.message, "hint": error.hint}
@@ -50,7 +50,7 @@ class Failures:
 
 
 def failure_lines(path: Path) -> list[tuple[str, str]]:
-    """Stage and line of each entry of a failure log; malformed lines get stage ``""``, a missing log gives []."""
+    """Return stage and line of each entry of a failure log; malformed lines get stage ``""``, a missing log gives []."""
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8", errors="backslashreplace")
@@ -58,7 +58,7 @@ def failure_lines(path: Path) -> list[tuple[str, str]]:
 
 
 def write_failure_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a failure log, whole or not at all."""
+    """Write a failure log; a failed write leaves the old one."""
     with atomic_path(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Work on batches of which one may need more memory than there is: that is the failure of its image, not of the run."""
+"""Work on batches that may exceed the memory; such a failure affects an image and not the run."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _WORDS = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed", "failed to allocate")
-"""What allocators and libraries say, in small letters."""
+"""Parts of the messages of allocators and libraries, in small letters."""
 
 
 def fitting(
     make: Callable[[Sequence[Item]], Result], batches: Iterable[Sequence[Item]], too_large: Callable[[Item], None]
 ) -> Iterator[Result]:
-    """Results of batches; one that does not fit into memory is taken image by image.
+    """Yield the results of batches; a batch that exceeds the memory is worked on image by image.
 
     Args:
-        make: Work on a batch; it keeps nothing until it has succeeded.
+        make: Function of a batch; it must keep nothing if it fails.
         batches: Any iterable.
-        too_large: Called with an item that does not fit alone.
+        too_large: Called with an item that exceeds the memory alone.
     """
     for batch in batches:
         try:
@@ -43,6 +43,6 @@ def fitting(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is used up, on a CPU or a GPU."""
+    """Return whether an error means that memory is used up, on a CPU or a GPU."""
     said = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in said for words in _WORDS)

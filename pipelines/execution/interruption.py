@@ -1,4 +1,4 @@
-"""Stopping in the middle: the first signal asks a run to finish what is under way, the second one ends it at once."""
+"""Interruption of a run: the first signal lets it finish its current work, the second one ends it at once."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ Item = TypeVar("Item")
 
 EXIT_INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and what torchrun, Slurm and `kill` send."""
+"""The signals of Ctrl-C, and of torchrun, Slurm and `kill`."""
 
 RELAYED = 2.0
-"""Seconds in which a launcher passes on, as another signal, what its processes have had themselves."""
+"""Seconds during which a launcher may relay a signal that its processes received themselves, as another signal."""
 
 _asked = threading.Event()
 
 
-class Interrupted(SsrError):  # noqa: N818 - a wish, not a fault
-    """A run ended early because it was asked to; all that it computed is committed."""
+class Interrupted(SsrError):  # noqa: N818 - a request, not a fault
+    """A run ended early on request; everything that it computed is committed."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 def interrupted() -> bool:
-    """Whether this process was asked to stop."""
+    """Return whether this process was told to stop."""
     return _asked.is_set()
 
 
 def ask_to_stop() -> None:
-    """As a signal does: let this process finish what is under way."""
+    """Let this process finish its current work and stop, as a signal does."""
     _asked.set()
 
 
 def until_interrupted(items: Iterable[Item]) -> Iterator[Item]:
-    """The items, up to the moment at which this process is asked to stop."""
+    """Yield the items until this process is told to stop."""
     for item in items:
         if _asked.is_set():
             return
@@ -50,20 +50,20 @@ def until_interrupted(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def refuse_if_interrupted(hint: str = "run the same command to go on") -> None:
-    """End a run that was asked to stop, once its output is committed.
+    """End a run that was told to stop, once its output is committed.
 
     Args:
         hint: What makes the rest.
 
     Raises:
-        Interrupted: It was.
+        Interrupted: The run was told to stop.
     """
     if _asked.is_set():
         refuse_interrupted(hint)
 
 
 def refuse_interrupted(hint: str = "run the same command to go on") -> NoReturn:
-    """End a run of which this process or one beside it was asked to stop.
+    """End a run in which this or another process was told to stop.
 
     Args:
         hint: What makes the rest.
@@ -76,13 +76,13 @@ def refuse_interrupted(hint: str = "run the same command to go on") -> NoReturn:
 
 @contextmanager
 def finishing_on_signals(say: Callable[[str], None]) -> Iterator[None]:
-    """Within the block, a signal lets `interrupted` be true; a second one ends the process, which stores survive.
+    """Within the block, make `interrupted` true on a signal; a second signal ends the process, and stores stay valid.
 
-    A different signal within 2 s is a launcher relaying the first, and is ignored: on Ctrl-C torchrun sends SIGTERM to its
-    processes, which have got the Ctrl-C themselves. Processes that are forked in the block leave Ctrl-C to this one.
+    A different signal within 2 s is a launcher's relay of the first, and is ignored: on Ctrl-C torchrun sends SIGTERM to its
+    processes, which received the Ctrl-C themselves. Processes that are forked in the block leave Ctrl-C to this one.
 
     Args:
-        say: Told what happens.
+        say: Called with each message.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Workers beside the encoders that write label map PNGs."""
+"""Workers that write label map PNGs while the encoders run."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class MaskJob:
     """One label map to make.
 
     Attributes:
-        image_id: Whose label map.
-        image_path: The photo; opened only for a boundary refinement.
-        maps: On the token grid, fp16: a refined CAM ``(K, h, w)``, or logits ``(C + 1, h, w)``, background first.
+        image_id: Id of the image.
+        image_path: The image; opened only for a boundary refinement.
+        maps: Maps on the token grid, fp16: a refined CAM ``(K, h, w)``, or logits ``(C + 1, h, w)``, background first.
         labels: Class indices of the K maps of a CAM; () for logits, which have a map for every class.
-        size: ``(H, W)`` of the photo.
-        target: The PNG.
-        orient: The photo is turned as its EXIF says.
-        photo: Its fingerprint, to be written into the PNG; empty where a store holds it.
+        size: ``(H, W)`` of the image.
+        target: Path of the PNG.
+        orient: Whether the image is turned by its EXIF orientation.
+        photo: Fingerprint of the image for the PNG; empty if a store holds it.
     """
 
     image_id: str
@@ -46,13 +46,13 @@ class MaskJob:
 
 
 class LabelMapWorkers:
-    """Makes label maps in the background, a bounded number at a time; leaving the block waits for all of them.
+    """Makes label maps in the background, a limited number at a time; the end of the block waits for all of them.
 
     Args:
-        make: Makes one; for processes it must be importable, or a `functools.partial` of what is.
-        workers: Processes or threads.
+        make: Makes one label map; for processes it must be importable, or a `functools.partial` of an importable function.
+        workers: Number of processes or threads.
         done: Called for each label map, with the error of a bad image or None.
-        processes: Processes in place of threads, for what holds the interpreter lock.
+        processes: Whether to use processes in place of threads, for work that holds the interpreter lock.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class LabelMapWorkers:
         self._waiting: deque[tuple[str, Future[None]]] = deque()
 
     def submit(self, job: MaskJob) -> None:
-        """Queue one label map; blocks while too many are under way."""
+        """Queue one label map, and wait while too many are queued."""
         try:
             self._waiting.append((job.image_id, self._pool.submit(self._make, job)))
         except BrokenProcessPool as error:  # a worker died between two label maps

@@ -1,4 +1,4 @@
-"""Work on many images at once, with a bounded number of them under way."""
+"""Parallel work on many images, with a limited number of them in memory."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ DEAD_WORKER = ("a worker process died (killed, or out of memory)", "run again to
 
 
 def resolve_workers(workers: int) -> int:
-    """0 = one process a core that this process may use."""
+    """Return the number of workers; 0 = one process for each core that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return workers or cores
 
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-"""How many threads a library starts, by the variable that it reads when it is loaded."""
+"""Number of threads that a library starts, by the variable that it reads when it is loaded."""
 
 
 def _set_up_worker() -> None:
-    """One process a core: libraries must not start threads of their own. Signals are the parent's matter."""
+    """Limit each library to one thread, because there is one process for each core, and leave signals to the parent."""
     for name in THREADS:
         os.environ[name] = "1"
     for number in SIGNALS:
@@ -42,7 +42,7 @@ def _set_up_worker() -> None:
 
 
 def end_with_parent() -> None:
-    """Let this process end when the one that spawned it does, however that ends: a pool's worker would wait for ever."""
+    """End this process when its parent ends for any reason; otherwise a pool's worker would wait for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
 
@@ -54,8 +54,8 @@ def end_with_parent() -> None:
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:
-    """Fresh processes (spawn): no inherited locks, threads, GPU contexts or open stores."""
-    # a run that is stopped at once leaves its semaphores to Python's resource tracker, which would tell people about it
+    """Return a pool of fresh processes (spawn), without inherited locks, threads, GPU contexts or open stores."""
+    # A run that is stopped at once leaves its semaphores to Python's resource tracker, which would print a warning.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_set_up_worker)
 
@@ -63,16 +63,16 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
 def map_bounded(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[tuple[Item, Result | ImageError]]:
-    """Like ``pool.map``, but reads ``items`` only ``ahead`` far and hands image errors over as values.
+    """Apply a function like ``pool.map``, but read ``items`` only ``ahead`` far and yield image errors as values.
 
     Args:
         pool: Thread or process pool.
-        function: Work on one item; for processes it must be importable.
-        items: Any iterable, however long.
-        ahead: Items under way at most.
+        function: Function of one item; for processes it must be importable.
+        items: Any iterable of any length.
+        ahead: Largest number of items that are read and not yielded yet.
 
     Yields:
-        ``(item, result)`` in the order of the items; an `ImageError` takes the place of the result.
+        ``(item, result)`` in the order of the items; an `ImageError` replaces the result.
 
     Raises:
         SsrError: A worker process died.
@@ -112,7 +112,7 @@ def _outcome(future: Future[Any]) -> Any:
 def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int = 4, ahead: int = 16
 ) -> Iterator[tuple[Item, Result | ImageError]]:
-    """Run ``function`` in threads ahead of the consumer: decoding hides behind the encoders."""
+    """Run ``function`` in threads ahead of the consumer, so that images are decoded while the encoders run."""
     with ThreadPoolExecutor(threads) as pool:
         yield from map_bounded(pool, function, items, ahead)
 
@@ -120,12 +120,12 @@ def prefetch(
 def usable(
     function: Callable[[Item], Result], items: Iterable[Item], bad: Callable[[Item, ImageError], None]
 ) -> Iterator[Result]:
-    """Like `prefetch`, but yields results alone.
+    """Yield only the results of `prefetch`.
 
     Args:
         function: Decodes one item, in a thread.
         items: Any iterable.
-        bad: Called with each item whose image cannot be used, and why.
+        bad: Called with each item whose image cannot be used, and with the error.
     """
     for item, result in prefetch(function, items):
         if isinstance(result, ImageError):

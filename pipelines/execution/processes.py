@@ -1,4 +1,4 @@
-"""One process a device, each with a job of its own; a process that dies costs its job only."""
+"""One process for each device, each with one job; a process that dies costs its job only."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def run_processes(
     """Run jobs at once, each in a fresh process.
 
     Args:
-        work: Importable; gets the job and a progress of its own.
-        jobs: One a process; they must pickle.
-        names: What to call each process in a message, such as its device.
-        threads: Threads of each process's libraries.
-        progress: Receives all of them together.
+        work: Importable function of a job and its progress.
+        jobs: One job for each process; they must pickle.
+        names: Name of each process in messages, such as its device.
+        threads: Number of threads of each process's libraries.
+        progress: Receives the joined progress.
 
     Returns:
         The results, in the order of the jobs.
 
     Raises:
-        SsrError: One failed or died, after the others have come to their end.
-        Interrupted: The run was asked to stop, and so were they.
+        SsrError: A process failed or died, after the others finished.
+        Interrupted: The run was told to stop, and so were the processes.
     """
     context = multiprocessing.get_context("spawn")
     joined = JoinedProgress(progress, len(jobs))
@@ -59,7 +59,7 @@ def run_processes(
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_child, args=(work, job, theirs), name=f"ssr {name}")
             process.start()
-            theirs.close()  # close our copy, so that the pipe hits EOF when the child exits
+            theirs.close()  # so that the pipe ends when the child exits
             workers[ours] = _Worker(len(workers), name, process)
     all_workers = list(workers.values())
     told = False
@@ -67,9 +67,9 @@ def run_processes(
         if interrupted() and not told:
             told = True
             for worker in workers.values():
-                worker.process.terminate()  # SIGTERM: finish what is under way
+                worker.process.terminate()  # SIGTERM: finish the current work
         for ready in wait(list(workers), _LOOK):
-            assert isinstance(ready, Connection)  # noqa: S101 - nothing else is waited for
+            assert isinstance(ready, Connection)  # noqa: S101 - only connections are waited for
             if not _take(ready, workers[ready], joined):
                 ended = workers.pop(ready)
                 ended.process.join()
@@ -80,7 +80,7 @@ def run_processes(
 
 
 def _take(connection: Connection, worker: _Worker[Any], joined: JoinedProgress) -> bool:
-    """Take one message; False where the process has closed its end."""
+    """Take one message; return False if the process has closed its end."""
     try:
         kind, content = connection.recv()
     except (EOFError, OSError):
@@ -95,13 +95,13 @@ def _take(connection: Connection, worker: _Worker[Any], joined: JoinedProgress) 
 
 
 def results_of(outcomes: Sequence[tuple[Result | None, SsrError]]) -> list[Result]:
-    """The results of several processes, if all have one; else the worst of their errors is raised.
+    """Return the results of several processes if all have one; otherwise raise the worst of their errors.
 
     Args:
-        outcomes: Result, and the error that counts where there is no result.
+        outcomes: Result, and the error if there is no result.
 
     Raises:
-        SsrError: Of those without a result; the wish to stop comes last, since a fault makes others follow it.
+        SsrError: The worst error; an interruption ranks last, because a fault in one process interrupts the others.
     """
     missing = [error for result, error in outcomes if result is None]
     if missing:
@@ -121,7 +121,7 @@ def _death(worker: _Worker[Any]) -> SsrError:
 def _child(work: Callable[[Job, Progress], Result], job: Job, connection: Connection) -> None:
     end_with_parent()
     with finishing_on_signals(lambda _: None):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent says what to do
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent stops its children
         try:
             connection.send(("result", work(job, RemoteProgress(connection.send))))
         except SsrError as error:
@@ -135,7 +135,7 @@ def _child(work: Callable[[Job, Progress], Result], job: Job, connection: Connec
 
 @contextmanager
 def _environment(threads: int) -> Iterator[None]:
-    """Libraries read the number of their threads when they are loaded, before a child could say it."""
+    """Set the number of threads in the environment, because libraries read it when they are loaded."""
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, str(threads)))
     try:

@@ -1,4 +1,4 @@
-"""Progress of a stage: the command line draws it, tests count it, the default ignores it."""
+"""Progress of a stage: the command line draws it, tests count it, and the default ignores it."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Any, Protocol
 
 
 class Progress(Protocol):
-    """Receives a stage's progress. One `start` and one `finish` around any number of `advance` and `note`."""
+    """Receiver of a stage's progress: one `start`, then any number of other calls, then one `finish`."""
 
     def start(self, title: str, total: int, done: int = 0, unit: str = "images") -> None:
-        """A run of ``total`` images (or other units) begins, of which ``done`` were finished before."""
+        """Begin a run of ``total`` images (or other units), of which ``done`` were finished before."""
 
     def advance(self, count: int = 1) -> None:
-        """More images are finished or have failed."""
+        """Count images that are finished or have failed."""
 
     def skip(self, count: int = 1) -> None:
-        """More images were finished before."""
+        """Count images that were finished before."""
 
     def note(self, message: str) -> None:
-        """A message for the user: a bad image, a choice that was made."""
+        """Show a message to the user, such as a bad image or an automatic choice."""
 
     def status(self, message: str) -> None:
-        """Current numbers, such as losses; a newer line replaces them."""
+        """Show current numbers, such as losses; a later line replaces them."""
 
     def finish(self) -> None:
-        """The run is over."""
+        """End the run."""
 
 
 class Silent:
-    """Progress that is ignored."""
+    """A progress that ignores all calls."""
 
     def start(self, title: str, total: int, done: int = 0, unit: str = "images") -> None:
         """Ignore."""
@@ -55,10 +55,10 @@ Message = tuple[str, Any]
 
 
 class RemoteProgress:
-    """Sends progress to another process, where `JoinedProgress` receives it.
+    """A progress that sends its calls to another process, where `JoinedProgress` receives them.
 
     Args:
-        send: Takes one message.
+        send: Sends one message.
     """
 
     def __init__(self, send: Callable[[Message], None]) -> None:
@@ -85,15 +85,15 @@ class RemoteProgress:
         self._send(("status", (message,)))
 
     def finish(self) -> None:
-        """Nothing: the run is over when all processes are."""
+        """Do nothing, because the run ends with its last process."""
 
 
 class JoinedProgress:
-    """The progress of several processes as that of one.
+    """The joined progress of several processes.
 
     Args:
         progress: Receives the joined progress.
-        count: Processes. Their totals are known, and the run begins, once each has started or ended.
+        count: Number of processes. The run begins once each has started or ended, because its total is known then.
     """
 
     def __init__(self, progress: Progress, count: int) -> None:
@@ -119,7 +119,7 @@ class JoinedProgress:
             self._held.append((kind, arguments))
 
     def count_in(self, number: int) -> None:
-        """Note that the total of a process is known, or that it has ended."""
+        """Mark that the total of a process is known, or that the process has ended."""
         self._unknown.discard(number)
         if not self._unknown and self._begun is not None and not self._started:
             self._started = True
@@ -129,13 +129,13 @@ class JoinedProgress:
                 self._pass_on(kind, arguments)
 
     def finish(self) -> None:
-        """All processes have ended."""
+        """End the run after all processes have ended."""
         if self._started:
             self._progress.finish()
 
     def _pass_on(self, kind: str, arguments: Any) -> None:
         if kind == "note":
-            if arguments[0] in self._notes:  # every process sends the same notes
+            if arguments[0] in self._notes:  # all processes send the same notes
                 return
             self._notes.add(arguments[0])
         getattr(self._progress, kind)(*arguments)

@@ -1,4 +1,4 @@
-"""Jobs on the actors of a Ray cluster, one a share of the work list; lost actors are started again and go on."""
+"""Jobs on the actors of a Ray cluster, one for each share of the work list; lost actors are restarted and continue."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ _GATHER = 0.2
 
 
 class _Board:
-    """What the actors tell, for the driver to fetch; and what the driver has to say to them."""
+    """Messages from the actors to the driver, and the driver's request to stop."""
 
     def __init__(self) -> None:
         self._messages: list[tuple[int, Message]] = []
         self._stop = False
 
     def tell(self, number: int, messages: list[Message]) -> bool:
-        """Take messages of one actor. Returns whether the run was asked to stop."""
+        """Take messages of one actor, and return whether the run was told to stop."""
         self._messages += [(number, message) for message in messages]
         return self._stop
 
     def fetch(self) -> list[tuple[int, Message]]:
-        """Messages since the last call."""
+        """Return the messages since the last call."""
         messages, self._messages = self._messages, []
         return messages
 
     def stop(self) -> None:
-        """Ask the actors to finish what is under way."""
+        """Let the actors finish their current work."""
         self._stop = True
 
 
 class _Gathered:
-    """Gathers the messages of an actor: one call a moment, not one an image."""
+    """Buffer of an actor's messages, which saves a remote call for each image."""
 
     def __init__(self, number: int, tell: Callable[[int, list[Message]], bool]) -> None:
         self._number = number
@@ -55,13 +55,13 @@ class _Gathered:
         self._told = 0.0
 
     def send(self, message: Message) -> None:
-        """Take a message; pass all on if some time has gone by."""
+        """Take a message, and send all messages if enough time has passed."""
         self._messages.append(message)
         if message[0] == "start" or time.monotonic() - self._told > _GATHER:
             self.flush()
 
     def flush(self) -> None:
-        """Pass all on."""
+        """Send all messages."""
         messages, self._messages = self._messages, []
         self._told = time.monotonic()
         if self._tell(self._number, messages):
@@ -69,10 +69,10 @@ class _Gathered:
 
 
 class _Actor:
-    """Does one job, in a process of its own."""
+    """An actor that runs one job in a process."""
 
     def run(self, work: Callable[[Any, Progress], Any], job: Any, number: int, board: Any) -> Any:
-        """The result, or the error that a person should see."""
+        """Return the result, or the error for the user."""
         import ray
 
         gathered = _Gathered(number, lambda who, messages: bool(ray.get(board.tell.remote(who, messages))))
@@ -93,25 +93,25 @@ def run_on_ray(
     """Run jobs on a cluster.
 
     Args:
-        work: Importable where the actors run; gets the job and a progress.
-        jobs_for: Number of actors and their device, ``cuda`` or ``cpu`` -> as many jobs.
-        options: Cluster, actors and what each takes of it.
-        progress: Receives all of them together.
+        work: Function of a job and a progress, importable where the actors run.
+        jobs_for: Maps the number of actors and their device, ``cuda`` or ``cpu``, to as many jobs.
+        options: Cluster, number of actors and resources of each.
+        progress: Receives the joined progress.
 
     Returns:
         The results, in the order of the jobs.
 
     Raises:
-        UsageError: Ray is not installed, or the cluster has not what an actor takes.
-        SsrError: An actor failed, or was lost more often than ``options.actor_restarts`` allows; the others came to their end.
-        Interrupted: The run was asked to stop, and so were they.
+        UsageError: Ray is not installed, or the cluster lacks the resources of an actor.
+        SsrError: An actor failed, or was lost more often than ``options.actor_restarts`` allows; the others finished.
+        Interrupted: The run was told to stop, and so were the actors.
     """
     with _cluster(options) as ray:
         gpus, cpus = _share(ray.cluster_resources(), options)
         count = options.actors or _fitting(ray.available_resources(), gpus, cpus)
         jobs = jobs_for(count, "cuda" if gpus else "cpu")
         joined = JoinedProgress(progress, len(jobs))
-        inherited = {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}  # other machines have no part of ours
+        inherited = {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}  # other machines lack our environment
         environment = {"env_vars": dict.fromkeys(THREADS, str(max(1, int(cpus)))) | inherited}
         board = ray.remote(_Board).options(num_cpus=0).remote()
         kind = ray.remote(_Actor).options(
@@ -143,7 +143,7 @@ def run_on_ray(
                 number = pending.pop(reference)
                 found[number] = _outcome(ray, reference)
                 joined.count_in(number)
-                ray.kill(actors[number])  # its part of the cluster is for those that wait
+                ray.kill(actors[number])  # frees its resources for waiting actors
         listen()
         joined.finish()
     outcomes = [found[number] for number in range(len(jobs))]
@@ -164,7 +164,7 @@ def _outcome(ray: Any, reference: Any) -> Any:
 
 @contextmanager
 def _cluster(options: ScaleOptions) -> Iterator[Any]:
-    """Ray, connected to a cluster; one of its own on this machine if no address is given."""
+    """Yield Ray, connected to a cluster; without an address, a new one on this machine."""
     try:
         import ray
     except ImportError as error:
@@ -185,7 +185,7 @@ def _cluster(options: ScaleOptions) -> Iterator[Any]:
 
 
 def _share(cluster: dict[str, float], options: ScaleOptions) -> tuple[float, float]:
-    """GPUs and cores of an actor."""
+    """Return the GPUs and cores of an actor."""
     gpus = options.actor_gpus
     if gpus is None:
         gpus = 1.0 if cluster.get("GPU", 0) else 0.0

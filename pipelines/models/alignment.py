@@ -12,9 +12,9 @@ class ProjectionHead(nn.Module):
     """Stacked Linear + BatchNorm + ReLU, then a Linear (SSR's ISA and TSA).
 
     Args:
-        width: Of the joint space E, in and out.
+        width: Width E of the joint space, in and out.
         hidden: Width d2 between.
-        residual: Add the input. The closing layer then starts at zero: an untrained head is the identity.
+        residual: Whether to add the input. The last layer then starts at zero, so that an untrained head is the identity.
     """
 
     def __init__(self, width: int, hidden: int, residual: bool) -> None:
@@ -36,11 +36,11 @@ class AlignmentHeads(nn.Module):
     """ISA, TSA and the temperature.
 
     Args:
-        width: Of CLIP's joint space E.
+        width: Width E of CLIP's joint space.
         hidden: Width d2 inside the heads.
         residual: See `ProjectionHead`.
         temperature: Initial value; the logarithm is the parameter.
-        learn_temperature: Train it.
+        learn_temperature: Whether to train the temperature.
     """
 
     def __init__(self, width: int, hidden: int, residual: bool, temperature: float, learn_temperature: bool) -> None:
@@ -51,5 +51,5 @@ class AlignmentHeads(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        """Scalar, positive."""
+        """The temperature, a positive scalar."""
         return self.log_temperature.exp()

@@ -1,4 +1,4 @@
-"""Alignment heads as `ssr align` leaves them: what a file holds, and what it belongs to."""
+"""File of alignment heads from `ssr align`: its content, and the CLIP, classes and texts that it belongs to."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _WHAT = {"clip": "another CLIP", "classes": "another class list", "text": "other
 
 @dataclass(frozen=True)
 class Alignment:
-    """A trained checkpoint.
+    """Trained alignment heads with their prototypes and training statistics.
 
     Attributes:
-        heads: In evaluation mode.
-        features: Which patch features they read, ``output`` or ``value``.
-        class_photos: Training photos of each class, ``(C,)``.
-        average_precision: How well the heads tell them from the other photos, ``(C,)`` in [0, 1].
-        image_prototypes: ``(P, E)`` as of the end of the training.
+        heads: Heads in evaluation mode.
+        features: Patch features that the heads take, ``output`` or ``value``.
+        class_photos: Number of training images of each class, ``(C,)``.
+        average_precision: Average precision of the heads for each class over the training images, ``(C,)`` in [0, 1].
+        image_prototypes: ``(P, E)`` at the end of the training.
     """
 
     heads: AlignmentHeads
@@ -44,7 +44,7 @@ class Alignment:
 
 
 def identity(weights: Weights, classes: ClassList, text: TextSources | TextEmbeddings) -> dict[str, Any]:
-    """What a checkpoint must be used with: the CLIP, the classes and the embeddings that it was trained on."""
+    """Return what a checkpoint belongs to: the CLIP, the classes and the embeddings of its training."""
     return {"clip": weights.provenance(), "classes": list(classes.names), "text": text.provenance()}
 
 
@@ -70,7 +70,7 @@ def read_alignment(path: Path, weights: Weights, classes: ClassList, text: TextE
     """Read a checkpoint for this CLIP and these classes.
 
     Raises:
-        UsageError: No such file, not one of ours, or made with another CLIP, class list or text bank.
+        UsageError: The file is missing or no such checkpoint, or belongs to another CLIP, class list or text bank.
     """
     tensors, note = read_checkpoint(path, FLAG)
     if note.get("format") != FORMAT:

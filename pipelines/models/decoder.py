@@ -1,4 +1,4 @@
-"""The segmentation decoder on the frozen CLIP: tokens of many blocks in, logits at stride 16 out (WeCLIP, CVPR 2024)."""
+"""Segmentation decoder on the frozen CLIP: it maps tokens of many blocks to logits at stride 16 (WeCLIP, CVPR 2024)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from torch import Tensor, nn
 
 
 class SegmentationDecoder(nn.Module):
-    """One MLP a CLIP block, fusion, a light transformer, a 1x1 classifier.
+    """A decoder of one MLP for each CLIP block, their fusion, a light transformer and a 1x1 classifier.
 
     Args:
-        blocks: CLIP blocks L whose tokens are read.
-        width: Of these tokens, D.
-        classes: Foreground classes C.
-        hidden: Width E of everything behind the MLPs.
-        layers: Transformer layers.
-        heads: Attention heads of each; must divide ``hidden``.
+        blocks: Number L of CLIP blocks whose tokens it takes.
+        width: Width D of these tokens.
+        classes: Number C of foreground classes.
+        hidden: Width E of all layers behind the MLPs.
+        layers: Number of transformer layers.
+        heads: Number of attention heads of each layer; must divide ``hidden``.
 
     Attributes:
-        sizes: The arguments that rebuild it for use.
+        sizes: The arguments from which a file's decoder is rebuilt.
     """
 
     def __init__(self, blocks: int, width: int, classes: int, hidden: int = 256, layers: int = 3, heads: int = 8) -> None:
@@ -39,12 +39,12 @@ class SegmentationDecoder(nn.Module):
         self.classifier = nn.Linear(hidden, classes + 1)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], channels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits and the features whose products are the decoder's affinity.
+        """Compute logits, and the features whose products are the decoder's affinity.
 
         Args:
             tokens: ``(L, B, N, D)`` without CLS.
             grid: ``(h, w)`` with ``h * w == N``.
-            channels: Factors of the fused channels ``(B, E)``: a dropout that the caller has drawn.
+            channels: Factors of the fused channels ``(B, E)``: a dropout mask of the caller.
 
         Returns:
             Logits ``(B, C + 1, h, w)``, background first, and fused features ``(B, E, h, w)``.
@@ -59,5 +59,5 @@ class SegmentationDecoder(nn.Module):
 
 
 def _on_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """``(B, N, E)`` -> ``(B, E, h, w)``."""
+    """Reshape ``(B, N, E)`` to ``(B, E, h, w)``."""
     return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)

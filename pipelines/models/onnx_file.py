@@ -1,4 +1,4 @@
-"""A segmentation model as one ONNX file: written by torch's exporter, read by onnxruntime, with a note of what it is."""
+"""A segmentation model as one ONNX file, written by torch's exporter and read by onnxruntime, with a note on the model."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ NOTE = "ssr"
 INPUT, OUTPUT = "pixels", "logits"
 _CURE = "pip install 'ssr[onnx]'"
 _SMALLEST = 5
-"""Patches along each side of the exporter's example: none is 1, which the exporter would take for a constant."""
+"""Patches along each side of the exporter's example; neither is 1, which the exporter would take for a constant."""
 
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """An ONNX file, opened.
+    """An open ONNX file.
 
     Attributes:
-        session: onnxruntime's.
+        session: Session of onnxruntime.
         classes: Names of the foreground classes, in the order of its logits.
-        patch_size: Sides of its input are multiples of it.
-        supervision: As `Segmenter` has it.
+        patch_size: Divisor of the sides of its input.
+        supervision: Supervision of the model, see `Segmenter`.
     """
 
     session: Any
@@ -44,25 +44,25 @@ class OnnxModel:
     supervision: str
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Logits of RGB in [0, 1], ``(B, 3, H, W)`` fp32: ``(B, C + 1, h, w)`` fp32."""
+        """Compute logits ``(B, C + 1, h, w)`` fp32 of RGB in [0, 1], ``(B, 3, H, W)`` fp32."""
         return torch.from_numpy(self.session.run([OUTPUT], {INPUT: pixels.cpu().numpy()})[0])
 
 
 def write_onnx(path: Path, network: nn.Module, patch_size: int, note: Mapping[str, Any]) -> None:
-    """Write a network.
+    """Write a network and its note to a file.
 
     Args:
-        path: The file.
-        network: From RGB in [0, 1], ``(B, 3, H, W)`` fp32 with sides that are multiples of the patch, to logits
-            ``(B, C + 1, h, w)`` fp32; on the CPU.
-        patch_size: Of the network.
-        note: What `read_onnx` needs: classes, supervision and what else is to be known.
+        path: Path of the file.
+        network: Maps RGB in [0, 1], ``(B, 3, H, W)`` fp32 with sides that are multiples of the patch, to logits ``(B, C + 1, h,
+            w)`` fp32; on the CPU.
+        patch_size: Patch size of the network.
+        note: Content that `read_onnx` requires, which is classes and supervision, and further entries.
 
     Raises:
         SsrError: The exporter is not installed.
     """
     try:
-        import onnxscript  # noqa: F401 - torch's exporter is written in it
+        import onnxscript  # noqa: F401 - torch's exporter needs it
     except ImportError as error:
         raise SsrError("an ONNX file needs onnxscript, which is not installed", _CURE) from error
     rows, columns = Dim("rows"), Dim("columns")
@@ -93,11 +93,11 @@ def read_onnx(path: Path, threads: int = 0) -> OnnxModel:
     """Open a file.
 
     Args:
-        path: Written by `write_onnx`.
-        threads: Of onnxruntime; 0 = as many as it likes.
+        path: File of `write_onnx`.
+        threads: Threads of onnxruntime; 0 = its own default.
 
     Raises:
-        UsageError: No such file, damaged, or of another program.
+        UsageError: The file is missing, damaged, or of another program.
         SsrError: onnxruntime is not installed.
     """
     try:
@@ -111,10 +111,10 @@ def read_onnx(path: Path, threads: int = 0) -> OnnxModel:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         note = json.loads(session.get_modelmeta().custom_metadata_map.get(NOTE, "null"))
-    except Exception as error:  # onnxruntime has its own kinds of errors for bytes that are no model
+    except Exception as error:  # onnxruntime raises its own types for bytes that are no model
         raise UsageError(f"{path} is not a readable ONNX file", "--model") from error
     if not isinstance(note, dict) or note.get("format") != FORMAT:
-        raise UsageError(f"{path} was not written by `ssr onnx`: it does not say what it belongs to", "--model")
+        raise UsageError(f"{path} was not written by `ssr onnx`: it has no note on its model", "--model")
     classes, patch_size, supervision = note.get("classes"), note.get("patch_size"), note.get("supervision")
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     if not (named and isinstance(patch_size, int) and patch_size > 0 and supervision in SUPERVISIONS):

@@ -1,4 +1,4 @@
-"""A trained segmentation model as `ssr train` leaves it and `ssr predict` reads it: the trained parts, without CLIP."""
+"""File of a trained segmentation model from `ssr train` for `ssr predict`: the trained parts, without CLIP."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from pipelines.stores.manifest import differences
 FORMAT = "ssr segmentation decoder 1"
 UPPER_BOUND = "trained on ground-truth masks: an upper bound, not a weakly supervised result"
 SUPERVISIONS = ("pseudo", "corrected", "masks")
-"""What a model's file may say that it learned from; see `Segmenter`."""
+"""Possible values of ``Segmenter.supervision``, which tells the masks of the training."""
 _SIZES = ("blocks", "width", "classes", "hidden", "layers", "heads")
 
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A decoder and what it was trained for.
+    """A trained decoder with its classes and training data.
 
     Attributes:
-        decoder: In evaluation mode.
-        blocks: CLIP blocks, from the first, whose tokens it reads.
+        decoder: Decoder in evaluation mode.
+        blocks: Number of CLIP blocks, from the first, whose tokens it takes.
         classes: Names of the foreground classes, in the order of its logits.
-        supervision: ``pseudo``, ``corrected`` (some masks are), or ``masks``: ground truth, an upper bound.
-        iteration: Steps of its training.
+        supervision: Masks of its training: ``pseudo``, ``corrected`` (some of them are), or ``masks``, which is ground truth
+            and an upper bound.
+        iteration: Number of steps of its training.
     """
 
     decoder: SegmentationDecoder
@@ -42,7 +43,7 @@ class Segmenter:
 
 
 def write_segmenter(path: Path, segmenter: Segmenter, clip: Weights) -> None:
-    """Write the trained parts; ``clip`` is the frozen CLIP under them."""
+    """Write the trained parts; ``clip`` is the frozen CLIP of the training."""
     note = {
         "format": FORMAT,
         "clip": clip.provenance(),
@@ -58,7 +59,7 @@ def read_segmenter(path: Path, clip: Weights, flag: str = "--model") -> Segmente
     """Read a model for this CLIP.
 
     Raises:
-        UsageError: No such file, not one of ours, damaged, or trained on another CLIP.
+        UsageError: The file is missing, damaged or no such model, or was trained on another CLIP.
     """
     tensors, note = read_checkpoint(path, flag)
     if note.get("format") != FORMAT:
@@ -81,7 +82,7 @@ def _rebuilt(tensors: dict[str, Tensor], note: dict[str, Any]) -> Segmenter:
     sound = all(tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
     if supervision not in SUPERVISIONS or not sound:
         raise ValueError
-    with torch.device("meta"):  # sizes that a file invents cost no memory
+    with torch.device("meta"):  # sizes in a damaged file cost no memory
         decoder = SegmentationDecoder(**sizes)
     decoder.load_state_dict(tensors, assign=True)
     return Segmenter(decoder.eval().requires_grad_(False), sizes["blocks"], tuple(classes), supervision, int(note["iteration"]))
