@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class SsrError(Exception):
-    """An expected error: its message says what was expected, what was found and where.
+    """An expected error: its message states what was expected, what was found and where.
 
     Args:
         message: One line.
@@ -26,7 +26,7 @@ class SsrError(Exception):
 
 
 class UsageError(SsrError):
-    """The command line or a config file asks for something impossible."""
+    """The command line or a config file requests something impossible."""
 
     exit_code = 2
 

@@ -67,5 +67,5 @@ def _load(named: str) -> None:
             reason = (str(error).strip().splitlines() or [""])[0][:160]
             raise UsageError(
                 f"cannot import plugin {name!r:.80} of {source}: {type(error).__name__}: {reason}",
-                f"{VARIABLE} takes module names, separated by commas; PYTHONPATH says where they lie",
+                f"{VARIABLE} takes module names, separated by commas; PYTHONPATH must hold their folder",
             ) from error

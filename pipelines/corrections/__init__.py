@@ -1,4 +1,4 @@
-"""Corrected label maps from a file of CVAT, COCO or Label Studio; the content tells the format."""
+"""Corrected label maps from a file of CVAT, COCO or Label Studio; the content determines the format."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def encoder_input(
 
 
 def tensor_input(pixels: Tensor, grid: tuple[int, int], patch_size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Do the work of `encoder_input` for a tensor on its device, with torch's bicubic filter and antialiasing.
+    """Resize and normalise a tensor on its device like `encoder_input`, with torch's antialiased bicubic filter.
 
     Args:
         pixels: ``(3, H, W)`` fp32 RGB in [0, 1].

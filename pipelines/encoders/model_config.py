@@ -12,7 +12,7 @@ from pipelines.encoders.weights_folder import first_line
 from pipelines.errors import SsrError, UsageError
 from pipelines.plugins import load_plugins
 
-_LARGEST, _DEEPEST = 1 << 20, 256  # limit of any number in a model's description, and of its layers
+_LARGEST, _DEEPEST = 1 << 20, 256  # limits of any number in a model's description, and of its number of layers
 
 
 def is_config_file(model: str) -> bool:

@@ -16,7 +16,7 @@ from pipelines.ops.shifted_attention import shifted_attention
 
 
 def fits(model: nn.Module) -> bool:
-    """Return whether a model is such a ViT, of plain blocks and a projection behind its last LayerNorm (unlike CoCa)."""
+    """Return whether a model is an open_clip ViT of plain blocks that projects behind its last LayerNorm (unlike CoCa)."""
     return (
         isinstance(model, VisionTransformer)
         and model.attn_pool is None
@@ -46,7 +46,7 @@ class OpenClipViT:
         return list(self.model.transformer.resblocks)
 
     def lower(self, dtype: torch.dtype) -> None:
-        """Compute all before the last block in this precision."""
+        """Convert all layers before the last block to this precision."""
         for module in (self.model.conv1, self.model.ln_pre, *self.blocks[:-1]):
             module.to(dtype)
 

@@ -131,7 +131,7 @@ def encode_prompts(clip: LoadedClip, names: Sequence[str], prompts: Sequence[str
 
 
 def token_counts(clip: LoadedClip, prompts: Sequence[str], template: str) -> tuple[list[int], int]:
-    """Return the tokens of each prompt in its template, and how many the text tower reads; empty if not known.
+    """Return the number of tokens of each prompt in its template, or [] if unknown, and the limit of the text tower.
 
     Raises:
         SsrError: The tokenizer cannot be loaded.
@@ -141,7 +141,7 @@ def token_counts(clip: LoadedClip, prompts: Sequence[str], template: str) -> tup
     length = int(getattr(tokenizer, "context_length", 0) or 0)
     if encode is None or not length:
         return [], length
-    return [len(encode(template.format(prompt))) + 2 for prompt in prompts], length  # and two for start and end
+    return [len(encode(template.format(prompt))) + 2 for prompt in prompts], length  # two more for start and end
 
 
 def _tokenizer(clip: LoadedClip) -> Any:

@@ -62,7 +62,7 @@ class TimmTrunk:
         return list(self.model.blocks)
 
     def lower(self, dtype: torch.dtype) -> None:
-        """Compute all before the last block in this precision."""
+        """Convert all layers before the last block to this precision."""
         for module in (self.model.patch_embed, self.model.norm_pre, *self.blocks[:-1]):
             module.to(dtype)
         for parameter in self.model.parameters(recurse=False):  # positions, CLS and registers

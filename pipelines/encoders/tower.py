@@ -147,7 +147,7 @@ class VisionTower(Protocol):
         """Return the part of the model behind the last block's input."""
 
     def lower(self, dtype: torch.dtype) -> None:
-        """Compute all before the last block in this precision; the last block and later parts stay unchanged."""
+        """Convert all layers before the last block to this precision; the last block and later layers stay unchanged."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def confusion_counts(
 
     Returns:
         ``(classes, classes + 1)`` int64. Row = target class, column = predicted class; last column = ``ignore_index``
-            predicted.
+        predicted.
 
     Raises:
         ValueError: Shapes or dtypes do not fit, or a value is neither a class nor ``ignore_index``.

@@ -41,7 +41,7 @@ def _array(environment: Mapping[str, str]) -> tuple[int, int] | None:
     if rest or not 0 <= index < count:
         raise UsageError(
             f"array task {number} is not one of {count} from {first} in steps of {step}: shares need an unbroken --array=0-N",
-            "--shard INDEX/COUNT says it outright",
+            "--shard INDEX/COUNT sets it",
         )
     return index, count
 
@@ -57,5 +57,5 @@ def _tasks(environment: Mapping[str, str]) -> tuple[str, tuple[int, int] | None]
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "")
     if not text.isdecimal():
-        raise UsageError(f"expected a number in {name}, found {text!r}", "--shard INDEX/COUNT says it outright")
+        raise UsageError(f"expected a number in {name}, found {text!r}", "--shard INDEX/COUNT sets it")
     return int(text)

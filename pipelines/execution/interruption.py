@@ -76,7 +76,7 @@ def refuse_interrupted(hint: str = "run the same command to go on") -> NoReturn:
 
 @contextmanager
 def finishing_on_signals(say: Callable[[str], None]) -> Iterator[None]:
-    """Within the block, make `interrupted` true on a signal; a second signal ends the process, and stores stay valid.
+    """Make `interrupted` true on a signal within the block; a second signal ends the process, and stores stay valid.
 
     A different signal within 2 s is a launcher's relay of the first, and is ignored: on Ctrl-C torchrun sends SIGTERM to its
     processes, which received the Ctrl-C themselves. Processes that are forked in the block leave Ctrl-C to this one.

@@ -46,7 +46,7 @@ class MaskJob:
 
 
 class LabelMapWorkers:
-    """Makes label maps in the background, a limited number at a time; the end of the block waits for all of them.
+    """Background workers that make label maps, a limited number at a time; the end of the block waits for all of them.
 
     Args:
         make: Makes one label map; for processes it must be importable, or a `functools.partial` of an importable function.

@@ -18,7 +18,7 @@ from pipelines.stores.manifest import differences
 FORMAT = "ssr segmentation decoder 1"
 UPPER_BOUND = "trained on ground-truth masks: an upper bound, not a weakly supervised result"
 SUPERVISIONS = ("pseudo", "corrected", "masks")
-"""Possible values of ``Segmenter.supervision``, which tells the masks of the training."""
+"""Possible values of ``Segmenter.supervision``, which names the masks of the training."""
 _SIZES = ("blocks", "width", "classes", "hidden", "layers", "heads")
 
 

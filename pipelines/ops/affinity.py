@@ -51,7 +51,7 @@ def fuse_attention(clip_attention: Tensor | None, dino_attention: Tensor | None,
 
     Returns:
         ``(..., N, N)``. Both are row-normalised before they are mixed, so that the weight is the true share; a single attention
-            is returned unchanged.
+        is returned unchanged.
     """
     if clip_attention is None or dino_attention is None:
         only = dino_attention if clip_attention is None else clip_attention

@@ -64,7 +64,7 @@ def mean_attention(query: Tensor, key: Tensor, heads: int) -> Tensor:
 
     Returns:
         ``(B, T, T)`` fp32; row = receiver, column = source; every row sums to 1. Heads are added one after the other, so that
-            memory holds only a few such maps for any number of heads.
+        memory holds only a few such maps for any number of heads.
     """
     width = query.shape[-1] // heads
     total: Tensor | None = None

@@ -45,7 +45,7 @@ def pixel_adaptive_refinement(
 
     Returns:
         ``(B, C, H, W)``. As in the authors' code the weights sum to 1.01, so all maps grow by 1% in each pass; this does not
-            change the argmax.
+        change the argmax.
 
     Raises:
         ValueError: ``images`` and ``maps`` differ in size.

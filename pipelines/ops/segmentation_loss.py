@@ -49,7 +49,7 @@ def affinity_halves(affinity: Tensor, labels: Tensor, radius: int = 8, ignore_in
 
     Returns:
         Sums and pair counts, pairs of one class first: each ``(2,)``. Pairs are counted over the whole batch in both orders,
-            and each token forms a pair of one class with itself.
+        and each token forms a pair of one class with itself.
     """
     height, width = labels.shape[1:]
     rows, columns = (torch.arange(size, device=labels.device) for size in (height, width))
