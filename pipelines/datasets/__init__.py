@@ -1,4 +1,4 @@
-"""Who the images are and which classes each has."""
+"""The datasets: their images, and the classes of each image."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class Kind:
     """A layout of datasets.
 
     Attributes:
-        load: Lists the images and labels of a split; it opens no image and no mask.
-        class_list: Used unless the options name one; None if the classes are found with the images.
-        splits: Names of the splits in a folder of this layout, None for any other folder; the layout is recognised by it.
+        load: Lists the images and labels of a split, without opening any image or mask.
+        class_list: Class list that is used unless the options name one; None if the labels name the classes.
+        splits: Returns the names of the splits of a folder of this layout, and None for any other folder, by which it is
+            recognised.
     """
 
     load: Callable[[DatasetOptions], Dataset]
@@ -40,25 +41,25 @@ KINDS = {
     "coco": Kind(load_coco, COCO14, coco_splits),
     "folder": Kind(load_folder),
 }
-"""Every layout by its name, which is the argument DATASET; a plugin adds its own."""
+"""Every layout by its name, which is the argument DATASET. A plugin adds its own."""
 
 
 def kind_of(options: DatasetOptions) -> Kind:
-    """The layout that options name.
+    """Return the layout that options name.
 
     Raises:
-        UsageError: There is none of this name.
+        UsageError: There is no layout of this name.
     """
     return table_entry(KINDS, options.kind, "dataset kind", "DATASET")
 
 
 def layout_of(root: Path) -> str:
-    """Name of the layout that a folder has: the first that recognises it, else ``folder``."""
+    """Return the name of a folder's layout: the first layout that recognises it, else ``folder``."""
     return next((name for name, kind in KINDS.items() if kind.splits is not None and kind.splits(root) is not None), "folder")
 
 
 def split_in(root: Path, kind: Kind) -> str:
-    """The split to begin with: the training split where there is one, else validation, else the only split."""
+    """Return the split to begin with: the training split if there is one, else the validation split, else the only split."""
     there = (kind.splits(root) if kind.splits else None) or ()
     usual = {name.removesuffix("2014").removesuffix("2017") for name in there}
     found = next((name for name in ("train", "trainval", "val") if name in usual), None)
@@ -66,7 +67,7 @@ def split_in(root: Path, kind: Kind) -> str:
 
 
 def load_dataset(options: DatasetOptions) -> Dataset:
-    """List the images and labels of a split; no image or mask is opened.
+    """List the images and labels of a split, without opening any image or mask.
 
     Raises:
         UsageError: The kind, folder, split, label file or class list is missing or not as expected.

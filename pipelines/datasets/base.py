@@ -1,4 +1,4 @@
-"""What a dataset is to the rest of the toolkit."""
+"""The dataset and its samples, as all other packages use them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Sample:
     """One image and its image-level labels.
 
     Args:
-        image_id: Unique in the dataset, safe as a file name.
-        image_path: Where the image should lie; it may be missing.
-        labels: Class indices present, ascending, from 0, background not among them; may be empty.
-        orient: The photo is turned as its EXIF says.
-        photo: Fingerprint of the file once it was opened; empty before.
+        image_id: Id, unique in the dataset and safe as a file name.
+        image_path: Path of the image, which may be missing.
+        labels: Class indices present, ascending, from 0, without background; may be empty.
+        orient: Whether the image is turned as its EXIF says.
+        photo: Fingerprint of the image file after it was opened; empty before.
     """
 
     image_id: str
@@ -33,7 +33,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images of one split, in split order.
+    """The images of one split, in split order.
 
     Args:
         kind: Name of its layout, such as ``voc``.
@@ -41,11 +41,11 @@ class Dataset:
         split: Split name, or the name of the split file without ``.txt``.
         classes: Its classes.
         samples: Its images.
-        mask_folder: Where ground truth lies, None if there is none; never opened here.
+        mask_folder: Folder of the ground truth, or None if there is none; never opened here.
         mask_fallback: Second folder for ids that ``mask_folder`` lacks.
-        understood: How lists and tables were read where they are not of the plain form, in words.
-        passed_over: What was left out, in words.
-        tagged: The labels are tags of `ssr tag`, not of people.
+        understood: Notes on lists and tables that were read in another form than the plain one.
+        passed_over: Notes on what was left out.
+        tagged: Whether the labels are tags of `ssr tag` and not labels by people.
     """
 
     kind: str
@@ -60,7 +60,7 @@ class Dataset:
     tagged: bool = False
 
     def mask_path(self, image_id: str) -> Path | None:
-        """Where an image's ground truth should lie; the file is not opened and may be missing."""
+        """Return the path of an image's ground truth; the file is not opened and may be missing."""
         if self.mask_folder is None:
             return None
         path = self.mask_folder / f"{image_id}.png"
@@ -72,8 +72,8 @@ class Dataset:
         return next((place for place in places if place.is_file()), path)
 
     def digest(self) -> str:
-        """SHA-256 (hex) over class names and every sample's id and labels, in order; no paths."""
-        known = getattr(self.samples, "digest", None)  # a list that is not held has worked it out while it was checked
+        """Return SHA-256 (hex) over class names and every sample's id and labels, in order, without paths."""
+        known = getattr(self.samples, "digest", None)  # a list that is not in memory computed it when it was checked
         if known is not None:
             return str(known)
         content = [self.classes.names, [(sample.image_id, sample.labels) for sample in self.samples]]

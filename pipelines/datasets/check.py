@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, found before hours are spent on it."""
+"""Checks that find the faults of a dataset before hours are spent on it."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.plausibility import Plausibility, nothing_seen, plausibility
 
 DECODED = 20
-"""Photos of 16 bits that are decoded, to see whether their values are."""
+"""Number of images of 16 bits that are decoded to find out whether their values have 16 bits."""
 DARK = 17
-"""Grey level, of 255, below which a photo of 16 bits holds no more than 12."""
+"""Grey level, of 255, below which an image of 16 bits has values of 12 bits or fewer."""
 OPENED_MASKS = 400
-"""Masks whose values are read before a run: enough to see how they are written, done in seconds."""
+"""Number of masks whose values are read before a run: enough to recognise their form, and read in seconds."""
 
 
 class PixelReport:
-    """Photos whose pixels may not be meant as they are read, by their headers.
+    """Images whose pixels may be meant otherwise than they are read, found by their headers.
 
     Args:
-        long_side: Larger photos are counted; 0 counts none.
+        long_side: Images above this long side are counted; 0 counts none.
 
     Attributes:
-        turned: Ids of photos that EXIF asks to turn.
-        transparent: Ids of photos with transparency, which is dropped.
-        print_colours: Ids of CMYK photos, whose colour profile is not applied.
-        dark: Ids of photos of 16 bits whose values are those of 12 bits or fewer.
-        larger: Ids of photos above ``long_side``.
-        largest: ``(H, W)`` of the largest photo.
+        turned: Ids of images that EXIF asks to turn.
+        transparent: Ids of images with transparency, which is dropped.
+        print_colours: Ids of CMYK images, whose colour profile is not applied.
+        dark: Ids of images of 16 bits whose values are those of 12 bits or fewer.
+        larger: Ids of images above ``long_side``.
+        largest: ``(H, W)`` of the largest image.
     """
 
     def __init__(self, long_side: int = 0) -> None:
@@ -47,7 +47,7 @@ class PixelReport:
         self._decoded = 0
 
     def add(self, sample: Sample, header: Header) -> None:
-        """Count a photo. Of 16 bits, a few are decoded."""
+        """Count an image. A few images of 16 bits are decoded."""
         kinds = {"RGBA": self.transparent, "LA": self.transparent, "PA": self.transparent, "CMYK": self.print_colours}
         if header.mode in kinds:
             kinds[header.mode].append(sample.image_id)
@@ -63,28 +63,28 @@ class PixelReport:
                 if max(load_image(sample.image_path).getextrema()[0]) < DARK:  # type: ignore[arg-type]
                     self.dark.append(sample.image_id)
             except ImageError:
-                pass  # the run will say it
+                pass  # the run reports it
 
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """Findings on one split.
+    """The findings of a check of one split.
 
     Args:
         images: Number of images listed.
-        class_counts: Images of each class, by name, in class order; zeros included.
+        class_counts: Number of images of each class, by name, in class order; zeros included.
         missing: Ids whose image file is not there.
-        unread: Names of files that lie in place of missing images, in formats that are not read.
-        near: What the first missing image may be meant to be, as the end of a message.
-        near_mask: The same of the first missing mask.
+        unread: Names of files found in place of missing images, in formats that are not read.
+        near: Guess at what the first missing image is, as the end of a message.
+        near_mask: Guess at what the first missing mask is, as the end of a message.
         unreadable: ``(image_id, reason)`` of images whose header cannot be read.
         unlabelled: Ids without any class.
-        missing_masks: Ids without ground truth; None if masks were not looked at.
+        missing_masks: Ids without ground truth; None if masks were not checked.
         size_mismatches: ``(image_id, what)`` where mask and image differ in size or the mask's header cannot be read; None if
-            masks were not looked at.
-        bad_masks: ``(image_id, reason)`` of masks that were opened and hold no class numbers; None if masks were not looked at.
-        truth: What labels and the opened masks say of one another; None if masks were not looked at.
-        pixels: What may not be meant as it is read.
+            masks were not checked.
+        bad_masks: ``(image_id, reason)`` of masks that were opened and hold no class numbers; None if masks were not checked.
+        truth: Comparison of the labels with the opened masks; None if masks were not checked.
+        pixels: Images whose pixels may be meant otherwise than they are read.
     """
 
     images: int
@@ -103,18 +103,18 @@ class DatasetReport:
 
     @property
     def ok(self) -> bool:
-        """True if every image and every mask looked at can be used; images without classes and missing masks are no fault."""
+        """Whether every checked image and mask can be used; images without classes and missing masks are no fault."""
         return not (self.missing or self.unread or self.unreadable or self.size_mismatches or self.bad_masks)
 
 
 def check_dataset(dataset: Dataset, open_masks: bool = False, long_side: int = 0) -> DatasetReport:
-    """Look at every image's header; nothing is decoded.
+    """Read every image's header, without decoding the image.
 
     Args:
         dataset: Any dataset.
         open_masks: Also read the headers of ground-truth masks, and the values of `OPENED_MASKS` of them; without it no mask is
             opened.
-        long_side: Larger photos are counted; 0 counts none.
+        long_side: Images above this long side are counted; 0 counts none.
     """
     pixels = PixelReport(long_side)
     counts = dict.fromkeys(dataset.classes.names, 0)
@@ -163,14 +163,14 @@ def check_dataset(dataset: Dataset, open_masks: bool = False, long_side: int = 0
 
 
 def look_at_truth(dataset: Dataset, most: int = OPENED_MASKS) -> tuple[Plausibility, list[tuple[str, str]]]:
-    """Open ground-truth masks, evenly spaced over the dataset, before anything long is begun with them.
+    """Open ground-truth masks, evenly spaced over the dataset, before a long run uses them.
 
     Args:
         dataset: Any dataset.
-        most: How many to open; images without a mask are passed over.
+        most: Number of masks to open; images without a mask are passed over.
 
     Returns:
-        What labels and masks say of one another, and ``(image_id, reason)`` of masks that cannot be used.
+        The comparison of labels and masks, and ``(image_id, reason)`` of masks that cannot be used.
     """
     classes = len(dataset.classes.names)
     truth, bad = nothing_seen(classes), list[tuple[str, str]]()
@@ -189,7 +189,7 @@ def look_at_truth(dataset: Dataset, most: int = OPENED_MASKS) -> tuple[Plausibil
 
 def _near_mask(path: Path) -> str:
     near = did_you_mean(path.name, list(listed(path.parent)))
-    return f"{near} a mask is a PNG of its photo's name" if near else ""
+    return f"{near} a mask is a PNG of its image's name" if near else ""
 
 
 def _check_mask(

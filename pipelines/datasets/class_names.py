@@ -1,4 +1,4 @@
-"""Names of classes: what is safe to clean, and what only looks like a name where the names are taken from data."""
+"""Names of classes: how they are cleaned, and which words taken from data are no class names."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ CLASS_FILE = "--classes FILE names the classes"
 
 
 def clean_class_name(name: str) -> str:
-    """A class name without space and invisible characters around it, with single spaces within and composed accents (NFC)."""
+    """Return a class name without outer space and invisible characters, with single inner spaces and composed accents (NFC)."""
     if name.isascii() and name.isalnum():
         return name
     return re.sub("[ \u00a0]+", " ", unicodedata.normalize("NFC", name).strip(_AROUND))
 
 
 def says_nothing(name: str) -> bool:
-    """Whether a word stands for "no class": ``nan``, ``none``, ``n/a`` and the like."""
+    """Return whether a word means "no class": ``nan``, ``none``, ``n/a`` and the like."""
     return name.casefold() in _NOTHING
 
 
 def split_names(cell: str, known: Collection[str]) -> list[str] | None:
-    """Several class names in one cell, as other tools write them; None unless exactly one reading gives known names alone.
+    """Split a cell with several class names, as other tools write it; None unless exactly one reading gives only known names.
 
     Args:
         cell: ``apple,cup``, ``apple|cup``, ``apple cup``, ``['apple', 'cup']`` and the like.
@@ -71,7 +71,7 @@ def split_names(cell: str, known: Collection[str]) -> list[str] | None:
 
 
 def names_in_list(cell: str) -> list[str] | None:
-    """The names in a list that was written as text (``["apple", "cup"]``), None if it is none."""
+    """Return the names in a list that was written as text (``["apple", "cup"]``); None if it is no such list."""
     try:
         found = json.loads(cell)
     except (ValueError, RecursionError):
@@ -80,14 +80,14 @@ def names_in_list(cell: str) -> list[str] | None:
 
 
 def refuse_odd_names(names: Sequence[str], where: object) -> None:
-    """Refuse class names that were taken from data and that a person would not call names of different classes.
+    """Refuse class names from data that do not name different classes.
 
     Args:
         names: All names.
-        where: File, for the error.
+        where: File, for the error message.
 
     Raises:
-        UsageError: A name holds several, stands for none, or can be taken for another one.
+        UsageError: A name contains several names, means no class, or can be confused with another one.
     """
     known = set(names)
     for name in names:
@@ -112,14 +112,14 @@ def refuse_odd_names(names: Sequence[str], where: object) -> None:
 
 
 def class_key(name: str) -> str:
-    """What spellings of one class name share: case, accents, look-alike letters, spaces, ``-`` and ``_`` do not count."""
+    """Return a key that equal class names share: case, accents, look-alike letters, spaces, ``-`` and ``_`` do not count."""
     letters = unicodedata.normalize("NFKD", name.translate(_LOOKALIKES))
     plain = "".join(char for char in letters if not unicodedata.combining(char) and char not in " -_'")
     return plain.casefold() or name
 
 
 def singular_keys(name: str) -> set[str]:
-    """The key of a name, and what it is without the ending of an English plural."""
+    """Return the key of a name, and its keys without the ending of an English plural."""
     key = class_key(name)
     endings = [ending for ending in ("s", "es") if key.endswith(ending) and not key.endswith("ss") and len(key) > 3]
     return {key, *(key.removesuffix(ending) for ending in endings)}

@@ -1,4 +1,4 @@
-"""Class lists: names, prompts, background words, and the palette that paints them."""
+"""Class lists with names, prompts and background words, and the palette of label maps."""
 
 from __future__ import annotations
 
@@ -37,17 +37,18 @@ class ClassList:
     """The classes of a dataset, without background.
 
     Args:
-        names: Class names; the place in this tuple is the class index.
-        prompts: What the text tower reads for each class.
-        background: Words that compete with the classes. One that is a class's name, prompt or alias, or the plural of one, is
-            left out: it would take the pixels of the class.
+        names: Class names; the position in this tuple is the class index.
+        prompts: Prompt of each class, which the text tower reads.
+        background: Words that compete with the classes. A word that is a class's name, prompt or alias, or the plural of one,
+            is
+            left out, because it would take the pixels of the class.
         template: Sentence with one ``{}`` for the prompt or word.
         aliases: ``(alias, name)`` pairs that label files may use.
         supers: Name of each class's super-class, such as ``animal``; empty where none are named.
 
     Raises:
-        UsageError: Names are empty, double, reserved or too many, super-classes are named for some classes only, or the
-            template is not one.
+        UsageError: Names are empty, duplicate, reserved or too many, super-classes are named for some classes only, or the
+            template is invalid.
     """
 
     names: tuple[str, ...]
@@ -57,10 +58,10 @@ class ClassList:
     aliases: tuple[tuple[str, str], ...] = ()
     supers: tuple[str, ...] = ()
     left_out: tuple[str, ...] = field(default=(), init=False, compare=False)
-    """Background words that are classes."""
+    """Background words that are left out because they are classes."""
 
     def __post_init__(self) -> None:
-        """Refuse what a label map or a label file could not hold."""
+        """Check that label maps and label files can hold the classes."""
         known = [*self.names, *(alias for alias, _ in self.aliases)]
         double = sorted(name for name, count in Counter(known).items() if count > 1)
         if not 0 < len(self.names) <= MAX_CLASSES:
@@ -68,7 +69,7 @@ class ClassList:
         if len(self.prompts) != len(self.names):
             raise UsageError(f"expected one prompt a class, found {len(self.prompts)} for {len(self.names)} classes")
         if double:
-            raise UsageError(f"class name {double[0]!r:.80} stands twice")
+            raise UsageError(f"class name {double[0]!r:.80} occurs twice")
         for name in known:
             if name == "background" or not name.isprintable() or ";" in name or name != name.strip() or not name:
                 found = ": leave it out, label maps have it as 0" if name == "background" else ""
@@ -91,20 +92,20 @@ class ClassList:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was changed in the words, for people."""
+        """Return notes on words that were changed."""
         words = f"background words that are classes are left out: {', '.join(self.left_out)}"
         return (words,) if self.left_out else ()
 
     @property
     def label_map_names(self) -> tuple[str, ...]:
-        """Names by label-map value: background first."""
+        """Names by label-map value, background first."""
         return ("background", *self.names)
 
     def index(self, name: str) -> int:
-        """Class index of a name or alias.
+        """Return the class index of a name or alias.
 
         Raises:
-            UsageError: No such class; says which name comes near.
+            UsageError: There is no such class; the message names the nearest one.
         """
         for spelling in (name, clean_class_name(name)):
             canonical = dict(self.aliases).get(spelling, spelling)
@@ -119,9 +120,9 @@ class ClassList:
         raise UsageError(f"unknown class {name!r:.80}, expected one of {len(self.names)} classes{guess}", hint)
 
     def indices(self, names: Iterable[str], where: str) -> tuple[int, ...]:
-        """Ascending class indices of names, each once; errors start with ``where``.
+        """Return the ascending class indices of names, each once; errors start with ``where``.
 
-        A name that is none is taken apart if that gives known names in one way only: ``apple,cup``, ``['apple', 'cup']``.
+        An unknown name is split if that gives known names in one way only: ``apple,cup``, ``['apple', 'cup']``.
         """
         known = {*self.names, *dict(self.aliases)}
         try:
@@ -148,7 +149,7 @@ class _File(Options):
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """Plain YAML: neither aliases, which can name more than memory holds, nor a key twice."""
+    """A loader of plain YAML, without aliases, which can expand to more than memory holds, and without duplicate keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -158,7 +159,7 @@ class _YamlLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(set(keys)) < len(keys):
-            raise yaml.YAMLError(f"a key stands twice in one table: {keys!r:.80}")
+            raise yaml.YAMLError(f"a key occurs twice in one table: {keys!r:.80}")
         return super().construct_mapping(node, deep)
 
 
@@ -170,7 +171,7 @@ def load_class_list(path: Path) -> ClassList:
             ``classes``, each with ``name`` and optionally ``prompt``, ``aliases`` and ``super``.
 
     Raises:
-        UsageError: The file cannot be read or is no class list.
+        UsageError: The file cannot be read, or it is no class list.
     """
     if path.suffix.lower() not in {".toml", ".yaml", ".yml"}:
         raise UsageError(f"{path}: expected a class list .toml or .yaml, found {path.suffix!r}", "--classes")
@@ -196,7 +197,7 @@ def write_class_list(path: Path, classes: ClassList) -> None:
     """Write a class list that `load_class_list` reads back.
 
     Raises:
-        UsageError: The file is no ``.toml``, is there already, or cannot be written.
+        UsageError: The file is no ``.toml``, exists already, or cannot be written.
     """
     if path.suffix.lower() != ".toml":
         raise UsageError(f"{path}: expected a class list .toml, found {path.suffix!r}", "--write-classes FILE.toml")
@@ -224,7 +225,7 @@ _EXPECTED = {
 
 
 def _in_words(error: ValidationError) -> str:
-    """The first fault of a class list: what was expected, what was found, where."""
+    """Return the first fault of a class list: what was expected, what was found, where."""
     first = error.errors()[0]
     place, found = [str(part) for part in first["loc"]], first["input"]
     name = next((part for part in reversed(place) if not part.isdigit()), "")
@@ -247,12 +248,12 @@ def _parsed(path: Path) -> object:
         if path.suffix.lower() == ".toml":
             return tomllib.loads(text.decode("utf-8-sig").replace("\r\n", "\n"))
         return _YamlLoader(text.decode("utf-8-sig")).get_single_data()
-    except Exception as error:  # PyYAML's constructors raise nearly anything on an odd scalar
+    except Exception as error:  # PyYAML's constructors raise nearly any error on an odd scalar
         raise UsageError(f"not valid: {' '.join(str(error).split()):.300}") from None
 
 
 def palette() -> NDArray[np.uint8]:
-    """PASCAL VOC's palette, used for COCO as well.
+    """Return PASCAL VOC's palette, which is used for COCO as well.
 
     Returns:
         ``(256, 3)`` uint8, RGB; row 255 (ignored pixels) is ``(224, 224, 192)``.

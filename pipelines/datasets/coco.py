@@ -1,4 +1,4 @@
-"""COCO 2014 and 2017, and exports of annotation tools in COCO's form."""
+"""The layouts of COCO 2014 and 2017, and exports of annotation tools in COCO's form."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ALIASES = {"val": ("val", "valid", "validation"), "valid": ("valid", "val", "va
 
 @dataclass(frozen=True)
 class _Source:
-    """One annotation file and the folder of its photos, by the name of their split."""
+    """The annotation file and the folder of images of each split."""
 
     name: str
     annotations: Path
@@ -32,10 +32,11 @@ class _Source:
 
 
 def load_coco(options: DatasetOptions) -> Dataset:
-    """List a COCO split.
+    """List the images and labels of a COCO split.
 
-    Images are in order of their id, or of the split file. The instances JSON is not read where ``labels`` and a split file say
-    all; with ``labels`` and without the JSON, the label file is the split.
+    Images are in order of their ids, or of the split file. With ``labels`` and a split file, the instances JSON is not read;
+    with
+    ``labels`` and without the JSON, the label file is the split.
     """
     if options.root is None:
         raise UsageError(f"{_EXPECTED}, found no dataset root", "--root FOLDER")
@@ -54,7 +55,7 @@ def load_coco(options: DatasetOptions) -> Dataset:
             continue
         try:
             found = read_instances(source.annotations, classes)
-        except UsageError:  # an own set under the names of COCO's folders
+        except UsageError:  # another dataset in folders with COCO's names
             own = _own_classes(source, options)
             if own is None or labels:
                 raise
@@ -65,7 +66,7 @@ def load_coco(options: DatasetOptions) -> Dataset:
         for image_id, image in found.images.items():
             labels.setdefault(image_id, image.labels)
         if ids is not None and labels.keys() >= set(ids):
-            break  # the next JSON is half a gigabyte
+            break  # avoids reading the next JSON, of half a gigabyte
     if ids is None:
         ids = tuple(labels or given or ())
     if given is not None and options.labels is not None:
@@ -93,9 +94,9 @@ def load_coco(options: DatasetOptions) -> Dataset:
 
 
 def coco_splits(root: Path) -> tuple[str, ...] | None:
-    """Names of the splits of a COCO folder or of an export in COCO's form; None for other folders.
+    """Return the names of the splits of a COCO folder or of an export in COCO's form; None for other folders.
 
-    ``labels.json`` alone does not make it one: it is a label file of a folder unless ``data/`` is beside it (FiftyOne).
+    A folder with ``labels.json`` is an export only if ``data/`` is beside it (FiftyOne); otherwise it is a label file.
     """
     if folders := _photo_folders(root):
         return folders
@@ -108,7 +109,7 @@ def _is_export(path: Path) -> bool:
 
 
 class _Places:
-    """Image id -> file, over the folders of all sources; a file that an annotation names goes first."""
+    """Maps an image id to its file, over the folders of all sources; the file that an annotation names has priority."""
 
     def __init__(self, sources: tuple[_Source, ...]) -> None:
         self._files = {source: ImageFiles(source.photos, preferred=".jpg") for source in sources}
@@ -116,7 +117,7 @@ class _Places:
         self._nested: dict[str, Path] = {}
 
     def add(self, source: _Source, found: Instances) -> None:
-        """Take over where the images of an annotation file lie."""
+        """Add the files of the images of an annotation file."""
         for image_id, image in found.images.items():
             self._source.setdefault(image_id, source)
             if "/" in image.file_name or "\\" in image.file_name:
@@ -135,7 +136,7 @@ class _Places:
 
 
 def _classes(options: DatasetOptions, sources: tuple[_Source, ...]) -> tuple[ClassList, tuple[str, ...]]:
-    """The class list, and how it was found if no option names it: an export with classes of its own brings them."""
+    """Return the class list, and notes on how it was found: an export has classes of its own unless an option names a list."""
     if options.classes:
         return load_class_list(options.classes), ()
     first = sources[0].annotations
@@ -149,7 +150,7 @@ def _classes(options: DatasetOptions, sources: tuple[_Source, ...]) -> tuple[Cla
 
 
 def _own_classes(source: _Source, options: DatasetOptions) -> ClassList | None:
-    """The categories of an annotation file that has none of COCO's; None if an option says what the classes are."""
+    """Return the categories of an annotation file that has none of COCO's; None if an option gives the classes."""
     if options.classes or options.labels:
         return None
     own = classes_of_coco(source.annotations)
@@ -165,7 +166,7 @@ _EXPECTED = f"expected COCO's folder with one of {', '.join(FOLDERS)}, or an exp
 
 
 def _sources(root: Path, split: str, from_file: bool) -> tuple[_Source, ...]:
-    """Annotation files and their photos: those of the split, or all there are for a split file."""
+    """Return annotation files and their image folders: those of the split, or all of them for a split file."""
     there = {name: root / name for name in FOLDERS if (root / name).is_dir()}
     there |= {name: root / "images" / name for name in FOLDERS if (root / "images" / name).is_dir() and name not in there}
     if not there:
@@ -182,7 +183,7 @@ def _sources(root: Path, split: str, from_file: bool) -> tuple[_Source, ...]:
 
 
 def _exported(root: Path, split: str, from_file: bool) -> tuple[_Source, ...]:
-    """Sources of an export: of the split's name or, if there is one alone, that one."""
+    """Return the source of an export that has the split's name, or the only source."""
     found = _annotation_files(root)
     found = {name: path for name, path in found.items() if _has_photos(_photos_of(root, path, name))}
     if from_file and found:
@@ -205,7 +206,7 @@ def _exported(root: Path, split: str, from_file: bool) -> tuple[_Source, ...]:
 
 
 def _photo_folders(root: Path) -> tuple[str, ...]:
-    """Which of `FOLDERS` there are, in the root or in its ``images/``."""
+    """Return the folders of `FOLDERS` that exist in the root or in its ``images/``."""
     return tuple(name for name in FOLDERS if (root / name).is_dir() or (root / "images" / name).is_dir())
 
 
@@ -214,7 +215,7 @@ def _has_photos(folder: Path) -> bool:
 
 
 def _annotation_files(root: Path) -> Mapping[str, Path]:
-    """Annotation files of an export by the name of their split."""
+    """Return the annotation files of an export by the name of their split."""
     found: dict[str, Path] = {}
     for path in sorted(root.glob("annotations/*.json")) or sorted(root.glob("instances_*.json")):
         found.setdefault(path.stem.removeprefix("instances_"), path)
@@ -225,13 +226,13 @@ def _annotation_files(root: Path) -> Mapping[str, Path]:
         if (root / f"{name}.json").is_file():
             found.setdefault(name, root / f"{name}.json")
     for name in ("_annotations.coco.json", "labels.json", "result.json", "result_coco.json", "annotations.json"):
-        if (root / name).is_file():  # the last ones are Label Studio's
+        if (root / name).is_file():  # the last files are Label Studio's
             found.setdefault("all", root / name)
     return found
 
 
 def _photos_of(root: Path, annotations: Path, name: str) -> Path:
-    """The folder of an annotation file's photos: the likeliest of those that are there."""
+    """Return the folder of an annotation file's images: the likeliest existing one."""
     beside = annotations.parent
     places = [
         root / "images" / name,

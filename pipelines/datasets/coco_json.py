@@ -1,4 +1,4 @@
-"""Annotations in COCO's form, as COCO, Roboflow, CVAT, Label Studio and FiftyOne write them."""
+"""Reading of annotations in COCO's form, as COCO, Roboflow, CVAT, Label Studio and FiftyOne write them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.errors import SsrError, UsageError
 
 @dataclass(frozen=True)
 class CocoImage:
-    """What an instances JSON says of one image: its file name and the class indices present."""
+    """One image of an instances JSON: its file name and the class indices present."""
 
     file_name: str
     labels: tuple[int, ...]
@@ -27,11 +27,11 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class Instances:
-    """An instances JSON.
+    """The content of an instances JSON.
 
     Attributes:
-        images: By image id, ascending.
-        passed_over: What has no place among these images and classes, in words.
+        images: Images by id, ascending.
+        passed_over: Notes on entries that belong to none of these images and classes.
     """
 
     images: dict[str, CocoImage]
@@ -39,18 +39,18 @@ class Instances:
 
 
 def read_instances(path: Path, classes: ClassList) -> Instances:
-    """Images of an instances JSON with their labels, crowds included, ascending by image id.
+    """Read the images of an instances JSON and their labels, crowds included, ascending by image id.
 
-    Categories are matched by name, aliases included: a JSON with fewer categories keeps the list's class indices. For COCO's
-    own files this equals contiguous indices by ascending category id. A category that no annotation uses need not be a class,
-    and annotations of images that are not listed are passed over.
+    Categories are matched by name, aliases included, so that a JSON with fewer categories keeps the list's class indices. For
+    COCO's own files this equals contiguous indices by ascending category id. A category that no annotation uses need not be a
+    class, and annotations of images that are not listed are passed over.
 
     Args:
         path: ``instances_*.json``.
-        classes: Class list that category names are looked up in.
+        classes: Class list in which category names are looked up.
 
     Raises:
-        SsrError: The file cannot be read or an entry is not as expected.
+        SsrError: The file cannot be read, or an entry is not as expected.
         UsageError: A category is not in the list, or a file name is unsafe.
     """
     content, where = _read_json(path), f"{path}: categories"
@@ -59,7 +59,7 @@ def read_instances(path: Path, classes: ClassList) -> Instances:
         where = f"{path}: images"
         files = {_key(item["id"]): _inside(path, item["id"], item["file_name"]) for item in content["images"]}
         if len(files) != len(content["images"]):
-            raise SsrError(f"{where}: an id stands twice")
+            raise SsrError(f"{where}: an id occurs twice")
         present: dict[Any, set[Any]] = {image: set() for image in files}
         lost, annotations = 0, content["annotations"]
         where = f"{path}: annotations"
@@ -96,15 +96,15 @@ def read_instances(path: Path, classes: ClassList) -> Instances:
 
 
 def _key(number: Any) -> Any:
-    """An id that is the same whether it was written as a number or as text."""
+    """Return an id that is the same whether it was written as a number or as text."""
     return number if isinstance(number, int) or not isinstance(number, str) or not number.isdecimal() else int(number)
 
 
 def _inside(path: Path, key: object, name: Any) -> Any:
-    """A file name without ``..``: one that leads from the folder of the JSON to another folder of the data set is resolved.
+    """Return a file name without ``..``; a path from the folder of the JSON to another folder of the dataset is resolved.
 
     Raises:
-        UsageError: It leads out of the data set.
+        UsageError: The path leads out of the dataset.
     """
     if not isinstance(name, str) or "://" in name or not name.lower().endswith(IMAGE_SUFFIXES):
         return name
@@ -119,7 +119,7 @@ def _inside(path: Path, key: object, name: Any) -> Any:
 
 
 def _image_ids(path: Path, files: dict[Any, Any]) -> dict[str, Any]:
-    """Image id -> id in the JSON; an image in a folder is called ``FOLDER__NAME`` where its name alone stands twice."""
+    """Map image ids to ids of the JSON; an image is called ``FOLDER__NAME`` where its name alone occurs twice."""
     plain: dict[Any, str] = {}
     for key, name in files.items():
         where = f"{path}: image {key!r:.60}"
@@ -138,18 +138,18 @@ def _image_ids(path: Path, files: dict[Any, Any]) -> dict[str, Any]:
             folders = files[key].replace("\\", "/").strip("/").split("/")[:-1]
             image_id = check_image_id("__".join([*folders, image_id]), f"{path}: image {key!r:.60}")
         if image_id in images:
-            raise SsrError(f"{path}: image {key!r:.60}: file name {files[key]!r:.200} stands twice")
+            raise SsrError(f"{path}: image {key!r:.60}: file name {files[key]!r:.200} occurs twice")
         images[image_id] = key
     return images
 
 
 def classes_of_coco(path: Path) -> ClassList:
-    """The categories of an instances JSON as a class list, in order of their ids, with VOC's background words.
+    """Return the categories of an instances JSON as a class list, in order of their ids, with VOC's background words.
 
-    A category that only stands above others, as Roboflow writes one, is no class unless it has annotations.
+    A category that is only a parent of others, as Roboflow writes one, is no class unless it has annotations.
 
     Raises:
-        SsrError: The file cannot be read or an entry is not as expected.
+        SsrError: The file cannot be read, or an entry is not as expected.
         UsageError: The categories are no class names.
     """
     content = _read_json(path)
@@ -158,7 +158,7 @@ def classes_of_coco(path: Path) -> ClassList:
         above = {item.get("supercategory") for item in categories}
         used = {_key(item["category_id"]) for item in content["annotations"]}
         listed = [item["name"] for item in categories if _key(item["id"]) in used or item["name"] not in above]
-        names = list(dict.fromkeys(map(clean_class_name, listed)))  # Roboflow may write one twice, as a class and above it
+        names = list(dict.fromkeys(map(clean_class_name, listed)))  # Roboflow may repeat a class as its parent
     except (KeyError, TypeError, AttributeError) as error:
         found = f"{type(error).__name__} {error!s:.60}"
         raise SsrError(f"{path}: categories: expected COCO instances, found {found}", "--classes FILE") from None
@@ -170,7 +170,7 @@ def classes_of_coco(path: Path) -> ClassList:
 
 
 def labels_from_coco(path: Path, classes: ClassList) -> dict[str, tuple[int, ...]]:
-    """Labels of every image of an instances JSON; see `read_instances`."""
+    """Return the labels of every image of an instances JSON; see `read_instances`."""
     return {image_id: image.labels for image_id, image in read_instances(path, classes).images.items()}
 
 
@@ -178,8 +178,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     def slim(pairs: list[tuple[str, object]]) -> dict[str, object]:
         item = dict(pairs)
         if len(item) != len(pairs):
-            raise ValueError("a key stands twice in one object")
-        item.pop("segmentation", None)  # polygons are nine tenths of the memory
+            raise ValueError("a key occurs twice in one object")
+        item.pop("segmentation", None)  # polygons take nine tenths of the memory
         return item
 
     try:

@@ -1,4 +1,4 @@
-"""Labels from the folders and text files of classification and detection sets: a folder a class, and YOLO."""
+"""Labels from the files of classification and detection datasets: one folder per class, and YOLO."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _BIGGEST_CLASS = 100_000
 
 @dataclass(frozen=True)
 class NamedLabels:
-    """Class names of images, before a class list is known.
+    """Class names of images, without a class list.
 
     Attributes:
         images: Class names by image id; may be empty.
-        names: All class names, in the order in which the source has them.
-        understood: What was found and what was passed over, in words.
+        names: All class names, in the order of the source.
+        understood: Notes on what was found and what was passed over.
     """
 
     images: dict[str, tuple[str, ...]]
@@ -46,38 +46,38 @@ class NamedLabels:
 
 
 def labels_from_folders(root: Path) -> NamedLabels:
-    """Photos in a folder for each class, ``CLASS/x.jpg`` or ``train/CLASS/x.jpg``.
+    """Read the classes of images that are in one folder per class, ``CLASS/x.jpg`` or ``train/CLASS/x.jpg``.
 
     Args:
-        root: Holds the folders. Photos beside them have no class and are passed over.
+        root: Folder of these folders. Images beside them have no class and are passed over.
 
     Raises:
-        UsageError: No photo in a subfolder.
+        UsageError: There is no image in a subfolder.
     """
     photos = {image_id: path.relative_to(root) for image_id, path in nested(root).items()}
     inside = {image_id: path for image_id, path in photos.items() if len(path.parts) > 1}
     if not inside:
-        raise UsageError(f"{root}: expected photos in one folder a class, found none", "--from folders reads CLASS/x.jpg")
+        raise UsageError(f"{root}: expected images in one folder a class, found none", "--from folders reads CLASS/x.jpg")
     outer, skip = SPLITS | IMAGE_FOLDERS, 0
     while all(len(path.parts) > skip + 2 and path.parts[skip].lower() in outer for path in inside.values()):
         skip += 1
     images: dict[str, tuple[str, ...]] = {image_id: (clean_class_name(path.parts[skip]),) for image_id, path in inside.items()}
     names = tuple(sorted({name for found in images.values() for name in found}))
     outside, other = len(photos) - len(inside), unread_in(root)
-    words = [f"{outside} photos outside the folders of classes are passed over"] if outside else []
+    words = [f"{outside} images outside the folders of classes are passed over"] if outside else []
     words += [unread_line(other)] if other else []
     return NamedLabels(images, names, tuple(words))
 
 
 def labels_from_yolo(root: Path, names: Iterable[str] | None = None) -> NamedLabels:
-    """YOLO's label files, ``labels/x.txt`` with a class number at the beginning of each line.
+    """Read YOLO's label files, ``labels/x.txt`` with a class number at the beginning of each line.
 
     Args:
-        root: The set, or its folder of label files. A photo without a label file has no class, as YOLO has it.
+        root: The dataset, or its folder of label files. An image without a label file has no class, as YOLO defines it.
         names: Class names by number; None: those of ``data.yaml``, ``classes.txt`` or ``obj.names``.
 
     Raises:
-        UsageError: No label files or no names, or a line that does not begin with the number of a class.
+        UsageError: There are no label files or no names, or a line does not begin with the number of a class.
     """
     source, known = _yolo_names(root)
     if known is None:
@@ -93,7 +93,7 @@ def labels_from_yolo(root: Path, names: Iterable[str] | None = None) -> NamedLab
     for path in files:
         image_id = image_id_of(path.stem, str(path))
         if image_id in images:
-            hint = "convert each split by itself, e.g. labels/train; or rename one photo"
+            hint = "convert each split by itself, e.g. labels/train; or rename one image"
             raise UsageError(f"{root}: expected one label file an image, found two for {image_id!r}", hint)
         images[image_id] = _yolo_file(path, known)
     photos = _yolo_photos(root)
@@ -102,7 +102,7 @@ def labels_from_yolo(root: Path, names: Iterable[str] | None = None) -> NamedLab
     if not images:
         raise UsageError(f"{root}: expected YOLO's label files labels/*.txt, found none", "--from yolo reads the set's folder")
     words = [f"class names are those of {source.name}"] if source else ["class numbers are places in the class list"]
-    words += [f"{len(empty)} photos without a label file have no class"] if empty else []
+    words += [f"{len(empty)} images without a label file have no class"] if empty else []
     return NamedLabels(dict(sorted(images.items())), known, tuple(words))
 
 

@@ -1,4 +1,4 @@
-"""A folder of images, with a label file or without."""
+"""The layout of a folder of images, with or without a label file."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SUFFIXES = (".csv", ".json", ".jsonl")
 
 
 def load_folder(options: DatasetOptions) -> Dataset:
-    """List a folder dataset: ``images/`` or the folder itself, ``labels.csv | .json | .jsonl``, and optionally ``masks/``.
+    """List the images of a folder: ``images/`` or the folder itself, ``labels.csv | .json | .jsonl``, and ``masks/``, if any.
 
-    Without a class list the classes are the label file's names, sorted: keep one label file for all splits, or give a class
-    list, so that indices agree. Split ``train`` is every image with labels unless ``train.txt`` says otherwise.
+    Without a class list, the classes are the label file's names, sorted: keep one label file for all splits, or give a class
+    list, so that indices agree. Split ``train`` is every image with labels unless ``train.txt`` lists others.
     """
     if options.root is None or not options.root.is_dir():
         raise UsageError(f"expected a folder of images, found {options.root or 'no dataset root'}", "--root FOLDER")
@@ -38,7 +38,7 @@ def load_folder(options: DatasetOptions) -> Dataset:
     if file is None:
         samples = stream = LabelStream(label_file, classes, place, options.orient, place.id_of)
         if unlabelled := stream.lacks(place.ids()):
-            passed = (f"{unlabelled} photos in {place.folder} have no row in {label_file.name} and are left out",)
+            passed = (f"{unlabelled} images in {place.folder} have no row in {label_file.name} and are left out",)
     else:
         labels = read_label_file(label_file, classes, place.id_of)
         split = parse_split(file, labels, place.id_of)
@@ -62,26 +62,26 @@ def load_folder(options: DatasetOptions) -> Dataset:
 
 
 def load_photos(folder: Path, names: tuple[str, ...], orient: bool = False) -> Dataset:
-    """List the photos of any folder, not of its subfolders; nothing is known of what they show.
+    """List the images of a folder without its subfolders, and without labels.
 
     Args:
-        folder: Hidden files and files that are no images by their suffix are passed over.
-        names: Class names of whoever looks at them.
-        orient: Photos are turned as their EXIF says.
+        folder: Folder of the images. Hidden files and files without the suffix of an image are passed over.
+        names: Class names of the dataset.
+        orient: Whether images are turned as their EXIF says.
 
     Returns:
         A dataset of kind ``folder`` without labels and ground truth; its split has the folder's name.
 
     Raises:
-        UsageError: No folder, no photo in it, two photos of one name, or a name that is not safe for an output.
+        UsageError: There is no folder, no image in it, two images of one name, or a name that is not safe for an output.
     """
     if not folder.is_dir():
-        raise UsageError(f"expected a folder of photos, found {folder}", "--images FOLDER")
+        raise UsageError(f"expected a folder of images, found {folder}", "--images FOLDER")
     images = _images(folder)
     other = unread(folder)
     if not images:
         found = f"{unread_line(other)}" if other else "none; subfolders are not searched"
-        raise UsageError(f"{folder}: expected photos ({', '.join(IMAGE_SUFFIXES)}), found {found}")
+        raise UsageError(f"{folder}: expected images ({', '.join(IMAGE_SUFFIXES)}), found {found}")
     return Dataset(
         kind="folder",
         root=folder,
@@ -104,7 +104,7 @@ def _classes_of(label_file: Path) -> ClassList:
 
 
 def label_file_of(root: Path) -> Path:
-    """The label file in a folder of photos.
+    """Return the label file in a folder of images.
 
     Raises:
         UsageError: There is none, or more than one.
@@ -119,17 +119,17 @@ def label_file_of(root: Path) -> Path:
 
 
 def label_files_in(root: Path) -> list[Path]:
-    """The files in a folder of photos that have the name of a label file."""
+    """Return the files in a folder of images that have the name of a label file."""
     return [root / f"labels{suffix}" for suffix in _SUFFIXES if (root / f"labels{suffix}").is_file()]
 
 
 def photos_of(root: Path) -> Path:
-    """The folder of the photos: ``images/`` where there is one, else the root itself."""
+    """Return the folder of the images: ``images/`` if it exists, else the root itself."""
     return root / "images" if (root / "images").is_dir() else root
 
 
 def split_of(root: Path, split: str) -> Path | None:
-    """The file of a split; None for split ``train`` without one, which is every image."""
+    """Return the file of a split; None for split ``train`` without a file, which is every image."""
     path = split_file(split) or root / f"{split}.txt"
     if path.is_file() or split != "train":
         return path

@@ -1,4 +1,4 @@
-"""From an image file to RGB pixels, or to one clear line that says why not."""
+"""Decoding of image files to RGB pixels, with one clear line of error for a file that cannot be read."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ _OTHER_FORMATS = (
     (0, b"8BPS", "a Photoshop file"), (0, b"<svg", "an SVG"), (0, b"<!DOCTYPE", "a web page"), (0, b"<html", "a web page"),
     (0, b"version https", "a pointer of Git LFS in place of the file"), (0, b"PK\x03\x04", "a ZIP archive"),
 )  # fmt: skip
-"""Place, bytes and name of what lies under the names of photos."""
+"""Place, bytes and name of other formats that occur under image names."""
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `open_image` has its own limit, an error
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `open_image` has its own limit, with an error
 
 
 def load_image(path: Path, orient: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a JPEG, PNG, WEBP, BMP or TIFF, told by content and not by name.
+    """Decode a JPEG, PNG, WEBP, BMP or TIFF, recognised by content and not by name.
 
-    EXIF orientation is not applied: VOC's and COCO's masks are for the pixels as stored. (Only TIFF is turned, by Pillow.)
+    EXIF orientation is not applied, because VOC's and COCO's masks are for the pixels as stored. (Pillow turns TIFF only.)
     Greyscale of 16 bits is divided by 257; transparency is dropped, not composited; CMYK is converted without its ICC profile.
 
     Args:
         path: Image file.
-        orient: Turn and mirror it as its EXIF says.
+        orient: Whether the image is turned and mirrored as its EXIF says.
         max_pixels: Larger images are refused before decoding.
 
     Returns:
@@ -60,12 +60,12 @@ def load_image(path: Path, orient: bool = False, max_pixels: int = MAX_PIXELS) -
         if image.mode in {"I", "F"}:
             raise ImageError(f"{path}: expected 8 or 16 bits a channel, found 32 (mode {image.mode})")
         if image.mode == "P" and "transparency" in image.info:
-            return image.convert("RGBA").convert("RGB")  # straight to RGB warns
+            return image.convert("RGBA").convert("RGB")  # a direct conversion to RGB warns
         return image.convert("RGB")
 
 
 def fingerprint(path: Path) -> str:
-    """Size and CRC-32 of a file, to notice that another one took its place; empty if it cannot be read."""
+    """Return size and CRC-32 of a file, by which a replaced file is noticed; empty if it cannot be read."""
     checksum = size = 0
     try:
         with path.open("rb") as file:
@@ -78,11 +78,11 @@ def fingerprint(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of an image says.
+    """The header of an image.
 
     Attributes:
         size: ``(height, width)`` in pixels, as stored.
-        turned: EXIF asks for another orientation.
+        turned: Whether EXIF states another orientation.
         mode: Pillow's name of its pixels.
     """
 
@@ -92,7 +92,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of an image, nothing is decoded; errors as `load_image`."""
+    """Read the header of an image without decoding it; errors as in `load_image`."""
     with open_image(path, checked=False) as image:
         if image.mode in {"I", "F"}:
             raise ImageError(f"{path}: expected 8 or 16 bits a channel, found 32 (mode {image.mode})")
@@ -100,17 +100,17 @@ def read_header(path: Path) -> Header:
 
 
 def turned(image: Image.Image) -> bool:
-    """Whether EXIF asks for another orientation than that of the pixels as they are read; Pillow itself turns TIFF."""
+    """Return whether EXIF states another orientation than that of the pixels as read; Pillow itself turns TIFF."""
     if image.format == "TIFF":
         return False
     try:
         return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
-    except Exception:  # EXIF of anything: the pixels can be read all the same
+    except Exception:  # EXIF may hold anything, and the pixels can be read nevertheless
         return False
 
 
 def image_size(path: Path, orient: bool = False) -> tuple[int, int]:
-    """``(height, width)`` in pixels from the header alone; errors as `load_image`."""
+    """Read ``(height, width)`` in pixels from the header alone; errors as in `load_image`."""
     with open_image(path, checked=False) as image:
         quarter = orient and turned(image) and int(image.getexif()[_ORIENTATION]) >= 5
         return (image.width, image.height) if quarter else (image.height, image.width)
@@ -120,9 +120,9 @@ def image_size(path: Path, orient: bool = False) -> tuple[int, int]:
 def open_image(
     path: Path, formats: tuple[str, ...] = FORMATS, max_pixels: int = MAX_PIXELS, checked: bool = True
 ) -> Iterator[Image.Image]:
-    """Open an image file lazily; whatever goes wrong until the block ends is an `ImageError`.
+    """Open an image file lazily; every error until the block ends becomes an `ImageError`.
 
-    With ``checked`` a PNG's checksums are compared first: decoding alone passes over those of the pixels.
+    With ``checked``, a PNG's checksums are compared first, because decoding alone ignores those of the pixels.
     """
     try:
         if path.exists() and not path.is_file():
@@ -145,18 +145,18 @@ def open_image(
         raise ImageError(f"{path}: cannot read the image: {error.strerror}{why_missing(path)}") from None
     except OSError as error:
         raise ImageError(f"{path}: cannot read the image: {error.strerror or error}") from None
-    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+    except Exception as error:  # Pillow's decoders raise nearly any error on a broken file
         raise ImageError(f"{path}: broken image: {type(error).__name__}: {' '.join(str(error).split())}") from None
 
 
 def _verify(path: Path, formats: tuple[str, ...]) -> None:
-    with Image.open(path, formats=formats) as image:  # opened for this alone: Pillow closes what it has verified
+    with Image.open(path, formats=formats) as image:  # opened for this alone, because Pillow closes what it has verified
         if image.format == "PNG":
             image.verify()
 
 
 def _found(path: Path) -> str:
-    """What a file is that is no image of a format that is read, by its first bytes."""
+    """Name what a file is that is no image of a readable format, by its first bytes."""
     with path.open("rb") as file:
         start = file.read(16)
     name = next((f", {name}" for place, mark, name in _OTHER_FORMATS if start[place:].startswith(mark)), "")

@@ -1,4 +1,4 @@
-"""From an image id to its file, for every layout of datasets; and why there is none."""
+"""Image files by image id, for every layout of datasets, and the reasons why one is missing."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pipelines.datasets.names import IMAGE_SUFFIXES, UNREAD_SUFFIXES, did_you_me
 from pipelines.errors import UsageError
 
 NO_PHOTOS = {"masks", "segmentationclass", "segmentationclassaug", "segmentationobject", "annotations", "labels"}
-"""Folders under a folder of photos that are not searched for photos."""
+"""Subfolders of a folder of images in which no images are searched."""
 
 
 class ImageFiles:
-    """Image id -> file. Only names that do not end as most in the folder do are held.
+    """Maps an image id to its file. Only names whose suffix is not the most frequent one are held in memory.
 
-    If a folder has subfolders alone, these are searched; an image in them is known by its name or, where two have one name, by
+    If a folder has only subfolders, these are searched; an image in them has its name as id or, if another one has that name,
     ``SUBFOLDER__NAME``.
 
     Args:
-        folder: The photos; it may be missing.
-        preferred: Ending that wins where two files have one name; None: that is an error.
+        folder: Folder of the images, which may be missing.
+        preferred: Suffix that is chosen if two files have one name; None makes that an error.
 
     Raises:
-        UsageError: Two photos have one name.
+        UsageError: Two images have one name.
 
     Attributes:
-        folder: As given.
+        folder: The given folder.
     """
 
     def __init__(self, folder: Path, preferred: str | None = None) -> None:
@@ -57,21 +57,21 @@ class ImageFiles:
                 raise twice(self.folder, other, name)
             if other is None or ending == preferred:
                 self._others[stem] = name
-        if not stem.isascii():  # a Mac decomposes accents; the id in a list has them composed
+        if not stem.isascii():  # macOS decomposes accents, and the ids of lists have them composed
             composed = unicodedata.normalize("NFC", stem)
             if composed != stem and not (self.folder / (composed + self._ending)).is_file():
                 self._others[stem] = name
                 self._others.setdefault(composed, name)
 
     def __call__(self, image_id: str) -> Path:
-        """Where the image lies or, if it is missing, should lie."""
+        """Return the path of the image, which may be missing."""
         return self.folder / (self._others.get(image_id) or image_id + self._ending)
 
     def id_of(self, text: str, where: str) -> str:
-        """Image id of a path in a list or a table; of two photos of one name, the one in the folder that the path names.
+        """Return the image id of a path in a list or a table; the path's folder decides between two images of one name.
 
         Raises:
-            UsageError: As `names.image_id_of`.
+            UsageError: As in `names.image_id_of`.
         """
         parts = without_suffix(text.strip().replace("\\", "/")).split("/") if self._by_path else []
         ends = ("/".join(parts[start:]) for start in range(len(parts)))
@@ -81,7 +81,7 @@ class ImageFiles:
         return self._count
 
     def ids(self) -> Iterator[str]:
-        """Id of every photo."""
+        """Yield the id of every image."""
         if self._count and not any(True for _ in listed(self.folder)):
             yield from self._others
         else:
@@ -93,7 +93,7 @@ def _stem(path: str) -> str:
 
 
 def listed(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Iterator[str]:
-    """Names of the image files in a folder, hidden ones left out; none if there is no folder."""
+    """Yield the names of the image files in a folder, without hidden ones; none if there is no folder."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:
@@ -106,15 +106,15 @@ def listed(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Iterator
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False
 
 
 def nested(folder: Path) -> dict[str, Path]:
-    """Photos in the subfolders of a folder by id: the name, or ``SUBFOLDER__NAME`` where two have one name.
+    """Return the images in the subfolders of a folder by id: the name, or ``SUBFOLDER__NAME`` if two have one name.
 
     Raises:
-        UsageError: Two photos have one name in one folder.
+        UsageError: Two images have one name in one folder.
     """
     found: dict[str, list[Path]] = {}
     for place, folders, _ in os.walk(folder):
@@ -134,37 +134,37 @@ def nested(folder: Path) -> dict[str, Path]:
 
 
 def twice(folder: Path, one: str, other: str) -> UsageError:
-    """The error that two photos of a folder have one name."""
+    """Return the error for two images of one name in a folder."""
     first, second = (name if name.isprintable() else repr(name) for name in sorted((one, other)))
     return UsageError(f"{folder}: expected one image of each name, found {first} and {second}")
 
 
 def unread(folder: Path) -> Counter[str]:
-    """Files of a folder in picture formats that are not read, by ending."""
+    """Count the files of a folder in image formats that are not read, by suffix."""
     return Counter(os.path.splitext(name)[1].lower() for name in listed(folder, UNREAD_SUFFIXES))
 
 
 def unread_in(root: Path) -> Counter[str]:
-    """The same of a folder and its subfolders."""
+    """Count the files of a folder and its subfolders in image formats that are not read, by suffix."""
     return sum((unread(Path(place)) for place, _, _ in os.walk(root)), Counter())
 
 
 def unread_line(endings: Counter[str]) -> str:
-    """What to do about files that are not read."""
+    """Return the line of a message on files that are not read."""
     found = ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))
     first = min(endings, default=".gif")
     return f"files of formats that are not read: {found}; convert them, e.g. `mogrify -format jpg *{first}`"
 
 
 def instead_of(path: Path) -> str | None:
-    """Name of the file that lies where a missing image should be, in a format that is not read; None if there is none."""
+    """Return the name of a file in place of a missing image, in a format that is not read; None if there is none."""
     key = name_key(path.stem)
     names = _names(path.parent, _stamp(path.parent))
     return next((name for name in names.get(key, ()) if os.path.splitext(name)[1].lower() in UNREAD_SUFFIXES), None)
 
 
 def why_missing(path: Path) -> str:
-    """What lies where a missing image should be, as the end of a message; empty if nothing comes near."""
+    """Describe what is in place of a missing image, as the end of a message; empty if nothing is similar."""
     if not path.parent.is_dir():
         return f"; there is no folder {path.parent}"
     other = instead_of(path)
@@ -181,7 +181,7 @@ def _stamp(folder: Path) -> int:
 
 @lru_cache(maxsize=4)
 def _names(folder: Path, stamp: int) -> dict[str, tuple[str, ...]]:
-    """Names of a folder's files by what their spellings have in common; ``stamp`` makes a changed folder be listed anew."""
+    """Group the names of a folder's files by their `name_key`; ``stamp`` invalidates the cache when the folder changes."""
     groups: dict[str, list[str]] = {}
     for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
         stem, ending = os.path.splitext(name)

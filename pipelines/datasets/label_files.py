@@ -25,23 +25,24 @@ from pipelines.stores.files import atomic_path
 _COLUMNS = ("image", "labels")
 _HEAD = 1 << 20
 _TABLES = {".txt", ".xlsx", ".xls", ".ods", ".numbers", ".parquet", ".feather", ".dat"}
-_REMEMBERED = 10_000  # combinations of classes that are looked up once
+_REMEMBERED = 10_000  # number of combinations of classes that are cached
 
 
 def read_label_file(path: Path, classes: ClassList, name: NameOf = image_id_of) -> dict[str, tuple[int, ...]]:
-    """Image-level labels of a file, in its order.
+    """Read the image-level labels of a file, in its order.
 
     Args:
-        path: ``.csv``, ``.tsv`` (class names separated by ``;``, or one column a class), ``.json`` or ``.jsonl``; images by id,
+        path: ``.csv``, ``.tsv`` (class names separated by ``;``, or one column per class), ``.json`` or ``.jsonl``; images by
+            id,
             file name or path.
-        classes: Class list that names are looked up in.
+        classes: Class list in which names are looked up.
         name: Makes an image id of a path.
 
     Returns:
         Ascending class indices by image id; an image may have none.
 
     Raises:
-        UsageError: The file cannot be read, a class is unknown, or an image is unsafe or stands twice.
+        UsageError: The file cannot be read, a class is unknown, or an image id is unsafe or occurs twice.
     """
     labels: dict[str, tuple[int, ...]] = {}
     for image_id, present in iter_label_file(path, classes, name):
@@ -52,9 +53,9 @@ def read_label_file(path: Path, classes: ClassList, name: NameOf = image_id_of) 
 
 
 def iter_label_file(path: Path, classes: ClassList, name: NameOf = image_id_of) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Like `read_label_file`, one image after the other; of CSV and JSON lines no more than some rows are held.
+    """Yield the labels as `read_label_file` does, one image after the other; of CSV and JSON lines only some rows are held.
 
-    Whether an image stands twice is left to the caller.
+    The caller has to check whether an image occurs twice.
     """
     known: dict[str | tuple[str, ...], tuple[int, ...]] = {}
     for row in _rows(path):
@@ -67,15 +68,15 @@ def iter_label_file(path: Path, classes: ClassList, name: NameOf = image_id_of) 
 
 
 def refuse_twice(path: Path, suspects: Container[str], name: NameOf = image_id_of) -> None:
-    """Look for an image that stands twice.
+    """Search for an image that occurs twice.
 
     Args:
         path: The label file.
-        suspects: Ids that may do so.
+        suspects: Ids that may occur twice.
         name: Makes an image id of a path.
 
     Raises:
-        UsageError: One of them does; the message says where.
+        UsageError: One of them does; the message names both places.
     """
     seen: dict[str, Row] = {}
     for row in _rows(path):
@@ -84,14 +85,14 @@ def refuse_twice(path: Path, suspects: Container[str], name: NameOf = image_id_o
             first = seen.setdefault(image_id, row)
             if first is not row and first.image != row.image:
                 found = f"{first.image or first.image_id!r} in {first.where()} and {row.image or row.image_id!r} have one name"
-                hint = "rename one photo; dataset `folder` reads sub-folders if the folder of photos holds nothing else"
+                hint = "rename one image; dataset `folder` reads sub-folders if the folder of images holds nothing else"
                 raise UsageError(f"{row.where()}: {found}", hint)
             if first is not row:
-                raise UsageError(f"{row.where()}: image {image_id!r} stands twice, first in {first.where()}")
+                raise UsageError(f"{row.where()}: image {image_id!r} occurs twice, first in {first.where()}")
 
 
 def label_names(path: Path) -> tuple[str, ...]:
-    """Every class name that a label file uses, sorted; errors as `read_label_file`."""
+    """Return every class name that a label file uses, sorted; errors as in `read_label_file`."""
     keys: set[str | tuple[str, ...]] = set()
     names: set[str] = set()
     for row in _rows(path):
@@ -104,10 +105,10 @@ def label_names(path: Path) -> tuple[str, ...]:
 def select_labels(
     labels: Mapping[str, tuple[int, ...]], ids: Iterable[str], source: Path, absent_is_empty: bool = False
 ) -> dict[str, tuple[int, ...]]:
-    """Labels of some images, in their order.
+    """Return the labels of some images, in their order.
 
     Raises:
-        UsageError: Images have no entry and ``absent_is_empty`` is off: no entry is not the same as no class.
+        UsageError: Images have no entry and ``absent_is_empty`` is off, because no entry is not the same as no class.
     """
     wanted = tuple(ids)
     missing = [image_id for image_id in wanted if image_id not in labels]
@@ -121,10 +122,10 @@ def select_labels(
 
 
 def write_label_file(path: Path, labels: Mapping[str, Sequence[int]], classes: ClassList) -> None:
-    """Write a label file that `read_label_file` reads back; the format is the suffix's. Readers never see half a file.
+    """Write a label file that `read_label_file` reads back, atomically; the suffix decides the format.
 
     Raises:
-        UsageError: Unknown suffix, or the file cannot be written.
+        UsageError: The suffix is unknown, or the file cannot be written.
     """
     rows = {image_id: [classes.names[index] for index in present] for image_id, present in labels.items()}
     text = io.StringIO(newline="")
@@ -151,12 +152,12 @@ def write_label_file(path: Path, labels: Mapping[str, Sequence[int]], classes: C
 
 
 def write_tag_file(path: Path, rows: Iterable[tuple[str, Sequence[int]]], classes: ClassList) -> None:
-    """Write labels that a model gave as a label file (.csv) that says so in its first line; rows are not held.
+    """Write labels from a model as a label file (.csv) whose first line marks them as tags; rows are not held in memory.
 
     Args:
         path: The file.
         rows: Image ids and class indices.
-        classes: Their class list.
+        classes: Class list of the indices.
     """
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.write(TAGS + "\n")
@@ -165,7 +166,7 @@ def write_tag_file(path: Path, rows: Iterable[tuple[str, Sequence[int]]], classe
 
 
 def holds_tags(path: Path | None) -> bool:
-    """Whether a label file was written by `write_tag_file`; False for one that cannot be read."""
+    """Return whether a label file was written by `write_tag_file`; False for one that cannot be read."""
     if path is None or path.suffix.lower() != ".csv":
         return False
     try:
@@ -210,7 +211,7 @@ def _opened(path: Path) -> Iterator[TextIO]:
 
 
 def understood(path: Path) -> tuple[str, ...]:
-    """How a label file was read, if it is not of the plain form, in words; errors are those of `read_label_file`."""
+    """Return notes on how a label file was read, if it is not of the plain form; errors as in `read_label_file`."""
     if path.suffix.lower() not in {".csv", ".tsv"}:
         return ()
     with _opened(path) as file:
@@ -224,7 +225,7 @@ def understood(path: Path) -> tuple[str, ...]:
 
 
 def _of_whole_file(path: Path, error: UnicodeDecodeError) -> UnicodeDecodeError:
-    """The same error, with its place in the file, not in what was read of it last."""
+    """Return the error with its place in the file instead of its place in the last block read."""
     try:
         content = path.read_bytes()
         content.decode(encoding_of(content))

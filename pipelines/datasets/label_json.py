@@ -1,4 +1,4 @@
-"""Label files that are JSON: ``{image: [names]}``, a list of records, JSON lines, and Label Studio's export."""
+"""Reading of label files that are JSON: ``{image: [names]}``, a list of records, JSON lines, and Label Studio's export."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pipelines.datasets.label_rows import IMAGE_NAMES, LABEL_NAMES, Row, column_
 from pipelines.errors import UsageError
 
 Pairs = tuple[tuple[str, Any], ...]
-"""An object of JSON: a doubled key must reach the caller, not be lost."""
+"""A JSON object as pairs, so that the caller can find duplicate keys."""
 _EXPECTED = "an object {image: [class names]}"
 
 
 def json_rows(path: Path, file: TextIO) -> Iterator[Row]:
-    """Rows of an object ``{image: [class names]}`` or of a list of records.
+    """Read the rows of an object ``{image: [class names]}`` or of a list of records.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: The file is neither.
     """
     content = _parse(file.read(), path, 1)
     if isinstance(content, list) and content and all(_is_record(item) for item in content):
@@ -35,7 +35,7 @@ def json_rows(path: Path, file: TextIO) -> Iterator[Row]:
 
 
 def jsonl_rows(path: Path, file: TextIO) -> Iterator[Row]:
-    """Rows of JSON lines.
+    """Read the rows of JSON lines.
 
     Raises:
         UsageError: A line is no record of an image and its labels.
@@ -50,7 +50,7 @@ def jsonl_rows(path: Path, file: TextIO) -> Iterator[Row]:
 
 
 def _is_record(item: object) -> bool:
-    """Whether an object names an image and its labels, each key once."""
+    """Return whether an object names an image and its labels, each key once."""
     if not isinstance(item, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in item):
         return False
     keys = [key for key, _ in item]
@@ -73,7 +73,7 @@ def _record(path: Path, place: int | str, item: Any) -> Row:
 
 
 def _label_studio(path: Path, place: int | str, task: dict[str, Any]) -> Row:
-    """A task of Label Studio: choices, rectangles, polygons and brushes all name classes."""
+    """Read a task of Label Studio, in which choices, rectangles, polygons and brushes name classes."""
     data = dict(task["data"]) if isinstance(task["data"], tuple) else {}
     image = next((data[key] for key in ("image", "img", "url") if key in data), None)
     names: list[str] = []

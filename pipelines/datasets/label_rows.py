@@ -1,4 +1,4 @@
-"""One image of a label file, whatever the format."""
+"""The rows of label files, independent of the format."""
 
 from __future__ import annotations
 
@@ -14,64 +14,64 @@ IMAGE_NAMES = (
     "img_name", "imagename", "image_file", "images", "img", "image_id", "imageid", "img_id", "photo", "picture", "id", "key",
     "url",
 )  # fmt: skip
-"""What columns and keys with the image are called, the likeliest first."""
+"""Names of columns and keys with the image, the likeliest first."""
 LABEL_NAMES = (
     "labels", "tags", "classes", "categories", "class_names", "label_names", "names", "keywords", "objects", "targets",
     "choice", "label", "tag", "class", "category", "class_name", "category_name", "label_name", "labelname", "name", "object",
     "target",
 )  # fmt: skip
-"""What columns and keys with the class names are called, the likeliest first."""
+"""Names of columns and keys with the class names, the likeliest first."""
 ONE_LABEL = frozenset(LABEL_NAMES[10:])
-"""Those of a table with one row a label: an image may stand in several rows."""
+"""Names of such columns in tables with one row per label, where an image may have several rows."""
 
 
 NameOf = Callable[[str, str], str]
-"""Makes an image id of a name or path; the second text says where it stands, for an error."""
+"""Makes an image id of a name or path; the second text is the place of the path, for an error message."""
 
 
 _NAMES = 'write ["name", ...]; numbers and boxes are not read: `ssr labels` converts exports in the forms of COCO, VOC and YOLO'
 
 
 class Row(NamedTuple):
-    """One image of a label file: cheap to make, what is seldom wanted is worked out when asked for."""
+    """One image of a label file. It is cheap to make, because names and ids are computed only when used."""
 
     image_id: str
     key: str | tuple[str, ...]
-    """The class names, as a tuple or as they stand in a table."""
+    """The class names, as a tuple or as the cell of a table."""
     path: Path
     place: int | str
-    """Line number, or what else tells where it stands."""
+    """Line number, or another description of the place."""
     image: str = ""
-    """The image as the file names it, if it stands in a folder there."""
+    """The image's path, if the file gives one."""
 
     def names(self) -> list[str]:
-        """Class names."""
+        """Return the class names."""
         return split_cell(self.key) if isinstance(self.key, str) else list(self.key)
 
     def id_by(self, name: NameOf) -> str:
-        """The image id where ``name`` makes ids of paths."""
+        """Return the image id, with ``name`` to make ids of paths."""
         return name(self.image, self.where()) if self.image else self.image_id
 
     def where(self) -> str:
-        """File and line, for a message."""
+        """Return file and line, for a message."""
         return where(self.path, self.place)
 
 
 def where(path: Path, place: int | str) -> str:
-    """File and line or entry, for a message."""
+    """Return file and line or entry, for a message."""
     return f"{path}:{place}" if isinstance(place, int) else f"{path}: {place}"
 
 
 def split_cell(cell: str) -> list[str]:
-    """Class names of a cell of a table, separated by ``;``."""
+    """Split a cell of a table into class names, separated by ``;``."""
     return [name.strip() for name in cell.split(";") if name.strip()]
 
 
 def row_of(path: Path, place: int | str, image: object, names: object) -> Row:
-    """A row of what a file says.
+    """Check an image and its class names, and return their row.
 
     Raises:
-        UsageError: The image is no safe name, or the class names are no list of texts.
+        UsageError: The image id is unsafe, or the class names are no list of texts.
     """
     if not isinstance(image, str):
         raise UsageError(f"{where(path, place)}: expected an image name, found {image!r:.60}")
@@ -82,5 +82,5 @@ def row_of(path: Path, place: int | str, image: object, names: object) -> Row:
 
 
 def column_key(name: str) -> str:
-    """The name of a column or key without what people vary: case, space around it, ``-`` and space for ``_``."""
+    """Return the name of a column or key without variations: case, outer space, ``-`` and space for ``_``."""
     return "_".join(name.strip(" \t\"'\ufeff").casefold().replace("-", " ").split())

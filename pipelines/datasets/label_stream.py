@@ -1,4 +1,4 @@
-"""A label file as a list of images that is read anew for each pass: ten million rows are never held."""
+"""A label file as a list of images that is read again in each pass, so that ten million rows are never held in memory."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ _DIGESTED = 1 << 14
 
 
 class LabelStream(Sequence[Sample]):
-    """Images of a label file, in its order.
+    """The images of a label file, in its order.
 
-    Opening it reads and checks every row once and keeps 4 bytes of each. Iterating reads the file again. Only an index
-    makes a list of it, which is kept.
+    The constructor reads and checks every row once and keeps 4 bytes of each. Iterating reads the file again. Only indexing
+    makes
+    a list of it, which is kept.
 
     Args:
         path: The label file.
         classes: Class list.
-        place: Image id -> where the image should lie.
-        orient: Photos are turned as their EXIF says.
+        place: Maps an image id to the path of its image.
+        orient: Whether images are turned as their EXIF says.
         name: Makes an image id of a path.
 
     Raises:
-        UsageError: As of `label_files.read_label_file`.
+        UsageError: As in `label_files.read_label_file`.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class LabelStream(Sequence[Sample]):
         self._stamp = _stamp(path)
 
     def _refuse_twice(self) -> None:
-        """Equal ids have equal hashes; few others do, and only those are compared."""
+        """Refuse duplicate ids. Equal ids have equal hashes, few others do, and only those are compared."""
         ordered = np.sort(self._hashes)
         shared = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
         if shared:
@@ -93,19 +94,19 @@ class LabelStream(Sequence[Sample]):
         return len(self._hashes)
 
     def lacks(self, image_ids: Iterable[str]) -> int:
-        """How many of some ids the label file has no row for."""
+        """Return how many of some ids have no row in the label file."""
         hashes: NDArray[np.uint32] = np.fromiter(map(id_hash, image_ids), dtype=np.uint32)
         return int((~np.isin(hashes, self._hashes)).sum())
 
     def count_of(self, shard: Shard) -> int:
-        """Images of a share."""
+        """Return the number of images of a shard."""
         return int(self._of(shard).sum())
 
     def __iter__(self) -> Iterator[Sample]:
         return self._samples(np.ones(len(self), dtype=bool))
 
     def share(self, shard: Shard) -> Iterator[Sample]:
-        """The images of a share."""
+        """Yield the images of a shard."""
         return self._samples(self._of(shard))
 
     def _of(self, shard: Shard) -> NDArray[np.bool_]:

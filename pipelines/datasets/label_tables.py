@@ -1,4 +1,4 @@
-"""Label files that are tables: CSV and its relatives, with a column of class names or one column a class."""
+"""Reading of label files that are tables: CSV and similar formats, with a column of class names or one column per class."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical ba
 _PRESENT = {"1", "1.0", "true", "yes", "x"}
 _ABSENT = {"0", "0.0", "false", "no", ""}
 _BOXES = {"xmin", "x_min", "x1", "bbox", "box", "left", "x_center", "region_id", "bbox_x"}
-"""Columns of tables with one row an object."""
+"""Columns of tables with one row per object."""
 _SMALL = re.compile(r"-?\d?(\.\d+)?|-?\d").fullmatch
 _LOOKED_AT = 50
 TAGS = "image,tags"
-"""First line of a label file that `ssr tag` wrote; otherwise it is a plain one."""
+"""First line of a label file that `ssr tag` wrote; the file is otherwise a plain one."""
 RENAME = "the first line names the columns: image,labels, or image and one column of 0 and 1 for each class"
 
 
 @dataclass(frozen=True)
 class TableLayout:
-    """How a table is to be read.
+    """The way to read a table.
 
     Attributes:
-        delimiter: Between its columns.
-        columns: How many there are.
-        image: Place of the column with the image.
-        labels: Place of the column with class names; None: one column a class.
-        classes: Places and names of these columns.
-        several_rows: An image may have several rows, with one label each.
-        understood: What differs from ``image,labels``, in words.
+        delimiter: Delimiter of its columns.
+        columns: Number of columns.
+        image: Position of the column with the image.
+        labels: Position of the column with class names; None: one column per class.
+        classes: Positions and names of the columns of classes.
+        several_rows: Whether an image may have several rows, with one label each.
+        understood: Notes on what differs from ``image,labels``.
     """
 
     delimiter: str
@@ -52,13 +52,13 @@ class TableLayout:
     several_rows: bool
     understood: tuple[str, ...]
     verified: int | None = None
-    """Place of a column that says by 0 or 1 whether the class of a row is there."""
+    """Position of a column that says with 0 or 1 whether the class of a row is present."""
 
     def names(self, cells: Sequence[str], where: str) -> list[str]:
-        """Class names of a row.
+        """Return the class names of a row.
 
         Raises:
-            UsageError: A column of a class holds something else than 0 or 1.
+            UsageError: A column of a class holds a value that is neither 0 nor 1.
         """
         if self.verified is not None and cells[self.verified].strip().casefold() in _ABSENT - {""}:
             return []
@@ -76,17 +76,17 @@ class TableLayout:
 
 
 def table_rows(path: Path, file: TextIO) -> Iterator[Row]:
-    """Rows of a table.
+    """Read the rows of a table.
 
     Raises:
-        UsageError: It is none, or a row is not as the first line says.
+        UsageError: The file is no table, or a row does not match the first line.
     """
     before, header = preamble(file)
     if header.strip() not in {"image,labels", TAGS}:
         yield from _rows_of_layout(path, file, header, before)
         return
     lines = before + 1
-    while block := file.read(_BLOCK) + file.readline():  # rows that need no CSV parser, a block of lines: five times as fast
+    while block := file.read(_BLOCK) + file.readline():  # blocks of rows without a CSV parser are five times as fast
         block = block.replace("\r\n", "\n")
         if '"' in block or "\r" in block or "\0" in block:
             rest = itertools.chain(["image,labels\n"], io.StringIO(block, newline=""), file)
@@ -102,10 +102,10 @@ def table_rows(path: Path, file: TextIO) -> Iterator[Row]:
 
 
 def preamble(file: TextIO) -> tuple[int, str]:
-    """Pass over what may stand before the first line of a table: empty lines, comments, ``sep=;`` of Excel.
+    """Skip whatever precedes the first line of a table: empty lines, comments, Excel's ``sep=;``.
 
     Returns:
-        How many lines were passed over, and the first line.
+        The number of lines skipped, and the first line.
     """
     count, line = 0, file.readline()
     while line and (not line.strip() or line.startswith("#") or re.fullmatch(r"sep=.\s*", line)):
@@ -129,16 +129,16 @@ def _rows_of_layout(path: Path, file: TextIO, header: str, before: int) -> Itera
 
 
 def _lines(start: str, file: TextIO) -> Iterator[str]:
-    """The lines of a file of which the start was read, which may end within a line."""
+    """Yield the lines of a file whose first characters, up to any place, were read already."""
     yield from io.StringIO(start + file.readline(), newline="")
     yield from file
 
 
 def layout_of(path: Path, start: str) -> TableLayout:
-    """How a table is to be read, by its first lines.
+    """Find out how to read a table, from its first lines.
 
     Raises:
-        UsageError: Its columns are not known.
+        UsageError: The columns are unknown.
     """
     for delimiter in _DELIMITERS:
         rows = csv.reader(io.StringIO(start, newline=""), delimiter=delimiter)
@@ -199,13 +199,13 @@ def _layout(path: Path, delimiter: str, header: list[str], rows: list[list[str]]
 
 
 PLAIN = TableLayout(",", 2, 0, 1, (), False, ())
-"""``image,labels``."""
+"""The plain form, ``image,labels``."""
 
 
 def _is_binary(cells: set[str]) -> bool:
-    """Whether a column says of each image whether a class is there; an empty one says nothing.
+    """Return whether a column says for each image whether a class is present; an empty column does not.
 
-    Small numbers beside 0 or 1 count, so that they are refused and not taken for a column of something else.
+    Columns with other small numbers beside 0 or 1 count too, so that they are refused and not ignored.
     """
     found = {cell.strip().casefold() for cell in cells} - {""}
     if found <= _PRESENT | _ABSENT:

@@ -1,4 +1,4 @@
-"""Image-level labels from every source that the field uses."""
+"""Image-level labels from all supported sources."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ __all__ = [
 
 LabelSource = Literal["xml", "coco", "masks", "csv", "npy", "folders", "yolo"]
 BRINGS_CLASSES = ("folders", "yolo")
-"""Sources whose class names are taken from them unless a class list is given."""
+"""Sources whose class names are used unless a class list is given."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """Labels of a source.
+    """The labels of a source.
 
     Attributes:
         labels: Ascending class indices by image id.
         classes: Class list.
-        understood: What was read in another way than the plain one, or passed over, in words.
+        understood: Notes on what was read in another form than the plain one, or passed over.
     """
 
     labels: dict[str, tuple[int, ...]]
@@ -62,18 +62,19 @@ def convert_labels(
 
     Args:
         source: ``xml`` and ``masks`` read a folder; ``coco`` an instances JSON; ``csv`` any label file; ``npy`` one-hot rows;
-            ``folders`` photos in one folder a class; ``yolo`` a set with YOLO's label files. ``masks`` opens ground truth, the
+            ``folders`` images in one folder per class; ``yolo`` a dataset with YOLO's label files. ``masks`` opens ground
+            truth, the
             others never do.
-        path: That folder or file.
-        classes: Class list; None takes the names that the source has, which masks and one-hot rows have not.
-        ids: Images wanted, in their order; None takes all.
-        absent_is_empty: Images wanted that the source lacks have no class.
+        path: The folder or file.
+        classes: Class list; None takes the names of the source, which masks and one-hot rows do not have.
+        ids: Ids of the images to read, in their order; None takes all.
+        absent_is_empty: Whether requested images that the source lacks have no class.
 
     Raises:
-        SsrError: The source is missing or broken, knows other classes, or lacks an image.
+        SsrError: The source is missing or broken, has other classes, or lacks an image.
     """
     if source in {"xml", "masks", *BRINGS_CLASSES} and not path.is_dir():
-        what = {"xml": "XML files", "masks": "masks", "folders": "photos", "yolo": "YOLO's label files"}[source]
+        what = {"xml": "XML files", "masks": "masks", "folders": "images", "yolo": "YOLO's label files"}[source]
         raise UsageError(f"{path}: expected a folder of {what}, found none")
     words: tuple[str, ...] = ()
     if source in BRINGS_CLASSES:
@@ -108,10 +109,10 @@ def _read(
 
 
 def classes_of(source: LabelSource, path: Path) -> ClassList:
-    """The class names that a source has, as a class list with VOC's background words.
+    """Return the class names of a source as a class list with VOC's background words.
 
     Raises:
-        UsageError: It has none, or what it has are no class names.
+        UsageError: There are no names, or they are no class names.
     """
     match source:
         case "coco":

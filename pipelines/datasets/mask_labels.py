@@ -1,4 +1,4 @@
-"""Image-level labels from ground-truth masks; called only where a person asks for it by name."""
+"""Image-level labels from ground-truth masks; called only if this source is named explicitly."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipelines.evaluation.plausibility import nothing_seen, plausibility
 
 
 def labels_from_masks(folder: Path, classes: ClassList, ids: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
-    """Classes that label maps show. This opens ground truth.
+    """Read the classes that label maps show. This opens ground truth.
 
     Args:
-        folder: Holds ``<image_id>.png``, palette or 8-bit greyscale: 0 background, i + 1 class index i, 255 ignored.
+        folder: Folder of ``<image_id>.png``, palette or 8-bit greyscale: 0 background, i + 1 class index i, 255 ignored.
         classes: Class list.
         ids: Images to read; None reads every PNG, in name order.
 

@@ -1,4 +1,4 @@
-"""Names of images: from what people write in lists and tables to an id that is safe as a file name."""
+"""Names of images, as people write them in lists and tables, and ids that are safe as file names."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ MAX_ID_BYTES = 200  # leaves room for a suffix in a 255-byte file name
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff",
 )  # fmt: skip
-"""Endings of files that may be read: those that Pillow has for the formats of `image.FORMATS`."""
+"""Suffixes of files that may be read: Pillow's suffixes of the formats of `image.FORMATS`."""
 UNREAD_SUFFIXES = (
     ".gif", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jxl", ".jxr", ".svg", ".psd", ".xcf", ".tga", ".ppm",
     ".pgm", ".pbm", ".pnm", ".ico", ".exr", ".hdr", ".dcm", ".eps", ".pdf", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw",
     ".orf", ".rw2", ".raf",
 )  # fmt: skip
-"""Endings of pictures in formats that are not read: they are named, never called missing."""
+"""Suffixes of images in formats that are not read. Messages name such files instead of calling the images missing."""
 IMAGE_FOLDERS = {
     "jpegimages", "images", "image", "imgs", "img", "photos", "segmentationclass", "segmentationclassaug", "segmentationobject",
     "train", "val", "valid", "test", "train2014", "val2014", "train2017", "val2017", "test2017",
 }  # fmt: skip
-"""Folders that lists put before a name that has no suffix."""
-_MANY_NAMES = 20_000  # difflib compares with every one
+"""Folders that lists put before a name without suffix."""
+_MANY_NAMES = 20_000  # because difflib compares with every name
 
 
 def image_id_of(text: str, where: str) -> str:
-    r"""Image id of a name or path as it stands in a list, a table or an export.
+    r"""Return the image id of a name or path in a list, a table or an export.
 
-    Space around it is cut off, accents are composed (NFC), and a path to an image is cut down to its name.
+    Outer space is removed, accents are composed (NFC), and a path to an image is reduced to its name.
 
     Args:
         text: ``x``, ``x.jpg``, ``/JPEGImages/x.jpg``, ``C:\photos\x.jpg``, ``https://host/x.jpg?size=1`` and the like.
-        where: File and line or entry, for the error.
+        where: File and line or entry, for the error message.
 
     Raises:
-        UsageError: As `check_image_id`; a path without an image suffix or a known folder, or with ``..``, is refused, too.
+        UsageError: As in `check_image_id`; a path without an image suffix or a known folder, or with ``..``, is refused, too.
     """
     name = text.strip()
     if not name.isascii():
@@ -52,7 +52,7 @@ def image_id_of(text: str, where: str) -> str:
 
 
 def without_suffix(name: str) -> str:
-    """A file name without the ending of an image; other dots are part of the id."""
+    """Return a file name without the suffix of an image; other dots are part of the id."""
     stem, dot, suffix = name.rpartition(".")
     return stem if (dot + suffix).lower() in IMAGE_SUFFIXES else name
 
@@ -62,7 +62,7 @@ def check_image_id(image_id: str, where: str) -> str:
 
     Args:
         image_id: Id from a file that others may have written.
-        where: File and line or entry, for the error.
+        where: File and line or entry, for the error message.
 
     Raises:
         UsageError: The id is empty, hidden, too long, or has separators or control characters.
@@ -82,17 +82,17 @@ def check_image_id(image_id: str, where: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """What two spellings of one file name have in common: case, composition of accents and image suffixes do not count."""
+    """Return a key that spellings of one file name share: case, composition of accents and image suffixes do not count."""
     return without_suffix(unicodedata.normalize("NFKC", name.strip()).casefold())
 
 
 def some(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
+    """Return the first names of a list, and the number of the others."""
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
-    """``; did you mean 'x'?`` for the known name that comes nearest, or nothing."""
+    """Return ``; did you mean 'x'?`` with the nearest known name, or nothing."""
     key, keys = name_key(name), {name_key(other): other for other in known}
     near = keys.get(key) or next((other for spelling, other in keys.items() if without_suffix(spelling) == key), None)
     if near is None and len(known) <= _MANY_NAMES:

@@ -1,4 +1,4 @@
-"""The field's ``cls_labels_onehot.npy``: a pickled dict of one-hot rows, read without trusting it."""
+"""Reading of ``cls_labels_onehot.npy``, a pickled dict of one-hot rows that many projects use, without running its code."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from pipelines.errors import SsrError
 
 
 def read_onehot_npy(path: Path, classes: ClassList, ids: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
-    """Labels of a ``.npy`` that holds ``{image_id: one-hot (C,)}``, in its order.
+    """Read the labels of a ``.npy`` that holds ``{image_id: one-hot (C,)}``, in its order.
 
-    IRN's files have whole numbers as keys: 2007000032 is VOC's ``2007_000032``, and COCO's numbers are filled up to 12 digits.
+    IRN's files have integer keys: 2007000032 is VOC's ``2007_000032``, and COCO's numbers are padded to 12 digits.
 
     Args:
-        path: Written by ``numpy.save`` of a dict; only NumPy arrays in it are rebuilt, no other code of it is run.
-        classes: Class list; C must be its length.
-        ids: Images wanted, among which a number is looked up first (``COCO_train2014_000000000009`` for 9).
+        path: File written by ``numpy.save`` of a dict; only NumPy arrays in it are rebuilt, and no other code of it is run.
+        classes: Class list of length C.
+        ids: Requested images, among which a number is looked up first (``COCO_train2014_000000000009`` for 9).
 
     Raises:
-        SsrError: The file is not that, or asks for anything but arrays.
+        SsrError: The file has another form, or needs anything but arrays.
     """
     try:
         content = _unpickle(io.BytesIO(read_regular(path)))
@@ -61,13 +61,13 @@ def read_onehot_npy(path: Path, classes: ClassList, ids: Iterable[str] | None = 
 
 
 def _id_of_number(number: int) -> str:
-    """VOC's id for the numbers that VOC's ids make without ``_``, COCO's of 2017 for others."""
+    """Return VOC's id if the number is a VOC id without ``_``, else COCO's id of 2017."""
     year, image = divmod(number, 1_000_000)
     return f"{year}_{image:06d}" if 2007 <= year <= 2012 else f"{number:012d}"
 
 
 def _number_of(image_id: str) -> int | None:
-    """The number that an id stands for in IRN's files: its digits without ``_``, of COCO's ids of 2014 the last ones."""
+    """Return the number of an id in IRN's files: its digits without ``_``; for COCO's ids of 2014, the last digits."""
     digits = image_id.removeprefix("COCO_").split("2014_", 1)[-1].replace("_", "")
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 16 else None
 
@@ -85,9 +85,9 @@ def _unpickle(file: io.BytesIO) -> object:
 
 
 class _Dtype:
-    """Stands for ``numpy.dtype``: a plain type and its byte order.
+    """Replaces ``numpy.dtype`` with a plain type and its byte order.
 
-    NumPy's own takes flags from a pickle, and some make it take the bytes that follow for addresses.
+    NumPy's own class takes flags from a pickle, and some of them make it read the following bytes as addresses.
     """
 
     def __init__(self, name: str, *_: object) -> None:
@@ -97,7 +97,7 @@ class _Dtype:
         self.order = name[0] if name[0] in "<>|=" else "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Take over the byte order, which is all that a plain type has."""
+        """Set the byte order, which is all that a plain type has."""
         order, *structure = state[1:5]
         if not isinstance(order, str) or order not in {"<", ">", "|", "="} or any(part is not None for part in structure):
             raise pickle.UnpicklingError("it asks for a structured array")
@@ -105,10 +105,10 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for ``numpy.ndarray``.
+    """Replaces ``numpy.ndarray``.
 
     Attributes:
-        shape: Its shape.
+        shape: Shape of the array.
         objects: Its items, if it holds objects.
         values: The array, if it holds numbers.
     """
@@ -119,7 +119,7 @@ class _Array:
         self.values: NDArray[Any] | None = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Rebuild from shape, type and content."""
+        """Rebuild the array from shape, type and content."""
         _, shape, dtype, _, content = state
         sound = isinstance(shape, tuple) and all(isinstance(side, int) and side >= 0 for side in shape)
         if not sound or not isinstance(dtype, _Dtype):
@@ -134,7 +134,7 @@ class _Array:
 
 
 class _Call:
-    """A function of NumPy's that a pickle may call. An object without a dict of its own: nothing can be hung on it."""
+    """A function of NumPy that a pickle may call. The object has no dict of its own, so that nothing can be attached to it."""
 
     __slots__ = ("_function",)
 
@@ -149,7 +149,7 @@ class _Call:
 
 
 def _scalar(dtype: object, content: object) -> str | int:
-    """A ``numpy.str_`` or a whole number, the only scalars that have a place here: keys."""
+    """Return a ``numpy.str_`` or an integer, the only scalars that are allowed, as keys."""
     if isinstance(dtype, _Dtype) and isinstance(content, bytes):
         if dtype.name.startswith("U"):
             return content.decode("utf-32-be" if dtype.order == ">" else "utf-32-le").rstrip("\0")
@@ -170,9 +170,9 @@ _InPython: Any = pickle._Unpickler
 
 
 class _Unpickler(_InPython):  # type: ignore[misc]
-    """Puts stand-ins for what rebuilds NumPy arrays and admits nothing else.
+    """An unpickler that puts replacements for the parts of NumPy arrays and admits nothing else.
 
-    In Python on purpose: the C unpickler makes room for any memo index that a file names, up to all of the memory.
+    It is the Python implementation: the C unpickler allocates any memo index that a file names, up to all of the memory.
     """
 
     dispatch: ClassVar[dict[int, Any]] = dict(_InPython.dispatch)
@@ -194,7 +194,7 @@ class _Unpickler(_InPython):  # type: ignore[misc]
         raise pickle.UnpicklingError("it holds a set, or a dict in a form that NumPy does not write")
 
     def _check_keys(self, keys: list[object]) -> None:
-        if not all(isinstance(key, str | int) for key in keys):  # hashing nested tuples can take for ever
+        if not all(isinstance(key, str | int) for key in keys):  # hashing nested tuples can take unlimited time
             raise pickle.UnpicklingError("it has keys that are no image ids")
 
     dispatch[pickle.SETITEM[0]] = load_setitem

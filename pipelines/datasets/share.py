@@ -1,4 +1,4 @@
-"""A stable share of a list of images."""
+"""A fixed share of a list of images."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipelines.stores.shard import Shard
 
 
 class Share(Collection[Sample]):
-    """The images of a list that belong to one shard, in the order of the list; nothing is copied.
+    """The images of a list that belong to one shard, in the order of the list, without a copy.
 
     Args:
         samples: The whole list.
-        shard: Which share.
+        shard: The shard.
     """
 
     def __init__(self, samples: Collection[Sample], shard: Shard) -> None:

@@ -1,4 +1,4 @@
-"""Split files: lists of images as the field writes them."""
+"""Reading of split files, which are lists of images."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _NUMBER = re.compile(r"[+-]?\d{1,9}").fullmatch
 
 
 def refuse_irregular(path: Path) -> None:
-    """Refuse pipes and devices, which might never end.
+    """Refuse pipes and devices, whose content might never end.
 
     Raises:
-        OSError: It is one.
+        OSError: The path is one.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, "no regular file")
 
 
 def read_regular(path: Path) -> bytes:
-    """Content of a file that others may have laid there: not of a pipe or device, which might never end.
+    """Read a file of unknown origin, but no pipe or device, whose content might never end.
 
     Raises:
-        OSError: It cannot be read; ``strerror`` says why.
+        OSError: The file cannot be read; ``strerror`` has the reason.
     """
     try:
         refuse_irregular(path)
@@ -40,10 +40,10 @@ def read_regular(path: Path) -> bytes:
 
 
 def split_file(split: str) -> Path | None:
-    """Path of a split given as ``.txt``; None where it is a split name.
+    """Return the path of a split given as ``.txt``; None if it is the name of a split.
 
     Raises:
-        UsageError: A name that could not be a file's.
+        UsageError: The name cannot be that of a file.
     """
     if split.lower().endswith(".txt"):
         return Path(split)
@@ -55,11 +55,11 @@ def split_file(split: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Split:
-    """A split file.
+    """The content of a split file.
 
     Attributes:
-        ids: Image ids, in its order.
-        understood: What was read otherwise than as one id a line, in words; empty if nothing was.
+        ids: Image ids, in the order of the file.
+        understood: Notes on what was read otherwise than as one id per line; empty if nothing was.
     """
 
     ids: tuple[str, ...]
@@ -67,24 +67,24 @@ class Split:
 
 
 def read_split(path: Path, known: Container[str] = ()) -> tuple[str, ...]:
-    """Image ids of a split file; see `parse_split`."""
+    """Return the image ids of a split file; see `parse_split`."""
     return parse_split(path, known).ids
 
 
 def parse_split(path: Path, known: Container[str] = (), name: Callable[[str, str], str] = image_id_of) -> Split:
-    """Read a split file: one image a line, by id, file name or path; blank lines and lines that begin with ``#`` do not count.
+    """Read a split file: one image per line, by id, file name or path. Blank lines and lines starting with ``#`` do not count.
 
-    What follows the image is passed over if it is a path (of a mask) or whole numbers (flags of one class, or class numbers).
+    Words after the image are passed over if they are a path (of a mask) or integers (flags of one class, or class numbers).
     Any other text after a space belongs to the id.
 
     Args:
         path: The file, in UTF-8 or with the mark of UTF-16.
-        known: Ids of images. One that ends as a file name does, or in a number after a space, is taken as it is if it is among
-            these.
-        name: Makes an image id of a path; it gets the text and where it stands.
+        known: Ids of images. An id with the suffix of a file name, or with a number after a space, is not shortened if it is
+            among these.
+        name: Makes an image id of a path; its arguments are the text and its place.
 
     Raises:
-        UsageError: The file cannot be read, has no ids, names classes behind images, or an id is unsafe or stands twice.
+        UsageError: The file cannot be read, has no ids, has class names after images, or an id is unsafe or occurs twice.
     """
     lines = {number: line.strip() for number, line in enumerate(_lines(path), start=1)}
     lines = {number: _spaced(_bare(line, known)) for number, line in lines.items() if line and not line.startswith("#")}
@@ -103,7 +103,7 @@ def parse_split(path: Path, known: Container[str] = (), name: Callable[[str, str
             image_id = check_image_id(text, f"{path}:{number}")
         paths = paths or image_id != text
         if image_id in seen:
-            raise UsageError(f"{path}:{number}: image id {image_id!r} stands on line {seen[image_id]} already")
+            raise UsageError(f"{path}:{number}: image id {image_id!r} is on line {seen[image_id]} already")
         seen[image_id] = number
     if not seen:
         raise UsageError(f"{path}: expected one image id a line, found none", "--split")
@@ -113,7 +113,7 @@ def parse_split(path: Path, known: Container[str] = (), name: Callable[[str, str
 
 
 def _refuse_labels(path: Path, lines: Mapping[int, str], known: Container[str]) -> None:
-    """Refuse a list with class names behind the images, which is a table of labels."""
+    """Refuse a list with class names after the images, which is a table of labels."""
     number, line = next(iter(lines.items()), (0, ""))
     first, *rest = re.split(r"[,;\s]+", line)
     image = first.lower().endswith(IMAGE_SUFFIXES) or first in known
@@ -135,12 +135,12 @@ def _lines(path: Path) -> list[str]:
 
 
 def encoding_of(start: bytes) -> str:
-    """Encoding of a text by its mark: that of Excel's "Unicode text" and PowerShell's ``>``, or UTF-8."""
+    """Return the encoding of a text by its byte order mark (Excel's "Unicode text", PowerShell's ``>``), or UTF-8."""
     return "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
 
 def _bare(line: str, known: Container[str]) -> str:
-    """A line without what tables put around a name: quotes, and a separator at its end."""
+    """Return a line without the quotes and the last separator that tables add to a name."""
     if line in known:
         return line
     line = line.rstrip(",;").strip()
@@ -148,18 +148,18 @@ def _bare(line: str, known: Container[str]) -> str:
 
 
 def _spaced(line: str) -> str:
-    """A line of a table of commas whose first column is a file name, with spaces in their place."""
+    """Return a line of a comma table whose first column is a file name, with spaces instead of commas."""
     return line.replace(",", " ") if line.partition(",")[0].strip().lower().endswith(IMAGE_SUFFIXES) else line
 
 
 def _is_file(word: str) -> bool:
-    """Whether a word is an image's file name or a path in a folder of images or masks."""
+    """Return whether a word is an image's file name, or a path in a folder of images or masks."""
     folder = re.split(r"[/\\]", word)[-2:-1]
     return word.lower().endswith(IMAGE_SUFFIXES) or (bool(folder) and folder[0].lower() in IMAGE_FOLDERS)
 
 
 def _columns(lines: Iterable[str], known: Container[str]) -> tuple[bool, tuple[str, ...]]:
-    """Whether the first word of each line is the image, and what the others are."""
+    """Return whether the first word of each line is the image, and notes on the other words."""
     numbers: set[int] = set()
     firsts: list[str] = []
     masks = single = False

@@ -1,4 +1,4 @@
-"""The photos of a dataset, whatever is known of what they show."""
+"""Listing of the images of a dataset without their labels."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pipelines.options.sources import DatasetOptions
 
 
 def load_unlabelled(options: DatasetOptions) -> Dataset:
-    """List the photos of a split as photos of which no class is known.
+    """List the images of a split without labels.
 
-    A folder needs no label file then: without a split file, all its photos are the split. Of other layouts the loader reads
-    what it always does, and the labels are left out.
+    A folder then needs no label file: without a split file, all its images are the split. For other layouts, the loader reads
+    the labels, and they are removed.
 
     Raises:
-        UsageError: No photos, or no class list: neither in the options nor of the layout.
+        UsageError: There are no images, or no class list, neither in the options nor of the layout.
     """
     if options.kind != "folder":
         return without_labels(load_dataset(options.model_copy(update={"labels": None, "absent_is_empty": True})))
@@ -32,7 +32,7 @@ def load_unlabelled(options: DatasetOptions) -> Dataset:
     ids = sorted(place.ids()) if split is None else split.ids
     masks = options.root / "masks"
     if not ids:
-        raise UsageError(f"{place.folder}: expected photos, found none", "--root FOLDER")
+        raise UsageError(f"{place.folder}: expected images, found none", "--root FOLDER")
     return Dataset(
         kind="folder",
         root=options.root,
@@ -45,24 +45,24 @@ def load_unlabelled(options: DatasetOptions) -> Dataset:
 
 
 def without_labels(dataset: Dataset) -> Dataset:
-    """The same photos, of which no class is known."""
+    """Return the dataset with its labels removed."""
     return replace(dataset, samples=tuple(replace(sample, labels=()) for sample in dataset.samples))
 
 
 def lacks_labels(options: DatasetOptions) -> bool:
-    """Whether the photos are a folder with a class list and without a label file; other layouts bring their labels."""
+    """Return whether the images are a folder with a class list and without a label file; other layouts contain labels."""
     if options.kind != "folder" or options.root is None or options.classes is None:
         return False
     return options.labels is None and not label_files_in(options.root)
 
 
 def class_list_of(options: DatasetOptions) -> ClassList:
-    """The class list that options name, or that of their layout; no photo and no label is looked at.
+    """Return the class list that options name, or that of their layout, without reading any image or label.
 
     Raises:
-        UsageError: Neither is there.
+        UsageError: There is neither.
     """
     classes = load_class_list(options.classes) if options.classes else kind_of(options).class_list
     if classes is None:
-        raise UsageError("expected the names to tag photos with, found no class list", "--classes FILE, .toml or .yaml")
+        raise UsageError("expected the names to tag images with, found no class list", "--classes FILE, .toml or .yaml")
     return classes

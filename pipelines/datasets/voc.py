@@ -1,11 +1,11 @@
-"""PASCAL VOC's layout."""
+"""The layout of PASCAL VOC."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Container, Iterable
 from pathlib import Path
-from xml.etree.ElementTree import ParseError  # the class only: defusedxml parses
+from xml.etree.ElementTree import ParseError  # the class only; defusedxml parses
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
@@ -22,10 +22,11 @@ from pipelines.options.sources import DatasetOptions
 
 
 def load_voc(options: DatasetOptions) -> Dataset:
-    """List a VOC split: ``ImageSets``, ``JPEGImages``, and ``Annotations`` or a label file.
+    """List the images and labels of a VOC split from ``ImageSets``, ``JPEGImages``, and ``Annotations`` or a label file.
 
-    ``train_aug`` has its masks in ``SegmentationClassAug``. It and splits from a file take what one mask folder lacks from the
-    other.
+    ``train_aug`` has its masks in ``SegmentationClassAug``. For it and for splits from a file, masks that one mask folder lacks
+    are
+    taken from the other.
     """
     root = _root(options.root)
     classes = load_class_list(options.classes) if options.classes else VOC12
@@ -63,7 +64,7 @@ def load_voc(options: DatasetOptions) -> Dataset:
 
 
 class _Annotated(Container[str]):
-    """The ids that have an annotation."""
+    """The ids that have an annotation file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -77,13 +78,13 @@ class _Annotated(Container[str]):
 def labels_from_xml(
     folder: Path, classes: ClassList, ids: Iterable[str] | None = None, absent_is_empty: bool = False
 ) -> dict[str, tuple[int, ...]]:
-    """Labels from VOC annotations: every ``object/name``, difficult and truncated ones too.
+    """Read the labels of VOC annotations: every ``object/name``, difficult and truncated ones too.
 
     Args:
-        folder: Holds ``<image_id>.xml``.
-        classes: Class list that the names are looked up in.
+        folder: Folder of ``<image_id>.xml``.
+        classes: Class list in which the names are looked up.
         ids: Images to read; None reads every XML file, in name order.
-        absent_is_empty: An image without a file has no class, as labelImg leaves it.
+        absent_is_empty: Whether an image without a file has no class, as in labelImg's output.
 
     Raises:
         SsrError: A file is missing, broken, or uses entities.
@@ -106,7 +107,7 @@ def labels_from_xml(
 
 
 def names_in_xml(folder: Path) -> tuple[str, ...]:
-    """Every class name in a folder of VOC annotations, sorted; errors as `labels_from_xml`."""
+    """Return every class name in a folder of VOC annotations, sorted; errors as in `labels_from_xml`."""
     return tuple(sorted({name for path in sorted(folder.glob("*.xml")) for name in _xml_names(path)}))
 
 
@@ -136,7 +137,7 @@ def _root(root: Path | None) -> Path:
 
 
 def voc_splits(root: Path) -> tuple[str, ...] | None:
-    """Names of the splits of a VOC folder; None where there is no ``JPEGImages``, here or up to two folders down."""
+    """Return the names of the splits of a VOC folder; None if there is no ``JPEGImages``, here or up to two folders down."""
     if any(any(root.glob(pattern)) for pattern in ("JPEGImages", "*/JPEGImages", "*/*/JPEGImages")):
         return tuple(sorted({path.stem for folder in _set_folders(root) for path in folder.glob("*.txt")}))
     return None

@@ -103,7 +103,7 @@ BAD = {
         ["--root", "heic", "--names", "cat"],
         "heic: expected images, found files of formats that are not read: 1 .heic",
     ),
-    "a name twice": (["--root", "folder", "--names", "cat,cat"], "class name 'cat' stands twice"),
+    "a name twice": (["--root", "folder", "--names", "cat,cat"], "class name 'cat' occurs twice"),
     "a label without a name": (["--root", "folder", "--names", "cat"], "unknown class 'dog'"),
     "another class list": (
         ["--root", "listed", "--names", "dog"],

@@ -161,8 +161,8 @@ def test_label_free_prediction_of_any_folder_and_what_it_refuses(tagged, tiny_vo
 
 
 BAD = {
-    "no class list": (("--config", "FOLDER"), "expected the names to tag photos with, found no class list (--classes FILE"),
-    "no photos": (("--config", "FOLDER", "--root", "EMPTY", "--classes", "CLASSES"), "expected photos, found none (--root"),
+    "no class list": (("--config", "FOLDER"), "expected the names to tag images with, found no class list (--classes FILE"),
+    "no photos": (("--config", "FOLDER", "--root", "EMPTY", "--classes", "CLASSES"), "expected images, found none (--root"),
     "labels of other photos": (("--config", "VOC", "--labels", "OTHERS"), "has a label of none of the images that were tagged"),
     "unknown class": (("--config", "VOC", "--labels", "UNKNOWN"), "unicorn"),
     "thresholds of nothing": (("--config", "VOC", "--tag-thresholds", "CLASSES"), "is not valid JSON"),

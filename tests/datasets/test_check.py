@@ -44,7 +44,7 @@ def test_masks_where_asked(dataset: Dataset) -> None:
     assert report.near_mask == ""
     (dataset.root / "masks/bad_mask.png").rename(dataset.root / "masks/no_mask.jpg")
     near = check_dataset(dataset, open_masks=True).near_mask
-    assert near == "; did you mean 'no_mask.jpg'? a mask is a PNG of its photo's name"
+    assert near == "; did you mean 'no_mask.jpg'? a mask is a PNG of its image's name"
     (dataset.root / "masks/no_mask.jpg").rename(dataset.root / "masks/bad_mask.png")
     assert report.size_mismatches is not None
     assert [key for key, _ in report.size_mismatches] == ["small_mask", "bad_mask"]

@@ -118,10 +118,10 @@ def broken(**changes: object) -> str:
         ),
         (broken(categories=[{"id": i, "name": 3} for i in (1, 90)]), "categories: expected COCO instances"),
         (broken(images=[{"id": 1}]), "images: expected COCO instances, found KeyError 'file_name'"),
-        (broken(images=[{"id": 7, "file_name": "a.jpg"}] * 2), "images: an id stands twice"),
+        (broken(images=[{"id": 7, "file_name": "a.jpg"}] * 2), "images: an id occurs twice"),
         (
             broken(images=[{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "a.png"}], annotations=[]),
-            "'a.png' stands twice",
+            "'a.png' occurs twice",
         ),
         (broken(images=[{"id": 7, "file_name": "../../a.jpg"}], annotations=[]), "image 7: file_name .* leads out of the data"),
         (broken(images=[{"id": 7, "file_name": 5}], annotations=[]), "images: expected a file_name, found 5"),

@@ -208,10 +208,10 @@ def test_annotations_without_photos_or_split_are_named(tmp_path: Path, write: Ca
 
 TWICE = {
     # images in the label file: what is said where no folder tells them apart
-    "x/a.jpg y/a.jpg": "'x/a.jpg' in .*:2 and 'y/a.jpg' have one name (rename one photo",
+    "x/a.jpg y/a.jpg": "'x/a.jpg' in .*:2 and 'y/a.jpg' have one name (rename one image",
     "/data/x/a.jpg /data/y/a.jpg": "have one name",
     "C:\\p\\x\\a.jpg C:\\p\\y\\a.jpg": "have one name",
-    "x/a.jpg x/a.jpg": "image .* stands twice, first in .*:2",
+    "x/a.jpg x/a.jpg": "image .* occurs twice, first in .*:2",
 }
 
 
@@ -292,7 +292,7 @@ def test_yolo(tmp_path: Path, write: Callable[[Path, str], Path]) -> None:
     path = write(tmp_path / "labels/train/a.txt", "1 .5 .5 1 1\n0 .1 .1 .1 .1 .2 .2\n")
     found = convert_labels("yolo", tmp_path, None)
     assert (found.labels, found.classes.names) == (TWO, ("apple", "cup"))
-    assert found.understood == ("class names are those of data.yaml", "1 photos without a label file have no class")
+    assert found.understood == ("class names are those of data.yaml", "1 images without a label file have no class")
     write(path, "2 .5 .5 1 1\n")
     with pytest.raises(UsageError, match=r"a\.txt:1: expected a class number from 0 to 1, found '2'"):
         convert_labels("yolo", tmp_path, None)

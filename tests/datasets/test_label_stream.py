@@ -96,12 +96,12 @@ def test_an_image_that_stands_twice(tmp_path: Path, kind: str, monkeypatch: pyte
     rows = ROWS["plain"][:9]
     path = written(tmp_path, [*rows, rows[3]], kind)
     line = 4 + (kind == "csv")
-    said = rf":{line + 6}: image '2007_000003' stands twice, first in .*:{line}$"
+    said = rf":{line + 6}: image '2007_000003' occurs twice, first in .*:{line}$"
     with pytest.raises(UsageError, match=said):
         LabelStream(path, VOC12, place)
     with pytest.raises(UsageError, match=said):
         read_label_file(path, VOC12)
-    monkeypatch.setattr(label_stream, "id_hash", lambda image_id: 7)  # all ids share their hash, none stands twice
+    monkeypatch.setattr(label_stream, "id_hash", lambda image_id: 7)  # all ids share their hash, none occurs twice
     assert len(LabelStream(written(tmp_path, rows, kind), VOC12, place)) == 9
 
 

@@ -31,7 +31,7 @@ def test_split_takes_bom_crlf_comments_and_blanks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a\n\nb\na\n", r"s\.txt:4: image id 'a' stands on line 1 already"),
+        (b"a\n\nb\na\n", r"s\.txt:4: image id 'a' is on line 1 already"),
         (b"\n# only this\n", "found none"),
         (b"\xff\xfe\x00", "expected a split of UTF-8 lines"),
         (b"\xe9\n", "expected a split of UTF-8 lines"),
