@@ -54,7 +54,7 @@ def write_labels(plan: Plan) -> None:
 
 
 def put(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Add a file to an archive with a fixed time, so that equal files give equal bytes; PNGs are stored uncompressed."""
+    """Add a file to an archive with a fixed time, so that equal files give equal bytes; PNGs are not compressed again."""
     entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     entry.external_attr = 0o644 << 16
     archive.writestr(entry, content, zipfile.ZIP_STORED if name.endswith(".png") else zipfile.ZIP_DEFLATED)
