@@ -1,1 +1,1 @@
-"""Files that are whole or absent: arrays in HDF5, masks in PNG, provenance in JSON."""
+"""Files that are complete or absent: arrays in HDF5, masks in PNG, manifests in JSON."""

@@ -1,8 +1,8 @@
-"""One HDF5 file of arrays: how it is laid out, made whole, checked and opened.
+"""One HDF5 file of arrays: its layout, and how it is written, checked and opened.
 
-The first 512 bytes are HDF5's user block, which other readers pass over. It holds the SHA-256 of all that follows, since
-HDF5 has checksums for arrays alone: a flipped bit in its own tables can crash or hang the library. Of a file that is
-damaged, the images can be saved that still are as a checksum of their own says.
+The first 512 bytes are HDF5's user block, which other readers skip. It holds the SHA-256 of all that follows, because HDF5 has
+checksums for arrays alone, and a flipped bit in its own tables can crash or hang the library. If a file is damaged, the images
+whose own checksums match can still be read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipelines.errors import SsrError
 from pipelines.stores.files import atomic_path
 
 MAX_ELEMENTS = 1 << 30
-"""Arrays larger than this are refused on reading: no image of ours comes near it."""
+"""Largest array that is read, in bytes; no array of a stage comes near it."""
 
 USER_BLOCK = 512
 _LAYOUT: dict[str, Any] = {"userblock_size": USER_BLOCK, "libver": ("v110", "v110")}  # smaller tables, with checksums
@@ -51,15 +51,15 @@ with h5py.File(sys.argv[1], "r", locking=False) as file:
 
 @contextmanager
 def new_file(path: Path, needed: int = 0) -> Iterator[h5py.File]:
-    """Write a file: under a temporary name, with its checksum, synced, then renamed.
+    """Write a file under a temporary name, with its checksum; sync it, then rename it.
 
     Args:
-        path: Of the file.
-        needed: Bytes that it will have at most; 0 makes it in memory first. HDF5 itself must not meet a full disk: it may
-            crash the process there.
+        path: Path of the file.
+        needed: Upper bound of its bytes; 0 writes the file to memory first. HDF5 itself must not run into a full disk, because
+            it may crash the process.
 
     Raises:
-        SsrError: It cannot be written.
+        SsrError: The file cannot be written.
     """
     with atomic_path(path) as temporary:
         if needed:
@@ -78,13 +78,13 @@ def new_file(path: Path, needed: int = 0) -> Iterator[h5py.File]:
 
 
 def open_file(path: Path) -> tuple[h5py.File, bool]:
-    """Open a file for reading; its checksum is compared first. A file without one, made elsewhere, is read as it is.
+    """Open a file for reading, after its checksum is compared. A file without checksum, made elsewhere, is read as it is.
 
     Returns:
-        The file, and whether it is damaged: then each image is to be looked at with `check_array`.
+        The file, and whether it is damaged; then each image has to be checked with `check_array`.
 
     Raises:
-        SsrError: Not HDF5, cannot be read, or damaged where HDF5 would crash.
+        SsrError: The file is not HDF5, cannot be read, or is damaged such that HDF5 would crash.
     """
     try:
         with path.open("rb") as raw:
@@ -92,7 +92,7 @@ def open_file(path: Path) -> tuple[h5py.File, bool]:
         damaged = head.startswith(_MAGIC) and head[len(_MAGIC) : len(_MAGIC) + 64] != _digest(path).encode()
         if damaged and not _survives(path):
             raise SsrError(f"{path} is damaged: its checksum does not match", "remove it and run its stage again")
-        return h5py.File(path, "r", locking=False), damaged  # a file is never changed once it has its name
+        return h5py.File(path, "r", locking=False), damaged  # a file never changes after it has its name
     except OSError as error:
         reason = f": {error.strerror}" if error.strerror else ""
         raise SsrError(f"{path} is not a readable HDF5 file{reason}", "remove it and run its stage again") from error
@@ -101,7 +101,7 @@ def open_file(path: Path) -> tuple[h5py.File, bool]:
 def write_array(
     file: h5py.File, image_id: str, array: NDArray[Any], attributes: Mapping[str, Any], *, compressed: bool = True
 ) -> None:
-    """Write one image. Equal content gives equal bytes: attributes are of fixed length, no times."""
+    """Write one image. Equal content gives equal bytes, because attributes have fixed lengths and no times are stored."""
     raw = {key: json.dumps(value).encode() for key, value in attributes.items()}
     raw[_CHECK] = json.dumps([_check_of(image_id, raw), _check_of_array(array)]).encode()
     _create(file, image_id, array.shape, array.dtype, raw, compressed)[()] = array
@@ -115,7 +115,7 @@ def _create(
     raw: Mapping[str, bytes],
     compressed: bool,
 ) -> h5py.Dataset:
-    """An empty dataset in the store's layout."""
+    """Create an empty dataset in the store's layout."""
     filters: dict[str, Any] = {"chunks": shape, "fletcher32": True}
     if compressed:
         filters |= {"compression": "gzip", "compression_opts": 1, "shuffle": True}
@@ -137,7 +137,7 @@ def check_array(image_id: str, dataset: h5py.Dataset, array: NDArray[Any] | None
     """Compare an image of a damaged file with its own checksum.
 
     Raises:
-        ValueError: Its attributes are not those that were written, or its array, if that is given, is not.
+        ValueError: Its attributes, or its array if that is given, are not those that were written.
     """
     raw = _raw_attributes(dataset)
     of_attributes, of_array = json.loads(raw.pop(_CHECK))
@@ -147,15 +147,15 @@ def check_array(image_id: str, dataset: h5py.Dataset, array: NDArray[Any] | None
 
 @dataclass(frozen=True)
 class Stored:
-    """A dataset as it lies in a file.
+    """A dataset as stored in a file.
 
     Attributes:
-        shape: Of the array.
-        dtype: Of the array.
-        attributes: Their bytes.
-        chunk: The compressed bytes with their checksum, and which filters were left out; None if it is not one chunk.
+        shape: Shape of the array.
+        dtype: Type of the array.
+        attributes: Bytes of the attributes.
+        chunk: The compressed bytes with their checksum, and the mask of skipped filters; None if the data is not one chunk.
         array: Its values, if there is no chunk.
-        compressed: Whether the chunk is.
+        compressed: Whether the chunk is compressed.
     """
 
     shape: tuple[int, ...]
@@ -175,7 +175,7 @@ def stored(dataset: h5py.Dataset) -> Stored:
 
 
 def write_stored(file: h5py.File, image_id: str, found: Stored) -> None:
-    """Write what `stored` has read."""
+    """Write a dataset that `stored` has read."""
     target = _create(file, image_id, found.shape, found.dtype, found.attributes, found.compressed)
     if found.chunk is not None:
         mask, chunk = found.chunk
@@ -185,15 +185,15 @@ def write_stored(file: h5py.File, image_id: str, found: Stored) -> None:
 
 
 def holds(file: h5py.File, image_id: str) -> bool:
-    """Whether a file has an entry of this name; a link that leads nowhere is one too."""
+    """Return whether a file has an entry of this name; a broken link counts too."""
     return bool(file.id.links.exists(image_id.encode()))
 
 
 def plain_array(file: h5py.File, image_id: str, path: Path) -> h5py.Dataset:
-    """The dataset, if it is a plain one: nothing that points outside the file, no objects, no absurd shape.
+    """Return the dataset if it is a plain one: no reference outside the file, no objects, no absurd shape.
 
     Raises:
-        SsrError: It is not.
+        SsrError: It is not plain.
     """
     link = file.get(image_id, getlink=True)
     dataset = file.get(image_id) if isinstance(link, h5py.HardLink) else None
@@ -210,7 +210,7 @@ def plain_array(file: h5py.File, image_id: str, path: Path) -> h5py.Dataset:
 
 
 def read_attributes(dataset: h5py.Dataset) -> dict[str, Any]:
-    """Attributes as Python values."""
+    """Return the attributes as Python values."""
     return {key: json.loads(value) for key, value in _raw_attributes(dataset).items() if key != _CHECK}
 
 
@@ -220,7 +220,7 @@ def _raw_attributes(dataset: h5py.Dataset) -> dict[str, bytes]:
 
 @contextmanager
 def damage_of(path: Path, image_id: str | None = None) -> Iterator[None]:
-    """Whatever h5py raises for damaged bytes becomes one line."""
+    """Turn every error of h5py for damaged bytes into one line."""
     try:
         yield
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -235,7 +235,7 @@ def _digest(path: Path) -> str:
 
 
 def _survives(path: Path) -> bool:
-    """Whether a process that reads everything comes to its end: then only single images can be damaged."""
+    """Return whether a process that reads the whole file ends normally; then only single images can be damaged."""
     command = [sys.executable, "-c", _READ_ALL, str(path)]
     try:
         return subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False).returncode == 0  # noqa: S603

@@ -1,4 +1,4 @@
-"""Reading a store: its main file, the parts of a run that was broken off, and its shards, together."""
+"""Reading of a store: its main file, the parts of an interrupted run, and its shards, together."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Record = tuple[NDArray[Any], dict[str, Any]]
 
 
 class ArrayReader:
-    """Read-only view of a store. Images are looked up in the files; no list of them is held.
+    """A read-only view of a store. Images are looked up in the files, and no list of them is held in memory.
 
     Args:
-        path: The main file, ``NAME.h5``; it need not exist while there are parts or shards.
-        shard: Read what this shard alone has written.
+        path: The main file, ``NAME.h5``; it may be missing if there are parts or shards.
+        shard: The shard whose images alone are read.
 
     Raises:
-        SsrError: There is no store, or a file of it cannot be opened.
+        SsrError: There is no store, or one of its files cannot be opened.
     """
 
     def __init__(self, path: Path, shard: Shard | None = None) -> None:
@@ -39,7 +39,7 @@ class ArrayReader:
 
     @classmethod
     def of_files(cls, files: Sequence[Path]) -> Self:
-        """Some files alone, oldest first."""
+        """Return a reader of some files alone, oldest first."""
         reader = cls.__new__(cls)
         reader._set_up(files[0].parent, list(files), {})
         return reader
@@ -54,7 +54,7 @@ class ArrayReader:
         if not own and not shards:
             raise SsrError(f"no store at {path}")
         try:
-            for file in own:  # those of shards may be many, and a worker reads its own alone: opened when needed
+            for file in own:  # shard files may be many, and a worker reads its own alone: they are opened when needed
                 self._file(file)
         except SsrError:
             self.close()
@@ -72,20 +72,20 @@ class ArrayReader:
 
     @property
     def size(self) -> int:
-        """Bytes of all its files."""
+        """Bytes of all files."""
         return sum(file.stat().st_size for file in self._files())
 
     def ids(self) -> list[str]:
-        """Image ids, sorted."""
+        """Return the image ids, sorted."""
         return [image_id for image_id, _ in self.sources()]
 
     def sources(self) -> Iterator[tuple[str, Path]]:
-        """Image ids, sorted, with the newest file that has each."""
+        """Yield the image ids, sorted, each with the newest file that has it."""
         files = list(self._files())
 
         def names(age: int) -> Iterator[tuple[str, int]]:
             with damage_of(files[age]):
-                for name in list(self._file(files[age])):  # a list: `reopen` may come in between
+                for name in list(self._file(files[age])):  # a list, because `reopen` may close the file in between
                     if not isinstance(name, str):  # bytes that are no UTF-8
                         raise SsrError(
                             f"{files[age]} is damaged: an image is called {name!r:.60}", "run its stage again with --force"
@@ -96,12 +96,12 @@ class ArrayReader:
             yield image_id, files[max(age for _, age in found)]
 
     def attributes(self, image_id: str) -> dict[str, Any]:
-        """The image's attributes alone, as Python values."""
+        """Return the image's attributes as Python values, without reading its array."""
         with damage_of(self.path, image_id):
             return read_attributes(self.dataset(image_id))
 
     def read(self, image_id: str) -> Record:
-        """Array and attributes of one image.
+        """Read the array and the attributes of one image.
 
         Raises:
             SsrError: The image is missing, damaged, or stored in a way that could reach outside the file.
@@ -115,7 +115,7 @@ class ArrayReader:
             return array, read_attributes(dataset)
 
     def dataset(self, image_id: str, source: Path | None = None) -> h5py.Dataset:
-        """The plain HDF5 dataset of an image, of the newest file or of the one named."""
+        """Return the plain HDF5 dataset of an image, from the newest file or from ``source``."""
         source = source or self._found(image_id)
         dataset = plain_array(self._file(source), image_id, source)
         if source in self._damaged:
@@ -129,7 +129,7 @@ class ArrayReader:
         return source
 
     def reopen(self) -> None:
-        """Close all files and open them again: HDF5 keeps the tables of every image that it has read, file by file."""
+        """Close all files and open them again, because HDF5 keeps the tables of every image that it has read."""
         for path, file in self._open.items():
             file.close()
             self._open[path] = h5py.File(path, "r", locking=False)
@@ -141,7 +141,7 @@ class ArrayReader:
         self._open.clear()
 
     def _files(self) -> Iterator[Path]:
-        """All files, oldest first: the main file, its parts, then shard by shard."""
+        """Yield all files, oldest first: the main file, its parts, then shard by shard."""
         yield from self._own
         for files in self._shards.values():
             yield from files
@@ -173,35 +173,35 @@ class ArrayReader:
 
 
 def store_exists(path: Path) -> bool:
-    """Whether a main file, a committed part or a shard is there."""
+    """Return whether a main file, a committed part or a shard exists."""
     return bool(files_of(path)) or any(True for _ in shard_stores(path))
 
 
 def iter_records(path: Path) -> Iterator[tuple[str, Record]]:
-    """All images of a store, by id."""
+    """Yield all images of a store, by id."""
     with ArrayReader(path) as reader:
         for image_id in reader.ids():
             yield image_id, reader.read(image_id)
 
 
 def files_of(path: Path) -> list[Path]:
-    """Main file and committed parts, oldest first."""
+    """Return the main file and the committed parts, oldest first."""
     return [*([path] if path.is_file() else []), *parts_of(path)]
 
 
 def parts_folder(path: Path) -> Path:
-    """Where the parts of a store lie."""
+    """Return the folder of the parts of a store."""
     return path.with_name(f"{path.name}.parts")
 
 
 def parts_of(path: Path) -> list[Path]:
-    """Committed parts, oldest first; for equal numbers the merged part is newer."""
+    """Return the committed parts, oldest first; for equal numbers the merged part is newer."""
     found = [part for part in parts_folder(path).glob("[0-9]*.h5") if _is_part(part)]
     return sorted(found, key=part_number)
 
 
 def part_number(part: Path) -> tuple[int, int]:
-    """``000012-1.h5`` -> (12, 1): its number, and how often parts were united to make it."""
+    """Split the name of a part, ``000012-1.h5`` -> (12, 1): its number, and how many merges made it."""
     number, _, level = part.stem.partition("-")
     return int(number), int(level or 0)
 
@@ -213,7 +213,7 @@ def _is_part(part: Path) -> bool:
 
 
 def shard_stores(path: Path) -> Iterator[tuple[Shard, Path]]:
-    """Shards of a store that have committed something."""
+    """Yield the shards of a store that have committed images."""
     for shard, folder in shard_folders(path.parent):
         place = folder / path.name
         if files_of(place):

@@ -1,9 +1,9 @@
-"""One array per image in HDF5, safe against a kill at any moment.
+"""A store of one array per image in HDF5, safe against a kill at any moment.
 
-A writer never changes a file that already counts. Images are gathered in a *part* (``NAME.h5.parts/000001.h5``) which is
-written under a temporary name, synced and renamed: from then on its images are committed. When the writer closes, parts
-and the main file are merged into a new main file, again by rename, in the order of the ids: how often a run was broken
-off leaves no trace in the bytes, nor how many shards it had. A kill loses the images of the open part at most.
+A writer never changes a file that already counts. Images are gathered in a *part* (``NAME.h5.parts/000001.h5``), which is
+written under a temporary name, synced and renamed; this commits its images. When the writer closes, parts and the main file are
+merged into a new main file, again by rename, in the order of the ids, so that the bytes depend neither on interruptions nor on
+the number of shards. A kill loses at most the images of the open part.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ from pipelines.stores.shard import Shard, own_place, shard_folders
 __all__ = ["ArrayReader", "ArrayWriter", "Record", "iter_records", "store_exists"]
 
 UNITE = 32
-"""So many parts become one: a run of any length leaves few files behind if it is broken off."""
+"""Number of parts that are merged into one, so that an interrupted run of any length leaves few files."""
 
 PART_BYTES = 1 << 27
-"""A part holds about as much at most, however few images: it is made in memory."""
+"""Approximate size limit of a part in bytes, for any number of images, because it is made in memory."""
 
 REOPEN = 2048
-"""Images after which a merge opens its sources anew, so that memory does not follow their number."""
+"""Number of images after which a merge opens its sources again, so that memory does not grow with their number."""
 
 PATIENCE = 30.0
-"""Seconds that a shard's writer waits for its siblings, which hold the lock of the whole while they start."""
+"""Seconds that a shard's writer waits for other shards, which hold the lock of the whole store while they start."""
 
 
 class ArrayWriter:
-    """The one writer of a store, or of one shard of it.
+    """The only writer of a store, or of one shard of it.
 
     Args:
         path: The main file, ``NAME.h5``.
-        part_images: Images a part holds at most.
+        part_images: Largest number of images in a part.
         part_seconds: Age at which a part is committed although it is not full.
-        shard: Write this shard. Without it, shards that are there are merged into the main file on closing.
+        shard: Shard to write. Without it, existing shards are merged into the main file on closing.
 
     Raises:
-        SsrError: Another process writes this store, or a file of it is damaged.
-        UsageError: The store has shards of another number.
+        SsrError: Another process writes this store, or one of its files is damaged.
+        UsageError: The store has shards of another count.
     """
 
     def __init__(self, path: Path, part_images: int = 64, part_seconds: float = 20.0, *, shard: Shard | None = None) -> None:
@@ -91,7 +91,7 @@ class ArrayWriter:
             leftover.unlink(missing_ok=True)
         remove_leftovers(parts_folder(self.path))
         highest = 0
-        for part in reversed(parts_of(self.path)):  # a kill left parts beside the one that unites them
+        for part in reversed(parts_of(self.path)):  # a kill left parts beside the one that contains them
             highest = max(highest, part_number(part)[1])
             if part_number(part)[1] < highest:
                 part.unlink()
@@ -122,16 +122,17 @@ class ArrayWriter:
         *,
         compressed: bool = True,
     ) -> bool:
-        """Add or replace one image; it is committed with its part.
+        """Add or replace one image; it is committed together with its part.
 
         Args:
-            image_id: Its name.
+            image_id: Id of the image.
             array: Its array.
-            attributes: Anything JSON can hold, by name.
-            compressed: Floats that are read again and again cost more time compressed than they save space.
+            attributes: Values that JSON can hold, by name.
+            compressed: Whether the array is compressed; for floats that are read often, compression costs more time than it
+                saves.
 
         Returns:
-            Whether it was committed, with all before it.
+            Whether the image was committed, with all before it.
         """
         self._pending[image_id] = (np.asarray(array), dict(attributes or {}), compressed)
         full = len(self._pending) >= self._part_images or sum(part[0].nbytes for part in self._pending.values()) >= PART_BYTES
@@ -154,7 +155,7 @@ class ArrayWriter:
         self._unite()
 
     def clear(self) -> None:
-        """Start over: remove every committed image; without a shard, those of all shards too."""
+        """Remove every committed image; without a shard, also those of all shards."""
         self._pending.clear()
         for file in files_of(self.path):
             file.unlink()
@@ -162,10 +163,10 @@ class ArrayWriter:
             self._remove_shards()
 
     def close(self, with_shards: bool = True) -> None:
-        """Commit, merge what was committed into the main file, and release the store.
+        """Commit, merge all parts into the main file, and release the store.
 
         Args:
-            with_shards: What shards have committed too, unless this is one.
+            with_shards: Whether shards are merged too, unless this writer is of one.
         """
         try:
             self.commit()
@@ -182,10 +183,10 @@ class ArrayWriter:
             self._release()
 
     def _unite(self) -> None:
-        """Let many parts become one, and many of those one again.
+        """Merge many parts into one, and many merged parts into one again.
 
-        All of the newest level are united, so that a part that is older than one of a higher level is always part of it.
-        A run that was killed before it united them leaves more of them than `UNITE`.
+        All parts of the newest level are merged, so that a part that is older than one of a higher level is always contained in
+        it. A run that was killed before a merge leaves more of them than `UNITE`.
         """
         while parts := parts_of(self.path):
             number, level = part_number(parts[-1])
@@ -198,7 +199,7 @@ class ArrayWriter:
                 part.unlink()
 
     def _remove_shards(self) -> None:
-        """Remove what shards have written; nobody writes there, or waits to: that takes the lock of the whole first."""
+        """Remove the files of shards. Their writers have ended, because they take the lock of the whole store first."""
         for _, folder in list(shard_folders(self.path.parent)):
             place = folder / self.path.name
             for file in [*files_of(place), _lock_file(place)]:
@@ -210,7 +211,7 @@ class ArrayWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close(with_shards=kind is None)  # a run that was refused leaves what it found
+        self.close(with_shards=kind is None)  # a refused run leaves the shards as they are
 
 
 def _merge(reader: ArrayReader, target: Path) -> None:

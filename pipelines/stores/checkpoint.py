@@ -1,4 +1,4 @@
-"""Trained parameters as safetensors with a JSON note inside: nothing that could execute, whole or not at all."""
+"""Trained parameters as safetensors with a JSON note inside. Such files contain no code, and are complete or absent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.errors import UsageError
 from pipelines.stores.files import atomic_path
 
 CHECKSUM = "sha256"
-"""Key of the note that a file's checksum has; whoever reads the note does not see it."""
+"""Key of a file's checksum in the note, which is removed from notes that are returned."""
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
@@ -25,14 +25,14 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[st
 
     Args:
         path: A ``.safetensors`` file; its folder is made.
-        tensors: By name.
-        note: What the tensors belong to; anything JSON holds.
+        tensors: Tensors by name.
+        note: Identity of the weights, text and options that the tensors belong to, as JSON.
     """
     with atomic_path(path) as temporary:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        told = {key: value for key, value in note.items() if key != CHECKSUM}  # of a note that was read elsewhere
-        noted = {**told, CHECKSUM: _sha256(plain, told)}  # inside: two entries of metadata come in no fixed order
-        # not `save_file`: a kill would leave a file of its own naming
+        told = {key: value for key, value in note.items() if key != CHECKSUM}  # a note that was read elsewhere may hold one
+        noted = {**told, CHECKSUM: _sha256(plain, told)}  # in it, because metadata entries have no fixed order
+        # not `save_file`: a kill would leave a temporary file of its own
         temporary.write_bytes(save(plain, metadata={"note": json.dumps(noted, sort_keys=True)}))
 
 
@@ -41,22 +41,22 @@ def read_checkpoint(path: Path, flag: str) -> tuple[dict[str, Tensor], dict[str,
 
     Args:
         path: The file.
-        flag: Named in errors.
+        flag: Flag that errors name.
 
     Returns:
         The tensors and the note.
 
     Raises:
-        UsageError: No such file, not a checkpoint of this toolkit, or damaged.
+        UsageError: There is no such file, it is no checkpoint of this toolkit, or it is damaged.
     """
     note = _noted(path, flag)
     written = note.pop(CHECKSUM, None)  # absent in files of earlier versions
     try:
         with safe_open(path, framework="pt") as file:
-            # clone: memory-mapped tensors may be unaligned, and kernels then give different last bits
+            # cloned, because memory-mapped tensors may be unaligned, and kernels then give different last bits
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
         whole = written is None or written == _sha256(tensors, note)
-    except Exception as error:  # safetensors and torch have more than one way to refuse bytes
+    except Exception as error:  # safetensors and torch raise several kinds of errors for bad bytes
         raise UsageError(f"{path} is not a readable .safetensors file", _cure(flag)) from error
     if not whole:
         raise UsageError(f"{path} is damaged: its checksum is another", _cure(flag))
@@ -64,7 +64,7 @@ def read_checkpoint(path: Path, flag: str) -> tuple[dict[str, Tensor], dict[str,
 
 
 def _sha256(tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> str:
-    """Of names, types, shapes and bytes, and of the note: safetensors itself has no checksum."""
+    """Return SHA-256 over names, types, shapes and bytes of the tensors, and the note; safetensors itself has no checksum."""
     digest = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -78,7 +78,7 @@ def _cure(flag: str) -> str:
 
 
 def note_of(path: Path, flag: str) -> dict[str, Any]:
-    """The note alone; arguments and errors as those of `read_checkpoint`."""
+    """Read the note alone; arguments and errors as in `read_checkpoint`."""
     note = _noted(path, flag)
     note.pop(CHECKSUM, None)
     return note

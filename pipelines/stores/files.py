@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: temp file in the same folder, fsync, rename."""
+"""Files that are complete or absent: each is written as a temporary file in the same folder, synced and renamed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.errors import SsrError
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``target``; on success it becomes ``target``, on any error it is removed.
+    """Yield a temporary path beside ``target``; on success it becomes ``target``, on any error it is removed.
 
     Raises:
         SsrError: The folder cannot be written, or the disk is full.
@@ -48,12 +48,12 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Give an empty folder beside ``target``; on success it takes the place of ``target``, on any error it is removed.
+    """Yield an empty folder beside ``target``; on success it replaces ``target``, on any error it is removed.
 
-    What killed runs have left beside it is removed, too.
+    Leftovers of killed runs beside it are removed, too.
 
     Args:
-        target: It may be there; it is replaced.
+        target: The folder, which is replaced if it exists.
 
     Raises:
         SsrError: The folder cannot be written, the disk is full, or another process writes it.
@@ -81,13 +81,13 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as hex."""
+    """Return SHA-256 of a file as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_sha256(files: Iterable[tuple[str, Path]]) -> str:
-    """SHA-256 over the names and contents of files, in this order, as hex."""
+    """Return SHA-256 over the names and contents of files, in this order, as hex."""
     content = hashlib.sha256()
     for name, path in files:
         content.update(f"{name}\0{file_sha256(path)}\n".encode())
@@ -95,7 +95,7 @@ def files_sha256(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file could not be written, on one line: libraries wrap what the system said in many."""
+    """Return the reason why a file could not be written, in one line; libraries wrap the system's message in many."""
     wrapped = str(error)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
         if os.strerror(number) in wrapped:
@@ -110,7 +110,7 @@ def _umask() -> int:
 
 
 def write_json(target: Path, content: Any) -> None:
-    """Write JSON with sorted keys, whole or not at all."""
+    """Write JSON with sorted keys, atomically."""
     with atomic_path(target) as temporary:
         temporary.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -119,7 +119,7 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        SsrError: Missing or damaged file.
+        SsrError: The file is missing or damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -130,6 +130,6 @@ def read_json(path: Path) -> Any:
 
 
 def remove_leftovers(folder: Path, stem: str = "*") -> None:
-    """Remove temporary files of a killed run, those of all files or of one ``stem``. Only for their one writer."""
+    """Remove temporary files of a killed run, all of them or those of one ``stem``. Only the folder's writer may do so."""
     for path in folder.glob(f".{stem}.*.tmp"):
         path.unlink(missing_ok=True)

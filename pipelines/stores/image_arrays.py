@@ -1,4 +1,4 @@
-"""What stages read from the stores of others before them, looked at: a file made elsewhere may hold anything."""
+"""Reading of the stores of earlier stages, with checks, because a file made elsewhere may hold anything."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ MAX_SUPERPIXELS = 1 << 16
 
 
 def read_cam(reader: ArrayReader, image_id: str) -> tuple[NDArray[np.float16], dict[str, Any]]:
-    """A CAM and its attributes.
+    """Read a CAM and its attributes.
 
     Args:
-        reader: Of ``cams.h5`` or ``refined.h5``.
-        image_id: Whose CAM.
+        reader: Reader of ``cams.h5`` or ``refined.h5``.
+        image_id: Id of the image.
 
     Returns:
-        ``(K, h, w)`` fp16 in [0, 1], one map for each of ``labels``; ``size`` is ``[H, W]`` of the photo.
+        ``(K, h, w)`` fp16 in [0, 1], one map for each of ``labels``; ``size`` is ``[H, W]`` of the image.
 
     Raises:
-        SsrError: Missing, damaged, or something else.
+        SsrError: The CAM is missing or damaged, or the entry is no CAM.
     """
     cam, attributes = reader.read(image_id)
     labels, size = attributes.get("labels"), attributes.get("size")
     whole = isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
     maps = cam.ndim == 3 and cam.dtype.kind == "f" and isinstance(labels, list) and len(cam) == len(labels)
-    if not (whole and maps and cam.shape[1] * cam.shape[2] > 0 and (cam >= 0).all() and (cam <= 1).all()):  # NaN is neither
+    if not (whole and maps and cam.shape[1] * cam.shape[2] > 0 and (cam >= 0).all() and (cam <= 1).all()):  # NaN fails both
         expected = f"{len(labels) if isinstance(labels, list) else 'K'} maps (K, h, w) of values from 0 to 1"
         raise SsrError(
             f"{image_id} in {reader.path}: expected {expected}, found {_seen(cam)}", "run its stage again with --force"
@@ -40,13 +40,13 @@ def read_cam(reader: ArrayReader, image_id: str) -> tuple[NDArray[np.float16], d
 
 
 def read_superpixels(reader: ArrayReader, image_id: str) -> NDArray[np.integer]:
-    """The superpixels of a photo.
+    """Read the superpixels of an image.
 
     Returns:
         ``(H, W)`` integers from 0.
 
     Raises:
-        SsrError: Missing, damaged, or something else.
+        SsrError: The superpixels are missing or damaged, or the entry holds none.
     """
     superpixels, _ = reader.read(image_id)
     plain = superpixels.ndim == 2 and superpixels.dtype.kind in "ui" and superpixels.size > 0
@@ -58,11 +58,11 @@ def read_superpixels(reader: ArrayReader, image_id: str) -> NDArray[np.integer]:
 
 
 def photo_attributes(size: Sequence[int], photo: str, labels: Sequence[int] | None = None, **others: int) -> dict[str, Any]:
-    """What is stored beside an array that was made of a photo.
+    """Return the attributes that are stored beside an array made of an image.
 
     Args:
-        size: ``(H, W)`` of the photo.
-        photo: Its fingerprint; left out if empty.
+        size: ``(H, W)`` of the image.
+        photo: Fingerprint of the image; left out if empty.
         labels: Class indices of the maps.
         **others: Further numbers.
     """
@@ -71,11 +71,11 @@ def photo_attributes(size: Sequence[int], photo: str, labels: Sequence[int] | No
 
 
 def superpixels_of(reader: ArrayReader | None, image_id: str, photo: str = "") -> NDArray[np.integer] | None:
-    """The superpixels of a photo that is to be worked on; None without a store, if no option asks for them.
+    """Read the superpixels of an image that is processed next; None without a store, if no option needs them.
 
     Raises:
-        ImageError: The store does not hold the photo.
-        SsrError: Damaged, or something else.
+        ImageError: The store does not hold the image, or holds superpixels of a replaced one.
+        SsrError: The superpixels are damaged, or the entry holds none.
     """
     if reader is None:
         return None

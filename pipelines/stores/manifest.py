@@ -1,6 +1,6 @@
-"""What made an output: options, inputs, weights, versions, counts.
+"""Manifests, which record what made an output: options, inputs, weights, versions, counts.
 
-A manifest lies beside each output (``cams.json`` beside ``cams.h5``). Its `settings` decide whether a later run may
+A manifest is stored beside each output (``cams.json`` beside ``cams.h5``). Its `settings` decide whether a later run may
 continue: if any of them differ, the output was made by another recipe.
 """
 
@@ -24,21 +24,21 @@ PACKAGES = ("ssr", "torch", "open_clip_torch", "timm", "scikit-image", "numpy", 
 
 
 def digest(settings: Any) -> str:
-    """Short SHA-256 of anything JSON can hold, independent of key order."""
+    """Return a short SHA-256 of any JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass
 class Manifest:
-    """Provenance of one output.
+    """The origin of one output.
 
     Attributes:
         stage: Stage name.
-        settings: Whatever changes the output: options, weights, class names, digests of the inputs' settings.
+        settings: All settings that change the output: options, weights, class names, digests of the inputs' settings.
         dataset: Kind, split, number of images and digest of the work list.
-        counts: Images done, skipped and failed in the last run.
-        complete: The last run reached its end.
-        versions: Of the packages that compute.
+        counts: Numbers of images done, skipped and failed in the last run.
+        complete: Whether the last run reached its end.
+        versions: Versions of the packages that compute.
         commit: Git commit of the toolkit, if it runs from a checkout.
         updated: UTC time of the last change.
         created: UTC time at which the output was begun.
@@ -60,7 +60,7 @@ class Manifest:
         return digest(self.settings)
 
     def write(self, path: Path) -> None:
-        """Stamp and write, whole or not at all."""
+        """Add versions and times, and write the manifest atomically."""
         self.versions = package_versions()
         self.commit = git_commit()
         self.updated = datetime.now(UTC).isoformat(timespec="seconds")
@@ -92,7 +92,7 @@ class Manifest:
 
 
 def read_manifest(output: Path) -> Manifest | None:
-    """Manifest of an output, or of all its shards together: their counts added, complete if each of them is.
+    """Read the manifest of an output, or of all its shards together: their counts are added; complete if each shard is.
 
     Raises:
         UsageError: A file is not a manifest, or a shard was made with other settings than the whole.
@@ -111,19 +111,19 @@ def read_manifest(output: Path) -> Manifest | None:
     whole_list = {shard.index for shard in shards} == set(range(next(iter(shards)).count))
     complete = whole_list and all(manifest.complete for manifest in shards.values())
     newest = max(shards.values(), key=lambda manifest: manifest.updated)
-    before = whole.complete and whole.dataset == newest.dataset  # and some shares of it made again
+    before = whole.complete and whole.dataset == newest.dataset  # and some shards were made again
     return replace(whole, dataset=newest.dataset, counts=added, complete=complete or before, updated=newest.updated)
 
 
 def shard_manifests(output: Path) -> dict[Shard, Manifest]:
-    """Manifests that shards have written beside an output's own."""
+    """Return the manifests that shards have written beside an output's own."""
     name = output.with_suffix(".json").name
     found = {shard: Manifest.read(folder / name) for shard, folder in shard_folders(output.parent)}
     return {shard: manifest for shard, manifest in found.items() if manifest is not None}
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Leaves that differ, as ``key: old -> new``, sorted."""
+    """Return the leaves that differ, as ``key: old -> new``, sorted."""
     if isinstance(old, dict) and isinstance(new, dict):
         lines: list[str] = []
         for key in sorted(old.keys() | new.keys()):
@@ -138,7 +138,7 @@ def _short(value: Any) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that compute, and of Python."""
+    """Return the versions of the packages that compute, and of Python."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -149,7 +149,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout this file lies in, or None outside one."""
+    """Return the commit of the checkout that contains this file, or None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""Label maps as palette PNGs, readable by every viewer and by mmsegmentation."""
+"""Label maps as palette PNGs, which every viewer and mmsegmentation can read."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pipelines.stores.files import atomic_path
 from pipelines.stores.shard import Shard
 
 PHOTO = "photo"
-"""Key of the text in a PNG that holds the fingerprint of its photo."""
+"""Key of the text in a PNG that holds the fingerprint of its image."""
 
 
 def write_mask(path: Path, mask: NDArray[np.uint8], palette: NDArray[np.uint8], photo: str = "") -> None:
-    """Write one label map, whole or not at all.
+    """Write one label map, atomically.
 
     Args:
         path: Target ``.png``.
         mask: ``(H, W)`` class numbers, 0 = background, 255 = ignore.
         palette: ``(256, 3)`` RGB.
-        photo: Fingerprint of the photo, written into the PNG as text; nothing is written if it is empty.
+        photo: Fingerprint of the image, written into the PNG as text unless it is empty.
     """
     text = PngInfo()
     if photo:
@@ -35,21 +35,21 @@ def write_mask(path: Path, mask: NDArray[np.uint8], palette: NDArray[np.uint8], 
 
 
 def photo_of_mask(path: Path) -> str:
-    """Fingerprint of the photo that a label map was made of; empty if it holds none or cannot be read."""
+    """Return the fingerprint of the image that a label map was made of; empty if there is none or it cannot be read."""
     try:
         with Image.open(path, formats=("PNG",)) as picture:
             return str(picture.info.get(PHOTO, ""))
-    except (OSError, SyntaxError, ValueError):  # what Pillow raises of a broken PNG
+    except (OSError, SyntaxError, ValueError):  # Pillow's errors for a broken PNG
         return ""
 
 
 def written_masks(folder: Path) -> set[str]:
-    """Ids of the masks in a folder."""
+    """Return the ids of the masks in a folder."""
     return {path.stem for path in folder.glob("*.png")} if folder.is_dir() else set()
 
 
 def remove_masks(folder: Path, shard: Shard | None = None) -> None:
-    """Remove the masks of a shard's images, or of all."""
+    """Remove the masks of a shard's images, or all of them."""
     for path in folder.glob("*.png"):
         if shard is None or shard.holds(path.stem):
             path.unlink()

@@ -1,4 +1,4 @@
-"""One process at a time writes into a folder."""
+"""A lock that lets only one process at a time write into a folder."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipelines.stores.files import remove_leftovers
 
 @contextmanager
 def one_writer(folder: Path, doing: str, patience: float = 0.0) -> Iterator[None]:
-    """Be a folder's one writer within the block; what a killed one left is removed.
+    """Hold a folder's lock within the block, and remove leftovers of a killed writer.
 
     Args:
-        folder: It is made.
-        doing: What another process may be busy with, for the message.
-        patience: Seconds to wait for that one.
+        folder: Folder, which is made if it is missing.
+        doing: Activity of another process, for the message.
+        patience: Seconds to wait for the other process.
 
     Raises:
         SsrError: Another process writes, or the folder cannot be written.

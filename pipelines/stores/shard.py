@@ -1,7 +1,7 @@
-"""A stable share of the work list, and where its output lies.
+"""A shard, which is a fixed share of the work list, and the place of its output.
 
-A shard writes ``shards/I-of-N/`` beside the outputs of the whole: a file of its own for each store and manifest, so that
-workers need no locks between them. Readers read the shards of a store together; `ssr merge` makes one of them.
+A shard writes ``shards/I-of-N/`` beside the outputs of the whole: its own file for each store and manifest, so that workers
+need no locks between them. Readers read the shards of a store together, and `ssr merge` merges them into one.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _NAME = re.compile(r"(0|[1-9][0-9]{0,5})-of-([1-9][0-9]{0,5})")
 
 @dataclass(frozen=True)
 class Shard:
-    """Share ``index`` of ``count``.
+    """Share ``index`` of ``count`` shares.
 
     Attributes:
-        index: From 0.
+        index: Number of the share, from 0.
         count: Number of shares, at least 1.
 
     Raises:
@@ -34,7 +34,7 @@ class Shard:
     count: int
 
     def __post_init__(self) -> None:
-        """Refuse a share that is none."""
+        """Check that the share exists."""
         if not 0 <= self.index < self.count <= 999_999:
             last = max(0, self.count - 1)
             raise UsageError(f"expected a shard from 0/{self.count} to {last}/{self.count}, found {self}", "--shard")
@@ -44,7 +44,7 @@ class Shard:
         """Read ``INDEX/COUNT``.
 
         Raises:
-            UsageError: Not of that form, or no such share.
+            UsageError: The text has another form, or there is no such share.
         """
         found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
         if not found:
@@ -60,26 +60,26 @@ class Shard:
         return f"{self.index}-of-{self.count}"
 
     def holds(self, image_id: str) -> bool:
-        """Whether an image is of this share; depends on its id alone, so that photos added later move no other."""
+        """Return whether an image is in this share. Only its id decides, so that images added later move no other."""
         return id_hash(image_id) % self.count == self.index
 
     def place(self, output: Path) -> Path:
-        """Where this shard writes its part of an output."""
+        """Return the path of this shard's part of an output."""
         return output.parent / FOLDER / self.name / output.name
 
 
 def id_hash(image_id: str) -> int:
-    """CRC-32 of an id: the same on every machine and in every version."""
+    """Return CRC-32 of an id, the same on every machine and in every version."""
     return zlib.crc32(image_id.encode())
 
 
 def own_place(output: Path, shard: Shard | None) -> Path:
-    """The output itself, or the shard's part of it."""
+    """Return the output itself, or the shard's part of it."""
     return output if shard is None else shard.place(output)
 
 
 def shard_folders(folder: Path) -> Iterator[tuple[Shard, Path]]:
-    """Shards that have written beside the outputs in a folder, by number."""
+    """Yield the shards that have written beside the outputs in a folder, by number."""
     found = ((_NAME.fullmatch(path.name), path) for path in (folder / FOLDER).glob("*-of-*"))
     known = [(int(name[2]), int(name[1]), path) for name, path in found if name and int(name[1]) < int(name[2])]
     for count, index, path in sorted(known):

@@ -1,1 +1,1 @@
-"""The work directory: places, memory, settings compared, outputs opened and resumed."""
+"""The work directory: its paths, remembered options and settings, and outputs that are opened and resumed."""

@@ -1,4 +1,4 @@
-"""Commands in messages: they run as they are printed."""
+"""Commands in messages, which can be run as they are printed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def command_for(work: Path, command: str) -> str:
-    """A command on a work directory, quoted for a shell: ``ssr cams --work 'runs/my photos'``.
+    """Return a command on a work directory, quoted for a shell: ``ssr cams --work 'runs/my photos'``.
 
     Args:
-        work: The directory, which remembers dataset, encoders and config.
-        command: ``ssr`` and what follows.
+        work: The directory, which stores dataset, encoders and config.
+        command: ``ssr`` with its command and arguments.
     """
     return f"{command} --work {shlex.quote(str(work))}"

@@ -1,4 +1,4 @@
-"""How sure one can be of the pseudo-masks in a work directory, by the CAMs that they were made of."""
+"""Confidences of the pseudo-masks in a work directory, from the CAMs that they were made of."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipelines.workdir.workspace import Workspace
 
 
 class Confidences:
-    """Confidence of each class of a pseudo-mask, from the CAMs of a work directory; to be opened by ``with``.
+    """Confidence of each class of a pseudo-mask, from the CAMs of a work directory; a context manager.
 
     Args:
-        workspace: Whose CAMs; None, or one that lacks them: nothing is known.
+        workspace: Work directory with the CAMs; without CAMs, or with None, all confidences are empty.
     """
 
     def __init__(self, workspace: Workspace | None) -> None:
@@ -37,7 +37,7 @@ class Confidences:
         return bool(self._readers)
 
     def __call__(self, image_id: str, mask: NDArray[np.uint8]) -> dict[int, float]:
-        """Class index -> confidence in [0, 1]; empty where nothing is known."""
+        """Return the confidence in [0, 1] by class index; empty without CAMs."""
         if not self._readers or not all(image_id in reader for reader in self._readers):
             return {}
         (cam, ours), (refined, theirs) = (read_cam(reader, image_id) for reader in self._readers)
@@ -47,6 +47,6 @@ class Confidences:
         return dict(zip(labels, mask_confidence(cam, refined, mask, labels), strict=True))
 
     def refined(self, image_id: str, label: int) -> NDArray[np.float16] | None:
-        """The refined CAM of a class, ``(h, w)``."""
+        """Return the refined CAM of a class, ``(h, w)``."""
         maps, attributes = read_cam(self._readers[1], image_id)
         return next((heat for heat, known in zip(maps, attributes["labels"], strict=True) if known == label), None)

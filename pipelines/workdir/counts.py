@@ -1,4 +1,4 @@
-"""The images of a stage's run: how many were made, skipped and left out."""
+"""Counts of the images of a run: made, skipped and left out."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipelines.execution.progress import Progress
 
 @dataclass
 class Counts:
-    """Images of one run.
+    """Numbers of images of one run.
 
     Attributes:
-        done: Computed now.
-        skipped: There already, made with the same options.
+        done: Images computed in this run.
+        skipped: Images that an earlier run made with the same options.
         failed: Bad images left out; they are in ``failures.jsonl``.
     """
 
@@ -24,19 +24,19 @@ class Counts:
     failed: int = 0
 
     def as_dict(self) -> dict[str, int]:
-        """For the manifest."""
+        """Return the counts for the manifest."""
         return asdict(self)
 
 
 class ImageTally:
-    """Counts the images of a run as they are finished.
+    """A counter of the images of a run.
 
     Args:
         failures: Log of bad images.
         progress: Receives each image.
 
     Attributes:
-        counts: Images so far.
+        counts: Numbers so far.
         failures: The log.
     """
 
@@ -46,7 +46,7 @@ class ImageTally:
         self._progress = progress
 
     def skipped(self) -> None:
-        """Count an image that is there already."""
+        """Count an image whose result exists already."""
         self.counts.skipped += 1
         self._progress.skip()
 
@@ -54,7 +54,7 @@ class ImageTally:
         """Count an image that is finished, or a bad one.
 
         Raises:
-            TooManyFailures: It was one bad image too many.
+            TooManyFailures: There are more bad images than allowed.
         """
         self._progress.advance()
         if error is None:

@@ -1,4 +1,4 @@
-"""What a work directory remembers for the commands that follow."""
+"""Facts that a work directory stores for later commands."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from pipelines.workdir.workspace import Workspace
 
 MEMORY = "work.json"
-"""File in which a work directory remembers its dataset, encoders, recipe and config for the commands that follow."""
+"""File in which a work directory stores its dataset, encoders, recipe and config for later commands."""
 
 
 def recall(work: Path) -> dict[str, Any]:
-    """What a work directory remembers; empty if it is new."""
+    """Return the stored facts of a work directory; empty if it is new."""
     path = work / MEMORY
     if not path.is_file():
         return {}
@@ -31,7 +31,7 @@ def recall(work: Path) -> dict[str, Any]:
 
 
 def remember(workspace: Workspace) -> None:
-    """Write down dataset, encoders, recipe and config; refuse a directory that belongs to another dataset.
+    """Store dataset, encoders, recipe and config; refuse a directory of another dataset.
 
     Raises:
         UsageError: The directory was made for other images.
@@ -49,7 +49,7 @@ def remember(workspace: Workspace) -> None:
 
 
 def refuse_other_dataset(workspace: Workspace) -> None:
-    """Compare the dataset with the one that the directory remembers.
+    """Compare the dataset with the one that the directory stores.
 
     Raises:
         UsageError: The directory was made for other images.

@@ -1,6 +1,6 @@
-"""One output of a stage during a run: opened, compared with what made it, started over, filled and recorded.
+"""One output of a stage during a run: it is opened, compared with its manifest, started over, filled and recorded.
 
-A stage opens its output before it loads a model. A run that is refused, or that has nothing to do, writes nothing.
+A stage opens its output before it loads a model. A run that is refused or has nothing to do writes nothing.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ Photo = TypeVar("Photo")
 
 @dataclass(frozen=True)
 class Part:
-    """What one manifest stands for.
+    """The files that one manifest describes.
 
     Attributes:
         stage: Stage name in the manifest.
         path: A store (``.h5``), a folder of label maps (no suffix) or a file; the manifest lies beside it.
-        settings: Whatever changes it.
-        others: More stores, folders and files that are made and started over with it.
+        settings: All settings that change it.
+        others: Further stores, folders and files that are made and started over with it.
     """
 
     stage: str
@@ -54,25 +54,25 @@ class Part:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All that is made."""
+        """All paths that are written."""
         return self.path, *self.others
 
 
 class Output:
-    """An output that a run fills; see `Workspace.output`, which makes one.
+    """An output that a run fills; `Workspace.output` makes one.
 
     Args:
-        workspace: Whose images; its shard, ``force``, ``remembers``.
-        parts: What is made. A later part is made from the earlier ones: with ``force``, those before the first one whose
-            settings changed are kept.
+        workspace: Names the images; its ``shard``, ``force`` and ``remembers`` are used.
+        parts: The parts of the output. A later part is made from the earlier ones; with ``force``, the parts before the first
+            one whose settings changed are kept.
         progress: Receives each image.
-        prepare: Called before anything is written or removed, unless the output is finished: what it raises costs nothing
-            that is there. The place to load models.
-        again: With ``force``, start over although no setting changed.
+        prepare: Called before anything is written or removed, unless the output is finished, so that its errors do not cost any
+            existing result. Models are loaded here.
+        again: Whether ``force`` starts over although no setting changed.
         log: Name of the run in the failure log.
 
     Attributes:
-        finished: It is complete, was made from the same settings and images, and is not started over.
+        finished: Whether it is complete, was made from the same settings and images, and is not started over.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Output:
             for path in self._paths:
                 if _is_folder(path):
                     path.mkdir(parents=True, exist_ok=True)
-                    if self._workspace.shard is None:  # else they may be those of other shards
+                    if self._workspace.shard is None:  # otherwise they may be those of other shards
                         remove_leftovers(path)
             self._stack = stack.pop_all()
         return self
@@ -126,7 +126,7 @@ class Output:
                 refuse_if_interrupted()
 
     def _settle(self) -> None:
-        """Compare, refuse, load what is needed, then start over and write the manifests."""
+        """Compare the settings, refuse or prepare, then start over and write the manifests."""
         workspace = self._workspace
         self._compare()
         if self._prepare is not None and not self.finished:
@@ -136,7 +136,7 @@ class Output:
                 record.remove_leftovers()
                 if workspace.shard is not None:
                     locks.enter_context(record.lock())
-            self._compare()  # another shard may have written in between
+            self._compare()  # again, because another shard may have written in between
             if workspace.remembers:  # save the settings only after they were accepted
                 if workspace.shard is None:
                     remove_leftovers(workspace.work, MEMORY)
@@ -145,7 +145,7 @@ class Output:
             first = changes.index(True) if any(changes) else 0
             starts_over = workspace.force and (self._again or any(changes))
             for number, (record, part) in enumerate(zip(self._records, self._parts, strict=True)):
-                # removed before the manifest is written: a kill in between must not pair old output with new settings
+                # removed before the manifest is written, so that a kill in between cannot pair old output with new settings
                 if starts_over and number >= first:
                     self._clear(part)
                     record.finished = False
@@ -162,7 +162,7 @@ class Output:
         self.finished = not again and all(record.finished for record in self._records)
 
     def clear(self) -> None:
-        """Start over although nothing asks for it: remove what was made; the manifest is written already."""
+        """Start over by request: remove what was made; the manifest is written already."""
         self.begin()
         for part in self._parts:
             self._clear(part)
@@ -178,16 +178,16 @@ class Output:
 
     @property
     def writer(self) -> ArrayWriter:
-        """The writer of the only store."""
+        """Return the writer of the only store."""
         (writer,) = self._writers.values()
         return writer
 
     def writer_of(self, store: Path) -> ArrayWriter:
-        """The writer of one of several stores."""
+        """Return the writer of one of several stores."""
         return self._writers[store]
 
     def committed(self, store: Path) -> ArrayReader | tuple[()]:
-        """What a store held when the run began, as far as it counts: with ``force``, a shard counts its own images alone."""
+        """Return a reader of what a store held at the start of the run; with ``force``, a shard reads its own images alone."""
         if store not in self._committed:
             shard = self._workspace.shard
             if shard is not None and self._workspace.force:
@@ -198,11 +198,11 @@ class Output:
         return self._committed[store]
 
     def holds(self, sample: Sample, *paths: Path) -> bool:
-        """Whether an image is in these stores and folders already.
+        """Return whether an image is in these stores and folders already.
 
         Args:
             sample: The image.
-            *paths: By default all that is made.
+            *paths: Stores and folders; by default all of them.
         """
         wanted = paths or self._paths
         there = all(
@@ -212,22 +212,22 @@ class Output:
         return there and self._of_photo(sample, *wanted)
 
     def holds_labels(self, sample: Sample, *paths: Path) -> bool:
-        """Whether an image is in these stores (by default all), made of the labels that it has now."""
+        """Return whether an image is in these stores (by default all), made with its present labels."""
         stores = paths or tuple(self._writers)
         return holds_labels(sample, *(self.committed(path) for path in stores)) and self._of_photo(sample, *stores)
 
     def _of_photo(self, sample: Sample, *paths: Path) -> bool:
-        """Whether what stores and folders hold of an image was made of the photo that lies there now."""
+        """Return whether stores and folders were made of the image's present file."""
         return not is_changed(sample, self.begun, (self._recorded(sample.image_id, path) for path in paths))
 
     def _recorded(self, image_id: str, path: Path) -> object:
-        """The fingerprint of the photo that something was made of."""
+        """Return the fingerprint of the image that a result was made of."""
         store = self.committed(path) if _is_store(path) else photo_of_mask(path / f"{image_id}.png")
         return store.attributes(image_id).get("photo") if isinstance(store, ArrayReader) else store
 
     @property
     def begun(self) -> float:
-        """Seconds since 1970 at which the oldest part was begun; 0 if that is not known."""
+        """Return the time in seconds since 1970 at which the oldest part was begun; 0 if it is unknown."""
         return min(record.begun for record in self._records)
 
     def todo(
@@ -236,15 +236,15 @@ class Output:
         samples: Collection[Sample] | None = None,
         title: str | None = None,
     ) -> Todo[Sample]:
-        """The images that are still to be made, until the run is asked to stop. The work list is walked once and never held.
+        """Iterate over the images that are still to be made, until the run is told to stop, without holding the work list.
 
         Args:
-            made: Whether an image is there already; it is counted as skipped. By default `holds`.
-            samples: By default the workspace's share of the work list.
-            title: Shown with the progress; by default the stage's name.
+            made: Returns whether an image is made already, which counts it as skipped; by default `holds`.
+            samples: Images; by default the workspace's share of the work list.
+            title: Title of the progress; by default the stage's name.
         """
         samples = self._workspace.samples if samples is None else samples
-        _ = self.tally  # an image that failed last time is not listed twice
+        _ = self.tally  # loads the tally, so that an image that failed before is not listed again
         self._started = True
         self.progress.start(title or self._parts[0].stage, len(samples))
         return Todo(self._unfinished(made or self.holds, samples))
@@ -258,35 +258,35 @@ class Output:
                 yield sample
 
     def photos(self, load: Callable[[Sample], Photo], samples: Iterable[Sample]) -> Iterator[Photo]:
-        """Decode photos in threads ahead of the consumer; bad ones are counted and left out."""
+        """Decode images in threads in advance; bad ones are counted and left out."""
         return usable(load, samples, lambda sample, error: self.made(sample.image_id, error))
 
     def begin(self) -> None:
-        """Let the manifests say that the output is not complete; call it before a finished output is changed."""
+        """Write in the manifests that the output is incomplete; to be called before a finished output is changed."""
         for record in self._records:
             if not record.written:
                 record.begin()
 
     def skipped(self) -> None:
-        """Count an image that is there already."""
+        """Count an image whose result exists already."""
         self.tally.skipped()
 
     def made(self, image_id: str, error: ImageError | None = None) -> None:
         """Count an image that is finished, or a bad one.
 
         Raises:
-            TooManyFailures: It was one bad image too many.
+            TooManyFailures: There are more bad images than allowed.
         """
         self.tally.made(image_id, error)
 
     @property
     def counts(self) -> Counts:
-        """Images so far."""
+        """Counts of the images so far."""
         return self.tally.counts
 
     @cached_property
     def tally(self) -> ImageTally:
-        """Counts images; lines that earlier runs left in the failure log are dropped when it is first asked for."""
+        """The counter of images; its first use removes the lines of earlier runs from the failure log."""
         return self._workspace.tally(self._log, self.progress)
 
     @property
@@ -295,12 +295,12 @@ class Output:
         return self.tally.failures
 
     def record(self, numbers: Mapping[str, int]) -> None:
-        """Write how far a training has come; without images, these numbers take the place of `counts`."""
+        """Write the progress of a training; without images, these numbers replace `counts`."""
         self._numbers = dict(numbers)
         self._write(complete=False)
 
     def complete(self, numbers: Mapping[str, int]) -> None:
-        """Write that a training is complete; a signal that comes later does not change this."""
+        """Write that a training is complete; a later signal does not change this."""
         self._numbers = dict(numbers)
         self._write(complete=True)
         self._completed = True
@@ -313,7 +313,7 @@ class Output:
 
 
 class Todo(Iterator[Item]):
-    """What is to be made; true if there is at least one item, which is then looked up ahead."""
+    """The items to be made. Its truth value looks up the first item in advance."""
 
     def __init__(self, items: Iterator[Item]) -> None:
         self._items = items
@@ -329,7 +329,7 @@ class Todo(Iterator[Item]):
 
 
 def holds_labels(sample: Sample, *stores: ArrayReader | tuple[()]) -> bool:
-    """Whether stores hold an image, made of the labels that it has now."""
+    """Return whether stores hold an image, made with its present labels."""
     return all(
         isinstance(store, ArrayReader)
         and sample.image_id in store
@@ -339,18 +339,18 @@ def holds_labels(sample: Sample, *stores: ArrayReader | tuple[()]) -> bool:
 
 
 def is_changed(sample: Sample, begun: float, recorded: Iterable[object]) -> bool:
-    """Whether a photo was replaced after something was made of it.
+    """Return whether an image was replaced after something was made of it.
 
-    The file is read only if it was touched, moved or copied after that was begun; what holds no fingerprint passes.
+    The file is read only if it was touched, moved or copied since; results without fingerprint count as unchanged.
 
     Args:
         sample: The image.
-        begun: Seconds since 1970.
-        recorded: Fingerprints of the photo that it was made of, looked up only if they are needed.
+        begun: Time in seconds since 1970 at which the result was begun.
+        recorded: Fingerprints of the image in the results, looked up only if they are needed.
     """
     try:
         state = sample.image_path.stat()
-    except OSError:  # what was made of it stays
+    except OSError:  # without its file, the result is kept
         return False
     if max(state.st_mtime, state.st_ctime) < begun:
         return False

@@ -1,4 +1,4 @@
-"""From a sample of the work list to a photo that the encoders take."""
+"""Preparation of samples of the work list as images for the encoders."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from pipelines.stores.image_arrays import superpixels_of
 
 
 def seen(sample: Sample) -> Sample:
-    """A sample with the fingerprint of its photo as it lies there now."""
+    """Return the sample with the fingerprint of its present image file."""
     return replace(sample, photo=fingerprint(sample.image_path))
 
 
 def load_photo(encoders: Encoders, superpixels: ArrayReader | None, sample: Sample, scales: Sequence[float] = (1.0,)) -> Photo:
-    """Decode a photo and resize it for the encoders.
+    """Decode an image and resize it for the encoders.
 
     Args:
-        encoders: What the photo is prepared for.
+        encoders: Encoders for which the image is prepared.
         superpixels: Store of superpixels; None if no part needs them.
-        sample: Which photo.
+        sample: Names the image.
         scales: Resolution factors.
 
     Raises:
-        ImageError: The file cannot be used, or its superpixels are missing, of another size or of another photo.
+        ImageError: The file cannot be used, or its superpixels are missing, of another size or of another image.
     """
     image = load_image(sample.image_path, sample.orient)
     sample = seen(sample)
@@ -46,7 +46,7 @@ def load_photo(encoders: Encoders, superpixels: ArrayReader | None, sample: Samp
 def load_unstored(
     encoders: Encoders, pool: Executor, options: SuperpixelsOptions, sample: Sample, scales: Sequence[float] = (1.0,)
 ) -> Photo:
-    """Like `load_photo`, with superpixels that are made on the way, if a part needs them.
+    """Do the same as `load_photo`, with superpixels that are computed in memory if a part needs them.
 
     Raises:
         ImageError: The file cannot be used.
@@ -58,12 +58,12 @@ def load_unstored(
 
 
 def slic_in(pool: Executor, options: SuperpixelsOptions, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """Superpixels ``(H, W)`` of a photo ``(H, W, 3)``, made in a process of a pool.
+    """Compute the superpixels ``(H, W)`` of an image ``(H, W, 3)`` in a process of a pool.
 
     Raises:
         SsrError: The process died.
     """
-    from pipelines.ops.slic import slic_superpixels  # here: it takes half a second, and a finished stage makes none
+    from pipelines.ops.slic import slic_superpixels  # here, as it takes half a second and a finished stage makes none
 
     arguments = (image, options.segments, options.compactness, options.iterations)
     try:

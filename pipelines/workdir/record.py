@@ -1,4 +1,4 @@
-"""The manifest of one output during a run: compared with the one that is there, written when the output changes."""
+"""The manifest of one output during a run, which is compared with the existing one and written when the output changes."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pipelines.stores.shard import Shard, own_place
 
 
 class Record:
-    """A manifest that a run is about to write.
+    """The manifest that a run writes.
 
-    A shard has a manifest of its own; that of the whole, which the first shard writes, holds the settings of all.
+    A shard has its own manifest. The manifest of the whole, which the first shard writes, holds the settings of all.
 
     Args:
-        output: The store, folder or file; its manifest lies beside it, with the suffix ``.json``.
+        output: The store, folder or file; its manifest is beside it, with the suffix ``.json``.
         manifest: Stage, settings and dataset of this run.
-        shard: The share of the work list that the run takes, or None.
+        shard: Shard of the run, or None.
 
     Attributes:
         changed: Settings that differ from those that made the output, one line each.
-        finished: The output is complete and was made from the same settings and the same images.
-        written: This run has written its manifest.
+        finished: Whether the output is complete and was made from the same settings and images.
+        written: Whether this run has written its manifest.
     """
 
     def __init__(self, output: Path, manifest: Manifest, shard: Shard | None) -> None:
@@ -39,7 +39,7 @@ class Record:
         self._of_whole: Manifest | None = None
 
     def compare(self) -> None:
-        """Read the manifests that are there, and set `changed` and `finished`."""
+        """Read the existing manifests, and set `changed` and `finished`."""
         new, whole = self.manifest, Manifest.read(self._whole)
         others: list[Manifest | None]
         if self.shard is None:
@@ -57,10 +57,10 @@ class Record:
         self.finished = same and alone and not self.changed and old is not None and old.complete
 
     def refuse(self, force: bool) -> None:
-        """Refuse to go on with an output of other settings, or of unknown ones.
+        """Refuse to continue an output of other or unknown settings.
 
         Raises:
-            UsageError: The settings changed and ``force`` is off, or cannot be started over by one shard.
+            UsageError: The settings changed and ``force`` is off, or one shard cannot start the output over.
         """
         stores = self.output.suffix == ".h5" and bool(files_of(self.output))
         if stores and not force and not self._whole.exists():
@@ -77,16 +77,16 @@ class Record:
             )
 
     def lock(self) -> FileLock:
-        """The lock under which shards write the manifest of the whole."""
+        """Return the lock under which shards write the manifest of the whole."""
         return FileLock(self.output.with_name(f".{self.output.stem}.json.lock"), timeout=PATIENCE)
 
     def remove_leftovers(self) -> None:
-        """Remove temporary files of a manifest whose writer was killed; those of shards may be in use."""
+        """Remove temporary manifests of a killed writer, but not those of shards, which may be in use."""
         if self.shard is None:
             remove_leftovers(self._whole.parent, self._whole.name)
 
     def begin(self) -> None:
-        """Write the manifest as that of an output which is not complete. Shards without a run of their own join the whole."""
+        """Write the manifest as incomplete. Without a shard, it replaces the manifests of all shards."""
         self.write(complete=False)
         if self.shard is None:
             for shard in shard_manifests(self.output):
@@ -103,7 +103,7 @@ class Record:
 
     @property
     def begun(self) -> float:
-        """Seconds since 1970 at which the output was begun; 0 if that is not known."""
+        """Time in seconds since 1970 at which the output was begun; 0 if it is unknown."""
         return begun_at(self.manifest)
 
     @property
@@ -112,7 +112,7 @@ class Record:
 
 
 def begun_at(manifest: Manifest) -> float:
-    """Seconds since 1970 at which an output was begun; 0 if that is not known."""
+    """Return the time in seconds since 1970 at which an output was begun; 0 if it is unknown."""
     try:
         return datetime.fromisoformat(manifest.created or manifest.updated).timestamp()
     except ValueError:
@@ -120,6 +120,6 @@ def begun_at(manifest: Manifest) -> float:
 
 
 def _precision_kept(changed: list[str]) -> str:
-    """The flag that goes on in the old precision: ``auto`` takes another one where the machine is another."""
+    """Return the flag that keeps the old precision, because ``auto`` may differ on another machine."""
     flags = {'precision: "bfloat16" -> "float32"': "bf16", 'precision: "float32" -> "bfloat16"': "fp32"}
     return "".join(f"--precision {flags[line]} goes on in its precision, " for line in changed if line in flags)

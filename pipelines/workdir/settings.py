@@ -1,4 +1,4 @@
-"""What a manifest compares: the settings that change an output."""
+"""The settings that manifests compare, because they change an output."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from pipelines.workdir.workspace import Workspace, oriented
 
 
 def input_digest(output: Path, command: str) -> str:
-    """Digest of the settings that made a stage's input.
+    """Return the digest of the settings that made a stage's input.
 
     Raises:
-        SsrError: The input is not there.
+        SsrError: The input does not exist.
     """
     manifest = read_manifest(output)
     if manifest is None and files_of(output):
@@ -39,21 +39,21 @@ def input_digest(output: Path, command: str) -> str:
             f"{output} has no manifest: what made it is not known",
             f"`{command_for(output.parent, command)} --force` starts it over",
         )
-    if manifest is None or not store_exists(output):  # killed before the first image: a manifest alone
+    if manifest is None or not store_exists(output):  # a run killed before its first image leaves only a manifest
         raise SsrError(f"no {output.stem} in {output.parent}", f"run `{command_for(output.parent, command)}` first")
     return manifest.options_digest
 
 
 def model_sources(workspace: Workspace, needs: Needs, alignment: Path | None = None) -> Sources:
-    """The weights, banks and heads that some parts of the method need; no model is loaded.
+    """Return the weights, banks and heads that some parts of the method need, without loading a model.
 
     Args:
-        workspace: Its ``[clip]``, ``[dino]`` and classes.
-        needs: Of the parts in use.
+        workspace: Work directory with ``[clip]``, ``[dino]`` and classes.
+        needs: Needs of the parts in use.
         alignment: Alignment heads, or None.
 
     Raises:
-        UsageError: Weights, a bank or alignment heads that cannot be used.
+        UsageError: Weights, a bank or alignment heads cannot be used.
     """
     if alignment is not None and not alignment.is_file():
         raise UsageError(f"no checkpoint at {alignment}", "--ckpt")
@@ -72,10 +72,10 @@ Digests = Mapping[str, str]
 def cam_settings(
     workspace: Workspace, options: CamsOptions, sources: Sources, made_now: Digests = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Whatever changes a CAM.
+    """Return all settings that change a CAM.
 
     Raises:
-        SsrError: The options need superpixels and there are none.
+        SsrError: The options need superpixels, and there are none.
     """
     settings = cam_values(options) | {
         "clip": sources.clip.provenance(),
@@ -90,7 +90,7 @@ def cam_settings(
 
 
 def tag_settings(workspace: Workspace, cams: CamsOptions, tags: TagOptions, sources: Sources) -> dict[str, Any]:
-    """Whatever changes the scores of classes, but for superpixels that are made on the way."""
+    """Return all settings that change the scores of classes, except superpixels that are computed in memory."""
     settings = tag_values(tags, cams) | {
         "clip": sources.clip.provenance(),
         "text": sources.text.provenance() if sources.text is not None else None,
@@ -104,7 +104,7 @@ def tag_settings(workspace: Workspace, cams: CamsOptions, tags: TagOptions, sour
 def refinement_settings(
     workspace: Workspace, options: RefineOptions, sources: Sources, made_now: Digests = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Whatever changes a refined CAM, but for the CAM itself."""
+    """Return all settings that change a refined CAM, except the CAM itself."""
     needs = refine_needs(options)
     settings = refine_values(options) | {
         "clip": sources.clip.provenance() if needs & CLIP_NEEDS else None,
@@ -120,13 +120,13 @@ def refinement_settings(
 
 
 def _photo_settings(workspace: Workspace) -> dict[str, Any]:
-    """How photos enter the encoders, where it is not as by default."""
+    """Return the settings by which images enter the encoders, where they differ from the defaults."""
     long_side = workspace.dataset_options.long_side
     return oriented(workspace) | ({"long_side": long_side} if long_side != LONG_SIDE else {})
 
 
 def mask_settings(options: RefineOptions) -> dict[str, Any]:
-    """The options that change a mask once its refined CAM is given."""
+    """Return the options that change a mask made from a given refined CAM."""
     return label_map_values(options, "background_power", "min_confidence")
 
 

@@ -1,4 +1,4 @@
-"""Thresholds of tags as a file: written by `ssr tag`, read by whatever tags photos after it."""
+"""Thresholds of tags as a file, which `ssr tag` writes and later taggings read."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ FLAG = "--tag-thresholds"
 
 
 def write_thresholds(path: Path, tagger: str, classes: Mapping[str, float], **more: Any) -> None:
-    """Write the thresholds of a tagger by class name, and what else is worth knowing of them."""
+    """Write the thresholds of a tagger by class name, with further facts on them."""
     write_json(path, {"tagger": tagger, "classes": dict(classes), **more})
 
 
 def given_thresholds(names: Sequence[str], cams: CamsOptions, tags: TagOptions) -> NDArray[np.float64]:
-    """Thresholds that need no calibration: a number, those of a file, or the tagger's default.
+    """Return thresholds that need no calibration: a number, those of a file, or the tagger's default.
 
     Args:
-        names: Of the classes.
-        cams: Whether there are alignment heads.
+        names: Class names.
+        cams: Options that name alignment heads, if any.
         tags: The tagger and its thresholds.
 
     Returns:
         ``(C,)``.
 
     Raises:
-        UsageError: No such file, or one of another tagger or class list.
+        UsageError: There is no such file, or it is for another tagger or class list.
     """
     if tags.tag_threshold is not None:
         return np.full(len(names), tags.tag_threshold)

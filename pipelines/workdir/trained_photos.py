@@ -1,4 +1,4 @@
-"""The photos of a training: their fingerprints are kept, so that one which was replaced afterwards can be named."""
+"""Fingerprints of the images of a training, by which images that were replaced later are found."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pipelines.stores.files import read_json, write_json
 from pipelines.workdir.output import is_changed
 
 PHOTOS = "photos.json"
-"""Image id -> fingerprint, in the folder of a training."""
+"""File of fingerprints by image id, in the folder of a training."""
 
 
 def note_photos(folder: Path, samples: Iterable[Sample]) -> None:
-    """Write down which photos a training begins with."""
+    """Store the fingerprints of the images that a training begins with."""
     write_json(folder / PHOTOS, {sample.image_id: fingerprint(sample.image_path) for sample in samples})
 
 
 def replaced_photos(folder: Path, samples: Iterable[Sample], begun: float) -> tuple[str, ...]:
-    """Ids of photos that are others than those that a training began with; none if it wrote down none.
+    """Return the ids of images that were replaced since a training began; none if it stored no fingerprints.
 
     Args:
-        folder: Of the training.
-        samples: The photos as they are now; those that the training did not have pass.
-        begun: Seconds since 1970 at which the training was begun.
+        folder: Folder of the training.
+        samples: The present images; those that the training did not have are ignored.
+        begun: Time in seconds since 1970 at which the training began.
 
     Raises:
         SsrError: The file is damaged.
@@ -36,5 +36,5 @@ def replaced_photos(folder: Path, samples: Iterable[Sample], begun: float) -> tu
         return ()
     known = read_json(path)
     if not isinstance(known, dict):
-        raise SsrError(f"{path} is damaged", "remove the file: photos that were replaced are not named then")
+        raise SsrError(f"{path} is damaged", "remove the file: images that were replaced are not named then")
     return tuple(sample.image_id for sample in samples if is_changed(sample, begun, (known.get(sample.image_id),)))

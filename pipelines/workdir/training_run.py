@@ -1,4 +1,4 @@
-"""One training in a work directory: opened, resumed, saved, stopped and ended alike, whatever it trains."""
+"""One training in a work directory: it is opened, resumed, saved, stopped and ended in one way for all models."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from pipelines.workdir.workspace import Workspace
 
 
 class TrainingRun:
-    """Files, clock and counts of one training; the first process alone writes. Used by ``with``: no other training may come in.
+    """Files, clock and counts of one training. Only the first process writes. Its context locks out other trainings.
 
     Args:
-        workspace: Whose work directory.
-        stage: Stage name; the folder ``WORK/STAGE`` holds what lies beside the model.
-        model: What is trained; its manifest lies beside it.
-        processes: This process among its peers.
+        workspace: The work directory.
+        stage: Stage name; the folder ``WORK/STAGE`` holds the files beside the model.
+        model: Path of the trained model; its manifest is beside it.
+        processes: This process and its peers.
         progress: Receives each step.
-        files: Files of the folder that belong to one training and go when it starts over.
+        files: Files of the folder that belong to one training and are removed when it starts over.
 
     Attributes:
         folder: ``WORK/STAGE``.
         state: File that `save_state` writes.
-        progress: That of the first process; silent in the others.
-        counts: Steps done and skipped, photos failed.
-        settings: Whatever changes the model, once the run is open.
+        progress: Progress of the first process; silent in the others.
+        counts: Steps done and skipped, images failed.
+        settings: All settings that change the model, set by `open`.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class TrainingRun:
         self._stack.__exit__(kind, error, trace)
 
     def lock(self) -> None:
-        """Let no other training into the folder, and remove temporary files of one that was killed; `open` does this, too.
+        """Lock the folder against other trainings, and remove temporary files of a killed one; `open` does this, too.
 
         Raises:
-            SsrError: Another one is there.
+            SsrError: Another training holds the lock.
         """
         if self.processes.first and not self._locked:
             self._stack.enter_context(one_writer(self.folder, "training"))
@@ -86,21 +86,21 @@ class TrainingRun:
             remove_leftovers(self.workspace.work, self.model.stem)
 
     def open(self, settings: dict[str, Any], resume: str, load: Callable[[], object] | None = None) -> None:
-        """Compare the settings with those that made what is there, and start over where that is asked for.
+        """Compare the settings with those of the existing training, and start over where the options say so.
 
         Args:
-            settings: Whatever changes the model.
-            resume: ``never`` starts over although the settings are the same.
-            load: Loads what the steps are taken with, once. It is called before anything is written or removed, and not at all
-                where the first process finds the training finished.
+            settings: All settings that change the model.
+            resume: ``never`` starts over even if the settings are the same.
+            load: Loads the models and data for the steps, once. It is called before anything is written or removed, and not at
+                all if the first process finds the training finished.
 
         Raises:
             UsageError: The settings changed and ``workspace.force`` is off.
-            SsrError: Another training is there.
+            SsrError: Another training holds the lock.
         """
         self.settings = settings
 
-        def prepare() -> None:  # what cannot be loaded leaves no trace, not even a lock file
+        def prepare() -> None:  # what cannot be loaded leaves no file, not even a lock
             if load is not None:
                 load()
             self.lock()
@@ -117,7 +117,7 @@ class TrainingRun:
         self._look_at_photos(output)
 
     def _look_at_photos(self, output: Output) -> None:
-        """Write down the photos of a training that begins; name those that were replaced since it was begun."""
+        """Store the images of a training that begins; note those that were replaced since it began."""
         samples = self.workspace.dataset.samples
         if replaced := replaced_photos(self.folder, samples, output.begun):
             found = f"{len(replaced)} images were replaced after this training was begun: {some(replaced)}"
@@ -127,16 +127,16 @@ class TrainingRun:
 
     @property
     def owner(self) -> str:
-        """Digest of the settings, noted in a state: one of other settings is not gone on from."""
+        """Digest of the settings, stored in a state; a state of other settings is not resumed."""
         return digest(self.settings)
 
     @property
     def failures(self) -> Failures | None:
-        """The log of bad photos; None in all processes but the first."""
+        """Return the log of bad images; None in all processes but the first."""
         return self._output.failures if self._output is not None else None
 
     def saved_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and note of the state that `save_state` wrote with these settings, or None.
+        """Return tensors and note of the state that `save_state` wrote with these settings, or None.
 
         Raises:
             UsageError: The file is damaged.
@@ -147,14 +147,14 @@ class TrainingRun:
         return (tensors, note) if note.get("owner") == self.owner else None
 
     def save_state(self, tensors: dict[str, Tensor], **note: Any) -> None:
-        """Write a state to go on from; only the first process does."""
+        """Write a state to resume from; only the first process does."""
         if self.processes.first:
             write_checkpoint(self.state, tensors, {"owner": self.owner, **note})
 
     def save(self, iteration: int, write_outputs: Callable[[], None], write_state: Callable[[], None]) -> None:
         """Write outputs, then the state, then the manifest; only the first process does.
 
-        A training killed before the state is written takes its steps since the last save again, and writes the outputs again.
+        A training killed before the state is written repeats its steps since the last save, and writes the outputs again.
         """
         if self._output is not None:
             write_outputs()
@@ -162,7 +162,7 @@ class TrainingRun:
             self._output.record({"iterations": iteration})
 
     def begin(self, iteration: int, iterations: int) -> None:
-        """Start clock and progress at the step that the training stands at; if steps are left, it is not complete."""
+        """Start clock and progress at the present step; if steps are left, the training is recorded as incomplete."""
         if self._output is not None and iteration < iterations:
             self._output.begin()
         self.counts.skipped = iteration
@@ -175,17 +175,17 @@ class TrainingRun:
         self.progress.advance()
 
     def stops(self) -> bool:
-        """Whether one of the processes was asked to stop; all get the same answer at the same step."""
+        """Return whether one of the processes was told to stop; all get the same answer at the same step."""
         return self.processes.any(interrupted())
 
     def end(self, device: torch.device, write_model: Callable[[], None], counts: dict[str, int], again: bool = False) -> None:
-        """Say how fast it was, write the model if it is not there, and call the training complete.
+        """Report the speed, write the model if it is missing, and record the training as complete.
 
         Args:
-            device: Whose peak memory is told.
+            device: Device whose peak memory is reported.
             write_model: Writes `model`.
-            counts: For the manifest; that of a finished training to which nothing was done stays as it is.
-            again: Write the model although it is there.
+            counts: Counts for the manifest; those of a finished training without further steps are kept.
+            again: Whether the model is written although it exists.
         """
         self.progress.finish()
         if self._output is None:

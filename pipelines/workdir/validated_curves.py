@@ -1,4 +1,4 @@
-"""Curves of a training whose models are scored on a validation split: the picture, and the best model so far."""
+"""Curves of a training that is scored on a validation split, with their figure and the best model so far."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class ValidatedCurves(Curves):
     """``curves.jsonl`` and ``curves.png`` of a folder.
 
     Args:
-        folder: Of the training.
-        labels: Losses that are drawn, by key of a line.
+        folder: Folder of the training.
+        labels: Labels of the losses that are drawn, by key of a line.
     """
 
     def __init__(self, folder: Path, labels: Mapping[str, str]) -> None:
@@ -22,21 +22,22 @@ class ValidatedCurves(Curves):
         self.labels = labels
 
     def is_scored(self, iteration: int, split: str | None) -> bool:
-        """Whether a line holds the score of a step's model on a split."""
+        """Return whether a line holds the score of a step's model on a split."""
         return any((line["iteration"], line.get("val_split")) == (iteration, split) for line in self.lines)
 
     def score(self, iteration: int, split: str, miou: float, how: str, write_best: Callable[[], None], told: Progress) -> None:
-        """Note a score; the best model so far is kept.
+        """Store a score; the best model so far is kept.
 
         Args:
             iteration: Steps of the model.
-            split: It was scored on.
-            miou: In [0, 1].
-            how: It was scored, for the log.
-            write_best: Writes the model; called before the score is written, so that a kill in between re-validates.
-            told: Gets a line.
+            split: Split of the score.
+            miou: Score in [0, 1].
+            how: How it was scored, for the log.
+            write_best: Writes the model; called before the score is written, so that after a kill in between it is scored
+                again.
+            told: Progress that shows the score.
         """
-        key = (iteration, split)  # a resumed training may score again what it has scored
+        key = (iteration, split)  # a resumed training may score a step again
         self.lines = [line for line in self.lines if (line["iteration"], line.get("val_split")) != key]
         earlier = [float(line["val_miou"]) for line in self.lines if line.get("val_split") == split]
         best = miou > max(earlier, default=-1.0)
@@ -47,8 +48,8 @@ class ValidatedCurves(Curves):
         told.status(f"mIoU {100 * miou:.2f} on {split} ({how}){', best so far' * best}")
 
     def save(self) -> None:
-        """Write picture and file; the file last, because a recorded validation is not redone on resume."""
-        from pipelines.figures.curves import curves_figure  # here: a finished training draws nothing
+        """Write figure and file; the file last, because a recorded validation is not repeated on resume."""
+        from pipelines.figures.curves import curves_figure  # here, because a finished training draws nothing
 
         curves_figure(self.lines, self.path.with_suffix(".png"), self.labels)
         self.flush()

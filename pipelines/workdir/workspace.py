@@ -1,4 +1,4 @@
-"""The work directory: what the stages of one dataset share, and where each finds what the one before it wrote."""
+"""The work directory: settings that the stages of one dataset share, and the paths of their outputs."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from pipelines.workdir.output import Output, Part
 from pipelines.workdir.record import Record
 
 HEADS_FILE = "cmpa.safetensors"
-"""Alignment heads in a work directory."""
+"""File of the alignment heads in a work directory."""
 
 REPORTS = "eval"
-"""Folder of a work directory, or of a shard, with what `ssr eval` found."""
+"""Folder of a work directory, or of a shard, with the reports of `ssr eval`."""
 
 FAILURES = "failures.jsonl"
-"""Bad images of the last run of each stage, in the work directory or the folder of a shard."""
+"""Log of the bad images of the last run of each stage, in the work directory or the folder of a shard."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """One work directory and what every stage of it needs.
+    """One work directory, with everything that its stages need.
 
     Attributes:
         work: The directory.
-        dataset_options: The images and labels.
-        clip: The frozen CLIP.
-        dino: The frozen DINO.
-        run: Device, precision, workers, tolerated failures.
-        recipe: Name of the recipe in force, or None.
-        force: Start a stage over.
-        config: Stage options of the config file, by section: remembered, so that later commands need no ``--config``.
-        superpixels_work: Another work directory whose superpixels are used; None: its own.
-        photos: Photos to work on instead of the dataset's, which is not looked for then.
-        shard: The share of the work list to work on; None: all of it.
-        remembers: Write down dataset, encoders, recipe and config once a stage has accepted them.
-        no_images: Work on none: a stage checks its options, starts over with ``force``, and ends.
+        dataset_options: Options of the images and labels.
+        clip: Options of the frozen CLIP.
+        dino: Options of the frozen DINO.
+        run: Device, precision, workers, number of allowed failures.
+        recipe: Name of the recipe in use, or None.
+        force: Whether a stage starts over.
+        config: Stage options of the config file, by section; they are stored, so that later commands need no ``--config``.
+        superpixels_work: Another work directory whose superpixels are used; None: this one.
+        photos: Images to use instead of the dataset's images, which are then not listed.
+        shard: Shard of the work list; None: all of it.
+        remembers: Whether dataset, encoders, recipe and config are stored after a stage has accepted them.
+        no_images: Whether the work list is empty: a stage then checks its options, starts over with ``force``, and ends.
     """
 
     work: Path
@@ -79,22 +79,22 @@ class Workspace:
 
     @property
     def superpixels(self) -> Path:
-        """Store of superpixels, ``(H, W)`` uint16 an image."""
+        """Store of superpixels, ``(H, W)`` uint16 per image."""
         return (self.superpixels_work or self.work) / "superpixels.h5"
 
     @property
     def checkpoint(self) -> Path:
-        """Alignment heads."""
+        """File of the alignment heads."""
         return self.work / HEADS_FILE
 
     def heads(self, ckpt: Path | None) -> Path | None:
-        """What ``--ckpt`` means: ``auto`` is this directory's own `checkpoint`, unless a file of that name is there."""
+        """Return the file of ``--ckpt``: ``auto`` is this directory's own `checkpoint`, unless a file has that name."""
         own = ckpt is not None and ckpt.name == "auto" and not ckpt.exists()
         return self.checkpoint if own else ckpt
 
     @property
     def tag_scores(self) -> Path:
-        """Store of the scores of all classes, ``(C,)`` fp32 an image."""
+        """Store of the scores of all classes, ``(C,)`` fp32 per image."""
         return self.work / "tag_scores.h5"
 
     @property
@@ -104,17 +104,17 @@ class Workspace:
 
     @property
     def thresholds(self) -> Path:
-        """The thresholds behind `tags`, and what is expected of them."""
+        """File of the thresholds behind `tags`, and of the quality that is expected of them."""
         return self.work / "thresholds.json"
 
     @property
     def cams(self) -> Path:
-        """Store of initial CAMs, ``(K, h, w)`` fp16 an image."""
+        """Store of initial CAMs, ``(K, h, w)`` fp16 per image."""
         return self.work / "cams.h5"
 
     @property
     def refined(self) -> Path:
-        """Store of refined CAMs, ``(K, h, w)`` fp16 an image."""
+        """Store of refined CAMs, ``(K, h, w)`` fp16 per image."""
         return self.work / "refined.h5"
 
     @property
@@ -129,7 +129,7 @@ class Workspace:
 
     @property
     def model(self) -> Path:
-        """Segmentation model of the last step."""
+        """File of the segmentation model of the last step."""
         return self.work / "model.safetensors"
 
     @property
@@ -139,21 +139,21 @@ class Workspace:
 
     @property
     def retrained(self) -> Path:
-        """Network of `ssr retrain`; its label maps lie in the folder of the same name."""
+        """File of the network of `ssr retrain`; its label maps are in the folder of the same name."""
         return self.work / "retrained.safetensors"
 
     def failures(self, stage: str, progress: Progress) -> Failures:
-        """The failure log of a stage's run."""
+        """Return the failure log of a stage's run."""
         path = own_place(self.work / FAILURES, self.shard)
         path.parent.mkdir(parents=True, exist_ok=True)
         return Failures(path, stage, self.run.max_failures, progress)
 
     def tally(self, stage: str, progress: Progress) -> ImageTally:
-        """Counts the images of a run that makes no `output`."""
+        """Return a counter of the images of a run that makes no `output`."""
         return ImageTally(self.failures(stage, progress), progress)
 
     def manifest(self, stage: str, settings: dict[str, Any], place: Mapping[str, str] | None = None) -> Manifest:
-        """A fresh manifest of a stage over this dataset; ``place`` tells where the photos lie."""
+        """Return a new manifest of a stage on this dataset; ``place`` identifies the folder of the images."""
         dataset = self.dataset
         described = {"kind": dataset.kind, "split": dataset.split, "images": len(dataset.samples), "digest": dataset.digest()}
         described |= {"labels": "tags"} if dataset.tagged else {}
@@ -170,38 +170,38 @@ class Workspace:
         then: Sequence[Part] = (),
         **details: Any,
     ) -> Output:
-        """What a stage makes, to be opened by ``with``: other settings are refused or, with ``force``, started over.
+        """Return a stage's output as a context manager, which refuses other settings or, with ``force``, starts over.
 
-        At the end, the manifest is recorded as complete unless the run was asked to stop.
+        At the end, the manifest is recorded as complete unless the run was told to stop.
 
         Args:
             stage: Stage name.
             path: A store (``.h5``), a folder of label maps (no suffix) or a file; its manifest lies beside it (``.json``).
-            settings: Whatever changes it.
+            settings: All settings that change it.
             progress: Receives each image.
-            others: More stores, folders and files that are made and started over with it.
-            then: What is made from it in the same run, with manifests of their own.
+            others: Further stores, folders and files that are made and started over with it.
+            then: Parts that are made from it in the same run, with manifests of their own.
             **details: See `Output`: ``prepare``, ``again``, ``log``, ``place``.
 
         Raises:
-            UsageError: On entering: the settings changed and ``force`` is off; the message says which.
+            UsageError: On entering: the settings changed and ``force`` is off; the message names them.
             SsrError: On entering: another process writes there, or a file is damaged.
-            Interrupted: On leaving: the run was asked to stop before its end.
+            Interrupted: On leaving: the run was told to stop before its end.
         """
         return Output(self, [Part(stage, path, settings, tuple(others)), *then], progress, **details)
 
     def differs(self, output: Path, settings: Mapping[str, Any]) -> bool:
-        """Whether an output was made with other settings; False if there is none. Nothing is written."""
+        """Return whether an output was made with other settings; False if there is none. Nothing is written."""
         record = Record(output, self.manifest("", dict(settings)), self.shard)
         record.compare()
         return bool(record.changed)
 
 
 def superpixel_reader(workspace: Workspace, used: bool) -> AbstractContextManager[ArrayReader | None]:
-    """The store of superpixels, to be opened by ``with``; None unless some option uses them."""
+    """Return the store of superpixels as a context manager; None unless some option uses them."""
     return ArrayReader(workspace.superpixels) if used else nullcontext()
 
 
 def oriented(workspace: Workspace) -> dict[str, Any]:
-    """The setting that photos are turned; nothing where they are not, as in work directories from before."""
+    """Return the setting that images are turned; empty if they are not, as in work directories of earlier versions."""
     return {"orient": True} if workspace.dataset_options.orient else {}
