@@ -40,8 +40,7 @@ class ClassList:
         names: Class names; the position in this tuple is the class index.
         prompts: Prompt of each class, which the text tower reads.
         background: Words that compete with the classes. A word that is a class's name, prompt or alias, or the plural of one,
-            is
-            left out, because it would take the pixels of the class.
+            is left out, because it would take the pixels of the class.
         template: Sentence with one ``{}`` for the prompt or word.
         aliases: ``(alias, name)`` pairs that label files may use.
         supers: Name of each class's super-class, such as ``animal``; empty where none are named.

@@ -35,8 +35,7 @@ def load_coco(options: DatasetOptions) -> Dataset:
     """List the images and labels of a COCO split.
 
     Images are in order of their ids, or of the split file. With ``labels`` and a split file, the instances JSON is not read;
-    with
-    ``labels`` and without the JSON, the label file is the split.
+    with ``labels`` and without the JSON, the label file is the split.
     """
     if options.root is None:
         raise UsageError(f"{_EXPECTED}, found no dataset root", "--root FOLDER")

@@ -33,8 +33,7 @@ def read_label_file(path: Path, classes: ClassList, name: NameOf = image_id_of) 
 
     Args:
         path: ``.csv``, ``.tsv`` (class names separated by ``;``, or one column per class), ``.json`` or ``.jsonl``; images by
-            id,
-            file name or path.
+            id, file name or path.
         classes: Class list in which names are looked up.
         name: Makes an image id of a path.
 

@@ -30,8 +30,7 @@ class LabelStream(Sequence[Sample]):
     """The images of a label file, in its order.
 
     The constructor reads and checks every row once and keeps 4 bytes of each. Iterating reads the file again. Only indexing
-    makes
-    a list of it, which is kept.
+    makes a list of it, which is kept.
 
     Args:
         path: The label file.

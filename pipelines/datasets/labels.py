@@ -63,8 +63,7 @@ def convert_labels(
     Args:
         source: ``xml`` and ``masks`` read a folder; ``coco`` an instances JSON; ``csv`` any label file; ``npy`` one-hot rows;
             ``folders`` images in one folder per class; ``yolo`` a dataset with YOLO's label files. ``masks`` opens ground
-            truth, the
-            others never do.
+            truth, the others never do.
         path: The folder or file.
         classes: Class list; None takes the names of the source, which masks and one-hot rows do not have.
         ids: Ids of the images to read, in their order; None takes all.

@@ -25,8 +25,7 @@ def load_voc(options: DatasetOptions) -> Dataset:
     """List the images and labels of a VOC split from ``ImageSets``, ``JPEGImages``, and ``Annotations`` or a label file.
 
     ``train_aug`` has its masks in ``SegmentationClassAug``. For it and for splits from a file, masks that one mask folder lacks
-    are
-    taken from the other.
+    are taken from the other.
     """
     root = _root(options.root)
     classes = load_class_list(options.classes) if options.classes else VOC12

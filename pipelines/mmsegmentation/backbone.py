@@ -75,7 +75,7 @@ def timm_backbone(model: TimmModel, weights: str, output_stride: int | None = No
         output_stride: Stride of the coarsest map of a ResNet; others do not take it.
 
     Raises:
-        UsageError: timm has no such model, it has no four feature maps of photos of any size, or the file is not its own.
+        UsageError: timm has no such model, it has no four feature maps of images of any size, or the file is not its own.
     """
     import timm
 

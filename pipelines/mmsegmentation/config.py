@@ -11,7 +11,7 @@ from typing import Any
 from pipelines.options.retrain import RetrainOptions
 
 SCALE_RATIO = 4
-"""A photo is scaled until its shorter side is that of the crop, or its longer one this many times as much."""
+"""An image is scaled until its shorter side is that of the crop, or its longer one this many times as much."""
 
 WIDTH = 110
 """Characters of a line of the config."""
@@ -22,11 +22,11 @@ _READ = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation", 
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """Photos and label maps of one split, as mmsegmentation finds them: a folder each, a list of names, a suffix each.
+    """Images and label maps of one split, as mmsegmentation finds them: a folder each, a list of names, a suffix each.
 
     Attributes:
         names: Text file, one name a line.
-        images: Folder of the photos.
+        images: Folder of the images.
         masks: Folder of the label maps.
         image_suffix: With its dot.
     """
@@ -38,7 +38,7 @@ class SplitFiles:
 
 
 def photo_scale(crop: int) -> tuple[int, int]:
-    """Largest (long side, short side) that a photo is scaled to."""
+    """Largest (long side, short side) that an image is scaled to."""
     return SCALE_RATIO * crop, crop
 
 
@@ -61,10 +61,10 @@ def config(  # noqa: PLR0913 - one for each thing that a config holds
         crop: Side of a crop, pixels.
         classes: Names, background first.
         palette: RGB of each.
-        train: Photos and label maps.
-        val: Photos and ground truth, or None.
+        train: Images and label maps.
+        val: Images and ground truth, or None.
         batch: Crops a step and process.
-        workers: Processes that read photos, for each process that trains.
+        workers: Processes that read images, for each process that trains.
 
     Returns:
         Top-level name -> value.

@@ -55,7 +55,7 @@ class TrainingHook(Hook):  # type: ignore[misc]
         self.began = True
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Keep the random state until the photos of earlier steps are passed over."""
+        """Keep the random state until the images of earlier steps are passed over."""
         self._random = checkpoint.get("random")
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:

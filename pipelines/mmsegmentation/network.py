@@ -70,7 +70,7 @@ def network(
 
 
 def preprocessor(backbone: Backbone, crop: int) -> dict[str, Any]:
-    """Normalisation and padding; photos are BGR bytes."""
+    """Normalisation and padding; images are BGR bytes."""
     found: dict[str, Any] = {
         "type": "SegDataPreProcessor",
         "mean": [round(255 * value, 3) for value in backbone.mean],

@@ -84,7 +84,7 @@ class Retrained:
     Attributes:
         model: mmsegmentation's, in evaluation mode.
         classes: Names of the foreground classes, in the order of its logits.
-        crop: Photos are scaled for it as for crops of this side.
+        crop: Images are scaled for it as for crops of this side.
         supervision: ``pseudo``, ``corrected`` (some masks are), or ``masks``: ground truth, an upper bound.
         iteration: Steps of its training.
     """
@@ -246,11 +246,11 @@ def _described(backbone: Any) -> TimmModel | str:
 
 
 class RetrainedPredictor:
-    """Logits of batches of photos; holds no files.
+    """Logits of batches of images; holds no files.
 
     Args:
         retrained: The network.
-        options: Scales and flip; ``long_side`` does not count, photos are scaled as in the training.
+        options: Scales and flip; ``long_side`` does not count, images are scaled as in the training.
         device: Where to run.
         dtype: bf16 runs under autocast.
     """
@@ -260,10 +260,10 @@ class RetrainedPredictor:
         self.options, self.device, self.dtype = options, device, dtype
 
     def photo(self, sample: Sample, image: Image.Image) -> Photo:
-        """Resize a decoded photo to every scale, with mmcv's own resampling.
+        """Resize a decoded image to every scale, with mmcv's own resampling.
 
         Raises:
-            ImageError: The photo is too thin.
+            ImageError: The image is too thin.
         """
         import mmcv
 
@@ -280,7 +280,7 @@ class RetrainedPredictor:
 
     @torch.inference_mode()
     def logits(self, photos: Sequence[Photo]) -> Tensor:
-        """Logits of photos of one size, averaged over scales and mirror images.
+        """Logits of images of one size, averaged over scales and mirror images.
 
         Args:
             photos: A batch; all have the same size at every scale.

@@ -35,7 +35,7 @@ def run(  # noqa: PLR0913 - what a process of a training differs in
         state: To go on from, or None.
         launcher: ``none``, or ``pytorch`` for processes that are joined already.
         device: Where mmengine trains.
-        to_train: Whether steps are left; without any, no photo of earlier ones is read again.
+        to_train: Whether steps are left; without any, no image of earlier ones is read again.
         to_validate: Asked after the last step: whether its model is still to be scored.
 
     Returns:

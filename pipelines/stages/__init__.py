@@ -12,7 +12,6 @@ Stages, in order:
 
 Further commands: `retrain` (a standard network on mmsegmentation), `ablation` (rows with one more component each), `export` and
 `corrections` (``ssr import``), which write masks for other tools and read them back, `features` (``ssr show features``),
-`show`,
-`report`, `status`, `doctor`, `sample`, `text`, and `merge` (outputs of shards). `launch` runs a per-image stage on several
-devices or a Ray cluster. ``ssr labels`` needs no stage.
+`show`, `report`, `status`, `doctor`, `sample`, `text`, and `merge` (outputs of shards). `launch` runs a per-image stage on
+several devices or a Ray cluster. ``ssr labels`` needs no stage.
 """

@@ -1,8 +1,7 @@
 """`ssr show features`: shows the effect of alignment on image features, as a map in the plane and as numbers.
 
 A sample is an (image, present class) pair; its feature is the mean of the image's patches, weighted by the class's CAM. Both
-are
-stored by `ssr align`, so no image and no ground truth is opened, and CLIP's image tower does not run.
+are stored by `ssr align`, so no image and no ground truth is opened, and CLIP's image tower does not run.
 """
 
 from __future__ import annotations

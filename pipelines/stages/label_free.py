@@ -93,8 +93,7 @@ def run(
     Args:
         workspace: Names the images and the folder of the label maps.
         options: ``model``, images, and the given values of scales, flip, long side and boundary refinement, which override
-            those of
-            the sections ``cams``, ``dataset`` and ``refine``.
+            those of the sections ``cams``, ``dataset`` and ``refine``.
         tags: The tagger and its thresholds.
         superpixels: SLIC's options; superpixels are computed in memory.
         cams: Read-out.

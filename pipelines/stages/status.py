@@ -50,8 +50,7 @@ class OutputStatus:
         images: Images of the present work list that it holds; for ``cmpa``, those it is trained on; for ``model`` and
             ``retrained``, the number of steps trained.
         total: Images of the work list in its last run; 0 if it was never begun. For trained ``cmpa``, those with a class, so
-            that
-            images without one do not look missing. For ``model`` and ``retrained``, the steps of the whole training.
+            that images without one do not look missing. For ``model`` and ``retrained``, the steps of the whole training.
         others: Images that it holds in addition, such as the rest of an earlier, larger split.
         failed: Bad images of the last run.
         complete: Whether the last run reached its end.

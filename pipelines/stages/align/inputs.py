@@ -1,8 +1,7 @@
 """The training data of `ssr align`: some patches of each image, and plain CLIP's CAMs there.
 
 CLIP runs once per image, however long the training is. A stored patch takes 1 KB, and an epoch over stored patches costs a
-small
-part of one pass of the image tower, on a CPU as on a GPU.
+small part of one pass of the image tower, on a CPU as on a GPU.
 """
 
 from __future__ import annotations
