@@ -1,1 +1,1 @@
-"""The bridge to mmsegmentation: networks, configs, training. Nothing of it is imported but by `ssr retrain` and its models."""
+"""The bridge to mmsegmentation: networks, configs, training. Only `ssr retrain` and its models import it."""

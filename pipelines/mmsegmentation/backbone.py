@@ -1,4 +1,4 @@
-"""Backbones as mmsegmentation describes them: any feature pyramid or ViT of timm, and SegFormer's own MiT."""
+"""Backbones in the form of mmsegmentation's configs: any feature pyramid or ViT of timm, and SegFormer's own MiT."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Backbone:
     """A backbone of four feature maps.
 
     Attributes:
-        config: What mmengine builds it from.
-        channels: Of the four maps, the finest first.
-        patch: Side of a ViT's patch, pixels: its four maps have one size; None: a pyramid.
-        mean: Of RGB in [0, 1].
-        std: Of RGB in [0, 1].
+        config: The config from which mmengine builds it.
+        channels: Channels of the four maps, the finest first.
+        patch: Side of a ViT's patch, pixels, whose four maps have one size; None for a pyramid.
+        mean: Mean of RGB in [0, 1].
+        std: Standard deviation of RGB in [0, 1].
     """
 
     config: dict[str, Any]
@@ -46,7 +46,7 @@ class Backbone:
 
 
 def mit_backbone(name: str, weights: str) -> Backbone:
-    """SegFormer's backbone.
+    """Return SegFormer's backbone.
 
     Args:
         name: ``mit_b0`` to ``mit_b5``.
@@ -67,15 +67,15 @@ def mit_backbone(name: str, weights: str) -> Backbone:
 
 
 def timm_backbone(model: TimmModel, weights: str, output_stride: int | None = None) -> Backbone:
-    """A backbone of timm, as mmsegmentation's ``TIMMBackbone``.
+    """Return a backbone of timm, as mmsegmentation's ``TIMMBackbone``.
 
     Args:
-        model: Which.
+        model: Name and arguments of the model.
         weights: ``hub``, ``none``, or a ``.safetensors``.
-        output_stride: Stride of the coarsest map of a ResNet; others do not take it.
+        output_stride: Stride of the coarsest map of a ResNet; other models do not accept it.
 
     Raises:
-        UsageError: timm has no such model, it has no four feature maps of images of any size, or the file is not its own.
+        UsageError: Timm has no such model, the model has no four feature maps for any image size, or the file is not its own.
     """
     import timm
 
@@ -92,7 +92,7 @@ def timm_backbone(model: TimmModel, weights: str, output_stride: int | None = No
     depth = len(maps.model.blocks if vit else maps.feature_info.out_indices)
     if depth < 4:
         raise UsageError(f"{model.name} has {depth} feature maps, expected four", "another --backbone")
-    if getattr(maps, "output_fmt", "NCHW") != "NCHW":  # mmsegmentation would take its width for its height
+    if getattr(maps, "output_fmt", "NCHW") != "NCHW":  # mmsegmentation would read its width as its height
         raise UsageError(f"{model.name} gives its maps channels last, which mmsegmentation does not take", "another --backbone")
     chosen = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)] if vit else list(maps.feature_info.out_indices[-4:])
     width = maps.feature_info.channels()
@@ -113,7 +113,7 @@ def timm_backbone(model: TimmModel, weights: str, output_stride: int | None = No
 
 
 def _feature_maps(name: str, arguments: Mapping[str, Any]) -> Any:
-    """Timm's model behind its feature maps, without memory for weights."""
+    """Return timm's model with feature maps, on a device without memory for weights."""
     import timm
 
     try:
@@ -121,11 +121,11 @@ def _feature_maps(name: str, arguments: Mapping[str, Any]) -> Any:
             return timm.create_model(name, features_only=True, pretrained=False, **arguments)
     except (RuntimeError, TypeError, AttributeError, ValueError, AssertionError, ArithmeticError) as error:
         found = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UsageError(f"timm cannot make feature maps of {name} for any size of photo ({found})", "--backbone") from error
+        raise UsageError(f"timm cannot make feature maps of {name} for any size of image ({found})", "--backbone") from error
 
 
 def _check_names(file: Path, model: TimmModel) -> None:
-    """Timm itself takes what it knows of a file and starts the rest at random, without a word."""
+    """Check that a file has all tensors of a model, because timm silently initialises missing ones at random."""
     import timm
 
     with torch.device("meta"):
@@ -141,14 +141,14 @@ def _check_names(file: Path, model: TimmModel) -> None:
 
 
 def _check_mit(file: Path, name: str) -> None:
-    """Mmengine takes what fits and starts the rest at random, without a word."""
+    """Check that a file fits a MiT, because mmengine silently initialises missing tensors at random."""
     width, layers, _ = MIT[name]
     try:
         held = torch.load(file, map_location="meta", weights_only=True)
         held = held.get("state_dict", held)
         first = tuple(held["layers.0.0.projection.weight"].shape)
         found = [len({key.split(".")[3] for key in held if key.startswith(f"layers.{stage}.1.")}) for stage in range(4)]
-    except Exception as error:  # torch.load has no end of ways to say that bytes are damaged
+    except Exception as error:  # torch.load raises many kinds of errors for bad bytes
         raise UsageError(f"{file} does not hold weights of {name} by mmsegmentation's names", "--backbone-weights") from error
     if (first, found) != ((width, 3, 7, 7), layers):
         raise UsageError(f"{file} holds a backbone of width {first[0]} and layers {found}, not {name}", "--backbone-weights")

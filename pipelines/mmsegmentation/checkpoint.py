@@ -1,7 +1,7 @@
-"""The state of a training in mmengine's form, but of tensors and plain values alone, so that reading it runs no pickled code.
+"""The state of a training in mmengine's form, but with tensors and plain values alone, so that reading it runs no pickled code.
 
-mmengine's own checkpoints carry objects (its message hub, numpy scalars) that ``torch.load(weights_only=True)`` refuses, and
-are written in place. Resuming needs neither: curves are ours, and the rest is numbers.
+mmengine's own checkpoints contain objects (its message hub, numpy scalars) that ``torch.load(weights_only=True)`` refuses, and
+they are not written atomically. Resuming needs neither: `ssr` keeps the curves, and the rest is numbers.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ NO_MESSAGES: dict[str, dict[str, Any]] = {"log_scalars": {}, "runtime_info": {},
 
 
 def write_state(path: Path, runner: Runner, iteration: int, owner: str, waiting: list[dict[str, Any]]) -> None:
-    """Write everything that `Runner.resume` needs, whole or not at all.
+    """Write everything that `Runner.resume` needs, atomically.
 
     Args:
         path: The file.
-        runner: Behind step ``iteration``.
-        iteration: Steps taken.
+        runner: Runner after step ``iteration``.
+        iteration: Number of steps taken.
         owner: Digest of the settings that the training belongs to.
-        waiting: Steps whose means are not in the curves yet.
+        waiting: Values of the steps whose means are not in the curves yet.
     """
     schedulers = runner.param_schedulers
     state = {
@@ -39,24 +39,24 @@ def write_state(path: Path, runner: Runner, iteration: int, owner: str, waiting:
         "message_hub": NO_MESSAGES,
         "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None},
     }
-    content = io.BytesIO()  # save to memory first: torch.save embeds the file name, and its disk-full error is unreadable
+    content = io.BytesIO()  # in memory first: torch.save embeds the file name, and its error for a full disk is unreadable
     torch.save(state, content)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.getbuffer())
 
 
 def restore_random(state: Mapping[str, Any]) -> None:
-    """Go on with the dropout where `write_state` was called. All processes take the first one's."""
+    """Restore the random state of `write_state`, so that dropout continues. All processes use that of the first one."""
     torch.set_rng_state(state["cpu"].cpu())
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 def read_meta(path: Path) -> dict[str, Any] | None:
-    """What a state says of itself; None if there is none.
+    """Return the facts that a state stores on itself; None if there is no state.
 
     Raises:
-        SsrError: Not a state that `write_state` wrote.
+        SsrError: The file was not written by `write_state`.
     """
     if not path.is_file():
         return None
@@ -66,17 +66,17 @@ def read_meta(path: Path) -> dict[str, Any] | None:
         if not isinstance(meta, dict) or not {"state_dict", "optimizer", "param_schedulers", "message_hub"} <= state.keys():
             raise ValueError
         int(meta["iter"])
-    except Exception as error:  # torch.load has no end of ways to say that bytes are damaged
+    except Exception as error:  # torch.load raises many kinds of errors for bad bytes
         raise SsrError(f"{path} is no state of a retraining, or damaged", "--resume never starts it over") from error
     return meta
 
 
 def module_of(runner: Runner) -> torch.nn.Module:
-    """The network without the wrapper of several processes."""
+    """Return the network without the wrapper for several processes."""
     model = runner.model
     return model.module if hasattr(model, "module") else model  # type: ignore[no-any-return]
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers, texts and lists of them; a scheduler makes the rest of its options anew."""
+    """Return the numbers, texts and lists of them; a scheduler makes its other options again."""
     return {key: value for key, value in state.items() if isinstance(value, int | float | str | list | tuple | type(None))}

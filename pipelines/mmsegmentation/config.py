@@ -11,24 +11,24 @@ from typing import Any
 from pipelines.options.retrain import RetrainOptions
 
 SCALE_RATIO = 4
-"""An image is scaled until its shorter side is that of the crop, or its longer one this many times as much."""
+"""An image is scaled until its shorter side is that of the crop, or its longer side is this many times as long."""
 
 WIDTH = 110
-"""Characters of a line of the config."""
+"""Number of characters of a line of the config."""
 
 _READ = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation", "imdecode_backend": "pillow"}
-# pillow and no EXIF rotation: masks belong to the pixels as they are stored
+# pillow without EXIF rotation, because masks are for the pixels as stored
 
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """Images and label maps of one split, as mmsegmentation finds them: a folder each, a list of names, a suffix each.
+    """Images and label maps of one split, as mmsegmentation finds them: by a folder and a suffix each, and a list of names.
 
     Attributes:
-        names: Text file, one name a line.
+        names: Text file with one name per line.
         images: Folder of the images.
         masks: Folder of the label maps.
-        image_suffix: With its dot.
+        image_suffix: Suffix of the image files, with its dot.
     """
 
     names: Path
@@ -38,7 +38,7 @@ class SplitFiles:
 
 
 def photo_scale(crop: int) -> tuple[int, int]:
-    """Largest (long side, short side) that an image is scaled to."""
+    """Return the largest (long side, short side) that an image is scaled to."""
     return SCALE_RATIO * crop, crop
 
 
@@ -53,21 +53,21 @@ def config(  # noqa: PLR0913 - one for each thing that a config holds
     batch: int,
     workers: int,
 ) -> dict[str, Any]:
-    """All sections of a config, in reading order.
+    """Return all sections of a config, in reading order.
 
     Args:
         model: The network.
         options: Schedule, learning rates, augmentation.
         crop: Side of a crop, pixels.
-        classes: Names, background first.
-        palette: RGB of each.
-        train: Images and label maps.
-        val: Images and ground truth, or None.
-        batch: Crops a step and process.
-        workers: Processes that read images, for each process that trains.
+        classes: Names of the classes, background first.
+        palette: RGB of each class.
+        train: Images and label maps of the training.
+        val: Images and ground truth of the validation, or None.
+        batch: Crops per step and process.
+        workers: Processes that read images, for each training process.
 
     Returns:
-        Top-level name -> value.
+        The sections by their top-level names.
     """
     metainfo = {"classes": list(classes), "palette": [list(map(int, colour)) for colour in palette]}
     lists = [{"type": "LoadAnnotations"}]
@@ -116,7 +116,7 @@ def config(  # noqa: PLR0913 - one for each thing that a config holds
 
 
 def config_text(sections: dict[str, Any], title: str) -> str:
-    """The config as Python source."""
+    """Return the config as Python source."""
     lines = [f"# {line}" if line else "#" for line in title.splitlines()]
     for name, value in sections.items():
         lines += ["", f"{name} = {_source(value, len(name) + 3)}"]
@@ -124,7 +124,7 @@ def config_text(sections: dict[str, Any], title: str) -> str:
 
 
 def _source(value: Any, used: int = 0, indent: int = 0) -> str:
-    """Python source in mmsegmentation's own style; ``used`` characters of the line and ``indent`` are taken."""
+    """Return Python source in mmsegmentation's style, where the line has ``used`` characters already and ``indent`` levels."""
     if not isinstance(value, dict | list | tuple) or not value:
         return repr(value)
     opening, closing = ("[", "]") if isinstance(value, list) else ("(", ")")
@@ -142,7 +142,7 @@ def _source(value: Any, used: int = 0, indent: int = 0) -> str:
 
 
 class _Name(str):
-    """A name of the config itself, written without quotes."""
+    """A name that the config itself defines, written without quotes."""
 
     __slots__ = ()
 
@@ -168,7 +168,7 @@ def _dataset(files: SplitFiles, metainfo: dict[str, Any], pipeline: str) -> dict
         "img_suffix": files.image_suffix,
         "seg_map_suffix": ".png",
         "metainfo": metainfo,
-        "reduce_zero_label": False,  # 0 is background, a class of its own; 255 is ignored
+        "reduce_zero_label": False,  # 0 is background, which is a class; 255 is ignored
         "pipeline": _Name(pipeline),
     }
 
@@ -186,6 +186,6 @@ def _adamw(options: RetrainOptions) -> dict[str, Any]:
         "optimizer": {"type": "AdamW", "lr": options.backbone_learning_rate, "weight_decay": options.weight_decay},
         "paramwise_cfg": {
             "custom_keys": {"neck": heads, "decode_head": heads, "auxiliary_head": heads},
-            "norm_decay_mult": 0.0,  # of the backbone: what custom_keys name is not looked at again
+            "norm_decay_mult": 0.0,  # for the backbone alone: parameters in custom_keys skip this rule
         },
     }

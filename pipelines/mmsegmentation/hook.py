@@ -1,4 +1,4 @@
-"""What happens beside mmengine's training: progress, curves, state, and a model that `ssr predict` reads."""
+"""A hook of mmengine's training, for progress, curves, state, and a model that `ssr predict` reads."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from pipelines.training.curves import Curves
 
 
 class Watcher(Protocol):
-    """Told of a training by each of its processes."""
+    """The receiver of a training's events, in each of its processes."""
 
     def stops(self) -> bool:
-        """Whether all processes, each of which asks, were asked to stop."""
+        """Return whether any process was told to stop; every process calls this."""
 
     def stepped(self, iteration: int, mean: dict[str, Any] | None) -> None:
-        """A step is done; with the means of the last few, now and then."""
+        """Count a step, with the means of the last few steps in intervals."""
 
     def save(self, runner: Runner, iteration: int) -> None:
-        """Time to save."""
+        """Save the training."""
 
     def validated(self, runner: Runner, iteration: int, miou: float) -> None:
-        """The validation split was scored."""
+        """Store the score of the validation split."""
 
 
 class TrainingHook(Hook):  # type: ignore[misc]
-    """Speaks to a `Watcher`.
+    """Forwards mmengine's events to a `Watcher`.
 
     Args:
-        curves: Gets a line every few steps.
-        watcher: Told of everything.
-        options: When to save and to validate.
+        curves: Curves, which get a line every few steps.
+        watcher: Receiver of the events.
+        options: Intervals of saving and validation.
 
     Attributes:
-        began: Whether the network stands and steps are taken.
+        began: Whether the network is built and steps are taken.
     """
 
     priority = "LOWEST"
@@ -51,29 +51,29 @@ class TrainingHook(Hook):  # type: ignore[misc]
         self._undrawn: torch.Tensor | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """All is set up."""
+        """Record that everything is set up."""
         self.began = True
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Keep the random state until the images of earlier steps are passed over."""
+        """Keep the random state until the images of earlier steps are skipped."""
         self._random = checkpoint.get("random")
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Go on as if the training had not been stopped."""
+        """Restore the random state, so that a resumed training equals an uninterrupted one."""
         if self._random is not None:
             restore_random(self._random)
             self._random = None
             every = self.options.validate_every
             if (
                 runner.val_loop is not None and every and runner.iter % every == 0
-            ):  # validation runs after the save and consumes RNG state
+            ):  # validation runs after the save and consumes random numbers
                 runner.val_loop.run()
                 runner.model.train()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Count the step, note its losses, save now and then."""
+        """Count the step, note its losses, and save in intervals."""
         iteration = runner.iter + 1
         last = iteration == self.options.iterations
         due = last or iteration % self.options.save_every == 0
@@ -86,15 +86,15 @@ class TrainingHook(Hook):  # type: ignore[misc]
             refuse_interrupted()
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Keep the random state, but for the training's first validation.
+        """Keep the random state, except at the training's first validation.
 
-        A data loader that is new draws a number, one that persists draws none. A resumed training's is new whenever it is
-        resumed, so that without this its dropout would differ from that of an undisturbed training.
+        A new data loader draws a random number, and a persistent one draws none. Each resumed run has a new one, so that its
+        dropout would otherwise differ from that of an uninterrupted training.
         """
         self._undrawn = torch.get_rng_state() if runner.iter > self.options.validate_every else None
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Hand the score on."""
+        """Pass the score to the watcher."""
         if self._undrawn is not None:
             torch.set_rng_state(self._undrawn)
         self.watcher.validated(runner, runner.iter, float((metrics or {})["mIoU"]) / 100)

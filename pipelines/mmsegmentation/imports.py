@@ -1,4 +1,4 @@
-"""Importing mmsegmentation: is it there, do its parts fit, and the stand-in that lets it load beside mmcv-lite."""
+"""The import of mmsegmentation: checks of its parts, and a stand-in that lets it load with mmcv-lite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.errors import SsrError
 EXTENSION = "mmcv._ext"
 INSTALL = 'pip install "ssr[mmseg]"'
 WANTED = {
-    # distributions of which one is needed: from, below, what to install
+    # distributions, one of which is needed: lowest version, excluded version, requirement to install
     ("mmengine",): ("0.10", "1", "mmengine>=0.10.7,<1"),
     ("mmcv-lite", "mmcv"): ("2.0.0", "2.2.0", "mmcv-lite>=2.1,<2.2"),
     ("mmsegmentation",): ("1.2", "2", "mmsegmentation==1.2.2"),
@@ -25,7 +25,7 @@ WANTED = {
 
 
 def mmsegmentation_versions() -> dict[str, str]:
-    """Versions of mmsegmentation and what it stands on.
+    """Return the versions of mmsegmentation and of the packages that it needs.
 
     Raises:
         SsrError: A part is missing or does not fit.
@@ -46,14 +46,14 @@ def mmsegmentation_versions() -> dict[str, str]:
 
 
 def import_mmsegmentation() -> None:
-    """Import mmseg's datasets, networks and runner, and make their types known to mmengine's registries.
+    """Import mmseg's datasets, networks and runner, and add their types to mmengine's registries.
 
-    mmcv-lite has no compiled operators, but four modules of mmseg import ``mmcv.ops`` anyway. If the extension is absent, a
-    stand-in takes its place while ``mmcv.ops`` is imported, and is gone again before mmengine looks for it. An operator that
-    is called without it raises `SsrError`.
+    mmcv-lite has no compiled operators, but four modules of mmseg import ``mmcv.ops`` anyway. If the extension is missing, a
+    stand-in replaces it while ``mmcv.ops`` is imported, and is removed before mmengine looks for it. A call of an operator
+    without the extension raises `SsrError`.
 
     Raises:
-        SsrError: mmsegmentation is missing or a part of it does not fit.
+        SsrError: mmsegmentation is missing, or a part of it does not fit.
     """
     mmsegmentation_versions()
     if "mmcv.ops" not in sys.modules and find_spec(EXTENSION) is None:
@@ -68,7 +68,7 @@ def import_mmsegmentation() -> None:
 
 
 class _StandIn(ModuleType):
-    """Has every operator that is asked for; none works."""
+    """A module that has every operator; each of them raises an error when it is called."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

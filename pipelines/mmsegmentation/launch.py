@@ -1,4 +1,4 @@
-"""The processes of one retraining, started by torchrun or Slurm; one by default."""
+"""The processes of one retraining, started by torchrun or Slurm; one process by default."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from pipelines.errors import UsageError
 from pipelines.training.processes import Processes, joined_processes
 
 OF_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
-"""torchrun's variables and Slurm's for the same."""
+"""torchrun's variables, and Slurm's variables for the same."""
 
 
 @contextmanager
 def launched(launcher: str, device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
-    """Join the processes before mmengine would: the first one writes, the others wait for it however long that takes.
+    """Join the processes before mmengine does, so that the others can wait for the first one's writing for any time.
 
     Args:
-        launcher: ``auto`` (torchrun if it did), ``none``, ``torchrun`` or ``slurm``, which `srun` runs.
-        device: Wanted; ``cuda`` becomes this process's own GPU.
+        launcher: ``auto`` (torchrun if it started this process), ``none``, ``torchrun`` or ``slurm``, for processes under
+            `srun`.
+        device: Requested device; ``cuda`` becomes this process's own GPU.
 
     Yields:
         This process and its device.

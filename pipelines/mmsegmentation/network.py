@@ -1,4 +1,4 @@
-"""The three networks as mmsegmentation's configs: DeepLabV3+, SegFormer and UPerNet on any backbone."""
+"""The three networks as mmsegmentation's configs: DeepLabV3+, SegFormer and UPerNet, on any backbone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.mmsegmentation.backbone import Backbone
 
-NORM = {"type": "BN", "requires_grad": True}  # `sync_bn` in the config makes it one over all processes
+NORM = {"type": "BN", "requires_grad": True}  # `sync_bn` in the config makes it one norm over all processes
 OUTPUT_STRIDE = {"deeplabv3plus": 16}
 CHANNELS = {"deeplabv3plus": 512, "segformer": 256, "upernet": 512}
 
@@ -15,18 +15,18 @@ CHANNELS = {"deeplabv3plus": 512, "segformer": 256, "upernet": 512}
 def network(
     name: str, backbone: Backbone, classes: int, crop: int, channels: int = 0, class_weights: Sequence[float] | None = None
 ) -> dict[str, Any]:
-    """The ``model`` of a config.
+    """Return the ``model`` of a config.
 
     Args:
         name: ``deeplabv3plus``, ``segformer`` or ``upernet``.
-        backbone: Four feature maps.
-        classes: With background.
-        crop: Side of the crops that it learns from, pixels.
-        channels: Width of the head, 0 = its own.
-        class_weights: One a class, in the loss.
+        backbone: Backbone with four feature maps.
+        classes: Number of classes, background included.
+        crop: Side of the crops of the training, pixels.
+        channels: Width of the head; 0 is the network's default.
+        class_weights: Weight of each class in the loss.
 
     Returns:
-        What mmengine builds the network from.
+        The config from which mmengine builds the network.
     """
     channels = channels or CHANNELS[name]
     head: dict[str, Any] = {
@@ -51,7 +51,7 @@ def network(
     elif name == "upernet":  # Xiao et al., ECCV 2018
         head |= {"type": "UPerHead", "in_channels": list(wide), "in_index": [0, 1, 2, 3], "pool_scales": [1, 2, 3, 6]}
         scales = [4, 2, 1, 0.5]
-    else:  # Xie et al., NeurIPS 2021; on a ViT all four maps have one size, and no pyramid is made of them
+    else:  # Xie et al., NeurIPS 2021; all four maps of a ViT have one size and form no pyramid
         head |= {"type": "SegformerHead", "in_channels": list(wide), "in_index": [0, 1, 2, 3]}
         auxiliary = None
     parts: dict[str, Any] = {"backbone": backbone.config}
@@ -70,7 +70,7 @@ def network(
 
 
 def preprocessor(backbone: Backbone, crop: int) -> dict[str, Any]:
-    """Normalisation and padding; images are BGR bytes."""
+    """Return the preprocessor, which normalises and pads images of BGR bytes."""
     found: dict[str, Any] = {
         "type": "SegDataPreProcessor",
         "mean": [round(255 * value, 3) for value in backbone.mean],
@@ -87,5 +87,5 @@ def _loss(class_weights: Sequence[float] | None, weight: float = 1.0) -> dict[st
     loss: dict[str, Any] = {"type": "CrossEntropyLoss", "loss_weight": weight, "avg_non_ignore": True}
     if class_weights is None:
         return loss
-    # its mean would look up the weight of class 255; mmengine takes the mean over all pixels instead
+    # the loss's own mean would look up the weight of class 255; without it, mmengine takes the mean over all pixels
     return loss | {"class_weight": list(class_weights), "reduction": "none"}

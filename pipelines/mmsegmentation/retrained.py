@@ -1,4 +1,4 @@
-"""A retrained network as `ssr retrain` leaves it and `ssr predict` reads it: weights, and how to build what they fit."""
+"""A retrained network, as `ssr retrain` writes it and `ssr predict` reads it: weights, and the design that they fit."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _LARGEST, _DEEPEST = 4096, 128
 
 @dataclass(frozen=True)
 class Design:
-    """What a network is built from, without its weights.
+    """The design of a network, without its weights.
 
     Attributes:
         model: ``deeplabv3plus``, ``segformer``, ``upernet``, or the path of a config file.
         backbone: ``mit_b0`` to ``mit_b5``, or a model of timm; None: the config file has one.
-        channels: Width of the head, 0 = its own.
+        channels: Width of the head; 0 is the network's default.
         classes: Foreground classes.
-        crop: Side of the crops that it learned from, pixels.
+        crop: Side of the crops of the training, pixels.
     """
 
     model: str
@@ -51,7 +51,7 @@ class Design:
     crop: int
 
     def parts(self, weights: str) -> Backbone:
-        """The backbone of one of `NETWORKS`; for ``weights`` see `timm_backbone`."""
+        """Return the backbone of one of `NETWORKS`; for ``weights`` see `timm_backbone`."""
         if isinstance(self.backbone, str):
             return mit_backbone(self.backbone, weights)
         if self.backbone is None:
@@ -59,13 +59,13 @@ class Design:
         return timm_backbone(self.backbone, weights, OUTPUT_STRIDE.get(self.model))
 
     def config(self, weights: str = "none", class_weights: Sequence[float] | None = None) -> dict[str, Any]:
-        """The network's config, as mmengine builds from."""
+        """Return the config from which mmengine builds the network."""
         if self.model not in NETWORKS:
             return network_of_file(Path(self.model), len(self.classes) + 1, self.crop)
         return network(self.model, self.parts(weights), len(self.classes) + 1, self.crop, self.channels, class_weights)
 
     def note(self) -> dict[str, Any]:
-        """As it is written beside the weights."""
+        """Return the design as the JSON note beside the weights."""
         backbone: Any = self.backbone
         if isinstance(backbone, TimmModel):
             backbone = {
@@ -79,14 +79,14 @@ class Design:
 
 @dataclass(frozen=True)
 class Retrained:
-    """A network and what it was trained for.
+    """A network with the classes and crops of its training.
 
     Attributes:
-        model: mmsegmentation's, in evaluation mode.
+        model: mmsegmentation's network, in evaluation mode.
         classes: Names of the foreground classes, in the order of its logits.
-        crop: Images are scaled for it as for crops of this side.
-        supervision: ``pseudo``, ``corrected`` (some masks are), or ``masks``: ground truth, an upper bound.
-        iteration: Steps of its training.
+        crop: Side of the crops of the training; images are scaled as for these.
+        supervision: ``pseudo``, ``corrected`` (some masks were corrected), or ``masks`` (ground truth, an upper bound).
+        iteration: Number of steps of its training.
     """
 
     model: nn.Module
@@ -97,10 +97,10 @@ class Retrained:
 
 
 def network_of_file(path: Path, classes: int, crop: int) -> dict[str, Any]:
-    """The network of a config file, which is run, for our number of classes.
+    """Return the network of a config file for the dataset's number of classes. The file is run as Python.
 
     Raises:
-        UsageError: No such file, or one without a network.
+        UsageError: There is no such file, or it has no network.
     """
     from mmengine.config import Config
 
@@ -112,7 +112,7 @@ def network_of_file(path: Path, classes: int, crop: int) -> dict[str, Any]:
         for head in (one for found in heads for one in (found if isinstance(found, list) else [found])):
             head["num_classes"] = classes
             head.pop("out_channels", None)
-    except Exception as error:  # it runs whatever the file says
+    except Exception as error:  # the file may run any code
         found = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UsageError(f"{path} is no mmsegmentation config with a decode_head ({found})", "--model") from error
     if isinstance(model.get("data_preprocessor"), dict):
@@ -121,15 +121,15 @@ def network_of_file(path: Path, classes: int, crop: int) -> dict[str, Any]:
 
 
 def digest_of(model: dict[str, Any]) -> str:
-    """SHA-256 (hex) of a network's config."""
+    """Return SHA-256 (hex) of a network's config."""
     return hashlib.sha256(json.dumps(model, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def build(config: dict[str, Any]) -> nn.Module:
-    """A network of random weights.
+    """Build a network with random weights.
 
     Raises:
-        SsrError: mmsegmentation is missing, or cannot build it.
+        SsrError: mmsegmentation is missing, or it cannot build the network.
     """
     import_mmsegmentation()
     from mmengine.config import ConfigDict
@@ -148,7 +148,7 @@ def build(config: dict[str, Any]) -> nn.Module:
 def write_retrained(
     path: Path, model: nn.Module, design: Design, supervision: str, iteration: int, described: dict[str, Any] | None = None
 ) -> None:
-    """Write a network's weights and how to build it: ``described``, a note of the design from before, or a new one."""
+    """Write a network's weights and its design: ``described``, an earlier note of the design, or a new one."""
     note = {
         "format": FORMAT,
         "classes": list(design.classes),
@@ -163,13 +163,13 @@ def read_retrained(path: Path, flag: str = "--model", config_file: Path | None =
     """Read a network.
 
     Args:
-        path: Written by `write_retrained`.
-        flag: Named in errors.
-        config_file: The config that this work directory wrote. It is run as Python, for a network of a config file alone;
-            None: such a network is refused.
+        path: File written by `write_retrained`.
+        flag: Flag that errors name.
+        config_file: The config that this work directory wrote. It is run as Python, only for a network of a config file; None
+            refuses such a network.
 
     Raises:
-        UsageError: Not one of ours, damaged, or a network of a config file without that file.
+        UsageError: The file is not from `ssr retrain`, is damaged, or has a network of a config file without that file.
         SsrError: mmsegmentation is missing.
     """
     tensors, note = read_checkpoint(path, flag)
@@ -180,7 +180,7 @@ def read_retrained(path: Path, flag: str = "--model", config_file: Path | None =
         described, classes, supervision = note["network"], note["classes"], note["supervision"]
         _check(described, classes, supervision, tensors)
         config = _config(described, tuple(classes), path, flag, config_file)
-        if isinstance(described["backbone"], dict):  # its sizes are the file's own: they must cost no memory
+        if isinstance(described["backbone"], dict):  # these sizes must cost no memory before they are checked
             with torch.device("meta"):
                 wanted = {name: tensor.shape for name, tensor in build(config).state_dict().items()}
             if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
@@ -192,17 +192,17 @@ def read_retrained(path: Path, flag: str = "--model", config_file: Path | None =
         )
     except _RefusedError:
         raise
-    except Exception as error:  # a damaged note may go wrong anywhere inside mmsegmentation
+    except Exception as error:  # a damaged note may raise any error inside mmsegmentation
         raise UsageError(f"{path} is damaged: its tensors are not those of its network", flag) from error
 
 
 class _RefusedError(UsageError):
-    """Nothing is wrong with the file itself."""
+    """An error whose cause is not the file itself."""
 
 
 def _check(described: dict[str, Any], classes: Any, supervision: Any, tensors: dict[str, Tensor]) -> None:
-    """Sizes within reason, before anything is built of them."""
-    sizes = [4 * described["channels"], described["crop"] - 1, 16 * len(classes)]  # of heads of 1,024 channels, 255 classes
+    """Check that sizes are plausible, before anything of these sizes is built."""
+    sizes = [4 * described["channels"], described["crop"] - 1, 16 * len(classes)]  # of 1,024 channels in heads, 255 classes
     sound = (
         supervision in SUPERVISIONS
         and isinstance(classes, list)
@@ -225,13 +225,13 @@ def _config(described: dict[str, Any], classes: tuple[str, ...], path: Path, fla
     if digest_of(config) != name:
         raise _RefusedError(f"{file} does not describe the network of {path} any more", "ssr retrain --force")
     backbone = config.get("backbone", {})
-    if "pretrained" in backbone:  # its weights are in the file: nothing is fetched
+    if "pretrained" in backbone:  # the weights are in the file, so nothing is downloaded
         backbone["pretrained"] = False if backbone.get("type") == "TIMMBackbone" else None
     return config
 
 
 def _described(backbone: Any) -> TimmModel | str:
-    """Names and plain numbers alone: a file from elsewhere must not reach for anything."""
+    """Return a backbone of names and plain numbers alone, so that a foreign file cannot load anything."""
     if isinstance(backbone, str) and backbone in MIT:
         return backbone
     name, arguments, normalisation = backbone["name"], backbone["arguments"], backbone["normalisation"]
@@ -246,13 +246,13 @@ def _described(backbone: Any) -> TimmModel | str:
 
 
 class RetrainedPredictor:
-    """Logits of batches of images; holds no files.
+    """A retrained network that computes the logits of batches of images. It holds no files.
 
     Args:
         retrained: The network.
-        options: Scales and flip; ``long_side`` does not count, images are scaled as in the training.
-        device: Where to run.
-        dtype: bf16 runs under autocast.
+        options: Scales and flip; ``long_side`` is ignored, because images are scaled as in the training.
+        device: Device of the network.
+        dtype: Precision; bf16 runs under autocast.
     """
 
     def __init__(self, retrained: Retrained, options: PredictOptions, device: torch.device, dtype: torch.dtype) -> None:
@@ -280,13 +280,13 @@ class RetrainedPredictor:
 
     @torch.inference_mode()
     def logits(self, photos: Sequence[Photo]) -> Tensor:
-        """Logits of images of one size, averaged over scales and mirror images.
+        """Compute the logits of images of one size, averaged over scales and mirror images.
 
         Args:
             photos: A batch; all have the same size at every scale.
 
         Returns:
-            ``(B, C + 1, h, w)`` fp32, background first, at the size of scale 1; the highest of each pixel is 0.
+            ``(B, C + 1, h, w)`` fp32, background first, at the size of scale 1; the highest logit of each pixel is 0.
         """
         return mean_logits(self._pass, photos, self.options)
 

@@ -1,4 +1,4 @@
-"""Running mmengine's Runner on a config: quietly, on one device or many, from where it stood."""
+"""Runs mmengine's Runner on a config, without output, on one device or many, from the last saved state."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def run(  # noqa: PLR0913 - what a process of a training differs in
     to_train: bool,
     to_validate: Callable[[], bool],
 ) -> Runner | None:
-    """Train as a config says, to its last step, then validate.
+    """Train to the last step of a config, then validate.
 
     Args:
-        config_file: Written by `ssr retrain`; it is run as Python.
-        work: mmengine's logs go there.
-        hook: Speaks and saves in place of mmengine's own.
-        state: To go on from, or None.
+        config_file: Config written by `ssr retrain`; it is run as Python.
+        work: Folder of mmengine's logs.
+        hook: Hook that reports and saves in place of mmengine's own hooks.
+        state: State to resume from, or None.
         launcher: ``none``, or ``pytorch`` for processes that are joined already.
-        device: Where mmengine trains.
-        to_train: Whether steps are left; without any, no image of earlier ones is read again.
-        to_validate: Asked after the last step: whether its model is still to be scored.
+        device: Device of mmengine.
+        to_train: Whether steps are left; if not, no image of earlier steps is read again.
+        to_validate: Called after the last step; returns whether its model is still to be scored.
 
     Returns:
-        The runner behind its last step; None if there was nothing to do.
+        The runner after its last step; None if there was nothing to do.
 
     Raises:
-        SsrError: mmsegmentation cannot build what the config describes.
+        SsrError: mmsegmentation cannot build the network of the config.
     """
     if not to_train and not to_validate():
         return None
@@ -55,7 +55,7 @@ def run(  # noqa: PLR0913 - what a process of a training differs in
                 runner.train()
         except SsrError:
             raise
-        except Exception as error:  # a hub that is not there, weights of another backbone, a config file's own mistakes
+        except Exception as error:  # a hub that cannot be reached, weights of another backbone, faults of a config file
             if hook.began:
                 raise
             found = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -67,13 +67,13 @@ def run(  # noqa: PLR0913 - what a process of a training differs in
 
 
 def _runnable(config_file: Path, work: Path, state: Path | None, launcher: str, device: torch.device) -> Config:
-    """The config, with what belongs to this run alone."""
+    """Return the config with the settings of this run."""
     found = Config.fromfile(config_file)
     found.work_dir = str(work)
     found.launcher = launcher
     found.load_from = str(state) if state else None
     found.resume = state is not None
-    found.default_hooks = {**found.get("default_hooks", {}), "checkpoint": None}  # the state is ours to write
+    found.default_hooks = {**found.get("default_hooks", {}), "checkpoint": None}  # `TrainingHook` writes the state
     found.visualizer = {"type": "Visualizer", "vis_backends": None, "name": "retrain"}
     if device.type == "cpu":
         found.pop("sync_bn", None)
@@ -82,7 +82,7 @@ def _runnable(config_file: Path, work: Path, state: Path | None, launcher: str, 
 
 
 class _Nowhere(io.TextIOBase):
-    """A stream that is never closed: a later training may be given this one's logger."""
+    """A stream that is never closed, because a later training may get the logger that holds it."""
 
     def write(self, text: str) -> int:
         return len(text)
@@ -93,7 +93,7 @@ _NOWHERE = _Nowhere()
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The logger of mmengine keeps the stream that it finds; all it says goes to a file besides."""
+    """Silence mmengine's logger, which keeps the stream that it finds; its lines also go to a file."""
     with redirect_stdout(_NOWHERE), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
