@@ -1,4 +1,4 @@
-# make all     set-up, then superpixels -> alignment -> CAMs -> pseudo-masks -> segmentation model -> scores -> pictures, on a
+# make all     set-up, then superpixels -> alignment -> CAMs -> pseudo-masks -> scores and report.html -> model, on a
 #              small drawn set
 # make setup   installs what the stages need into .venv; EXTRAS=onnx,vector adds what `ssr onnx` and polygons need, ray and mmseg
 #              likewise. Other targets install what they need beyond it.
@@ -48,6 +48,8 @@ RETRAIN_FLAGS = $(if $(or $(SAMPLE),$(if $(CONFIG),$(shell grep -s '^\[retrain\]
 PREDICT_FLAGS = $(CLIP_FLAG) $(BOUNDARY_FLAG)
 # says the command, runs it; exit code 3: done but for the bad images that --max-failures allows
 step    = @set -- $(1) $(ARGS) $(2); echo; printf '%s\n' $(call q,> ssr $(1) $(ARGS) $(2)); $(SSR) "$$@" || [ $$? -eq 3 ]
+# the page is there before the long trainings, which then add to it
+REPORT  = $(call step,report,$(if $(filter yes,$(EVAL)),--gt))
 scored  = $(if $(filter yes,$(EVAL)),$(call step,$(1),$(2)))
 
 # a file stays on one worker, in the order of tests/fixtures/lanes.py: the longest first
@@ -87,16 +89,19 @@ all: setup $(if $(filter yes,$(RETRAIN)),$(VENV)/.with-mmseg)
 	$(call step,cams,$(if $(filter yes,$(ALIGN)),--ckpt auto) $(CLIP_FLAG))
 	$(call step,refine,$(FLAGS) $(BOUNDARY_FLAG))
 	$(call scored,eval masks)
+	$(call scored,ablation,$(FLAGS) $(BOUNDARY_FLAG))
+	$(call scored,eval ablation)
+	$(REPORT)
 	$(if $(filter yes,$(TRAIN)),$(call step,train,$(TRAIN_FLAGS)))
 	$(if $(filter yes,$(TRAIN)),$(call step,predict,$(PREDICT_FLAGS)))
+	$(if $(filter yes,$(TRAIN)),$(call scored,eval predictions))
 	$(if $(filter yes,$(TRAIN)),$(if $(VAL),$(call step,predict,$(PREDICT_FLAGS) --split $(call q,$(VAL)))))
 	$(if $(filter yes,$(TRAIN)),$(if $(VAL),$(call scored,eval predictions,--split $(call q,$(VAL)))))
 	$(if $(filter yes,$(RETRAIN)),$(call step,retrain,$(RETRAIN_FLAGS)))
 	$(if $(filter yes,$(RETRAIN)),$(call step,predict,--model retrained $(PREDICT_FLAGS) $(if $(VAL),--split $(call q,$(VAL)))))
 	$(if $(filter yes,$(RETRAIN)),$(call scored,eval retrained,$(if $(VAL),--split $(call q,$(VAL)))))
-	$(call scored,ablation,$(FLAGS) $(BOUNDARY_FLAG))
-	$(call scored,eval ablation)
-	$(call step,report,$(if $(filter yes,$(EVAL)),--gt))
+	$(if $(filter yes,$(TRAIN) $(RETRAIN)),$(REPORT))
+	@echo; $(SSR) $(if $(filter-out runs/%,$(WORK)),status --work $(call q,$(WORK)))
 
 test: dev
 	$(PYTEST)

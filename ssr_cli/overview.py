@@ -29,6 +29,19 @@ FIRST_COMMANDS = {
 WRITES = {"eval": "eval/*/report.json"}
 """Output of a stage whose help does not name it."""
 
+TO_LOOK_AT = {
+    "report.html": "scores, ablation and pictures on one page, for a browser",
+    "show/index.html": "pictures of every step, for a browser",
+    "review/index.html": "the most doubtful masks, to mark",
+    "masks": "pseudo-masks as PNG: 0 is background, 1 the first class",
+    "model.safetensors": "the trained model, for ssr predict --images FOLDER",
+    "predictions": "label maps of that model",
+}
+"""Outputs of a work directory that are for people, the page of everything first."""
+
+OWN_PHOTOS = "ssr init --root FOLDER"
+"""First command for photos of one's own."""
+
 
 def print_overview(commands: Mapping[str, str]) -> None:
     """Print the stages in order. The state of a single work directory stands beside them; several get a line each.
@@ -58,10 +71,15 @@ def print_overview(commands: Mapping[str, str]) -> None:
         elif status is single:
             begun = any(output.total for output in status.outputs)
             out.print(f"{name}: {escape(f'{status.dataset}; recipe {status.recipe}' if begun else 'not begun')}")
+            for path, what in TO_LOOK_AT.items():
+                if (work / path).exists():
+                    out.print(f"  [bold]{escape(str(work / path))}[/]  [dim]{what}[/]")
             next_step(_next_command(work, status))
         else:
             out.print(f"{name}: {_summary(status)}; [dim]next:[/] {escape(_next_command(work, status))}")
-    if not statuses:
+    if statuses:
+        out.print(f"[dim]your own photos:[/] [bold]{OWN_PHOTOS}[/] [dim]writes a config for them and names the next command[/]")
+    else:
         out.print(f"no work directory under {RUNS}/ yet; begin with")
         for command, what in FIRST_COMMANDS.items():
             out.print(f"  [bold]{command}[/]  [dim]{what}[/]")

@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from pipelines.errors import SsrError, UsageError
+from pipelines.options.sources import DatasetOptions
 from ssr_cli.console import EXIT_PARTLY, ConsoleProgress, err, next_step, print_from_signal
 from ssr_cli.invocation import Invocation
 
@@ -80,6 +81,14 @@ def launch(invocation: Invocation, stage: PerImageStage, workspace: Workspace, *
         from pipelines.stages.launch import job_of, run
 
         return run(job_of(stage, workspace, *arguments), invocation.scale, progress)
+
+
+def look_at_masks(invocation: Invocation) -> str:
+    """The command after pseudo-masks: their score, or pictures of them where a folder of photos has no ground truth."""
+    from pipelines.datasets.folder import may_have_masks
+
+    dataset = invocation.options("dataset", DatasetOptions)
+    return "ssr eval" if may_have_masks(dataset.kind, dataset.root) else "ssr show"
 
 
 def print_outcome(counts: Counts, work: Path, then: str | None, invocation: Invocation) -> None:

@@ -19,6 +19,14 @@ from pipelines.options.sources import DatasetOptions
 
 _SUFFIXES = (".csv", ".json", ".jsonl")
 
+MASKS = "masks"
+"""Folder of ground truth beside the images."""
+
+
+def may_have_masks(kind: str, root: Path | None) -> bool:
+    """Whether a score can be asked of a dataset: a folder of images needs ground truth beside them; other layouts have it."""
+    return kind != "folder" or root is None or (root / MASKS).is_dir()
+
 
 def load_folder(options: DatasetOptions) -> Dataset:
     """List the images of a folder: ``images/`` or the folder itself, ``labels.csv | .json | .jsonl``, and ``masks/``, if any.
@@ -47,7 +55,7 @@ def load_folder(options: DatasetOptions) -> Dataset:
             Sample(key, place(key), present, options.orient)
             for key, present in select_labels(labels, split.ids, label_file, options.absent_is_empty).items()
         )
-    masks = root / "masks"
+    masks = root / MASKS
     return Dataset(
         kind="folder",
         root=root,

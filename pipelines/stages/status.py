@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from pipelines.config import build_options
 from pipelines.datasets import Dataset, load_dataset
-from pipelines.datasets.folder import load_photos
+from pipelines.datasets.folder import load_photos, may_have_masks
 from pipelines.datasets.unlabelled import lacks_labels
 from pipelines.errors import SsrError
 from pipelines.evaluation.report import Report, read_report
@@ -293,7 +293,28 @@ def _next(work: Path, outputs: list[OutputStatus], reports: list[Report]) -> str
         passed_over = not output.total and any(later.total for later in outputs[index + 1 :])  # not every recipe needs all
         if not output.complete and not passed_over:
             return OUTPUTS[output.name] + _checkpoint(work, output.name, outputs)
-    return "ssr show" if any(report.what == "masks" for report in reports) else "ssr eval"
+    return _after_masks(work, outputs, reports)
+
+
+def _after_masks(work: Path, outputs: list[OutputStatus], reports: list[Report]) -> str:
+    """The first command that was not run of those after the last one that was; `ssr show` once all were."""
+    options = cast("DatasetOptions", build_options("dataset", recall(work).get("dataset") or {}))
+    scored = {report.what for report in reports}
+    page = (work / "report.html").is_file()
+    to_see = ("ssr show", page or (work / "show" / "index.html").is_file())
+    to_score = [
+        ("ssr eval", "masks" in scored),
+        ("ssr ablation", (work / "ablation.json").is_file()),
+        ("ssr eval ablation", (work / "ablation.json").is_file() and "cams" in scored),
+        ("ssr report", page),
+    ]
+    commands = [
+        *(to_score if may_have_masks(options.kind, options.root) else [to_see]),
+        (f"{OUTPUTS['model']}{_checkpoint(work, 'model', outputs)}", any(o.name == "model" for o in outputs)),
+        ("ssr predict", any((work / "predictions").glob("*.json"))),
+    ]
+    last = max((index for index, (_, run) in enumerate(commands) if run), default=-1)
+    return commands[last + 1][0] if last + 1 < len(commands) else "ssr show"
 
 
 def _checkpoint(work: Path, name: str, outputs: list[OutputStatus]) -> str:

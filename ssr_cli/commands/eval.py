@@ -49,6 +49,7 @@ def command(
         _ablation(invocation, options, power)
         return
     from pipelines.stages import evaluate
+    from pipelines.stages.status import status
 
     with ConsoleProgress() as progress:
         evaluations = launch(invocation, evaluate, invocation.workspace, what, options, power, progress=progress)
@@ -58,7 +59,8 @@ def command(
         return
     for evaluation in evaluations:
         print_evaluation(evaluation)
-    next_step(command_for(invocation.work, "ssr show"))
+    then = status(invocation.work).next_command if what == "masks" else command_for(invocation.work, "ssr report")
+    next_step(then)
     if evaluations[0].failed:
         err.print(f"[yellow]{evaluations[0].failed} images left out, listed in {invocation.work / 'failures.jsonl'}[/]")
         raise typer.Exit(EXIT_PARTLY)

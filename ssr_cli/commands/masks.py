@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
 from ssr_cli.invocation import Invocation
 from ssr_cli.parameters import command_with
-from ssr_cli.run_command import run_per_image_stage
+from ssr_cli.run_command import look_at_masks, run_per_image_stage
 
 
 @command_with("refine", "cams", "superpixels", "dataset", "clip", "dino", "run", "scale")
@@ -18,4 +18,4 @@ def command(invocation: Invocation) -> None:
         invocation.options("cams", CamsOptions),
         invocation.options("refine", RefineOptions),
     )
-    run_per_image_stage(invocation, masks, *sections, then="ssr eval")
+    run_per_image_stage(invocation, masks, *sections, then=look_at_masks(invocation))

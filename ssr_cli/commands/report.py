@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines.options.stages import ShowOptions
-from ssr_cli.console import ConsoleProgress, out
+from ssr_cli.console import ConsoleProgress, next_step, out
 from ssr_cli.invocation import Invocation
 from ssr_cli.parameters import command_with
 
@@ -12,7 +12,9 @@ from ssr_cli.parameters import command_with
 def command(invocation: Invocation) -> None:
     """Put the ablation, every evaluation and pictures on one HTML page, WORK/report.html."""
     from pipelines.stages import report
+    from pipelines.stages.status import status
 
     with ConsoleProgress() as progress:
         page = report.run(invocation.workspace, invocation.options("show", ShowOptions), progress)
     out.print(f"report: [bold]{page.absolute()}[/]")
+    next_step(status(invocation.work).next_command)

@@ -281,7 +281,7 @@ def test_a_class_without_ground_truth_is_named_beside_every_score(ssr, own_voc):
 
 @pytest.mark.parametrize("place", ["my photos & co", "it's #1; $(x)"])
 def test_printed_commands_run_as_they_are_printed(ssr, tiny_folder, tmp_path, place):
-    """From `doctor` to `show`, only by what is printed: `next:` lines, and commands in errors."""
+    """From `doctor` to the ablation, only by what is printed: `next:` lines, and commands in errors."""
     root = Path(shutil.copytree(tiny_folder.root, tmp_path / place / "photos"))
     config = tiny_folder.config.read_text().replace('root = "."\n', "")
     (tmp_path / place / "models.toml").write_text(config)
@@ -292,7 +292,7 @@ def test_printed_commands_run_as_they_are_printed(ssr, tiny_folder, tmp_path, pl
         command = next(line.removeprefix("next: ") for line in said.splitlines() if line.startswith("next: "))
         commands.append(shlex.split(command)[1])
         said = ssr(*shlex.split(command)[1:]).out
-    assert commands == ["superpixels", "cams", "refine", "eval", "show"]
+    assert commands == ["superpixels", "cams", "refine", "eval", "ablation"]
     shutil.rmtree(tmp_path / place / "runs")
     failed = ssr("refine", *made, code=1).err
     for expected in ("cams", "superpixels"):

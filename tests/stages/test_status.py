@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,29 @@ def test_next_after_the_heads_are_cams_through_them(tmp_path):
 def test_next_after_a_training_that_was_broken_off_is_to_go_on(tmp_path):
     work = heads(superpixels(tmp_path), complete=False, checkpoint=False)
     assert status(work).next_command == f"ssr align --work {work}"
+
+
+@pytest.mark.parametrize(
+    ("files", "following"),
+    [
+        ([], "ssr eval"),
+        (["ablation.json"], "ssr eval ablation"),
+        (["ablation.json", "report.html"], "ssr train --ckpt auto"),
+        (["report.html"], "ssr train --ckpt auto"),  # nobody has to make an ablation
+        (["predictions/val.json"], "ssr show"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["voc", "folder"])
+def test_next_after_the_masks(tmp_path, files, following, kind):
+    work = heads(superpixels(tmp_path))
+    for name in ("cams", "refined", "masks"):
+        Manifest(name, {"ckpt": "abc"}, {"images": 6}, {"done": 6}, True).write(work / f"{name}.json")
+    for name in files:
+        (work / name).parent.mkdir(exist_ok=True)
+        (work / name).touch() if name.endswith("html") else Manifest("predict", {}, {}, {}, True).write(work / name)
+    (work / "work.json").write_text(json.dumps({"dataset": {"kind": kind, "root": str(tmp_path)}}))
+    if kind == "folder" and not {"report.html", "predictions/val.json"}.intersection(
+        files
+    ):  # without ground truth there is no score
+        following = "ssr show"
+    assert status(work).next_command == f"{following} --work {work}"
