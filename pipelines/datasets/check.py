@@ -28,7 +28,7 @@ class PixelReport:
         long_side: Images above this long side are counted; 0 counts none.
 
     Attributes:
-        turned: Ids of images that EXIF asks to turn.
+        turned: Ids of images whose EXIF states another orientation.
         transparent: Ids of images with transparency, which is dropped.
         print_colours: Ids of CMYK images, whose colour profile is not applied.
         dark: Ids of images of 16 bits whose values are those of 12 bits or fewer.

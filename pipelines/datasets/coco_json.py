@@ -192,6 +192,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise SsrError(f"{path}: broken JSON: {error}") from None
     if not isinstance(content, dict):
-        hint = "an object with images, annotations and categories; a list is what a model found"
+        hint = "an object with images, annotations and categories; a list holds the detections of a model"
         raise SsrError(f"{path}: expected COCO instances, found a {type(content).__name__}", hint)
     return content

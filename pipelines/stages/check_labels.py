@@ -110,7 +110,7 @@ def run(
     shown = list(_drawn(place, superpixels, plain, pairs[:top], names, progress))
     labels = ((sample.image_id, [names[index] for index in sample.labels]) for sample in workspace.dataset.samples)
     missing = sum(pair.missing for pair in pairs)
-    summary = {"photos": f"{photos:,}", "doubtful": f"{len(pairs):,}", "shown": f"{len(shown):,}, worst first"}
+    summary = {"images": f"{photos:,}", "doubtful": f"{len(pairs):,}", "shown": f"{len(shown):,}, worst first"}
     with atomic_path(page) as temporary:
         temporary.write_text(check_page(f"labels of {workspace.dataset.split}", shown, labels, summary), encoding="utf-8")
     return Checked(table, page, len(pairs) - missing, missing, len(shown), photos, counts.failed)

@@ -173,7 +173,7 @@ def _class_names(names: tuple[str, ...]) -> Iterator[Finding]:
         if len(one) > 3
     ]
     if pairs:
-        yield Finding("warning", "dataset", f"class names that are nearly one: {some(pairs)}; aliases in --classes join them")
+        yield Finding("warning", "dataset", f"class names that are nearly equal: {some(pairs)}; aliases in --classes join them")
     numbers = [name for name in names if name.isdecimal()]
     if numbers:
         cure = "CLIP reads them as they are: give words by `prompt` in --classes"
@@ -185,7 +185,7 @@ def _pixels(pixels: PixelReport) -> Iterator[Finding]:
     lines = [
         (
             pixels.turned,
-            "images that EXIF asks to turn, used as they are stored; --orient turns them, if the masks are for that",
+            "images that their EXIF turns, used as they are stored; --orient turns them, if the masks are for that",
         ),
         (pixels.transparent, "images with transparency, which is dropped: what is behind it shows"),
         (pixels.print_colours, "CMYK images, converted without their colour profile: colours may differ; store them as RGB"),

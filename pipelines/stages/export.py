@@ -77,7 +77,7 @@ def run(workspace: Workspace, options: ExportOptions, progress: Progress | None 
     """
     progress = progress or Silent()
     if not options.format:
-        raise UsageError("which format? `ssr export --help` lists them", "ssr export FORMAT")
+        raise UsageError("expected a format, found none; `ssr export --help` lists them", "ssr export FORMAT")
     form = format_of(options.format)
     ignore = _checked(form, options)
     source = label_map_folder(workspace, options)
@@ -179,7 +179,7 @@ def _class_names(workspace: Workspace, source: Path) -> tuple[str, ...]:
     manifest = Manifest.read(source.resolve().with_suffix(".json"))
     names = manifest.settings.get("classes") if manifest is not None else None
     if not isinstance(names, list):
-        raise UsageError(f"which classes are in {source}? it has no manifest that says so", "--classes FILE")
+        raise UsageError(f"expected the classes of {source}, found no manifest with them", "--classes FILE")
     return tuple(map(str, names))
 
 
@@ -283,7 +283,7 @@ class _Seen:
         yield f"unsure pixels (255), {self.unsure / max(1, self.pixels):.1%} of all, are written as {became} (--ignore)"
         if self.turned:
             yield (
-                f"{self.turned} images are turned by their EXIF: tools that heed it show them otherwise than their masks; "
+                f"{self.turned} images are turned by their EXIF: tools that apply it show them otherwise than their masks; "
                 "turn the files (`exiftran -ai *.jpg`), or make masks with --orient"
             )
 

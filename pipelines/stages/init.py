@@ -145,7 +145,7 @@ def write(made: Plan, target: Path, work: Path | None, recipe: str | None, force
     try:
         content = text.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"{str(root)!r}: a path that is not UTF-8 cannot stand in a config", "rename the folder") from None
+        raise UsageError(f"{str(root)!r}: a config cannot hold a path that is not UTF-8", "rename the folder") from None
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)
         read_config(temporary)

@@ -1,4 +1,4 @@
-"""`ssr sample`: draw the embedded set in VOC's layout, with a config that runs every stage on it."""
+"""`ssr sample`: draws the embedded set in VOC's layout, with a config that runs every stage on it."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ class _Job:
 
 
 def models_folder() -> Path:
-    """Where the embedded CLIP and DINO are."""
+    """Return the folder of the embedded CLIP and DINO."""
     return Path(str(resources.files("pipelines.sample"))) / "models"
 
 
 def run(work: Path, options: SampleOptions, force: bool = False, progress: Progress | None = None) -> Counts:
-    """Write splits and class list, draw the pictures that are not there yet, then write labels and config.
+    """Write splits and class list, draw the images that are missing, then write labels and config.
 
     Args:
-        work: Gets ``dataset/`` (VOC's layout) and ``sample.toml``.
-        options: How many, and the seed.
-        force: Draw all of them again.
-        progress: Receives each picture.
+        work: Folder of ``dataset/`` (VOC's layout) and ``sample.toml``.
+        options: Numbers of images, and the seed.
+        force: Whether all images are drawn again.
+        progress: Receives each image.
 
     Returns:
-        Pictures done and skipped.
+        Images done and skipped.
 
     Raises:
         UsageError: There is another drawn set in ``work``, and ``force`` is off.
@@ -93,12 +93,12 @@ def _settle(path: Path, settings: dict[str, int], force: bool) -> None:
 
 
 def _paths(root: Path, image_id: str) -> tuple[Path, Path]:
-    """Of a picture and its mask."""
+    """Return the paths of an image and its mask."""
     return root / "JPEGImages" / f"{image_id}.jpg", root / "SegmentationClass" / f"{image_id}.png"
 
 
 def _clean(root: Path, wanted: set[str]) -> None:
-    """Remove what a kill or a larger set left behind."""
+    """Remove leftovers of a killed run or of a larger set."""
     for folder in (root / "JPEGImages", root / "SegmentationClass"):
         remove_leftovers(folder)
         for path in folder.glob("*"):
@@ -107,7 +107,7 @@ def _clean(root: Path, wanted: set[str]) -> None:
 
 
 def _draw(job: _Job, root: Path, seed: int) -> tuple[int, ...]:
-    """Draw one picture with its mask; the labels of what it shows."""
+    """Draw one image with its mask, and return its labels."""
     rng = np.random.default_rng([seed, job.number])
     long, short = SIDES[1], int(rng.integers(SIDES[0], SIDES[1] + 1))
     height, width = (short, long) if rng.random() < 0.7 else (long, short)

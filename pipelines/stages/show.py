@@ -136,7 +136,7 @@ def draw(workspace: Workspace, options: ShowOptions, progress: Progress) -> Draw
     facts = {
         "dataset": workspace.dataset.kind,
         "split": workspace.dataset.split,
-        "photos": f"{len(rows)} of {len(workspace.dataset.samples)}",
+        "images": f"{len(rows)} of {len(workspace.dataset.samples)}",
         "recipe": workspace.recipe or "",
         TRUTH: "; ".join(("shown", *warnings)) if options.gt else "not opened",
     }

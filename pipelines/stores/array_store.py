@@ -233,7 +233,7 @@ def _refuse_others(path: Path, shard: Shard) -> None:
         if other.count != shard.count:
             raise UsageError(
                 f"{path} has shards of {other.count}, not of {shard.count}",
-                f"`ssr merge --work {path.parent}` unites them, then any number goes on; or --shard {other}",
+                f"`ssr merge --work {path.parent}` merges them, and any count works then; or --shard {other}",
             )
 
 

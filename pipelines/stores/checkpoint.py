@@ -59,7 +59,7 @@ def read_checkpoint(path: Path, flag: str) -> tuple[dict[str, Tensor], dict[str,
     except Exception as error:  # safetensors and torch raise several kinds of errors for bad bytes
         raise UsageError(f"{path} is not a readable .safetensors file", _cure(flag)) from error
     if not whole:
-        raise UsageError(f"{path} is damaged: its checksum is another", _cure(flag))
+        raise UsageError(f"{path} is damaged: its checksum does not match", _cure(flag))
     return tensors, note
 
 
@@ -93,5 +93,5 @@ def _noted(path: Path, flag: str) -> dict[str, Any]:
     except Exception as error:
         raise UsageError(f"{path} is not a readable .safetensors file", _cure(flag)) from error
     if not isinstance(note, dict):
-        raise UsageError(f"{path} was not written by ssr: it does not say what it belongs to", flag)
+        raise UsageError(f"{path} was not written by ssr: it has no note on its origin", flag)
     return note

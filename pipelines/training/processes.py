@@ -107,7 +107,7 @@ def joined_processes(device: torch.device) -> Iterator[tuple[Processes, torch.de
         yield Processes(dist.get_rank(), count), device
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "by peer" in str(error):  # gloo raises no error of its own class
-            raise SsrError("another process of this training has ended", "its own lines say why") from error
+            raise SsrError("another process of this training has ended", "see its own messages") from error
         raise
     finally:
         dist.destroy_process_group()

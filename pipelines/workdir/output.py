@@ -42,7 +42,7 @@ class Part:
 
     Attributes:
         stage: Stage name in the manifest.
-        path: A store (``.h5``), a folder of label maps (no suffix) or a file; the manifest lies beside it.
+        path: A store (``.h5``), a folder of label maps (no suffix) or a file; the manifest is beside it.
         settings: All settings that change it.
         others: Further stores, folders and files that are made and started over with it.
     """

@@ -122,4 +122,4 @@ def begun_at(manifest: Manifest) -> float:
 def _precision_kept(changed: list[str]) -> str:
     """Return the flag that keeps the old precision, because ``auto`` may differ on another machine."""
     flags = {'precision: "bfloat16" -> "float32"': "bf16", 'precision: "float32" -> "bfloat16"': "fp32"}
-    return "".join(f"--precision {flags[line]} goes on in its precision, " for line in changed if line in flags)
+    return "".join(f"--precision {flags[line]} keeps its precision, " for line in changed if line in flags)

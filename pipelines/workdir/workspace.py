@@ -176,7 +176,7 @@ class Workspace:
 
         Args:
             stage: Stage name.
-            path: A store (``.h5``), a folder of label maps (no suffix) or a file; its manifest lies beside it (``.json``).
+            path: A store (``.h5``), a folder of label maps (no suffix) or a file; its manifest is beside it (``.json``).
             settings: All settings that change it.
             progress: Receives each image.
             others: Further stores, folders and files that are made and started over with it.

@@ -365,7 +365,7 @@ def test_doctor_names_pixels_that_may_not_be_meant(ssr, own_voc):
     Image.fromarray(np.full((48, 64), 4095, np.uint16)).save(photos / "d_empty.jpg", "PNG")
     said = ssr("doctor", *made).out
     for line in (
-        "1 images that EXIF asks to turn, used as they are stored; --orient turns them, if the masks are for that: a_cat",
+        "1 images that their EXIF turns, used as they are stored; --orient turns them, if the masks are for that: a_cat",
         "1 images with transparency, which is dropped: what is behind it shows: b_trio",
         "1 CMYK images, converted without their colour profile",
         "1 images of 16 bits with values of 12 bits or fewer, which are nearly black",

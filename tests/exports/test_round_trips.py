@@ -140,7 +140,7 @@ def test_a_name_that_a_format_cannot_hold(odd, tmp_path):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"format": ""}, "which format"),
+    ({"format": ""}, "expected a format"),
     ({"format": "cvatt"}, "no format 'cvatt'.*did you mean 'cvat'"),
     ({"format": "cvat", "polygons": True}, "--polygons has no meaning for cvat"),
     ({"format": "cvat", "ignore": "keep"}, "cvat takes unsure pixels as background or class, not as keep"),

@@ -293,7 +293,7 @@ def test_a_network_of_a_config_file(place, tmp_path):
     [
         ({"model": "resnet"}, "no network 'resnet': expected deeplabv3plus"),
         ({"model": "gone.py", "backbone": "auto", "channels": 0}, r"found '.*gone.py'"),
-        ({"model": "gone.py"}, "the network of gone.py is as its file says, found --backbone"),
+        ({"model": "gone.py"}, "gone.py defines the whole network, found --backbone"),
         ({"backbone": "mit_b0", "backbone_weights": "weights.pth"}, "no weights at weights.pth"),
         ({"backbone_weights": "weights.pth"}, "expected hub, none or a .safetensors"),
         ({"min_scale": 3.0}, "nothing between"),

@@ -212,4 +212,4 @@ def test_a_process_that_is_left_alone_says_so():
     )
     said, errors = first.communicate(timeout=120)
     assert second.wait(timeout=60) == 3
-    assert said == "another process of this training has ended (its own lines say why)\n", errors
+    assert said == "another process of this training has ended (see its own messages)\n", errors

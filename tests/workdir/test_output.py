@@ -74,7 +74,7 @@ def test_a_finished_output_with_a_missing_image_is_incomplete_while_it_is_made(o
 def test_a_machine_of_another_precision_is_told_the_flag_that_goes_on(open_output, old, new, flag):
     made(open_output, {"precision": old})
     with pytest.raises(
-        UsageError, match=f"\\(precision: .*--precision {flag} goes on in its precision, --force starts it over"
+        UsageError, match=f"\\(precision: .*--precision {flag} keeps its precision, --force starts it over"
     ):
         open_output({"precision": new}).__enter__()
 

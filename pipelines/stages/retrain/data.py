@@ -76,7 +76,7 @@ def check_pseudo(dataset: Dataset, folder: Path) -> None:
     """
     truths = {path.resolve() for path in (dataset.mask_folder, dataset.mask_fallback) if path is not None}
     if folder.resolve() in truths:
-        raise UsageError(f"{folder} is the dataset's ground truth", "--supervision masks says so in every output")
+        raise UsageError(f"{folder} is the dataset's ground truth", "--supervision masks, which every output records")
     path = folder.resolve().with_suffix(".json")
     manifest = Manifest.read(path) if path.is_file() and written_masks(folder) else None
     if manifest is not None and manifest.settings.get("supervision") == "masks":

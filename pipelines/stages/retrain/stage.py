@@ -270,7 +270,7 @@ def _check(workspace: Workspace, options: RetrainOptions) -> None:
     own = {"class_balanced": False, "backbone": "auto", "backbone_weights": "hub", "channels": 0}
     given = [f"--{name.replace('_', '-')}" for name, default in own.items() if getattr(options, name) != default]
     if options.model not in NETWORKS and given:
-        raise UsageError(f"the network of {options.model} is as its file says, found {given[0]}", "say it in the file")
+        raise UsageError(f"{options.model} defines the whole network, found {given[0]}", "set it in the file")
 
 
 def _design(workspace: Workspace, options: RetrainOptions) -> tuple[Design, str]:

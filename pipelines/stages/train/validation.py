@@ -20,7 +20,7 @@ from pipelines.models.segmenter import Segmenter
 from pipelines.options.train import PredictOptions
 
 OPTIONS = PredictOptions(scales=(1.0,), flip=False)
-HINT = "mend it and go on, or leave --val-split out"
+HINT = "mend it and run the command again, or leave --val-split out"
 
 
 class Validation:
