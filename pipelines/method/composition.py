@@ -18,7 +18,7 @@ from pipelines.ops.transfer import sent
 from pipelines.options.stages import CamsOptions, RefineOptions
 
 PLAIN_SHARE = 0.05
-"""Where the weight of plain CLIP's map beside the map through alignment heads is lower, that map is not computed."""
+"""Smallest weight of plain CLIP's map beside the map through alignment heads; a map of lower weight is not computed."""
 
 
 def initial_cams(evidence: Evidence, options: CamsOptions) -> Tensor:

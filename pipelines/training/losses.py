@@ -101,7 +101,7 @@ class Loss:
             Counts are summed over all processes before the division, so that two processes equal one with twice the crops.
         size: Number of sums.
         mean: Maps the sums of this process and the counts of all to the loss, a scalar.
-        weight: Maps options to the weight, 0 = off; None: ``--loss NAME=WEIGHT`` sets the weight, and the loss is off without.
+        weight: Maps options to the weight, 0 = off; None: the weight is that of ``--loss NAME=WEIGHT``, or 0 without the flag.
         needs: ``decoder_affinity``, ``samples``, ``super_maps``: fields of the state that must not be None.
         crops: Whether it reads ``crops``, which cached views do not hold.
         trains: The module that its gradient trains. With heads, the total is the heads' losses + gamma times the decoder's.
