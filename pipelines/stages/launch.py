@@ -80,7 +80,7 @@ def run(job: Job, options: ScaleOptions, progress: Progress | None = None) -> An
     progress = progress or Silent()
     if job.workspace.shard is not None:
         what = "--devices" if options.devices is not None else "--engine ray"
-        raise UsageError(f"{what} shares all of the work list out, not shard {job.workspace.shard}", f"--shard or {what}")
+        raise UsageError(f"{what} divides the whole work list, found shard {job.workspace.shard}", f"--shard or {what}")
     if options.engine == "ray":
         if options.devices is not None:
             raise UsageError("Ray chooses the devices of its actors", "--devices or --engine ray")
