@@ -68,10 +68,11 @@ NO_CRF  = pixel-adaptive refinement (PAR) takes the place of the CRF
 setup: $(VENV)/.done $(patsubst %,$(VENV)/.with-%,$(subst $(comma), ,$(EXTRAS)))
 
 $(VENV)/.done: pyproject.toml $(CONSTRAINTS)
-	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else "ssr needs Python 3.11 or 3.12 (pydensecrf2 does not build on newer): make PYTHON=python3.12")'
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "ssr needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(INSTALL) -e '.[crf]' || { echo 'pydensecrf2 was not built (is there a C++ compiler?): $(NO_CRF)'; $(INSTALL) -e .; }
+	@$(BIN)/python -c 'import sys; sys.version_info < (3, 13) or print("pydensecrf2 does not build on Python 3.13: $(NO_CRF)")'
 	touch $@
 
 # an extra of pyproject.toml, beside what is there
