@@ -39,6 +39,9 @@ TO_LOOK_AT = {
 }
 """Outputs of a work directory that are for people, the page of everything first."""
 
+NARROW = 120
+"""Columns of a terminal below which the states of a work directory take the place of what each stage does."""
+
 OWN_PHOTOS = "ssr init --root FOLDER"
 """First command for photos of one's own."""
 
@@ -57,9 +60,8 @@ def print_overview(commands: Mapping[str, str]) -> None:
     for name, text in commands.items():
         if stage := re.match(r"(\d+) +(.*?)(?: -> (.*))?$", text):
             number, what, writes = stage.groups(default="")
-            table.add_row(
-                number, f"[bold]ssr {name}[/]", escape(what), escape(writes or WRITES.get(name, "")), states.get(name, "")
-            )
+            cells = [number, f"[bold]ssr {name}[/]", escape(what), escape(writes or WRITES.get(name, "")), states.get(name, "")]
+            table.add_row(*(cells[:2] + cells[3:] if states and out.width < NARROW else cells))
     out.print("[bold]From images and class names to pseudo-masks[/]\n")
     out.print(table)
     others = ", ".join(name for name, text in commands.items() if not re.match(r"\d", text))

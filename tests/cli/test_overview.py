@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from ssr_cli import console
+
 HEAVY = ("torch", "open_clip", "timm", "matplotlib", "skimage", "scipy")
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     """Commands run in an empty folder, on a wide console."""
-    from ssr_cli import console
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(console.out, "_width", 200)
     return tmp_path
@@ -48,7 +48,7 @@ def test_stages_in_order_and_how_to_begin(ssr):
     assert not Path("runs").exists()
 
 
-def test_one_work_directory(ssr, finished):
+def test_one_work_directory(ssr, finished, monkeypatch):
     work = Path(shutil.copytree(finished["ssr"], "runs/voc"))
     out = ssr().out
     assert "next: ssr eval --work runs/voc\n" in out
@@ -63,7 +63,8 @@ def test_one_work_directory(ssr, finished):
     assert "next: ssr ablation --work runs/voc\n" in out
     assert "  runs/voc/masks  pseudo-masks as PNG" in out
     assert "your own photos: ssr init --root FOLDER" in out
-    assert len(out.splitlines()) < 25
+    monkeypatch.setattr(console.out, "_width", 80)
+    assert len(ssr().out.splitlines()) < 25
 
 
 @pytest.mark.parametrize(
