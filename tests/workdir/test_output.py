@@ -73,9 +73,7 @@ def test_a_finished_output_with_a_missing_image_is_incomplete_while_it_is_made(o
 @pytest.mark.parametrize(("old", "new", "flag"), [("float32", "bfloat16", "fp32"), ("bfloat16", "float32", "bf16")])
 def test_a_machine_of_another_precision_is_told_the_flag_that_goes_on(open_output, old, new, flag):
     made(open_output, {"precision": old})
-    with pytest.raises(
-        UsageError, match=f"\\(precision: .*--precision {flag} keeps its precision, --force starts it over"
-    ):
+    with pytest.raises(UsageError, match=f"\\(precision: .*--precision {flag} keeps its precision, --force starts it over"):
         open_output({"precision": new}).__enter__()
 
 
