@@ -4,6 +4,7 @@
 #              likewise. Other targets install what they need beyond it.
 # make test    set-up, then the tests
 # make quick   set-up, then the tests that take milliseconds: no kills, no several processes, no documentation's commands
+# make coverage  the same tests, and which lines and branches none of them takes
 # make faults  set-up, then kills, full disks, damaged files and second writers by the hundred; takes minutes -> build/faults.md
 #
 # On one's own data: make all DATASET=voc|coco|folder ROOT=/data/VOCdevkit/VOC2012 [SPLIT=train], or make all CONFIG=my.toml;
@@ -55,7 +56,7 @@ scored  = $(if $(filter yes,$(EVAL)),$(call step,$(1),$(2)))
 # a file stays on one worker, in the order of tests/fixtures/lanes.py: the longest first
 PYTEST  = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup dev all test quick faults lint check format docs bench constraints clean
+.PHONY: help setup dev all test quick coverage faults lint check format docs bench constraints clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^PYTHON/q' Makefile
@@ -107,8 +108,13 @@ all: setup $(if $(filter yes,$(RETRAIN)),$(VENV)/.with-mmseg)
 test: dev
 	$(PYTEST)
 
+QUICK   = -m 'not slow and not kill and not docs and not processes'
+
 quick: dev
-	$(PYTEST) -m 'not slow and not kill and not docs and not processes'
+	$(PYTEST) $(QUICK)
+
+coverage: dev
+	$(PYTEST) $(QUICK) --cov=pipelines --cov=ssr_cli --cov-branch --cov-report=term-missing:skip-covered
 
 faults: dev
 	SSR_FAULTS=full $(BIN)/python -m pytest tests/faults
