@@ -140,9 +140,12 @@ class ConsoleProgress:
 
     def _rate(self) -> str:
         seconds = time.monotonic() - self._started
-        return f"{(self._done - self._skipped) / seconds:.1f} {self._unit}/s" if seconds > 0 else ""
+        computed = self._done - self._skipped
+        if 0 < computed < seconds:  # slower than one in a second
+            return f"{seconds / computed:.1f} s/{self._unit.removesuffix('s')}"
+        return f"{computed / seconds:.1f} {self._unit}/s" if seconds > 0 else ""
 
     def _left(self) -> str:
         computed = self._done - self._skipped
         seconds = (time.monotonic() - self._started) / computed * (self._total - self._done) if computed else 0
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f} s" if seconds < 180 else f"{seconds / 60:.0f} min"

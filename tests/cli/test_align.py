@@ -60,7 +60,7 @@ def test_progress_shows_loss_temperature_purity_and_rate(way):
     assert all(0 < float(purity) <= 100 and float(temperature) == 0.05 for _, _, temperature, purity, *_ in found)
     assert re.search(r"^align: patches: 5 images", said, re.MULTILINE)
     assert re.search(r"^align: 6 steps$", said, re.MULTILINE)
-    assert re.search(r"^align: 6/6 in [\d.]+ s, [\d.]+ steps/s$", said, re.MULTILINE)
+    assert re.search(r"^align: 6/6 in [\d.]+ s, [\d.]+ (steps/s|s/step)$", said, re.MULTILINE)
     assert re.search(r"\d+ s per 1,000 steps", said)
     assert "nan" not in said
     assert "Warning" not in said

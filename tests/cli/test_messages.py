@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipelines.config import SECTIONS, flag_of, read_recipe
 from ssr_cli.app import COMMANDS, LazyCommand
+from ssr_cli.console import ConsoleProgress
 from ssr_cli.invocation import Invocation
 from ssr_cli.panels import MOST_USED
 from ssr_cli.parameters import option_of
@@ -89,6 +90,19 @@ def test_defaults_in_the_help_are_those_of_a_run(ssr, tmp_path, monkeypatch, com
             assert said[flag_of(section, key)] == (None if value in (None, "", {}) else (source, " ".join(map(str, words)))), (
                 key
             )
+
+
+@pytest.mark.parametrize(
+    ("ago", "line"), [(39.9, "x: 4/10, 10.0 s/image, 60 s left"), (0.99, "x: 4/10, 4.0 images/s, 1 s left")]
+)
+def test_a_slow_rate_is_seconds_for_each_image(capsys, monkeypatch, ago, line):
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    progress = ConsoleProgress()
+    progress.start("x", 10)
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0 + ago)
+    progress._last_line = 0.0
+    progress.advance(4)
+    assert capsys.readouterr().err.splitlines()[-1] == line
 
 
 def test_panels_name_options_that_there_are():
