@@ -184,15 +184,5 @@ def test_every_config_key_has_its_flag():
         assert expected - set(_flags_of(command)) == set(), command
 
 
-@pytest.mark.parametrize(
-    ("flag", "shown"), [("--dino-weight", "0.4; recipe ssr"), ("--crf-iterations", str(RefineOptions().crf_iterations))]
-)
-def test_help_shows_the_default_in_force(ssr, monkeypatch, flag, shown):
-    monkeypatch.setenv("COLUMNS", "400")
-    line = next(line for line in ssr("refine", "--help").out.splitlines() if f" {flag} " in line)
-    assert f"[default: {shown}]" in line
-
-
-def test_brackets_of_an_option_text_reach_the_reader(ssr, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
-    assert "as [refine] says" in ssr("align", "--help").out
+def test_brackets_of_an_option_text_reach_the_reader(ssr):
+    assert "as [refine] says" in " ".join(ssr("align", "--help").out.split())
