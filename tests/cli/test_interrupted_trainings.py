@@ -19,7 +19,7 @@ SSR = [sys.executable, "-c", "from ssr_cli.app import main; main()"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
 TORCHRUN.append(str(Path(sys.executable).parent / "ssr"))
 TRAININGS = {
-    "align": (["align", "--iterations", "60"], "cmpa.safetensors"),
+    "align": (["align", "--iterations", "24"], "cmpa.safetensors"),
     "train": (["train", "--iterations", "6", "--batch", "4"], "model.safetensors"),
     "retrain": (["retrain", "--schedule", "6", "--batch", "4"], "retrained.safetensors"),
 }
