@@ -40,7 +40,7 @@ class SsrCommand(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print usage, purpose and every option."""
         from ssr_cli.console import reports_errors
-        from ssr_cli.panels import ORDER
+        from ssr_cli.panels import FOUND_IN_THE_FOLDER, ORDER
         from ssr_cli.parameters import option_of, shown_default
 
         with reports_errors(debug=False):
@@ -48,7 +48,10 @@ class SsrCommand(TyperCommand):
             for parameter in self.get_params(ctx):
                 title = "Arguments" if parameter.param_type_name == "argument" else _panel(parameter)
                 option = option_of(parameter.name)
-                bracket = shown_default(*option, ctx.meta["ssr.recipe"]) if option else _own_default(parameter.default)
+                if option in FOUND_IN_THE_FOLDER.get(self.name or "", ()):
+                    bracket = "default: found in the folder"
+                else:
+                    bracket = shown_default(*option, ctx.meta["ssr.recipe"]) if option else _own_default(parameter.default)
                 panels[title].append(entry_of(parameter, bracket))
             print_help(self.get_usage(ctx), self.help or "", panels)
 

@@ -18,7 +18,7 @@ from pipelines.config import SECTIONS, flag_of, read_recipe
 from ssr_cli.app import COMMANDS, LazyCommand
 from ssr_cli.console import ConsoleProgress
 from ssr_cli.invocation import Invocation
-from ssr_cli.panels import MOST_USED
+from ssr_cli.panels import FOUND_IN_THE_FOLDER, MOST_USED
 from ssr_cli.parameters import option_of
 
 HEAVY = ("torch", "open_clip", "timm", "pydantic", "numpy", "skimage", "h5py", "matplotlib")
@@ -83,6 +83,9 @@ def test_defaults_in_the_help_are_those_of_a_run(ssr, tmp_path, monkeypatch, com
     for parameter in LazyCommand(command, callback=None, params=[]).load().params:
         if option := option_of(parameter.name):
             section, key = option
+            if option in FOUND_IN_THE_FOLDER.get(command, ()):
+                assert said[flag_of(section, key)] == ("default", "found in the folder")
+                continue
             run = Invocation((section,), {section: {}}, None, tmp_path, recipe, False).options(section, SECTIONS[section])
             value = getattr(run, key)
             words = value if isinstance(value, tuple) else [["off", "on"][value] if isinstance(value, bool) else value]
