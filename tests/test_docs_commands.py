@@ -39,9 +39,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory, warm_ssr: Path):
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 
-    short = r"/^work/d; s/^iterations.*/iterations = 2/; s/^schedule.*/schedule = \"2\"/"
+    short = r"/^work/d; s/^iterations.*/iterations = 2/; s/^schedule.*/schedule = \"2\"/; s/^\[align\]/&\niterations = 2/"
     run(f"ssr sample --work . --train 4 --val 1 && sed '{short}' sample.toml > my.toml")
-    run("printf '[align]\\niterations = 2\\n' >> my.toml")
     return run
 
 
