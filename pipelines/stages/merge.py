@@ -72,6 +72,7 @@ def merge_outputs(outputs: Iterable[Path]) -> list[Merged]:
             stack.callback(_tidy, output.parent)
             with ArrayWriter(output.with_name("refined.h5") if output.name == "masks" else output.with_suffix(".h5")):
                 remove_leftovers(output)  # closing the writer merges
+                remove_leftovers(output.parent, output.with_suffix(".json").name)
             if manifest is None or not shards:  # an earlier merge was killed
                 continue
             manifest.write(output.with_suffix(".json"))
