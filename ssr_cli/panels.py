@@ -70,5 +70,6 @@ def rank_of(section: str, key: str) -> int:
     listed = MOST_USED.get(section, ())
     return listed.index(key) if key in listed else len(listed)
 
+
 FOUND_IN_THE_FOLDER = {"init": {("dataset", "kind"), ("dataset", "split")}}
 """Command -> options whose default the command finds in the dataset folder."""
