@@ -14,6 +14,8 @@ from typing import Any, get_args, get_origin
 import typer
 from typer.core import TyperCommand
 
+from ssr_cli.panels import ARGUMENTS, FIRST, FOUND_IN_THE_FOLDER, ORDER, SHARED
+
 WIDEST = 120
 """Longer lines are hard to read, however wide the terminal is."""
 
@@ -40,13 +42,12 @@ class SsrCommand(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print usage, purpose and every option."""
         from ssr_cli.console import reports_errors
-        from ssr_cli.panels import FOUND_IN_THE_FOLDER, ORDER
         from ssr_cli.parameters import option_of, shown_default
 
         with reports_errors(debug=False):
             panels: dict[str, list[Entry]] = {title: [] for title in ORDER}
             for parameter in self.get_params(ctx):
-                title = "Arguments" if parameter.param_type_name == "argument" else _panel(parameter)
+                title = ARGUMENTS if parameter.param_type_name == "argument" else _panel(parameter)
                 option = option_of(parameter.name)
                 if option in FOUND_IN_THE_FOLDER.get(self.name or "", ()):
                     bracket = "default: found in the folder"
@@ -95,7 +96,7 @@ def _unbroken(bracket: str) -> str:
 
 
 def _panel(parameter: Any) -> str:
-    return "Running" if "--help" in parameter.opts else parameter.rich_help_panel or "Most used"
+    return SHARED["run"] if "--help" in parameter.opts else parameter.rich_help_panel or FIRST
 
 
 def entry_of(parameter: Any, bracket: str = "") -> Entry:

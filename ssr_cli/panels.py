@@ -56,6 +56,10 @@ ORDER = tuple(
 """Every title, from the most used to the numbers that few change."""
 
 
+FOUND_IN_THE_FOLDER = {"init": {("dataset", "kind"), ("dataset", "split")}}
+"""Command -> options whose default the command finds in the dataset folder."""
+
+
 def panel_of(section: str, key: str) -> str:
     """The title under which an option stands."""
     if section in SHARED:
@@ -69,7 +73,3 @@ def rank_of(section: str, key: str) -> int:
     """Place of an option among those of its section: as `MOST_USED` lists them, and then as the section does."""
     listed = MOST_USED.get(section, ())
     return listed.index(key) if key in listed else len(listed)
-
-
-FOUND_IN_THE_FOLDER = {"init": {("dataset", "kind"), ("dataset", "split")}}
-"""Command -> options whose default the command finds in the dataset folder."""

@@ -16,8 +16,9 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 PART_IMAGES = 4  # parts are committed every few images, as they are every 64 of a large set
 SAVE_EVERY = 4  # and so are the states of `ssr align`
@@ -146,14 +147,14 @@ def slow_down(seconds: float) -> None:
         setattr(kind, name, paused(getattr(kind, name)))
 
 
-def child(job: dict[str, Any]) -> None:
+def child(job: dict[str, Any]) -> NoReturn:
     """One run of the real command; never returns."""
     os.setsid()
     out = os.open(job["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for target, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, out)):
         os.dup2(source, target)
-    code = 70
-    try:
+
+    def change() -> None:
         if job.get("pause"):
             slow_down(job["pause"])
         for place, value in job.get("set", {}).items():
@@ -161,10 +162,19 @@ def child(job: dict[str, Any]) -> None:
             setattr(importlib.import_module(module), name, (lambda *_: None) if value is None else value)
         if job.get("events"):
             Events(**job["events"]).watch()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+    end_as_command(job["argv"], change)
+
+
+def end_as_command(argv: list[str], change: Callable[[], None]) -> NoReturn:
+    """Make some changes, run the real command, and end this process with its exit code."""
+    code = 70
+    try:
+        change()
         from ssr_cli.app import main
 
-        sys.argv = ["ssr", *job["argv"]]
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        sys.argv = ["ssr", *argv]
         main()
     except KeyboardInterrupt:  # came before the command began
         code = 130

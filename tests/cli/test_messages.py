@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -14,12 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines.config import SECTIONS, flag_of, read_recipe
-from ssr_cli.app import COMMANDS, LazyCommand
+from ssr_cli.app import COMMANDS
 from ssr_cli.console import ConsoleProgress
-from ssr_cli.invocation import Invocation
-from ssr_cli.panels import FOUND_IN_THE_FOLDER, MOST_USED
-from ssr_cli.parameters import option_of
 
 HEAVY = ("torch", "open_clip", "timm", "pydantic", "numpy", "skimage", "h5py", "matplotlib")
 
@@ -56,45 +51,6 @@ def test_table_of_commands_is_the_folder_of_commands():
     assert files == set(COMMANDS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_every_command(ssr, command):
-    out = ssr(command, "--help").out
-    assert ssr(command, "-h").out == out
-    assert f"ssr {command} " in out
-    assert "--debug" in out
-    assert "Traceback" not in out
-
-
-def shown(out: str) -> dict[str, tuple[str, str] | None]:
-    """Flag -> who sets its default and what it is, or None, as the help prints them."""
-    entries = re.split(r"\n  (?=\S)", re.sub(r"\n\n.*", "", out, flags=re.MULTILINE))
-    pairs = ((entry.split()[0].replace("[no-]", ""), " ".join(entry.split())) for entry in entries)
-    found = {flag: re.search(r"\[(?:[^][]*; )?([\w-]+): ([^][]*)\]$", text) for flag, text in pairs}
-    return {flag: match and (match[1], match[2]) for flag, match in found.items()}
-
-
-@pytest.mark.parametrize("recipe", ["ssr", "clip-es"])
-@pytest.mark.parametrize("command", COMMANDS)
-def test_defaults_in_the_help_are_those_of_a_run(ssr, tmp_path, monkeypatch, command, recipe):
-    monkeypatch.setenv("COLUMNS", "80")
-    out = ssr(command, *(() if recipe == "ssr" else ("--recipe", recipe)), "--help").out
-    assert max(map(len, out.splitlines())) <= 80
-    said, values = shown(out), read_recipe(recipe)
-    for parameter in LazyCommand(command, callback=None, params=[]).load().params:
-        if option := option_of(parameter.name):
-            section, key = option
-            if option in FOUND_IN_THE_FOLDER.get(command, ()):
-                assert said[flag_of(section, key)] == ("default", "found in the folder")
-                continue
-            run = Invocation((section,), {section: {}}, None, tmp_path, recipe, False).options(section, SECTIONS[section])
-            value = getattr(run, key)
-            words = value if isinstance(value, tuple) else [["off", "on"][value] if isinstance(value, bool) else value]
-            source = recipe if key in values.get(section, {}) else "default"
-            assert said[flag_of(section, key)] == (None if value in (None, "", {}) else (source, " ".join(map(str, words)))), (
-                key
-            )
-
-
 @pytest.mark.parametrize(
     ("ago", "line"), [(39.9, "x: 4/10, 10.0 s/image, 60 s left"), (0.99, "x: 4/10, 4.0 images/s, 1 s left")]
 )
@@ -106,11 +62,6 @@ def test_a_slow_rate_is_seconds_for_each_image(capsys, monkeypatch, ago, line):
     progress._last_line = 0.0
     progress.advance(4)
     assert capsys.readouterr().err.splitlines()[-1] == line
-
-
-def test_panels_name_options_that_there_are():
-    for section, keys in MOST_USED.items():
-        assert set(keys) <= SECTIONS[section].model_fields.keys(), section
 
 
 def test_without_a_command_there_is_help(ssr):
