@@ -1,11 +1,11 @@
 """What one GPU makes of each stage: throughput, memory, precision, and what 10,582 images of VOC train_aug would take.
 
-    python benchmarks/gpu.py --config my.toml [--count 200] [--steps 1000] [--minutes 8]
+    python benchmarks/gpu.py --config my.toml [--count 400] [--steps 1000] [--minutes 8]
 
-Each stage is run as a user runs it, on COUNT images and on one; the difference of the wall times is that of COUNT - 1 images
-without loading. The share of time in which the GPU computes comes from torch's profiler. A table whose turn comes after MINUTES
-is left out, and that is said. On a machine without a GPU it runs on the CPU, for a trial: give few images and steps. Prints
-Markdown.
+Each stage is run as a user runs it, on COUNT images and on a quarter of them; the difference of the wall times is that of the
+other images, without loading and without the start of worker processes. The share of time in which the GPU computes comes from
+torch's profiler in a third run. A table whose turn comes after MINUTES is left out, and that is said. Without a GPU
+it runs on the CPU, for a trial: give few images and steps. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=200, help="images of the table of stages")
+    parser.add_argument("--count", type=int, default=400, help="images of the table of stages")
     parser.add_argument("--compared", type=int, default=16, help="images of the table of precisions, which the CPU makes too")
     parser.add_argument("--steps", type=int, default=1000, help="steps of `ssr train`")
     parser.add_argument("--minutes", type=float, default=8)
@@ -141,15 +141,17 @@ def main() -> None:
 
 
 def stages(bench: Bench, count: int) -> None:
-    """Images a second, share of time in which the GPU computes, memory, and minutes for VOC train_aug."""
-    print(f"| | images a second | GPU busy | memory | {TRAIN_AUG:,} images |\n|---|---|---|---|---|")
+    """Images a second, share of time in which the GPU computes, memory, start, and minutes for VOC train_aug."""
+    print(f"| | images a second | GPU busy | memory | start | {TRAIN_AUG:,} images |\n|---|---|---|---|---|---|")
+    quarter = max(1, count // 4)
     for row, (command, work) in STAGES.items():
-        bench.run(command, f"{work}-first", 1)  # imports, and kernels that are compiled once
-        one = bench.run(command, work, 1, profiled=True)
-        run = bench.run(command, work, count, profiled=True)
-        seconds = (run.wall - one.wall) / (count - 1)
-        busy = f"{max(0.0, run.busy - one.busy) / (run.wall - one.wall):.0%}" if run.busy else ""
-        print(f"| {row} | {1 / seconds:.2f} | {busy} | {run.memory} | {TRAIN_AUG * seconds / 60:.1f} min |", flush=True)
+        computing = bench.run(command, f"{work}-profiled", quarter, profiled=True)  # the first: kernels are compiled here
+        few, many = (bench.run(command, work, number) for number in (quarter, count))
+        seconds = (many.wall - few.wall) / (count - quarter)
+        busy = f"{computing.busy / quarter / seconds:.0%}" if computing.busy else ""
+        start = few.wall - quarter * seconds
+        whole = (start + TRAIN_AUG * seconds) / 60
+        print(f"| {row} | {1 / seconds:.1f} | {busy} | {many.memory} | {start:.1f} s | {whole:.1f} min |", flush=True)
 
 
 def precisions(bench: Bench, count: int) -> None:

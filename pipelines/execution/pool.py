@@ -109,12 +109,14 @@ def _outcome(future: Future[Any]) -> Any:
         raise SsrError(*DEAD_WORKER) from error
 
 
-def prefetch(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int = 4, ahead: int = 16
-) -> Iterator[tuple[Item, Result | ImageError]]:
-    """Run ``function`` in threads ahead of the consumer, so that images are decoded while the encoders run."""
+def prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result | ImageError]]:
+    """Run ``function`` in threads ahead of the consumer, so that images are decoded while the encoders run.
+
+    There are more threads on more cores, because a thread of `ssr masks` waits for the superpixels that a process computes.
+    """
+    threads = min(max(4, resolve_workers(0)), 16)
     with ThreadPoolExecutor(threads) as pool:
-        yield from map_bounded(pool, function, items, ahead)
+        yield from map_bounded(pool, function, items, ahead=8 + 2 * threads)
 
 
 def usable(

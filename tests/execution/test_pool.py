@@ -27,7 +27,6 @@ def _slow_if_even(number: int) -> int:
 def test_results_keep_the_order_of_the_items(ahead: int) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert list(map_bounded(pool, _slow_if_even, range(9), ahead)) == [(n, n * n) for n in range(9)]
-    assert list(prefetch(_slow_if_even, range(9), 3, ahead)) == [(n, n * n) for n in range(9)]
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 7])
@@ -48,6 +47,10 @@ def test_reads_only_so_far_ahead(ahead: int) -> None:
             assert read - done < ahead
             assert read == done + ahead - 1
         results.close()
+
+
+def test_prefetch_keeps_the_order_too() -> None:
+    assert list(prefetch(_slow_if_even, range(99))) == [(n, n * n) for n in range(99)]
 
 
 def test_no_items() -> None:
@@ -76,7 +79,7 @@ def test_other_errors_stop_the_run(error: Exception) -> None:
             raise error
         return number
 
-    results = prefetch(fail, range(100), 1, 4)
+    results = prefetch(fail, range(100))
     assert next(results) == (0, 0)
     with pytest.raises(type(error)) as caught:
         next(results)
