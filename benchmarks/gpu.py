@@ -1,6 +1,6 @@
 """What one GPU makes of each stage: throughput, memory, precision, and what 10,582 images of VOC train_aug would take.
 
-    python benchmarks/gpu.py --config my.toml [--count 400] [--steps 1000] [--minutes 8]
+    python benchmarks/gpu.py --config my.toml [--count 400] [--steps 1000] [--minutes 8] [--tables NAME ...]
 
 Each stage is run as a user runs it, on COUNT images and on a quarter of them; the difference of the wall times is that of the
 other images, without loading and without the start of worker processes. The share of time in which the GPU computes comes from
@@ -32,6 +32,7 @@ from pipelines.stores.image_arrays import read_cam
 from ssr_cli.app import app
 
 TRAIN_AUG = 10_582
+TABLES = ("stages", "precision", "training")
 STAGES = {
     # row: command, and the work directory it works in
     "superpixels": (("superpixels",), "stages"),
@@ -106,7 +107,13 @@ def main() -> None:
     parser.add_argument("--compared", type=int, default=16, help="images of the table of precisions, which the CPU makes too")
     parser.add_argument("--steps", type=int, default=1000, help="steps of `ssr train`")
     parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     arguments = parser.parse_args()
+    tables = {
+        "stages": lambda: stages(bench, arguments.count),
+        "precision": lambda: precisions(bench, arguments.compared),
+        "training": lambda: training(bench, arguments.count, arguments.steps),
+    }
     values, _ = read_config(arguments.config)
     workspace = workspace_of(values, Path())
     images = [sample.image_id for sample in workspace.dataset.samples[: max(arguments.count, arguments.compared)]]
@@ -130,14 +137,10 @@ def main() -> None:
         name = torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU"
         precision = str(resolve_dtype(workspace.run.precision, bench.device)).removeprefix("torch.")
         print(f"{name}, torch {torch.__version__}, {precision}, {len(images)} images")
-        with section("Stages"):
-            stages(bench, arguments.count)
-        tables = {"Precision": lambda: precisions(bench, arguments.compared)}
-        tables["Training"] = lambda: training(bench, arguments.count, arguments.steps)
-        for title, table in tables.items():
+        for title in arguments.tables:
             if in_time(title):
-                with section(title):
-                    table()
+                with section(title.capitalize()):
+                    tables[title]()
 
 
 def stages(bench: Bench, count: int) -> None:
@@ -186,6 +189,7 @@ def difference(first: Path, second: Path) -> str:
 def training(bench: Bench, count: int, steps: int) -> None:
     """Alignment heads of all images, and steps of the segmentation model."""
     print("| | seconds | memory |\n|---|---|---|")
+    bench.run(("superpixels",), "stages", count)  # unless the table of stages has made them
     align = bench.run(("align",), "stages", count)
     print(
         f"| `ssr align`, {count} images, collecting and training | {align.wall:.0f} | {align.memory} |",
@@ -193,10 +197,10 @@ def training(bench: Bench, count: int, steps: int) -> None:
     )
     for row, flags in {"": (), ", aligned": ("--ckpt", "auto")}.items():
         command = ("train", *flags, "--resume", "never", "--force", "--iterations")
-        short = bench.run((*command, "1"), "stages", count)
-        run = bench.run((*command, str(steps)), "stages", count)
-        scaled = (run.wall - short.wall) / max(1, steps - 1) * 1000
-        print(f"| 1,000 steps of `ssr train`{row} | {scaled:.0f} | {run.memory} |", flush=True)
+        quarter = max(1, steps // 4)
+        few, many = (bench.run((*command, str(number)), "stages", count) for number in (quarter, steps))
+        scaled = (many.wall - few.wall) / max(1, steps - quarter) * 1000
+        print(f"| 1,000 steps of `ssr train`{row} | {scaled:.0f} | {many.memory} |", flush=True)
 
 
 if __name__ == "__main__":
