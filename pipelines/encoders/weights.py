@@ -9,7 +9,7 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +25,7 @@ from pipelines.encoders.model_config import (
     read_clip_config,
     read_dino_config,
 )
-from pipelines.encoders.state import load_state, read_state
+from pipelines.encoders.state import WithoutRandomWeights, load_state, read_state
 from pipelines.encoders.weights_folder import Release, clip_release, dino_known, dino_release, first_line, place_of
 from pipelines.encoders.wrapping import unwrapped
 from pipelines.errors import UsageError
@@ -183,7 +183,7 @@ def build_clip(weights: Weights) -> LoadedClip:
     if weights.path is None:
         return LoadedClip(_clip_from_hub(weights), weights, has_text=True)
     try:
-        with _quiet_root_logger():
+        with _quiet_root_logger(), WithoutRandomWeights():
             model = cast("CLIP", open_clip.create_model(name, pretrained=None, load_weights=False))
     except Exception as error:  # a config file of odd numbers can fail in any way
         raise cannot_build(weights.model, error) from error
@@ -357,12 +357,13 @@ def build_dino(weights: Weights) -> nn.Module:
         release = _openable_dino(weights)
         path = release.fetch()
     try:
-        model = timm.create_model(
-            architecture.name,
-            pretrained=path is None,
-            pretrained_cfg_overlay=architecture.normalisation or None,
-            **options,
-        )
+        with nullcontext() if path is None else WithoutRandomWeights():
+            model = timm.create_model(
+                architecture.name,
+                pretrained=path is None,
+                pretrained_cfg_overlay=architecture.normalisation or None,
+                **options,
+            )
     except TypeError as error:  # a model without dynamic_img_size
         raise UsageError(f"{weights.name} does not take images of any size: {first_line(error)}", "--dino-model") from error
     except Exception as error:  # huggingface_hub raises many network types
