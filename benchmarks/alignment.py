@@ -31,7 +31,7 @@ from pipelines.datasets.splits import read_split
 from pipelines.evaluation.confusion import confusion_counts
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.metrics import metrics_from_counts
-from pipelines.execution.devices import resolve_device, resolve_dtype
+from pipelines.execution.devices import resolve_device
 from pipelines.execution.pool import process_pool, resolve_workers
 from pipelines.method.aligned import AlignedText
 from pipelines.method.composition import initial_cams, refined_cams
@@ -175,7 +175,7 @@ class Bench:
             *(cam_needs(CAMS.model_copy(update=row.cams)) | refine_needs(row.refine) for row in rows.values())
         ) | {"tokens_cls", "text"}
         self.sources = model_sources(base, self.needs, None)
-        self.models = FrozenModels(self.sources, self.device, resolve_dtype(base.run.precision, self.device))
+        self.models = FrozenModels(self.sources, self.device, base.run.precision)
         self.text = self.models.embeddings
         self.names = base.dataset.classes.label_map_names
         self.heads: dict[str, Alignment | None] = {}

@@ -31,7 +31,7 @@ from pipelines.datasets.splits import read_split
 from pipelines.evaluation.confusion import confusion_counts
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.metrics import Metrics, metrics_from_counts
-from pipelines.execution.devices import resolve_device, resolve_dtype
+from pipelines.execution.devices import resolve_device
 from pipelines.method.composition import initial_cams, refined_cams
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.evidence import CLIP_NEEDS, DINO_NEEDS, Evidence, Needs
@@ -157,9 +157,7 @@ class Bench:
         self.workspace, self.rows, self.subsets, self.photos = workspace, rows, subsets, 0
         self.needs: Needs = frozenset().union(*(row.needs for row in rows.values()))
         device = resolve_device(workspace.run.device)
-        models = FrozenModels(
-            model_sources(workspace, self.needs, ckpt), device, resolve_dtype(workspace.run.precision, device)
-        )
+        models = FrozenModels(model_sources(workspace, self.needs, ckpt), device, workspace.run.precision)
         deepest = max(row.refine.clip_blocks for row in rows.values())
         blocks = Blocks(clip_each=deepest, dino_attention=max(row.refine.dino_blocks for row in rows.values()))
         aligned = next((row.cams for row in rows.values() if row.cams.ckpt), None)

@@ -27,7 +27,6 @@ from pipelines.datasets.image import load_image
 from pipelines.evaluation.confusion import confusion_counts
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.evaluation.metrics import metrics_from_counts
-from pipelines.execution.devices import resolve_dtype
 from pipelines.execution.pool import process_pool, resolve_workers
 from pipelines.method.composition import initial_cams, refined_cams
 from pipelines.method.encoders import Blocks
@@ -84,9 +83,7 @@ class Bench:
         self.plain = self.cams.model_copy(update={"ckpt": None})
         self.taggers = [name for name in TAGGERS if heads or name in ("dense", "cls")]
         needs = frozenset().union(*(label_free_needs(TagOptions(tagger=name), self.cams, REFINE) for name in self.taggers))
-        models = FrozenModels(
-            model_sources(place, needs, heads), torch.device("cpu"), resolve_dtype(place.run.precision, torch.device("cpu"))
-        )
+        models = FrozenModels(model_sources(place, needs, heads), torch.device("cpu"), place.run.precision)
         self.encoders = models.encoders(
             needs, Blocks(clip_attention=REFINE.clip_blocks, dino_attention=REFINE.dino_blocks), self.cams
         )

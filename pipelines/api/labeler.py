@@ -25,7 +25,7 @@ from pipelines.encoders.class_embeddings import text_sources
 from pipelines.encoders.weights import resolve_dino
 from pipelines.errors import UsageError
 from pipelines.execution.batches import batches_by
-from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.execution.devices import resolve_batch_size, resolve_device
 from pipelines.method.cam_extractor import encode_and_extract, one_pass_scales
 from pipelines.method.composition import refined_cams
 from pipelines.method.encoders import Blocks, Encoders
@@ -238,7 +238,7 @@ class PseudoLabeler:
             cams.ckpt,
         )
         where = resolve_device(device)
-        frozen = FrozenModels(sources, where, resolve_dtype(precision, where))
+        frozen = FrozenModels(sources, where, precision)
         return cls(frozen, class_list, cast("SuperpixelsOptions", superpixels), cams, refine, cast("TagOptions", tag))
 
     def __call__(self, image: ImageLike, labels: Sequence[str] | None = None) -> PseudoLabels:

@@ -11,6 +11,7 @@ from pipelines.encoders.class_embeddings import TextEmbeddings, TextSources
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.dino import DinoEncoder
 from pipelines.encoders.weights import Weights, build_clip, fetch_clip, fetch_dino
+from pipelines.execution.devices import resolve_dtype
 from pipelines.method.aligned import AlignedText
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.evidence import DINO_NEEDS, Needs, TextFeatures
@@ -54,7 +55,7 @@ class FrozenModels:
     Args:
         sources: What to load.
         device: Where to run.
-        dtype: Precision of all blocks but the last.
+        precision: Precision of all blocks but the last: fp32, bf16, or auto for what suits the device.
 
     Attributes:
         clip: The frozen CLIP.
@@ -63,7 +64,8 @@ class FrozenModels:
         alignment: Alignment heads as read from their file, or None.
     """
 
-    def __init__(self, sources: Sources, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, sources: Sources, device: torch.device, precision: str) -> None:
+        dtype = resolve_dtype(precision, device)
         loaded = build_clip(sources.clip)
         self.embeddings: TextEmbeddings | None = sources.text.embeddings(loaded) if sources.text is not None else None
         self.alignment: Alignment | None = None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.execution.batches import batches_by, one_behind
-from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.execution.devices import resolve_batch_size, resolve_device
 from pipelines.execution.fitting import fitting
 from pipelines.execution.progress import Progress, Silent
 from pipelines.method.cam_extractor import extract_cams
@@ -59,7 +59,7 @@ def run(workspace: Workspace, options: CamsOptions, progress: Progress | None = 
 
     @cache
     def encoders() -> Encoders:
-        models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
+        models = FrozenModels(sources, device, workspace.run.precision)
         return models.encoders(needs, Blocks(), options)
 
     with (

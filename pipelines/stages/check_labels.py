@@ -20,7 +20,7 @@ from pipelines.datasets.base import Sample
 from pipelines.datasets.image import load_image
 from pipelines.datasets.unlabelled import without_labels
 from pipelines.errors import ImageError, SsrError
-from pipelines.execution.devices import resolve_device, resolve_dtype
+from pipelines.execution.devices import resolve_device
 from pipelines.execution.pool import process_pool
 from pipelines.execution.progress import Progress, Silent
 from pipelines.figures.check_page import Doubt, check_page
@@ -154,7 +154,7 @@ def _drawn(
     if not pairs:
         return
     device, needs = resolve_device(place.run.device), readouts.dense_needs(cams)
-    models = FrozenModels(model_sources(place, needs), device, resolve_dtype(place.run.precision, device))
+    models = FrozenModels(model_sources(place, needs), device, place.run.precision)
     encoders = models.encoders(needs, Blocks())
     progress.start("check: pictures", len(pairs))
     with process_pool(1) as pool:

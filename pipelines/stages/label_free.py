@@ -18,7 +18,7 @@ from pipelines.datasets.folder import load_photos
 from pipelines.datasets.unlabelled import class_list_of
 from pipelines.errors import UsageError
 from pipelines.execution.batches import batches_by
-from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.execution.devices import resolve_batch_size, resolve_device
 from pipelines.execution.fitting import fitting
 from pipelines.execution.label_map_workers import LabelMapWorkers, MaskJob
 from pipelines.execution.pool import process_pool, resolve_workers
@@ -128,7 +128,7 @@ def run(
 
     @cache
     def encoders() -> Encoders:
-        models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
+        models = FrozenModels(sources, device, workspace.run.precision)
         return models.encoders(needs, Blocks(clip_attention=refine.clip_blocks, dino_attention=refine.dino_blocks), cams)
 
     def found_in(batch: Sequence[Photo]) -> LabelFree:

@@ -20,7 +20,7 @@ from pipelines.datasets.base import Sample
 from pipelines.datasets.image import load_image
 from pipelines.errors import ImageError
 from pipelines.execution.batches import batches_by, one_behind
-from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.execution.devices import resolve_batch_size, resolve_device
 from pipelines.execution.fitting import fitting
 from pipelines.execution.interruption import until_interrupted
 from pipelines.execution.pool import process_pool, resolve_workers, usable
@@ -85,7 +85,7 @@ def run(
 
     @cache
     def encoders() -> Encoders:
-        models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
+        models = FrozenModels(sources, device, workspace.run.precision)
         return models.encoders(needs, Blocks(clip_attention=refine.clip_blocks, dino_attention=refine.dino_blocks), cams)
 
     with ExitStack() as stack:

@@ -14,7 +14,7 @@ from pipelines.datasets.label_files import holds_tags, iter_label_file, write_ta
 from pipelines.datasets.unlabelled import load_unlabelled
 from pipelines.errors import SsrError, UsageError
 from pipelines.execution.batches import batches_by
-from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.execution.devices import resolve_batch_size, resolve_device
 from pipelines.execution.fitting import fitting
 from pipelines.execution.pool import process_pool, resolve_workers
 from pipelines.execution.progress import Progress, Silent
@@ -102,7 +102,7 @@ def run(
 
     @cache
     def encoders() -> Encoders:
-        models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
+        models = FrozenModels(sources, device, workspace.run.precision)
         return models.encoders(needs, Blocks(), cams)
 
     def make(batch: Sequence[Photo]) -> tuple[Sequence[Photo], NDArray[np.float32]]:

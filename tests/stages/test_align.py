@@ -121,7 +121,7 @@ def test_second_run_encodes_and_trains_nothing(again, no_encoder, steps):
 def seen(workspace: Workspace, refine: RefineOptions = REFINE):
     """Encoder, and a photo's tokens and CAM, initial and refined: made one by one, without the stage."""
     needs = cam_needs(CAMS) | refine_needs(refine) | {"tokens_cls"}
-    models = FrozenModels(model_sources(workspace, needs), torch.device("cpu"), torch.float32)
+    models = FrozenModels(model_sources(workspace, needs), torch.device("cpu"), "fp32")
     encoders = models.encoders(needs, Blocks(clip_attention=refine.clip_blocks, dino_attention=refine.dino_blocks))
     with ArrayReader(workspace.superpixels) as reader:
         for sample in workspace.dataset.samples:

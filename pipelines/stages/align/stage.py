@@ -11,7 +11,7 @@ import torch
 
 from pipelines.datasets.base import Sample
 from pipelines.errors import SsrError, UsageError
-from pipelines.execution.devices import resolve_device, resolve_dtype
+from pipelines.execution.devices import resolve_device
 from pipelines.execution.interruption import refuse_interrupted
 from pipelines.execution.progress import Progress, Silent
 from pipelines.method.loading import FrozenModels
@@ -70,7 +70,7 @@ def run(
 
         @cache
         def load() -> FrozenModels:
-            return FrozenModels(inputs.sources, device, resolve_dtype(workspace.run.precision, device))
+            return FrozenModels(inputs.sources, device, workspace.run.precision)
 
         counts = Counts()
         if processes.first:

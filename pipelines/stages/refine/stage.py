@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipelines.datasets.base import Sample
 from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.execution.batches import batches_by, one_behind
-from pipelines.execution.devices import resolve_batch_size, resolve_device, resolve_dtype
+from pipelines.execution.devices import resolve_batch_size, resolve_device
 from pipelines.execution.fitting import fitting
 from pipelines.execution.interruption import until_interrupted
 from pipelines.execution.pool import usable
@@ -87,7 +87,7 @@ def run_targets(workspace: Workspace, targets: Sequence[Target], progress: Progr
         progress.start(STAGE, len(workspace.samples) * len(jobs))
         todo = Todo(_wanted(workspace.samples, jobs))
         if todo:  # otherwise no encoder is needed
-            models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
+            models = FrozenModels(sources, device, workspace.run.precision)
             encoders = models.encoders(needs, blocks)
             cams = stack.enter_context(ArrayReader(workspace.cams))
             superpixels = stack.enter_context(superpixel_reader(workspace, "superpixels" in needs))

@@ -10,7 +10,6 @@ import torch
 from pipelines.encoders.class_embeddings import TextEmbeddings
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.errors import UsageError
-from pipelines.execution.devices import resolve_dtype
 from pipelines.method.aligned import AlignedText
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.loading import FrozenModels
@@ -84,7 +83,7 @@ def train_inputs(
     """
     options, needs = sections.train, needs_of_views(sections) if labelled else training_needs(sections)
     sources = model_sources(workspace, needs, sections.cams.ckpt)
-    models = FrozenModels(sources, device, resolve_dtype(workspace.run.precision, device))
+    models = FrozenModels(sources, device, workspace.run.precision)
     _check_encoder(options, models.clip)
     if needs_super_maps(options) and models.embeddings is not None:
         _check_supers(models.embeddings)
