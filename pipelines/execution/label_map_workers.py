@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -65,9 +66,17 @@ class LabelMapWorkers:
     ) -> None:
         self._make = make
         self._done = done
-        self._ahead = 4 * workers
-        self._pool: Executor = process_pool(workers) if processes else ThreadPoolExecutor(workers)
+        self._workers = workers
+        self._processes = processes
         self._waiting: deque[tuple[str, Future[None]]] = deque()
+
+    @cached_property
+    def _pool(self) -> Executor:
+        return process_pool(self._workers) if self._processes else ThreadPoolExecutor(self._workers)
+
+    def start(self) -> None:
+        """Start what the workers need; otherwise the first label map waits for it."""
+        _ = self._pool
 
     def submit(self, job: MaskJob) -> None:
         """Queue one label map, and wait while too many are queued."""
@@ -75,7 +84,7 @@ class LabelMapWorkers:
             self._waiting.append((job.image_id, self._pool.submit(self._make, job)))
         except BrokenProcessPool as error:  # a worker died between two label maps
             raise SsrError(*DEAD_CRF) from error
-        while len(self._waiting) > self._ahead or (self._waiting and self._waiting[0][1].done()):
+        while len(self._waiting) > 4 * self._workers or (self._waiting and self._waiting[0][1].done()):
             self._take()
 
     def drain(self) -> None:
@@ -102,4 +111,5 @@ class LabelMapWorkers:
             if kind is None:
                 self.drain()
         finally:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            if "_pool" in vars(self):  # a finished stage has none
+                self._pool.shutdown(wait=True, cancel_futures=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -14,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from pipelines.errors import SsrError
 from pipelines.execution.interruption import Interrupted, finishing_on_signals, interrupted
-from pipelines.execution.pool import THREADS, end_with_parent
+from pipelines.execution.pool import THREADS, end_with_parent, environment
 from pipelines.execution.progress import JoinedProgress, Progress, RemoteProgress
 
 Job = TypeVar("Job")
@@ -54,7 +52,7 @@ def run_processes(
     context = multiprocessing.get_context("spawn")
     joined = JoinedProgress(progress, len(jobs))
     workers: dict[Connection, _Worker[Result]] = {}
-    with _environment(threads):
+    with environment(dict.fromkeys(THREADS, str(threads))):  # libraries read it when they are loaded
         for job, name in zip(jobs, names, strict=True):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_child, args=(work, job, theirs), name=f"ssr {name}")
@@ -131,18 +129,3 @@ def _child(work: Callable[[Job, Progress], Result], job: Job, connection: Connec
             connection.send(("error", SsrError(f"unexpected {where}", "run again without --devices and with --debug")))
         finally:
             connection.close()
-
-
-@contextmanager
-def _environment(threads: int) -> Iterator[None]:
-    """Set the number of threads in the environment, because libraries read it when they are loaded."""
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, str(threads)))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -145,6 +145,7 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
     ):
         todo = output.todo(lambda sample: output.holds(sample, *needed))
         if todo:
+            makers.start()
             predictor = predictor_once()
             photos = output.photos(
                 lambda sample: predictor.photo(seen(sample), load_image(sample.image_path, sample.orient)), todo

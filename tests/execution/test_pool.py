@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -103,20 +105,51 @@ def test_what_has_not_begun_is_cancelled_when_the_consumer_leaves() -> None:
     assert len(begun) <= 2
 
 
-def test_processes_are_fresh_and_hand_over_image_errors(tmp_path: Path) -> None:
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    with process_pool(1) as pool:
-        assert list(pool.map(os.getenv, names)) == ["1", "1", "1"]
-        assert pool.submit(os.getpid).result() != os.getpid()
-        ((_, error),) = map_bounded(pool, load_image, [tmp_path / "absent.png"], 2)
+def _here() -> tuple[int, list[str], str, bool, int]:
+    """What a worker is: its server, its limits of threads, a variable, whether torch is there, threads of its server."""
+    server = os.getppid()
+    limits = [os.environ[name] for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")]
+    return server, limits, os.environ["SET_LATE"], "torch" in sys.modules, len(list(Path(f"/proc/{server}/task").iterdir()))
+
+
+def test_workers_of_all_pools_are_forks_of_one_light_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = set()
+    for value in ("a", "b"):
+        monkeypatch.setenv("SET_LATE", value)
+        monkeypatch.setenv("OMP_NUM_THREADS", "5")
+        with process_pool(1) as pool:
+            server, *rest = pool.submit(_here).result()
+            assert rest == [["1"] * 3, value, False, 1]
+            servers.add(server)
+            ((_, error),) = map_bounded(pool, load_image, [tmp_path / "absent.png"], 2)
+        assert os.environ["OMP_NUM_THREADS"] == "5"
+    assert len(servers - {os.getpid()}) == 1
     assert isinstance(error, ImageError)
     assert "absent.png" in error.message
 
 
-def test_a_dead_worker_is_one_clear_line() -> None:
+@pytest.mark.parametrize("end", [DIE, "import os; os.kill(os.getppid(), 9)"], ids=["worker", "fork server"])
+def test_a_dead_process_is_one_clear_line(end: str) -> None:
     with process_pool(1) as pool, pytest.raises(SsrError, match="a worker process died") as caught:
-        list(map_bounded(pool, exec, ["pass", DIE, "pass"], 10))
+        list(map_bounded(pool, exec, ["pass", end, "import time; time.sleep(0.2)"], 10))
     assert "--workers" in str(caught.value)
+
+
+def test_a_fork_of_a_process_with_a_pool_has_pools_of_its_own() -> None:
+    with process_pool(1) as pool:
+        server = pool.submit(os.getppid).result()
+    context = multiprocessing.get_context("fork")
+    said = context.SimpleQueue()
+
+    def ask() -> None:
+        with process_pool(1) as pool:
+            said.put(pool.submit(os.getppid).result())
+
+    child = context.Process(target=ask)
+    child.start()
+    child.join(60)
+    assert (child.exitcode, said.get()) == (0, child.pid)
+    assert child.pid != server
 
 
 def test_a_worker_that_died_while_nobody_looked() -> None:
@@ -137,23 +170,50 @@ def test_resolve_workers() -> None:
 POOL = """
 import os, sys, time
 from pathlib import Path
+from pipelines.execution.interruption import finishing_on_signals, interrupted
 from pipelines.execution.pool import process_pool
 if __name__ == "__main__":
-    with process_pool(2) as pool:
-        print(pool.submit(os.getpid).result(), flush=True)
-        time.sleep(60)
+    with finishing_on_signals(print), process_pool(2) as pool:
+        print(pool.submit(os.getpid).result(), pool.submit(os.getppid).result(), flush=True)
+        while not interrupted():
+            time.sleep(0.01)
+        print(len(set(pool.map(time.sleep, [0.05] * 4))), pool.submit(os.getppid).result())
 """
 
 
-def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
-    script = tmp_path / "pool.py"
-    script.write_text(POOL)
+@pytest.fixture
+def parent(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process with a pool."""
+    (tmp_path / "pool.py").write_text(POOL)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout
-        worker = int(parent.stdout.readline())
+    words = [sys.executable, str(tmp_path / "pool.py")]
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as parent:
+        yield parent
         parent.kill()
+
+
+def test_workers_and_their_server_end_with_a_killed_parent(parent: subprocess.Popen[str]) -> None:
+    assert parent.stdout
+    processes = parent.stdout.readline().split()
+    parent.kill()
     deadline = time.monotonic() + 30
-    while Path(f"/proc/{worker}").exists() and Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+    while any(_lives(process) for process in processes):
         assert time.monotonic() < deadline, "an orphan is left"
         time.sleep(0.02)
+
+
+def _lives(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_pool_works_on_after_signals_to_all_processes(parent: subprocess.Popen[str]) -> None:
+    """Ctrl-C, and the SIGTERM of Slurm: it is the parent that finishes."""
+    assert parent.stdout
+    _, server = parent.stdout.readline().split()
+    os.killpg(parent.pid, signal.SIGTERM)
+    os.killpg(parent.pid, signal.SIGINT)
+    assert parent.stdout.read().splitlines()[-1] == f"1 {server}"
+    assert parent.wait() == 0

@@ -23,7 +23,8 @@ def workers_of(run: Run, seconds: float = 60.0) -> list[int]:
     """Worker processes, once there are any; empty if the run ends without."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        found = [pid for pid in session_of(run.pid) if "spawn_main" in _command(pid)]
+        servers = {pid for pid in session_of(run.pid) if "forkserver" in _command(pid)}
+        found = [pid for pid in servers if _parent(pid) in servers]  # a fork has the command line of its parent
         if found or not _alive(run.pid):
             return found
         time.sleep(0.002)
@@ -35,6 +36,13 @@ def _command(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
     except OSError:  # it has just ended
         return ""
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def _alive(pid: int) -> bool:

@@ -111,6 +111,7 @@ class TargetJob:
             self.output.skipped()
             return False
         self.output.begin()
+        self.makers.start()
         if not self.output.holds_labels(sample):
             if masked:  # with other labels: after a kill it must not look like a new one
                 self._mask(sample).unlink()
