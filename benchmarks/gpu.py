@@ -103,7 +103,7 @@ def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=400, help="images of the table of stages")
+    parser.add_argument("--count", type=int, default=400, help="images of the table of stages, at most those of the split")
     parser.add_argument("--compared", type=int, default=16, help="images of the table of precisions, which the CPU makes too")
     parser.add_argument("--steps", type=int, default=1000, help="steps of `ssr train`")
     parser.add_argument("--minutes", type=float, default=8)
@@ -117,6 +117,7 @@ def main() -> None:
     values, _ = read_config(arguments.config)
     workspace = workspace_of(values, Path())
     images = [sample.image_id for sample in workspace.dataset.samples[: max(arguments.count, arguments.compared)]]
+    arguments.count = min(arguments.count, len(images))
     end = time.monotonic() + 60 * arguments.minutes
 
     @contextmanager

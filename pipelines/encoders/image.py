@@ -52,8 +52,10 @@ def encoder_input(
     """
     size = (grid[1] * patch_size, grid[0] * patch_size)
     resized = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(resized, dtype=np.uint8)).permute(2, 0, 1).float() / 255  # (3, H, W)
-    return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    # in numpy, because many threads do this at once, and each would start torch's threads on all cores
+    pixels = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)  # (3, H, W)
+    normalised = (pixels - np.array(mean, np.float32).reshape(3, 1, 1)) / np.array(std, np.float32).reshape(3, 1, 1)
+    return torch.from_numpy(np.ascontiguousarray(normalised))
 
 
 def tensor_input(pixels: Tensor, grid: tuple[int, int], patch_size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
