@@ -27,8 +27,17 @@ SAVE_EVERY = 4  # and so are the states of `ssr align`
 def prepare(clip_config: str) -> None:
     """Import what runs need, and make saves as frequent as a small set needs them."""
     import open_clip
+    import sklearn.cluster
+    import sklearn.metrics  # noqa: F401  # imported late, and so in each child
     import torch
     import torch._dynamo  # the optimiser would load it in each child
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from tests.fixtures.plain_figures import plain
+
+    Figure.savefig = plain  # type: ignore[method-assign]
+    Image.init()
 
     open_clip.add_model_config(clip_config)
     torch.set_num_threads(1)

@@ -53,22 +53,24 @@ def config(tmp_path_factory, ssr):
 
 
 @pytest.mark.parametrize(("training", "launch"), [("align", TORCHRUN), ("train", TORCHRUN), ("retrain", SSR)])
-def test_interrupted_training_goes_on_to_the_same_bytes(config, tmp_path, training, launch):
+def test_interrupted_training_goes_on_to_the_same_bytes(config, warm_ssr, tmp_path, training, launch):
+    """Only the run that is interrupted has fresh processes: signals do not reach forks of a warm one."""
     words, name = TRAININGS[training]
     if training == "retrain":
         pytest.importorskip("mmseg", reason="needs mmsegmentation")
     models = []
     for work in (tmp_path / "calm", tmp_path / "stopped"):
         shutil.copytree(config.parents[1] / "work", work)
-        command = [*launch, *words, "--config", str(config), "--work", str(work)]
+        flags = [*words, "--config", str(config), "--work", str(work)]
         if work.name == "stopped":
-            code, _, said = ended(command, interrupt_at=" steps")
+            code, _, said = ended([*launch, *flags], interrupt_at=" steps")
             assert code != 0, said
             assert "SIGINT: finishing what is under way" in said
             assert "stopped: what was computed is kept; run the same command to go on" in said
             assert "stopped at once" not in said
             assert read_manifest(work / name).complete is False
-        code, out, said = ended(command)
+        warm = [*launch[:-1], str(warm_ssr)] if launch is TORCHRUN else [str(warm_ssr)]
+        code, out, said = ended([*warm, *flags])
         assert code == 0, said
         assert "next:" in out
         models.append((work / name).read_bytes())

@@ -21,7 +21,16 @@ ENVIRONMENT = {
 }
 
 
-def call(*words: object, code: int | None = 0, environment: dict[str, str] | None = None, command=SSR):
+WARM: list[str] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm(warm_ssr):
+    """Most commands run in forks of a warm process; those of torchrun, Ray and signals in fresh ones."""
+    WARM[:] = [str(warm_ssr)]
+
+
+def call(*words: object, code: int | None = 0, environment: dict[str, str] | None = None, command=WARM):
     done = subprocess.run(
         [*command, *map(str, words)],
         env=ENVIRONMENT | (environment or {}),
@@ -165,9 +174,9 @@ def test_ray(config, whole, tmp_path):
     work = tmp_path / "work"
     flags = ("--engine", "ray", "--actors", 2, "--actor-cpus", 0.5)
     call("superpixels", "--config", config, "--work", work)
-    ran = call("cams", "--config", config, "--work", work, *flags)
+    ran = call("cams", "--config", config, "--work", work, *flags, command=SSR)
     assert f"cams: {PHOTOS}/{PHOTOS}" in ran.stderr
-    call("refine", "--work", work, *flags)
+    call("refine", "--work", work, *flags, command=SSR)
     call("eval", "masks", "--work", work, "--no-pictures")
     assert contents(work) == contents(whole)
 
@@ -197,7 +206,7 @@ echo $job
 def test_slurm_script(config, whole, tmp_path):
     """`scripts/slurm.sh` as it is, with a stand-in for sbatch that runs the tasks here."""
     (tmp_path / "bin").mkdir()
-    for name, text in (("sbatch", SBATCH), ("ssr", f'#!/bin/sh\nexec {SSR[0]} -c "{SSR[2]}" "$@"\n')):
+    for name, text in (("sbatch", SBATCH), ("ssr", f'#!/bin/sh\nexec {WARM[0]} "$@"\n')):
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
     script = Path(__file__).parents[2] / "scripts/slurm.sh"

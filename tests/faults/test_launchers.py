@@ -34,28 +34,28 @@ LAUNCHERS = {
 }
 
 
-def launched(*words: object, launcher: str | None = None) -> subprocess.Popen[str]:
-    command, flags, *_ = LAUNCHERS[launcher] if launcher else (SSR, ())
+def launched(*words: object, launcher: str | None = None, ssr: Path | None = None) -> subprocess.Popen[str]:
+    command, flags, *_ = LAUNCHERS[launcher] if launcher else ([str(ssr)], ())
     arguments = [*command, *map(str, words), *flags]
     return subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def passes(*words: object, launcher: str | None = None) -> None:
-    process = launched(*words, launcher=launcher)
+def passes(*words: object, launcher: str | None = None, ssr: Path | None = None) -> None:
+    process = launched(*words, launcher=launcher, ssr=ssr)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory, warm_ssr):
     """Work directories of one process over a drawn set after each stage; after ``""`` nothing is there yet."""
     folder = tmp_path_factory.mktemp("launchers")
-    passes("sample", "--work", folder / "sample", "--train", PHOTOS, "--val", 1)
+    passes("sample", "--work", folder / "sample", "--train", PHOTOS, "--val", 1, ssr=warm_ssr)
     now, after = folder / "work", {"": folder / "empty"}
     now.mkdir()
     after[""].mkdir()
     for stage in STAGES:
-        passes(stage, "--config", folder / "sample/sample.toml", "--work", now)
+        passes(stage, "--config", folder / "sample/sample.toml", "--work", now, ssr=warm_ssr)
         after[stage] = Path(shutil.copytree(now, folder / stage))
     return after
 
@@ -82,7 +82,7 @@ def workers_of(process: subprocess.Popen[str], words: bytes) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_killed_process(undisturbed, table, tmp_path, launcher):
+def test_killed_process(undisturbed, warm_ssr, table, tmp_path, launcher):
     if launcher == "Ray" and importlib.util.find_spec("ray") is None:
         pytest.skip("needs ray: pip install 'ssr[ray]'")
     _, _, words, death = LAUNCHERS[launcher]
@@ -107,7 +107,7 @@ def test_killed_process(undisturbed, table, tmp_path, launcher):
             killed += 1
             assert re.search(death, said), said
             passes(stage, "--work", work, launcher=launcher)
-        passes("merge", "--work", work)
+        passes("merge", "--work", work, ssr=warm_ssr)
         assert differing(digest(undisturbed[stage]), digest(work)) == []
         if workers:
             outcome = f"exit {process.returncode}, and the bytes of an undisturbed run at the end"
