@@ -89,7 +89,7 @@ def check(installed: set[str]) -> None:
         except SsrError as error:
             hint = f"{error}; {error.hint}"
             assert extra not in installed, f"{extra} is installed: {hint}"
-            assert f"ssr[{extra}]" in hint, f"the hint does not name ssr[{extra}]: {hint}"
+            assert f"ssr-wsss[{extra}]" in hint, f"the hint does not name ssr-wsss[{extra}]: {hint}"
         else:
             assert extra in installed, f"{extra} works without its packages"
     print(f"extras {sorted(installed) or 'none'}: as they should be")

@@ -1,4 +1,4 @@
-"""What a wheel must hold and what it must not: ``python .ci/check_wheel.py build/dist/ssr-*.whl``."""
+"""What a wheel must hold and what it must not: ``python .ci/check_wheel.py build/dist/ssr_wsss-*.whl``."""
 
 from __future__ import annotations
 

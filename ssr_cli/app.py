@@ -108,7 +108,7 @@ def _version(requested: bool) -> None:
         from importlib.metadata import PackageNotFoundError, version
 
         try:
-            typer.echo(f"ssr {version('ssr')}")
+            typer.echo(f"ssr {version('ssr-wsss')}")
         except PackageNotFoundError:  # the files of a checkout on the import path
             typer.echo("ssr, not installed: no version")
         raise typer.Exit

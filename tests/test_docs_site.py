@@ -104,7 +104,7 @@ def check_command(line: str) -> None:
         pytest.fail(f"{line}: {error}")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mkdocstrings") is None, reason="needs MkDocs: pip install 'ssr[docs]'")
+@pytest.mark.skipif(importlib.util.find_spec("mkdocstrings") is None, reason="needs MkDocs: pip install 'ssr-wsss[docs]'")
 def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],

@@ -168,7 +168,7 @@ def _cluster(options: ScaleOptions) -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("--engine ray needs Ray, which is not installed", 'pip install "ssr[ray]"') from error
+        raise UsageError("--engine ray needs Ray, which is not installed", 'pip install "ssr-wsss[ray]"') from error
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         if options.address is None:

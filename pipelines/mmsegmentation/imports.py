@@ -14,7 +14,7 @@ from packaging.version import Version
 from pipelines.errors import SsrError
 
 EXTENSION = "mmcv._ext"
-INSTALL = 'pip install "ssr[mmseg]"'
+INSTALL = 'pip install "ssr-wsss[mmseg]"'
 WANTED = {
     # distributions, one of which is needed: lowest version, excluded version, requirement to install
     ("mmengine",): ("0.10", "1", "mmengine>=0.10.7,<1"),

@@ -22,7 +22,7 @@ FORMAT = "ssr segmentation model 1"
 NOTE = "ssr"
 """Key of the file's metadata that holds the note, as JSON."""
 INPUT, OUTPUT = "pixels", "logits"
-_CURE = "pip install 'ssr[onnx]'"
+_CURE = "pip install 'ssr-wsss[onnx]'"
 _SMALLEST = 5
 """Patches along each side of the exporter's example; neither is 1, which the exporter would take for a constant."""
 

@@ -52,7 +52,7 @@ def dense_crf(image: NDArray[np.uint8], scores: NDArray[np.float32], parameters:
         from pydensecrf.densecrf import DenseCRF2D
     except ImportError as error:
         raise SsrError(
-            "the CRF needs pydensecrf2", "pip install 'ssr[crf]', or --boundary par, which does without it"
+            "the CRF needs pydensecrf2", "pip install 'ssr-wsss[crf]', or --boundary par, which does without it"
         ) from error
     classes, height, width = scores.shape
     field = DenseCRF2D(width, height, classes)

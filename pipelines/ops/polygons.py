@@ -31,7 +31,7 @@ def outlines(mask: NDArray[np.bool_]) -> list[list[Ring]]:
     try:
         from rasterio.features import shapes
     except ImportError:
-        raise UsageError("polygons need rasterio", "pip install 'ssr[vector]', or a format of pixels") from None
+        raise UsageError("polygons need rasterio", "pip install 'ssr-wsss[vector]', or a format of pixels") from None
     found = shapes(mask.astype(np.uint8), mask=mask, connectivity=4)
     return [[np.asarray(ring, dtype=np.float64)[:-1] for ring in shape["coordinates"]] for shape, _ in found]
 

@@ -43,7 +43,9 @@ class ExportOptions(Options):
         bool, option("Make an object of each connected region; when off, all pixels of a class in an image are one object.")
     ] = False
     min_area: Annotated[int, Field(ge=0, description="Connected regions of fewer pixels become background.")] = 0
-    polygons: Annotated[bool, option("coco: write polygons in place of run lengths; needs rasterio (ssr[vector]).")] = False
+    polygons: Annotated[bool, option("coco: write polygons in place of run lengths; needs rasterio (ssr-wsss[vector]).")] = (
+        False
+    )
     simplify: Annotated[
         float, Field(ge=0, description="Polygons: pixels by which an outline may move to have fewer corners; 0 keeps it exact.")
     ] = 0.0

@@ -24,7 +24,7 @@ class ScaleOptions(Options):
     ] = None
     engine: Annotated[
         Literal["local", "ray"],
-        option("What runs the processes: this machine (local), or actors on a Ray cluster (ray; needs ssr[ray])."),
+        option("What runs the processes: this machine (local), or actors on a Ray cluster (ray; needs ssr-wsss[ray])."),
     ] = "local"
     address: Annotated[
         str | None,

@@ -102,7 +102,9 @@ def _environment(workspace: Workspace, refine: RefineOptions) -> Iterator[Findin
         yield Finding("ok", "environment", "pydensecrf2 is installed: --boundary crf works")
     else:
         level: Literal["warning", "error"] = "error" if refine.boundary == "crf" else "warning"
-        missing = "no pydensecrf2: --boundary crf will not work, auto takes par (pip install 'ssr[crf]'; Python 3.11 or 3.12)"
+        missing = (
+            "no pydensecrf2: --boundary crf will not work, auto takes par (pip install 'ssr-wsss[crf]'; Python 3.11 or 3.12)"
+        )
         yield Finding(level, "environment", missing)
     place = next(path for path in (workspace.work, *workspace.work.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free / 2**30

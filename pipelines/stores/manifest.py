@@ -20,7 +20,7 @@ from pipelines.errors import SsrError, UsageError
 from pipelines.stores.files import read_json, write_json
 from pipelines.stores.shard import Shard, shard_folders
 
-PACKAGES = ("ssr", "torch", "open_clip_torch", "timm", "scikit-image", "numpy", "h5py", "pillow", "pydensecrf2")
+PACKAGES = ("ssr-wsss", "torch", "open_clip_torch", "timm", "scikit-image", "numpy", "h5py", "pillow", "pydensecrf2")
 
 
 def digest(settings: Any) -> str:

@@ -22,7 +22,7 @@ HEAVY = ("torch", "open_clip", "timm", "pydantic", "numpy", "skimage", "h5py", "
 def test_version(ssr):
     from importlib.metadata import version
 
-    assert ssr("--version").out == f"ssr {version('ssr')}\n"
+    assert ssr("--version").out == f"ssr {version('ssr-wsss')}\n"
 
 
 def test_help_lists_the_commands_and_imports_nothing_heavy():

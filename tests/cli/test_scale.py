@@ -170,7 +170,7 @@ def test_a_second_signal_stops_at_once(whole, tmp_path):
 
 
 def test_ray(config, whole, tmp_path):
-    pytest.importorskip("ray", reason="needs ray: pip install 'ssr[ray]'")
+    pytest.importorskip("ray", reason="needs ray: pip install 'ssr-wsss[ray]'")
     work = tmp_path / "work"
     flags = ("--engine", "ray", "--actors", 2, "--actor-cpus", 0.5)
     call("superpixels", "--config", config, "--work", work)
@@ -235,4 +235,4 @@ def test_without_ray(config, tmp_path):
     command = [sys.executable, "-c", "import sys; sys.modules['ray'] = None\nfrom ssr_cli.app import main\nmain()"]
     ran = call("superpixels", "--config", config, "--work", tmp_path, "--engine", "ray", code=2, command=command)
     assert "--engine ray needs Ray" in ran.stderr
-    assert 'pip install "ssr[ray]"' in ran.stderr
+    assert 'pip install "ssr-wsss[ray]"' in ran.stderr

@@ -84,7 +84,7 @@ def workers_of(process: subprocess.Popen[str], words: bytes) -> list[int]:
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_killed_process(undisturbed, warm_ssr, table, tmp_path, launcher):
     if launcher == "Ray" and importlib.util.find_spec("ray") is None:
-        pytest.skip("needs ray: pip install 'ssr[ray]'")
+        pytest.skip("needs ray: pip install 'ssr-wsss[ray]'")
     _, _, words, death = LAUNCHERS[launcher]
     moments, killed = random.Random(launcher), 0
     config = undisturbed[""].parent / "sample/sample.toml"

@@ -51,7 +51,7 @@ def test_a_missing_part_is_named(install, missing):
     install({name: version for name, version in FITTING.items() if name != missing})
     with pytest.raises(SsrError, match=f"^{missing} is not installed") as caught:
         import_mmsegmentation()
-    assert caught.value.hint == 'pip install "ssr[mmseg]"'
+    assert caught.value.hint == 'pip install "ssr-wsss[mmseg]"'
 
 
 @pytest.mark.parametrize(
