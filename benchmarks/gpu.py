@@ -1,6 +1,6 @@
 """What one GPU makes of each stage: throughput, memory, precision, and what 10,582 images of VOC train_aug would take.
 
-    python benchmarks/gpu.py --config my.toml [--count 400] [--steps 1000] [--minutes 8] [--tables NAME ...]
+    python benchmarks/gpu.py --config my.toml [--count 400] [--steps 400] [--minutes 8] [--tables NAME ...]
 
 Each stage is run as a user runs it, on COUNT images and on a quarter of them; the difference of the wall times is that of the
 other images, without loading and without the start of worker processes. The share of time in which the GPU computes comes from
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--count", type=int, default=400, help="images of the table of stages, at most those of the split")
     parser.add_argument("--compared", type=int, default=16, help="images of the table of precisions, which the CPU makes too")
-    parser.add_argument("--steps", type=int, default=1000, help="steps of `ssr train`")
+    parser.add_argument("--steps", type=int, default=400, help="steps of `ssr train`; the table scales to 1,000")
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     arguments = parser.parse_args()
