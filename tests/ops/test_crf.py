@@ -69,5 +69,5 @@ def test_background_alone_needs_no_crf(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     image, scores, _ = _two_regions()
-    with pytest.raises(SsrError, match=r"pip install 'ssr\[crf\]'"):
+    with pytest.raises(SsrError, match=r"pip install 'ssr-wsss\[crf\]'"):
         dense_crf(image, scores, CrfParameters())
