@@ -10,8 +10,7 @@ WORK/SIDE/SET/CASE, and a log beside it. Results of the side `before` are kept a
 `FILES`, the newest first: each side uses the first one that it knows or has written.
 
 Prints a Markdown row for each output. Exits with 1 if a value differs by more than the tolerance, if an output is missing or
-if a command failed. Commands run one after another, on the CPU with one thread. The extra `crf` is needed; `mmseg` adds
-retraining.
+if a command failed. Commands run one after another, on the CPU with one thread. They need extra `crf`, retraining `mmseg`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,6 @@ from pipelines.stores.image_arrays import read_cam
 from ssr_cli.app import app
 
 TRAIN_AUG = 10_582
-TABLES = ("stages", "precision", "training")
 STAGES = {
     # row: command, and the work directory it works in
     "superpixels": (("superpixels",), "stages"),
@@ -107,13 +106,8 @@ def main() -> None:
     parser.add_argument("--compared", type=int, default=16, help="images of the table of precisions, which the CPU makes too")
     parser.add_argument("--steps", type=int, default=400, help="steps of `ssr train`; the table scales to 1,000")
     parser.add_argument("--minutes", type=float, default=8)
-    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     arguments = parser.parse_args()
-    tables = {
-        "stages": lambda: stages(bench, arguments.count),
-        "precision": lambda: precisions(bench, arguments.compared),
-        "training": lambda: training(bench, arguments.count, arguments.steps),
-    }
     values, _ = read_config(arguments.config)
     workspace = workspace_of(values, Path())
     images = [sample.image_id for sample in workspace.dataset.samples[: max(arguments.count, arguments.compared)]]
@@ -141,7 +135,7 @@ def main() -> None:
         for title in arguments.tables:
             if in_time(title):
                 with section(title.capitalize()):
-                    tables[title]()
+                    TABLES[title](bench, arguments)
 
 
 def stages(bench: Bench, count: int) -> None:
@@ -203,6 +197,12 @@ def training(bench: Bench, count: int, steps: int) -> None:
         scaled = (many.wall - few.wall) / max(1, steps - quarter) * 1000
         print(f"| 1,000 steps of `ssr train`{row} | {scaled:.0f} | {many.memory} |", flush=True)
 
+
+TABLES: dict[str, Callable[[Bench, argparse.Namespace], None]] = {
+    "stages": lambda bench, arguments: stages(bench, arguments.count),
+    "precision": lambda bench, arguments: precisions(bench, arguments.compared),
+    "training": lambda bench, arguments: training(bench, arguments.count, arguments.steps),
+}
 
 if __name__ == "__main__":
     main()

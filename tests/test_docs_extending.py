@@ -29,9 +29,9 @@ from pipelines.method.boundary import BOUNDARY
 from pipelines.method.column_masks import COLUMN_MASKS
 from pipelines.method.readouts import READOUTS
 from pipelines.method.tagging import TAGGERS
-from pipelines.stores.array_store import ArrayReader
 from pipelines.training.losses import LOSSES
 from tests.fixtures.commands import Ssr
+from tests.fixtures.maps import maps
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
@@ -58,11 +58,6 @@ def part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
             stack.enter_context(patch.dict(table))
         yield shlex.split(words)
     sys.modules.pop(module, None)
-
-
-def maps(store: Path) -> dict[str, np.ndarray]:
-    with ArrayReader(store) as reader:
-        return {image_id: reader.read(image_id)[0].astype(np.float32) for image_id in reader.ids()}
 
 
 def assert_differs(made: dict[str, np.ndarray], shipped: dict[str, np.ndarray]) -> None:

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pipelines.stores.array_store import ArrayReader
-from pipelines.stores.image_arrays import read_cam
+from tests.fixtures.maps import maps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 GPU, CPU = "cuda", "cpu"
-
-
-def largest_difference(first: Path, second: Path) -> float:
-    """Over all maps of two stores of the same images."""
-    with ArrayReader(first) as a, ArrayReader(second) as b:
-        assert list(a.ids()) == list(b.ids())
-        pairs = [(read_cam(a, image_id)[0], read_cam(b, image_id)[0]) for image_id in a.ids()]
-    return max(float(np.abs(x.astype(np.float32) - y.astype(np.float32)).max(initial=0)) for x, y in pairs)
 
 
 @pytest.mark.parametrize("recipe", ["ssr", "clip-es"])
@@ -30,7 +19,10 @@ def test_the_maps_of_the_cpu(recipe, tiny_voc, ssr, tmp_path):
         flags = ("--recipe", recipe, "--device", device, "--precision", "fp32", "--boundary", "par")
         ssr("masks", "--config", tiny_voc.config, "--work", tmp_path / place, *flags)
     for store in ("cams.h5", "refined.h5"):
-        assert largest_difference(tmp_path / "gpu" / store, tmp_path / "cpu" / store) < 2e-3
+        made, expected = maps(tmp_path / "gpu" / store), maps(tmp_path / "cpu" / store)
+        assert made.keys() == expected.keys()
+        for image_id, cam in expected.items():
+            np.testing.assert_allclose(made[image_id], cam, atol=2e-3, rtol=0)
     for path in (tmp_path / "cpu/masks").glob("*.png"):
         same = np.asarray(Image.open(path)) == np.asarray(Image.open(tmp_path / "gpu/masks" / path.name))
         assert same.mean() > 0.98

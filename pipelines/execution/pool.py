@@ -46,10 +46,10 @@ PRELOADED = (
 """Modules that workers run, and what these import late. None of them imports torch, which would take four times as long."""
 
 
-def _set_up_worker(environment: dict[str, str]) -> None:
+def _set_up_worker(variables: dict[str, str]) -> None:
     """Limit each library to one thread, because there is one process for each core, and leave signals to the parent."""
     os.environ.clear()
-    os.environ.update(environment | dict.fromkeys(THREADS, "1"))
+    os.environ.update(variables | dict.fromkeys(THREADS, "1"))
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
@@ -79,7 +79,7 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _context() -> BaseContext:
-    """Return how workers start; the fork server runs already."""
+    """Return the way in which worker processes start, after starting the fork server if that is the way."""
     if sys.platform != "linux":  # macOS: its libraries may break in a fork
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +14,9 @@ from safetensors.torch import save_file
 
 from pipelines.datasets.classes import VOC12
 from pipelines.encoders.text import TextBank, write_bank
-from pipelines.stores.array_store import ArrayReader
 from tests.fixtures.commands import Ssr
 from tests.fixtures.datasets import TinyDataset
+from tests.fixtures.maps import maps
 from tests.fixtures.towers import FORMS, embed_dim, shaken, write_clip
 
 SIZES = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3}
@@ -33,11 +32,6 @@ def work(finished: dict[str, Path], tmp_path: Path) -> Path:
     """Superpixels and CAMs."""
     shutil.copytree(finished["ssr"], tmp_path / "work", ignore=shutil.ignore_patterns("masks*", "refined*"))
     return tmp_path / "work"
-
-
-def maps(store: Path) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    with ArrayReader(store) as reader:
-        return {image_id: reader.read(image_id)[0].astype(np.float32) for image_id in reader.ids()}
 
 
 @pytest.mark.parametrize("name", DINOS)
