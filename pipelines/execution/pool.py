@@ -67,6 +67,16 @@ def end_with_parent() -> None:
         threading.Thread(target=watch, daemon=True, name="end with parent").start()
 
 
+class _Pool(ProcessPoolExecutor):
+    """A pool that is broken, as it is by a dead worker, when the fork server was killed a moment ago and starts no worker."""
+
+    def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except ConnectionError as error:
+            raise BrokenProcessPool(f"no worker was started: {error}") from error
+
+
 def process_pool(workers: int) -> ProcessPoolExecutor:
     """Return a pool of processes without inherited locks, threads, GPU contexts or open stores.
 
@@ -75,7 +85,7 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
     """
     # A run that is stopped at once leaves its semaphores to Python's resource tracker, which would print a warning.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
-    return ProcessPoolExecutor(workers, _context(), initializer=_set_up_worker, initargs=(dict(os.environ),))
+    return _Pool(workers, _context(), initializer=_set_up_worker, initargs=(dict(os.environ),))
 
 
 def _context() -> BaseContext:

@@ -130,9 +130,22 @@ def test_workers_of_all_pools_are_forks_of_one_light_process(tmp_path: Path, mon
 
 @pytest.mark.parametrize("end", [DIE, "import os; os.kill(os.getppid(), 9)"], ids=["worker", "fork server"])
 def test_a_dead_process_is_one_clear_line(end: str) -> None:
-    with process_pool(1) as pool, pytest.raises(SsrError, match="a worker process died") as caught:
-        list(map_bounded(pool, exec, ["pass", end, "import time; time.sleep(0.2)"], 10))
+    with process_pool(1) as pool:
+        server = Path(f"/proc/{pool.submit(os.getppid).result()}/stat")
+        with pytest.raises(SsrError, match="a worker process died") as caught:
+            list(map_bounded(pool, exec, ["pass", end, "import time; time.sleep(0.2)"], 10))
     assert "--workers" in str(caught.value)
+    while end != DIE and server.exists() and " Z " not in server.read_text():  # the next test starts another
+        time.sleep(0.005)
+
+
+def test_a_server_that_refuses_a_worker_is_the_same_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(fds: list[int]) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr("multiprocessing.forkserver.connect_to_new_process", refused)
+    with process_pool(1) as pool, pytest.raises(SsrError, match="a worker process died"):
+        list(map_bounded(pool, abs, [1], 1))
 
 
 def test_a_fork_of_a_process_with_a_pool_has_pools_of_its_own() -> None:
