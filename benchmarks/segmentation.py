@@ -118,7 +118,8 @@ class Row:
         if self.inputs.labels is not None:
             found = self.inputs.labels(crops, self.of_own(evidence))
         else:
-            found = Targets(torch.stack([crop.target for crop in crops if crop.target is not None]))
+            truth = torch.stack([crop.target for crop in crops if crop.target is not None])  # (B, S, S)
+            found = Targets(truth.to(self.trainer.device))
         self.labelling += time.process_time() - started
         maps = found.super_maps
         return [
