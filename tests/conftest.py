@@ -9,5 +9,5 @@ os.environ["SSR_WEIGHTS"] = os.devnull  # nor does it find weights that lie abou
 os.environ["OMP_NUM_THREADS"] = "1"  # sums of several threads differ in their last bits; processes of tests inherit this
 os.environ.pop("FORCE_COLOR", None)
 
-SUBJECTS = ("lanes", "shared", "models", "datasets", "commands", "forks", "workspaces", "trainings", "odd")
+SUBJECTS = ("lanes", "shared", "models", "datasets", "commands", "forks", "plain_figures", "workspaces", "trainings", "odd")
 pytest_plugins = [f"tests.fixtures.{subject}" for subject in SUBJECTS]

@@ -3,7 +3,7 @@
 It reads one JSON object a line and answers with one: ``start`` forks a run and gives its process id; ``wait`` waits for it;
 ``mmsegmentation`` imports what ``ssr retrain`` needs; ``stop`` ends it without an answer.
 Each run is a session of its own, so that the workers it leaves behind can be found. A run may be slowed down, and may log its
-events and kill itself at one of them: see `Events`.
+events and kill itself at one of them: see `Events`. Its processes are forks, too, unless they shall be fresh.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests.fixtures.forked_processes import fork_processes, name_semaphores, start_processes_afresh
+
 PART_IMAGES = 4  # parts are committed every few images, as they are every 64 of a large set
+POOLS = ("superpixels", "refine", "masks", "predict")  # commands with worker processes
 SAVE_EVERY = 4  # and so are the states of `ssr align`
 
 
@@ -31,14 +35,10 @@ def prepare(clip_config: str) -> None:
     import sklearn.metrics  # noqa: F401  # imported late, and so in each child
     import torch
     import torch._dynamo  # the optimiser would load it in each child
-    from matplotlib.figure import Figure
-    from PIL import Image
 
-    from tests.fixtures.plain_figures import plain
-
-    Figure.savefig = plain  # type: ignore[method-assign]
-    Image.init()
-
+    draw_plainly()
+    fork_processes()
+    name_semaphores(f"ssr-tests-{os.getpid()}")
     open_clip.add_model_config(clip_config)
     torch.set_num_threads(1)
     for name in ("superpixels", "align", "cams", "refine", "masks", "train", "predict", "eval", "status", "tag"):
@@ -59,6 +59,17 @@ def prepare(clip_config: str) -> None:
         original(self, *args, **options)
 
     ArrayWriter.__init__ = small_parts  # type: ignore[method-assign]
+
+
+def draw_plainly() -> None:
+    """Runs draw no figures."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from tests.fixtures.plain_figures import plain
+
+    Figure.savefig = plain  # type: ignore[method-assign]
+    Image.init()
 
 
 def prepare_mmsegmentation() -> None:
@@ -164,6 +175,10 @@ def child(job: dict[str, Any]) -> NoReturn:
         os.dup2(source, target)
 
     def change() -> None:
+        if job.get("fresh"):
+            start_processes_afresh()
+        elif job["argv"][0] in POOLS:
+            forkserver.ensure_running()  # it knows nothing of the changes
         if job.get("pause"):
             slow_down(job["pause"])
         for place, value in job.get("set", {}).items():
@@ -176,15 +191,21 @@ def child(job: dict[str, Any]) -> NoReturn:
     end_as_command(job["argv"], change)
 
 
-def end_as_command(argv: list[str], change: Callable[[], None]) -> NoReturn:
-    """Make some changes, run the real command, and end this process with its exit code."""
+def ssr() -> None:
+    """The command, with the words of ``sys.argv``."""
+    from ssr_cli.app import main
+
+    main()
+
+
+def end_as_command(argv: list[str], change: Callable[[], None], program: Callable[[], None] = ssr) -> NoReturn:
+    """Make some changes, run the real program, and end this process with its exit code."""
     code = 70
     try:
         change()
-        from ssr_cli.app import main
-
-        sys.argv = ["ssr", *argv]
-        main()
+        sys.argv = [program.__name__, *argv]
+        program()
+        code = 0
     except KeyboardInterrupt:  # came before the command began
         code = 130
     except SystemExit as stop:

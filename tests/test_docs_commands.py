@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.forks import Warm
+
 ROOT = Path(__file__).parents[1]
 OWN_DATA = "voc --root /data/VOCdevkit/VOC2012"
 
@@ -25,11 +27,11 @@ def blocks(page: str, heading: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory, warm_ssr: Path):
+def shell(tmp_path_factory: pytest.TempPathFactory, warm: Warm):
     """A shell in a folder with ``my.toml``; its ``ssr`` is this one, in forks of a warm process."""
     pytest.importorskip("pydensecrf", reason="the commands use the CRF")
     folder = tmp_path_factory.mktemp("reader")
-    environment = os.environ | {"PATH": f"{warm_ssr.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PATH": f"{warm.ssr.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
     def run(script: str) -> str:
         done = subprocess.run(

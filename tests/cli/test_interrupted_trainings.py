@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,9 +14,6 @@ import pytest
 from pipelines.stores.manifest import read_manifest
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-SSR = [sys.executable, "-c", "from ssr_cli.app import main; main()"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
-TORCHRUN.append(str(Path(sys.executable).parent / "ssr"))
 TRAININGS = {
     "align": (["align", "--iterations", "24"], "cmpa.safetensors"),
     "train": (["train", "--iterations", "6", "--batch", "4"], "model.safetensors"),
@@ -46,31 +42,31 @@ def ended(command: list[str], *, interrupt_at: str = "") -> tuple[int, str, str]
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, ssr):
     folder = tmp_path_factory.mktemp("trainings") / "sample"
-    ssr("sample", "--work", folder, "--train", 8, "--val", 1)
+    ssr("sample", "--work", folder, "--train", 4, "--val", 1)
     for stage in (("superpixels",), ("cams",), ("refine", "--boundary", "none")):
         ssr(*stage, "--config", folder / "sample.toml", "--work", folder.parent / "work")
     return folder / "sample.toml"
 
 
-@pytest.mark.parametrize(("training", "launch"), [("align", TORCHRUN), ("train", TORCHRUN), ("retrain", SSR)])
-def test_interrupted_training_goes_on_to_the_same_bytes(config, warm_ssr, tmp_path, training, launch):
-    """Only the run that is interrupted has fresh processes: signals do not reach forks of a warm one."""
+@pytest.mark.parametrize("training", TRAININGS)
+def test_interrupted_training_goes_on_to_the_same_bytes(config, warm, tmp_path, training):
     words, name = TRAININGS[training]
+    launch = [str(warm.torchrun), "--standalone", "--nproc-per-node=2", "--no-python"]
     if training == "retrain":
         pytest.importorskip("mmseg", reason="needs mmsegmentation")
+        launch = []
     models = []
     for work in (tmp_path / "calm", tmp_path / "stopped"):
         shutil.copytree(config.parents[1] / "work", work)
-        flags = [*words, "--config", str(config), "--work", str(work)]
+        command = [*launch, str(warm.ssr), *words, "--config", str(config), "--work", str(work)]
         if work.name == "stopped":
-            code, _, said = ended([*launch, *flags], interrupt_at=" steps")
+            code, _, said = ended(command, interrupt_at=" steps")
             assert code != 0, said
             assert "SIGINT: finishing what is under way" in said
             assert "stopped: what was computed is kept; run the same command to go on" in said
             assert "stopped at once" not in said
             assert read_manifest(work / name).complete is False
-        warm = [*launch[:-1], str(warm_ssr)] if launch is TORCHRUN else [str(warm_ssr)]
-        code, out, said = ended([*warm, *flags])
+        code, out, said = ended(command)
         assert code == 0, said
         assert "next:" in out
         models.append((work / name).read_bytes())

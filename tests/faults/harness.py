@@ -126,13 +126,13 @@ class Lab:
     root: Path
     server: Server
 
-    def start(self, stage: str, work: Path, *flags: str, pause: float = 0.0) -> Run:
-        """Start a stage in a work directory."""
-        return self.command(*STAGES[stage].argv, *flags, "--config", self.config, "--work", work, pause=pause)
+    def start(self, stage: str, work: Path, *flags: str, **options: object) -> Run:
+        """Start a stage in a work directory; options are those of a job of tests/forks.py."""
+        return self.command(*STAGES[stage].argv, *flags, "--config", self.config, "--work", work, **options)
 
-    def command(self, *argv: object, pause: float = 0.0) -> Run:
+    def command(self, *argv: object, **options: object) -> Run:
         """Start any command."""
-        return self.server.start(*argv, pause=pause)
+        return self.server.start(*argv, **options)
 
     def run(self, stage: str, work: Path, *flags: str, seconds: float = 120.0) -> Ended:
         """Run a stage to its end."""

@@ -56,7 +56,7 @@ def test_worker_killed(lab, table, tmp_path, stage):
     hit = 0
     for turn in range(40 * sized(2, 20)):
         work = lab.fresh(stage, tmp_path / f"work{turn}")
-        run = lab.start(stage, work, pause=0.02)
+        run = lab.start(stage, work, pause=0.02, fresh=True)
         workers = workers_of(run)
         assert workers, run.wait()
         time.sleep(moments.uniform(0, 0.3) if turn else 0)  # 20 images take 0.4 s
@@ -81,7 +81,7 @@ def test_worker_killed(lab, table, tmp_path, stage):
 @pytest.mark.parametrize("stage", POOLS)
 def test_workers_end_with_a_killed_run(lab, table, tmp_path, stage):
     work = lab.fresh(stage, tmp_path / "work")
-    run = lab.start(stage, work, pause=0.02)
+    run = lab.start(stage, work, pause=0.02, fresh=True)
     assert workers_of(run), run.wait()
     time.sleep(0.3)  # a worker that starts notices by itself: its parent's pipe ends
     run.kill()
