@@ -42,6 +42,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory, warm: Warm):
         return done.stdout + done.stderr
 
     short = r"/^work/d; s/^iterations.*/iterations = 2/; s/^schedule.*/schedule = \"2\"/; s/^\[align\]/&\niterations = 2/"
+    short += "; s/^cache_views.*/cache_views = 1/"
     run(f"ssr sample --work . --train 4 --val 1 && sed '{short}' sample.toml > my.toml")
     return run
 

@@ -15,8 +15,8 @@ from pipelines.stores.manifest import read_manifest
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 TRAININGS = {
-    "align": (["align", "--iterations", "24"], "cmpa.safetensors"),
-    "train": (["train", "--iterations", "6", "--batch", "4"], "model.safetensors"),
+    "align": (["align", "--iterations", "16"], "cmpa.safetensors"),
+    "train": (["train", "--iterations", "6", "--batch", "4", "--cache-views", "1"], "model.safetensors"),
     "retrain": (["retrain", "--schedule", "6", "--batch", "4"], "retrained.safetensors"),
 }
 

@@ -25,7 +25,7 @@ def chain(ssr, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "cams --ckpt auto",
         "refine --boundary auto",
         "eval masks",
-        "train --ckpt auto --iterations 6 --warmup 2",
+        "train --ckpt auto --iterations 6 --warmup 2 --cache-views 1",
         "predict",
         "predict --split val",
         "eval predictions --split val",

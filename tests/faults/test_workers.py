@@ -23,26 +23,18 @@ def workers_of(run: Run, seconds: float = 60.0) -> list[int]:
     """Worker processes, once there are any; empty if the run ends without."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        servers = {pid for pid in session_of(run.pid) if "forkserver" in _command(pid)}
-        found = [pid for pid in servers if _parent(pid) in servers]  # a fork has the command line of its parent
+        found = [pid for pid in session_of(run.pid) if _parent(pid) not in {0, run.pid}]  # children of the fork server
         if found or not _alive(run.pid):
             return found
         time.sleep(0.002)
     return []
 
 
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-    except OSError:  # it has just ended
-        return ""
-
-
 def _parent(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
-        return 0
+        return 0  # it has just ended
 
 
 def _alive(pid: int) -> bool:
@@ -56,7 +48,7 @@ def test_worker_killed(lab, table, tmp_path, stage):
     hit = 0
     for turn in range(40 * sized(2, 20)):
         work = lab.fresh(stage, tmp_path / f"work{turn}")
-        run = lab.start(stage, work, pause=0.02, fresh=True)
+        run = lab.start(stage, work, pause=0.02)
         workers = workers_of(run)
         assert workers, run.wait()
         time.sleep(moments.uniform(0, 0.3) if turn else 0)  # 20 images take 0.4 s
@@ -80,6 +72,7 @@ def test_worker_killed(lab, table, tmp_path, stage):
 
 @pytest.mark.parametrize("stage", POOLS)
 def test_workers_end_with_a_killed_run(lab, table, tmp_path, stage):
+    """Those of a fork server as the program starts it."""
     work = lab.fresh(stage, tmp_path / "work")
     run = lab.start(stage, work, pause=0.02, fresh=True)
     assert workers_of(run), run.wait()

@@ -6,14 +6,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 
 import pytest
 
 pytest.importorskip("mmengine")
 
 
-def test_two_processes(finished, tiny_voc, tmp_path):
+def test_two_processes(finished, tiny_voc, warm, tmp_path):
     work = tmp_path / "work"
     shutil.copytree(finished["ssr"] / "masks", work / "masks")
     small = (
@@ -22,11 +21,8 @@ def test_two_processes(finished, tiny_voc, tmp_path):
     )  # fmt: skip
 
     def run(batch: int) -> subprocess.CompletedProcess[str]:
-        entry = tmp_path / "entry.py"
-        entry.write_text("from ssr_cli.app import main\nmain()\n")
-        argv = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-        argv += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-        argv += [str(word) for word in (entry, "retrain", *small, "--batch", batch)]
+        launch = (warm.torchrun, "--standalone", "--nproc-per-node=2", "--no-python", warm.ssr)
+        argv = [str(word) for word in (*launch, "retrain", *small, "--batch", batch)]
         return subprocess.run(
             argv, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )

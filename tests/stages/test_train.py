@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines.encoders.clip import ClipEncoder
@@ -100,8 +99,6 @@ def test_outputs(trained, models, name):
         assert set(line) == {"iteration", "segmentation", "affinity", "prototype", "learning_rate"}
         assert line["segmentation"] > 0
         assert (line["affinity"] > 0, line["prototype"] > 0) == (name == "weclip", name == "joint")
-    with Image.open(work / "train/curves.png") as picture:
-        assert picture.size[0] > 300
     assert {path.name for path in (work / "train").iterdir() if path.name != ".lock"} == {
         "state.safetensors", "curves.jsonl", "curves.png", *(["cmpa.safetensors"] if name == "joint" else []),
         *(["views.h5", "views.json", "view_labels.h5", ".views.h5.lock", ".view_labels.h5.lock"] if name == "views" else []),
