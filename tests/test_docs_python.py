@@ -39,7 +39,7 @@ def drawn(built_once: Once, ssr: Ssr) -> Path:
         ssr("sample", "--work", work, "--train", 4, "--val", 1)
         ssr("superpixels", "--config", work / "sample.toml")
         ssr("align", "--work", work, "--epochs", 1)
-        ssr("train", "--work", work, "--iterations", 2)
+        ssr("train", "--work", work, "--iterations", 2, "--cache-views", 1)
 
     return built_once("drawn", build)
 

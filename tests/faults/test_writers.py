@@ -4,6 +4,8 @@ different stages go side by side where the second does not need what the first i
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from tests.fixtures.forks import Run
 
 from .harness import STAGES, sized
 
-PAUSE = 0.25
+PAUSE = 0.05
 
 
 def locked(work: Path, stage: str) -> list[Path]:
@@ -38,8 +40,10 @@ def test_second_run_is_refused(lab, table, tmp_path, stage):
         there = set(locked(work, stage))
         first = lab.start(stage, work, pause=PAUSE)
         under_way(first, work, stage, there)
+        os.kill(first.pid, signal.SIGSTOP)
         second = lab.run(stage, work)
         forced = lab.run(stage, work, "--force")
+        os.kill(first.pid, signal.SIGCONT)
         ended = first.wait()
         assert ended.code == 0, ended
         for refused in (second, forced):
@@ -55,8 +59,8 @@ def test_second_run_is_refused(lab, table, tmp_path, stage):
 def test_different_stages_side_by_side(lab, table, tmp_path, first, second):
     """Both start over on what a finished chain has: neither reads what the other makes."""
     work = lab.finished("eval", tmp_path / "work")
-    one = lab.start(first, work, "--force", pause=0.05)
-    two = lab.start(second, work, "--force", pause=0.05)
+    one = lab.start(first, work, "--force", pause=PAUSE)
+    two = lab.start(second, work, "--force", pause=PAUSE)
     ended = one.wait(), two.wait()
     assert [run.code for run in ended] == [0, 0], ended
     assert lab.differences("eval", work) == []
