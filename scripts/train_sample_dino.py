@@ -20,7 +20,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from drawn_images import drawn_images, for_half_size
+from drawn_images import SMALL, drawn_images, for_half_size
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -126,7 +126,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     rng = np.random.default_rng(arguments.seed)
-    images, _ = drawn_images(arguments.pictures)
+    images = drawn_images(arguments.pictures, SMALL).images.numpy()
     student = Student()
     teacher = copy.deepcopy(student).requires_grad_(False)
     optimizer = torch.optim.AdamW(student.parameters(), lr=arguments.lr, weight_decay=0.05, betas=(0.9, 0.99))

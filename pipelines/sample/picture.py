@@ -31,6 +31,7 @@ class Picture:
         objects: Class and colour name of each visible object, back to front.
         boxes: Of each visible object, what shows of it: left, top, right, bottom as shares of width and height.
         clutter: Names of what else is there.
+        things: ``(H, W)`` uint8; 0 the scene, and of each thing drawn upon it, object or clutter, a number of its own.
     """
 
     image: NDArray[np.uint8]
@@ -40,6 +41,7 @@ class Picture:
     objects: tuple[tuple[str, str], ...]
     boxes: tuple[tuple[float, float, float, float], ...]
     clutter: tuple[str, ...]
+    things: NDArray[np.uint8]
 
 
 def draw_picture(rng: Rng, height: int, width: int, smallest: float = 0.13) -> Picture:
@@ -68,8 +70,11 @@ def _attempt(rng: Rng, height: int, width: int, smallest: float) -> Picture:
     warmth = (1.0, float(rng.uniform(0.92, 1.0)), float(rng.uniform(0.85, 1.05)))
     canvas = Canvas(background(height, width, rng), light, warmth)
     clutter: list[str] = []
-    for _ in range(rng.integers(0, 4)):
+    things = np.zeros((height, width), np.uint8)
+    for number in range(rng.integers(0, 4)):
+        canvas.drawn = np.zeros((height, width), np.bool_)
         _add_clutter(canvas, rng, scene, clutter)
+        things[canvas.drawn] = number + 1
     mask = np.zeros((height, width), np.uint8)
     owner = np.zeros((height, width), np.int32)
     found: list[tuple[str, str]] = []
@@ -82,11 +87,13 @@ def _attempt(rng: Rng, height: int, width: int, smallest: float) -> Picture:
         found.append((name, colour))
         mask[canvas.drawn] = CLASSES.index(name) + 1
         owner[canvas.drawn] = len(found)
+        things[canvas.drawn] = len(clutter) + len(found)
     canvas.drawn = np.zeros((height, width), np.bool_)
     if rng.random() < 0.3 and clutter_of:  # something in front
         _add_clutter(canvas, rng, scene, clutter, largest=0.2)
         mask[canvas.drawn] = 0
         owner[canvas.drawn] = 0
+        things[canvas.drawn] = things.max() + 1
     shares = np.bincount(owner.ravel(), minlength=len(found) + 1)[1:] / owner.size
     for index, share in enumerate(shares):
         if share < MIN_VISIBLE:
@@ -99,6 +106,7 @@ def _attempt(rng: Rng, height: int, width: int, smallest: float) -> Picture:
         objects=tuple(entry for entry, share in zip(found, shares, strict=True) if share >= MIN_VISIBLE),
         boxes=tuple(_box(owner == index + 1) for index, share in enumerate(shares) if share >= MIN_VISIBLE),
         clutter=tuple(dict.fromkeys(clutter)),
+        things=things,
     )
 
 

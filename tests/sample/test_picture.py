@@ -27,6 +27,9 @@ def test_labels_are_what_the_mask_shows(seed: int) -> None:
     assert {CLASSES[label] for label in picture.labels} == {name for name, _ in picture.objects}
     for label in picture.labels:
         assert (picture.mask == label + 1).mean() >= MIN_VISIBLE
+    for thing in np.unique(picture.things):  # things never cross the border of an object
+        classes = np.unique(picture.mask[picture.things == thing])
+        assert set(classes) <= {0} if thing == 0 else len(classes) == 1
 
 
 @pytest.mark.parametrize("name", OBJECTS)
