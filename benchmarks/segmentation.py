@@ -105,10 +105,14 @@ class Row:
         alignment = self.inputs.encoders.alignment
         return evidence if alignment is None else evidence.replacing(alignment=alignment)
 
+    def without_truth(self, crops: Sequence[Crop]) -> Sequence[Crop]:
+        """Remove the ground truth that crops have for the rows ``masks``, since labels would take it for corrected masks."""
+        return crops if self.inputs.labels is None else [dataclasses.replace(crop, target=None) for crop in crops]
+
     def step(self, crops: Sequence[Crop], evidence: Evidence) -> None:
         """Label crops that the frozen encoders have seen, and train on them."""
         started = time.process_time()
-        learn(self.trainer, crops, self.of_own(evidence), self.inputs.labels)
+        learn(self.trainer, self.without_truth(crops), self.of_own(evidence), self.inputs.labels)
         self.trainer.step()
         self.learning += time.process_time() - started
 
@@ -116,7 +120,7 @@ class Row:
         """Label crops once, for views that are kept: one entry a crop."""
         started = time.process_time()
         if self.inputs.labels is not None:
-            found = self.inputs.labels(crops, self.of_own(evidence))
+            found = self.inputs.labels(self.without_truth(crops), self.of_own(evidence))
         else:
             truth = torch.stack([crop.target for crop in crops if crop.target is not None])  # (B, S, S)
             found = Targets(truth.to(self.trainer.device))
