@@ -76,6 +76,7 @@ ROWS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "ssr, plain CLIP": ("ssr", {"ckpt": None}, {}),
     "ssr + CDA + SBE, plain CLIP": ("ssr", {"ckpt": None, **SBE}, CDA),
     "masks": ("ssr", {"supervision": "masks", "ckpt": None}, {}),
+    "masks, seed 1": ("ssr", {"supervision": "masks", "ckpt": None, "seed": 1}, {}),
 }
 SCORES: dict[str, dict[str, Any]] = {
     "one scale": {"scales": (1.0,), "flip": False},

@@ -125,30 +125,34 @@ class Bench:
         self._row("true labels", self.labels)
         for name in ("dense", "heads") if "heads" in self.scores else ("dense",):
             self._row(f"tags, {name}", self.scores[name] >= TAGGERS[name].default_threshold(self.classes))
-        self.found: dict[tuple[str, float], list[tuple[float, float, float]]] = defaultdict(list)
+        self.found: dict[tuple[str, str, float], list[tuple[float, float, float]]] = defaultdict(list)
         for kind in ("replaced", "removed or added"):
             for share in SHARES:
                 for seed in SEEDS:
                     wrong, flips = flipped(self.labels, share, seed, kind)
-                    order = np.argsort(-doubts(self.scores["dense"], wrong), axis=None)
-                    first = {int(pair) for pair in order[: max(1, round(0.1 * wrong.sum()))]}
-                    twice = {int(pair) for pair in order[: max(1, round(0.2 * wrong.sum()))]}
-                    hits = len(first & {pair for pairs in flips for pair in pairs})
-                    caught = [np.mean([bool(listed & set(pairs)) for pairs in flips]) for listed in (first, twice)]
-                    self.found[kind, share].append((hits / len(first), float(caught[0]), float(caught[1])))
-                    mended = wrong.copy()
-                    places = np.array(sorted(first))
-                    mended.flat[places] = self.labels.flat[places]  # a person who looks at the list is right
-                    if kind == "replaced":
-                        self._row(f"{share:.0%} {kind}, seed {seed}", wrong)
-                        self._row(f"{share:.0%} {kind}, seed {seed}, list looked through", mended)
+                    for tagger in self.scores.keys() & {"dense", "heads"}:
+                        scores = self.scores[tagger]
+                        order = np.argsort(-doubts(scores, wrong, calibrate(scores, wrong, own=True)), axis=None)
+                        first = {int(pair) for pair in order[: max(1, round(0.1 * wrong.sum()))]}
+                        twice = {int(pair) for pair in order[: max(1, round(0.2 * wrong.sum()))]}
+                        hits = len(first & {pair for pairs in flips for pair in pairs})
+                        caught = [np.mean([bool(listed & set(pairs)) for pairs in flips]) for listed in (first, twice)]
+                        self.found[tagger, kind, share].append((hits / len(first), float(caught[0]), float(caught[1])))
+                        mended = wrong.copy()
+                        places = np.array(sorted(first))
+                        mended.flat[places] = self.labels.flat[places]  # a person who looks at the list is right
+                        if kind == "replaced" and tagger == "dense":
+                            self._row(f"{share:.0%} {kind}, seed {seed}", wrong)
+                            self._row(f"{share:.0%} {kind}, seed {seed}, list looked through", mended)
 
     def print_check(self) -> None:
         """What the first pairs of the list hold."""
-        print("\n| labels changed | first 10 %: precision | flips found | flips found in 20 % |\n|---|---|---|---|")
-        for (kind, share), rows in self.found.items():
+        print(
+            "\n| scores | labels changed | first 10 %: precision | flips found | flips found in 20 % |\n|---|---|---|---|---|"
+        )
+        for (tagger, kind, share), rows in sorted(self.found.items()):
             cells = [f"{100 * np.mean(c):.0f} ({100 * min(c):.0f} to {100 * max(c):.0f})" for c in zip(*rows, strict=True)]
-            print(f"| {share:.0%} {kind} | {' | '.join(cells)} |")
+            print(f"| {tagger} | {share:.0%} {kind} | {' | '.join(cells)} |")
 
     def masks(self, *, crf: bool) -> None:
         """Count confusions of every row; equal labels of a photo are made once."""
