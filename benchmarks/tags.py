@@ -156,7 +156,7 @@ class Bench:
 
     def masks(self, *, crf: bool) -> None:
         """Count confusions of every row; equal labels of a photo are made once."""
-        main_rows = {name for name in self.rows if name.startswith("t")}
+        main_rows = {name for name in self.rows if has_crf(name)}
         with process_pool(resolve_workers(self.place.run.workers)) as pool:
             waiting: list[tuple[str, Future[dict[str, NDArray[np.int64]]]]] = []
             for number, evidence in enumerate(self._evidence("label maps")):
@@ -209,8 +209,15 @@ class Bench:
 
     def _add(self, waiting: tuple[str, Future[dict[str, NDArray[np.int64]]]]) -> None:
         for stage, counts in waiting[1].result().items():
-            if stage == "refined" or waiting[0].startswith("t"):  # equal labels share maps, so others have a CRF now and then
+            if stage == "refined" or has_crf(
+                waiting[0]
+            ):  # equal labels share maps, so other rows would have a CRF now and then
                 self.counts[waiting[0], stage] += counts
+
+
+def has_crf(row: str) -> bool:
+    """Whether a row of the label maps is scored behind the CRF, too: true labels and tags."""
+    return row.startswith("t")
 
 
 def flipped(labels: NDArray[np.bool_], share: float, seed: int, kind: str) -> tuple[NDArray[np.bool_], list[tuple[int, ...]]]:

@@ -43,7 +43,7 @@ class Size:
 
 
 SMALL = Size(128, 128, 0.2)
-"""Four times as fast to draw. Objects are somewhat larger than in the embedded set, as they are seen in large patches."""
+"""More than twice as fast to draw. Objects are somewhat larger than in the embedded set, as they are seen in large patches."""
 
 LARGE = Size(208, 256, 0.13, first=500_000)
 """As those of the embedded set."""
@@ -231,7 +231,7 @@ def thing_loss(attention: Tensor, thing: Tensor, share: Tensor) -> Tensor:
 def for_half_size(kernel: Tensor) -> Tensor:
     """Patch embedding for patches of 8 pixels from one for 16: what the kernel sees of a patch enlarged twice (bilinear).
 
-    The models begin with few patches, which is fast, and then look at pictures with patches of half the size.
+    DINO is trained with few patches, which is fast, and then looks at pictures with patches of half the size.
     """
     basis = torch.eye(64).view(64, 1, 8, 8)
     enlarge = F.interpolate(basis, scale_factor=2, mode="bilinear", align_corners=False).flatten(1)  # (64, 256)

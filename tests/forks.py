@@ -15,13 +15,12 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.fixtures.forked_processes import fork_processes, name_semaphores, start_processes_afresh
+from tests.fixtures.forked_processes import end_with, fork_processes, name_semaphores, start_processes_afresh
 
 PART_IMAGES = 4  # parts are committed every few images, as they are every 64 of a large set
 POOLS = ("superpixels", "refine", "masks", "predict")  # commands with worker processes
@@ -200,21 +199,13 @@ def ssr() -> None:
 
 def end_as_command(argv: list[str], change: Callable[[], None], program: Callable[[], None] = ssr) -> NoReturn:
     """Make some changes, run the real program, and end this process with its exit code."""
-    code = 70
-    try:
+
+    def changed() -> None:
         change()
         sys.argv = [program.__name__, *argv]
         program()
-        code = 0
-    except KeyboardInterrupt:  # came before the command began
-        code = 130
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # no finalisation of torch: it takes longer than the run
+
+    end_with(changed)
 
 
 def wait(pid: int, seconds: float) -> int | None:
