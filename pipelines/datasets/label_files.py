@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shlex
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from pipelines.datasets.label_rows import NameOf, Row
 from pipelines.datasets.label_tables import TAGS, layout_of, preamble, table_rows
 from pipelines.datasets.names import did_you_mean, image_id_of
 from pipelines.datasets.splits import encoding_of, refuse_irregular
-from pipelines.errors import UsageError
+from pipelines.errors import SsrError, UsageError
 from pipelines.stores.files import atomic_path
 
 _COLUMNS = ("image", "labels")
@@ -140,14 +139,11 @@ def write_label_file(path: Path, labels: Mapping[str, Sequence[int]], classes: C
             text.writelines(_json({"image": image_id, "labels": names}) + "\n" for image_id, names in rows.items())
         case suffix:
             raise UsageError(f"{path}: expected a label file .csv, .json or .jsonl, found {suffix!r}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot write labels: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+    except SsrError as error:
+        raise UsageError(error.message, "free disk space, or another file for the labels") from error
 
 
 def write_tag_file(path: Path, rows: Iterable[tuple[str, Sequence[int]]], classes: ClassList) -> None:
