@@ -10,14 +10,14 @@ import pytest
 
 from pipelines.stages import ablation
 
-PHOTOS = 24
+PHOTOS, VAL = 8, 2
 
 
 @pytest.fixture(scope="module")
 def chain(ssr, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What each command of the chain said, and the work directory."""
     work = tmp_path_factory.mktemp("chain") / "sample"
-    said = {"work": str(work), "sample": ssr("sample", "--work", work, "--train", PHOTOS, "--val", 4).text}
+    said = {"work": str(work), "sample": ssr("sample", "--work", work, "--train", PHOTOS, "--val", VAL).text}
     for command in (
         "doctor",
         "superpixels",
@@ -65,7 +65,7 @@ def test_the_model_and_its_val_score_end_the_ablation(chain: dict[str, str]) -> 
     assert own[0] == ablation.MODELS["predictions"]
     assert own[1].images == PHOTOS
     assert other[0] == f"{ablation.MODELS['predictions']}, split val"
-    assert other[1].images == 4
+    assert other[1].images == VAL
     rows = chain["eval ablation"].splitlines()
     assert next(row for row in rows if "split val" in row).count("+") == 0, "another split gains nothing over this one"
 
@@ -80,7 +80,7 @@ def test_the_page_has_the_ablation_and_needs_nothing_else(chain: dict[str, str])
 def test_a_second_run_draws_and_computes_nothing(chain: dict[str, str], ssr) -> None:
     work = Path(chain["work"])
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*.png") if "eval" not in path.parts}
-    ssr("sample", "--work", work, "--train", PHOTOS, "--val", 4)
+    ssr("sample", "--work", work, "--train", PHOTOS, "--val", VAL)
     for command, count in (
         ("superpixels", PHOTOS),
         ("align", PHOTOS),
