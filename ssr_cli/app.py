@@ -37,7 +37,7 @@ PANELS = {
         "import": "Take over masks that people corrected in CVAT, Label Studio or as COCO.",
         "review": "List pseudo-masks by confidence, the most doubtful first, on a page to mark them.",
         "retrain": "Train a standard segmentation network on the pseudo-masks with mmsegmentation.",
-        "onnx": "Write the trained model as one ONNX file, compared with torch -> model.onnx",
+        "onnx": "Write the trained model or retrained network as one ONNX file, compared with torch -> model.onnx",
     },
     "To look at and compare": {
         "status": "Show what a work directory holds and which command comes next.",

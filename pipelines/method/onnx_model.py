@@ -1,4 +1,4 @@
-"""The frozen CLIP and a trained decoder as one network, and logits from the ONNX file of that network."""
+"""The frozen CLIP and a trained decoder as one network, and logits from ONNX files, of this network or a retrained one."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.tower import walk
 from pipelines.errors import UsageError
 from pipelines.method.photo import Photo
-from pipelines.method.predictor import mean_logits, segmenter_input
+from pipelines.method.predictor import MakesLogits, mean_logits, segmenter_input
+from pipelines.method.scaled_photo import scaled_photo
 from pipelines.models.onnx_file import OnnxModel
 from pipelines.models.segmenter import Segmenter
+from pipelines.ops.byte_resize import resized_bytes
 from pipelines.options.train import PredictOptions
 
 _RGB = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -59,6 +61,8 @@ class SegmentationNetwork(nn.Module):
 class HalfStored(nn.Module):
     """A network whose weights are stored in half precision and widened where they are used; its arithmetic stays fp32.
 
+    Vectors stay in fp32: they are few, and a variance of a batch norm may lie below the smallest number of half precision.
+
     Args:
         network: The network, which maps a tensor to a tensor.
     """
@@ -68,17 +72,21 @@ class HalfStored(nn.Module):
         self._network = (network,)  # in a tuple it is no submodule, so that the file does not hold its fp32 weights
         self._names = tuple(network.state_dict())
         for number, tensor in enumerate(network.state_dict().values()):
-            self.register_buffer(f"half_{number}", tensor.half())
+            vector = tensor.numel() == max(tensor.shape, default=1)
+            self.register_buffer(f"stored_{number}", tensor if vector else tensor.half())
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the network's output."""
-        widened = {name: tensor.float() for name, tensor in zip(self._names, self.buffers(), strict=True)}
+        widened = {
+            name: tensor.float() if tensor.dtype == torch.float16 else tensor
+            for name, tensor in zip(self._names, self.buffers(), strict=True)
+        }
         result: Tensor = functional_call(self._network[0], widened, (pixels,))
         return result
 
 
 class OnnxPredictor:
-    """An ONNX file that computes the logits of batches of images on the CPU; torch only resizes and averages.
+    """An ONNX file of `ssr train`'s model that computes logits of batches of images on the CPU; torch resizes and averages.
 
     Args:
         model: The opened file.
@@ -95,3 +103,37 @@ class OnnxPredictor:
     def logits(self, photos: Sequence[Photo]) -> Tensor:
         """Do the same as `pipelines.method.predictor.Predictor.logits`."""
         return mean_logits(self.model.logits, photos, self.options)
+
+
+class ScaledOnnxPredictor:
+    """An ONNX file of a retrained network, which computes the logits of images that are scaled as in its training.
+
+    Args:
+        model: The opened file, with ``largest``.
+        options: Scales and flip; ``long_side`` is ignored.
+
+    Raises:
+        ValueError: The file does not ask for scaled images.
+    """
+
+    def __init__(self, model: OnnxModel, options: PredictOptions) -> None:
+        if model.largest is None:
+            raise ValueError("expected a network of scaled images")
+        self.model, self.largest, self.options = model, model.largest, options
+
+    def photo(self, sample: Sample, image: Image.Image) -> Photo:
+        """Resize a decoded image to every scale.
+
+        Raises:
+            ImageError: The image is too thin.
+        """
+        return scaled_photo(sample, image, self.largest, self.options.scales, resized_bytes)
+
+    def logits(self, photos: Sequence[Photo]) -> Tensor:
+        """Do the same as `pipelines.method.predictor.Predictor.logits`, at the size of scale 1."""
+        return mean_logits(lambda images: self.model.logits(images / 255), photos, self.options)
+
+
+def onnx_predictor(model: OnnxModel, options: PredictOptions) -> MakesLogits:
+    """Return the predictor that prepares images as an ONNX file needs them."""
+    return OnnxPredictor(model, options) if model.largest is None else ScaledOnnxPredictor(model, options)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.datasets.base import Sample
 from pipelines.encoders.model_config import TimmModel
-from pipelines.errors import ImageError, SsrError, UsageError
+from pipelines.errors import SsrError, UsageError
+from pipelines.method.evidence import Grid
 from pipelines.method.photo import Photo
 from pipelines.method.predictor import mean_logits
+from pipelines.method.scaled_photo import scaled_photo
 from pipelines.mmsegmentation.backbone import MIT, Backbone, mit_backbone, timm_backbone
 from pipelines.mmsegmentation.config import photo_scale
 from pipelines.mmsegmentation.imports import import_mmsegmentation
@@ -267,16 +270,12 @@ class RetrainedPredictor:
         """
         import mmcv
 
-        pixels = np.asarray(image)[..., ::-1]  # (H, W, 3) BGR
-        scaled: list[Tensor] = []
-        for scale in (1.0, *self.options.scales):
-            long, short = (max(1, round(side * scale)) for side in photo_scale(self.crop))
-            if min(image.size) * min(long / max(image.size), short / min(image.size)) < 1:
-                raise ImageError(f"{sample.image_path} is {image.width} x {image.height}, too thin for the network")
-            resized = mmcv.imrescale(pixels, (long, short))  # (H', W', 3)
-            scaled.append(torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))))  # (3, H', W')
-        native, *inputs = scaled
-        return Photo(sample, (image.height, image.width), (native.shape[1], native.shape[2]), tuple(inputs))
+        def resize(pixels: NDArray[np.uint8], size: Grid) -> NDArray[np.uint8]:
+            resized: NDArray[np.uint8] = mmcv.imresize(pixels, size[::-1])
+            return resized
+
+        photo = scaled_photo(sample, image, photo_scale(self.crop), self.options.scales, resize)
+        return replace(photo, inputs=tuple(pixels.flip(0) for pixels in photo.inputs))  # (3, H', W') BGR each
 
     @torch.inference_mode()
     def logits(self, photos: Sequence[Photo]) -> Tensor:

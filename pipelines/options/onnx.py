@@ -1,4 +1,4 @@
-"""Options of ``[onnx]``: the trained model as one file for other programs."""
+"""Options of ``[onnx]``: a trained model or a retrained network as one file for other programs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,24 @@ from pipelines.options.sources import Options, option
 
 
 class OnnxOptions(Options):
-    """``[onnx]``: CLIP's image tower and the trained decoder as ONNX."""
+    """``[onnx]``: CLIP's image tower and the trained decoder as ONNX, or a retrained network."""
 
-    model: Annotated[Path, option("Model of `ssr train` (.safetensors); auto is the one in WORK.")] = Path("auto")
-    output: Annotated[Path | None, option("File to write (.onnx); without it, WORK/model.onnx.")] = None
+    model: Annotated[
+        Path,
+        option(
+            "Model: a file of `ssr train` or `ssr retrain` (.safetensors); auto means the one of `ssr train` in WORK, "
+            "retrained that of `ssr retrain`."
+        ),
+    ] = Path("auto")
+    output: Annotated[
+        Path | None,
+        option("File to write (.onnx); without it, WORK/model.onnx, or WORK/retrained.onnx for a retrained network."),
+    ] = None
     fp16: Annotated[
         bool,
         option(
-            "Store weights in half precision, in half the space; they are widened when the file is opened, so "
-            "arithmetic stays fp32."
+            "Store weights in half precision, in half the space; vectors such as the statistics of norms stay "
+            "fp32. Weights are widened when the file is opened, so arithmetic stays fp32."
         ),
     ] = False
     compare: Annotated[
@@ -31,5 +40,9 @@ class OnnxOptions(Options):
     ] = 8
     long_side: Annotated[
         int,
-        Field(ge=0, description="Longest side of the model's input in that comparison, in pixels; 0 means the image's own."),
+        Field(
+            ge=0,
+            description="Longest side of the model's input in that comparison, in pixels; 0 means the image's own, and a "
+            "retrained network has its own sizes.",
+        ),
     ] = 512

@@ -25,11 +25,11 @@ from pipelines.execution.pool import resolve_workers
 from pipelines.execution.progress import Progress, Silent
 from pipelines.method.boundary import boundary_note, boundary_of, label_map_values
 from pipelines.method.label_maps import make_label_map
-from pipelines.method.onnx_model import OnnxPredictor
+from pipelines.method.onnx_model import onnx_predictor
 from pipelines.method.photo import shapes, too_large
 from pipelines.method.predictor import MakesLogits, Predictor
 from pipelines.mmsegmentation.retrained import FORMAT as RETRAINED
-from pipelines.mmsegmentation.retrained import RetrainedPredictor, read_retrained
+from pipelines.mmsegmentation.retrained import Retrained, RetrainedPredictor, read_retrained
 from pipelines.models.onnx_file import SUFFIX as ONNX
 from pipelines.models.onnx_file import read_onnx
 from pipelines.models.segmenter import UPPER_BOUND, read_segmenter
@@ -73,11 +73,10 @@ def open_trained(workspace: Workspace, path: Path, options: PredictOptions, devi
     dtype = resolve_dtype(workspace.run.precision, device)
     if path.suffix == ONNX:
         model = read_onnx(path)
-        settings = {"long_side": options.long_side}
-        return Trained(model.classes, model.supervision, settings, lambda: OnnxPredictor(model, options))
+        settings = {} if model.largest else {"long_side": options.long_side}
+        return Trained(model.classes, model.supervision, settings, lambda: onnx_predictor(model, options))
     if is_retrained(path):
-        own = path.resolve() in {file.resolve() for file in (workspace.retrained, workspace.work / "retrain/best.safetensors")}
-        network = read_retrained(path, config_file=workspace.work / "retrain" / "config.py" if own else None)
+        network = open_retrained(workspace, path)
         return Trained(network.classes, network.supervision, {}, lambda: RetrainedPredictor(network, options, device, dtype))
     weights = resolve_clip(workspace.clip.model, workspace.clip.pretrained)
     segmenter = read_segmenter(path, weights)
@@ -87,6 +86,17 @@ def open_trained(workspace: Workspace, path: Path, options: PredictOptions, devi
         {"clip": weights.provenance(), "long_side": options.long_side},
         lambda: Predictor(ClipEncoder(build_clip(weights), device, dtype), segmenter, options),
     )
+
+
+def open_retrained(workspace: Workspace, path: Path) -> Retrained:
+    """Open a network of `ssr retrain`; the config of the work directory is run only for the work directory's own network.
+
+    Raises:
+        UsageError: The file is damaged, or its network needs a config file that is not there.
+        SsrError: mmsegmentation is missing.
+    """
+    own = path.resolve() in {file.resolve() for file in (workspace.retrained, workspace.work / "retrain/best.safetensors")}
+    return read_retrained(path, config_file=workspace.work / "retrain" / "config.py" if own else None)
 
 
 def is_retrained(path: Path) -> bool:
@@ -121,7 +131,7 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
     """
     progress = progress or Silent()
     device = resolve_device(workspace.run.device)
-    path = _model(workspace, options)
+    path = model_file(workspace, options.model)
     trained = open_trained(workspace, path, options, device)
     if options.images is not None:
         workspace = replace(workspace, photos=load_photos(options.images, trained.classes, workspace.dataset_options.orient))
@@ -174,7 +184,7 @@ def output_folder(workspace: Workspace, options: PredictOptions) -> Path:
         UsageError: The name leaves no room for ``NAME.json`` and ``NAME.h5`` beside it.
     """
     name = options.images.resolve().name if options.images else workspace.dataset.split
-    if options.output is None and is_retrained(_model(workspace, options)):
+    if options.output is None and is_retrained(model_file(workspace, options.model)):
         return folder_of(options, workspace.retrained.with_suffix(""), name)
     return folder_of(options, workspace.predictions, name)
 
@@ -192,12 +202,16 @@ def folder_of(options: PredictOptions, parent: Path, name: str) -> Path:
     return options.output
 
 
-def _model(workspace: Workspace, options: PredictOptions) -> Path:
-    """Return the model's file; ``auto`` and ``retrained`` are the work directory's own, unless a file has that name."""
+def model_file(workspace: Workspace, model: Path) -> Path:
+    """Return the file of ``--model``; ``auto`` and ``retrained`` are the work directory's own, unless a file has that name.
+
+    Raises:
+        UsageError: The work directory has no such model.
+    """
     own = {"auto": (workspace.model, "ssr train"), "retrained": (workspace.retrained, "ssr retrain")}
-    if options.model.name not in own or options.model.is_file():
-        return options.model
-    path, command = own[options.model.name]
+    if model.name not in own or model.is_file():
+        return model
+    path, command = own[model.name]
     if not path.is_file():
         raise UsageError(f"no model at {path}", f"run `{command_for(workspace.work, command)}` first, or give --model FILE")
     return path

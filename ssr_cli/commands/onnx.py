@@ -12,17 +12,28 @@ from ssr_cli.parameters import command_with
 
 @command_with("onnx", "dataset", "clip", "run")
 def command(invocation: Invocation) -> None:
-    """Write CLIP's image tower and the trained decoder as one ONNX file, and compare it with torch on images of the split."""
+    """Write the trained model, or a retrained network (--model retrained), as one ONNX file, compared with torch on images.
+
+    The file of `ssr train`'s model holds CLIP's image tower and the decoder; `ssr predict --model FILE.onnx` runs either file.
+    """
     from pipelines.models.onnx_file import INPUT, OPSET, OUTPUT
     from pipelines.stages import onnx
 
     with ConsoleProgress() as progress:
         written = onnx.run(invocation.workspace, invocation.options("onnx", OnnxOptions), progress)
     out.print(f"[bold]{escape(str(written.path))}[/]: {written.size / 2**20:.1f} MiB, opset {OPSET}")
+    sides, map_sides = ("sides multiples of the patch", "rows, columns")
+    if written.largest:
+        sides, map_sides = "any size", "height, width"
     out.print(
-        f"{INPUT} (batch, 3, height, width): fp32 RGB from 0 to 1, any batch, sides multiples of the patch; "
-        f"{OUTPUT} (batch, classes + 1, rows, columns): fp32, background first"
+        f"{INPUT} (batch, 3, height, width): fp32 RGB from 0 to 1, any batch, {sides}; "
+        f"{OUTPUT} (batch, classes + 1, {map_sides}): fp32, background first"
     )
+    if written.largest:
+        long, short = written.largest
+        out.print(
+            f"it expects images whose shorter side is scaled to {short} pixels, or the longer to {long} if that is smaller"
+        )
     if (compared := written.compared) is not None:
         ours, theirs = compared.seconds
         out.print(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("mmengine")
 
@@ -59,6 +62,27 @@ def test_the_console_is_ours(way):
     assert "mIoU" in said["retrain"].err
     logs = list((way[0] / "retrain/mmengine").rglob("*.log"))
     assert any("Iter(train)" in log.read_text() or "Exp name" in log.read_text() for log in logs)
+
+
+def test_its_onnx_gives_the_same_label_maps_without_mmsegmentation(way, ssr, tiny_voc, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    work, _ = way
+    file = tmp_path / "retrained.onnx"
+    written = ssr("onnx", "--model", "retrained", "--work", work, "--output", file, "--compare", 3).out
+    assert "100.0000% of the pixels have the same class" in written
+    assert "opset 18" in written
+    assert "shorter side is scaled to 64 pixels" in written
+    for name in ("mmseg", "mmcv", "mmengine", "cv2"):
+        monkeypatch.setitem(sys.modules, name, None)  # its import fails
+    photos = ("--images", tiny_voc.root / "JPEGImages", "--output", tmp_path / "maps", "--model", file)
+    ssr("predict", *photos, "--clip-pretrained", tmp_path / "nowhere.safetensors")
+    values = set()
+    for name in ("e_pair", "f_car"):
+        with Image.open(work / f"retrained/val/{name}.png") as ours, Image.open(tmp_path / f"maps/{name}.png") as theirs:
+            assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+            values |= set(np.unique(np.asarray(ours)).tolist())
+    assert len(values) > 1
 
 
 @pytest.mark.parametrize(

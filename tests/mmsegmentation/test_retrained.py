@@ -21,6 +21,9 @@ from torch import nn
 from pipelines.datasets.base import Sample
 from pipelines.encoders.model_config import TimmModel
 from pipelines.errors import SsrError, UsageError
+from pipelines.method.onnx_model import onnx_predictor
+from pipelines.mmsegmentation.config import photo_scale
+from pipelines.mmsegmentation.onnx_network import RetrainedNetwork
 from pipelines.mmsegmentation.retrained import (
     Design,
     Retrained,
@@ -30,6 +33,8 @@ from pipelines.mmsegmentation.retrained import (
     read_retrained,
     write_retrained,
 )
+from pipelines.models.onnx_file import OnnxModel
+from pipelines.options.retrain import NETWORKS
 from pipelines.options.train import PredictOptions
 from tests.fixtures.model_files import Change, damages, rewritten
 
@@ -101,6 +106,31 @@ def test_round_trip(tmp_path, design, supervision):
     assert expected.shape[1] == len(design.classes) + 1
     assert expected.std() > 0
     assert torch.equal(logits(found.model, tmp_path), expected)
+
+
+class InPlaceOfOnnx:
+    """A session of onnxruntime that runs the network from which a file would be written."""
+
+    def __init__(self, retrained: Retrained) -> None:
+        self.network = RetrainedNetwork(retrained).eval()
+
+    def run(self, _: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [self.network(torch.from_numpy(inputs["pixels"])).numpy()]
+
+
+def check_onnx(model: nn.Module, folder: Path) -> None:
+    """What goes around an ONNX file, and what is in it, do the same as mmsegmentation."""
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 93, 3), dtype=np.uint8)
+    retrained = Retrained(model.requires_grad_(False), NAMES, 64, "pseudo", 17)
+    predictor = onnx_predictor(OnnxModel(InPlaceOfOnnx(retrained), NAMES, 1, "pseudo", photo_scale(64)), PredictOptions())
+    found = predictor.logits([predictor.photo(Sample("photo", folder / "photo.png", ()), Image.fromarray(pixels))])
+    torch.testing.assert_close(found, logits(model, folder), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_network_for_onnx_does_what_mmsegmentation_does(tmp_path, name):
+    backbone = TimmModel("test_resnet") if name == "deeplabv3plus" else VIT
+    check_onnx(random_network(replace(DESIGN, model=name, backbone=backbone)), tmp_path)
 
 
 def test_scales_and_mirror_images_are_averaged(model, tmp_path):
@@ -288,6 +318,28 @@ def test_round_trip_of_a_config_file(own, tmp_path):
     assert torch.equal(logits(found.model, tmp_path), logits(written, tmp_path))
     with safe_open(path, framework="pt") as opened:
         assert str(tmp_path) not in opened.metadata()["note"]
+
+
+@pytest.mark.parametrize(
+    "change", [("", ""), ("bgr_to_rgb=True", "bgr_to_rgb=False"), ("mean=[120.0] * 3, std=[60.0] * 3, ", "")]
+)
+def test_the_network_of_a_config_file_for_onnx(own, tmp_path, change):
+    own[0].write_text(own[0].read_text().replace(*change))
+    check_onnx(random_network(Design(str(own[0]), None, 0, NAMES, 64)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('mode="whole"', 'mode="slide", crop_size=(32, 32), stride=(16, 16)'), "slides a window over an image"),
+        (("size=(32, 32)", "size=(32, 32), test_cfg=dict(size=(96, 96))"), "pads images to one size"),
+    ],
+)
+def test_a_config_file_of_more_than_one_pass_is_not_written_as_onnx(own, change, said):
+    own[0].write_text(own[0].read_text().replace(*change))
+    written = random_network(Design(str(own[0]), None, 0, NAMES, 64))
+    with pytest.raises(UsageError, match=f"the config file of this network {said}, which ONNX is not written for"):
+        RetrainedNetwork(Retrained(written, NAMES, 64, "pseudo", 17))
 
 
 @pytest.mark.parametrize("absent", [None, "absent.py"])
