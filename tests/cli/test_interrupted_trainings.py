@@ -15,9 +15,9 @@ from pipelines.stores.manifest import read_manifest
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 TRAININGS = {
-    "align": (["align", "--iterations", "16"], "cmpa.safetensors"),
-    "train": (["train", "--iterations", "6", "--batch", "4", "--cache-views", "1"], "model.safetensors"),
-    "retrain": (["retrain", "--schedule", "6", "--batch", "4"], "retrained.safetensors"),
+    "align": (["align", "--iterations", "40"], "cmpa.safetensors"),
+    "train": (["train", "--iterations", "24", "--batch", "4", "--cache-views", "1"], "model.safetensors"),
+    "retrain": (["retrain", "--schedule", "20", "--batch", "4"], "retrained.safetensors"),
 }
 
 
@@ -33,19 +33,20 @@ def ended(command: list[str], *, interrupt_at: str = "") -> tuple[int, str, str]
         assert line, said
         said += line
     if interrupt_at:
-        time.sleep(0.2)
+        time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)
     out, rest = process.communicate(timeout=300)
     return process.returncode, out, said + rest
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, ssr):
+def config(tmp_path_factory, ssr, models):
     folder = tmp_path_factory.mktemp("trainings") / "sample"
     ssr("sample", "--work", folder, "--train", 4, "--val", 1)
+    config = models.put_into(folder / "sample.toml")
     for stage in (("superpixels",), ("cams",), ("refine", "--boundary", "none")):
-        ssr(*stage, "--config", folder / "sample.toml", "--work", folder.parent / "work")
-    return folder / "sample.toml"
+        ssr(*stage, "--config", config, "--work", folder.parent / "work")
+    return config
 
 
 @pytest.mark.parametrize("training", TRAININGS)

@@ -1,10 +1,8 @@
-"""The same bytes from one process, several devices, torchrun, a Slurm array and Ray; what a signal costs."""
+"""The same bytes from one process, several devices, torchrun, a Slurm array and Ray."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,11 +43,11 @@ def call(*words: object, code: int | None = 0, environment: dict[str, str] | Non
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, ssr):
-    """The drawn set with its embedded models: fresh processes need no registration of theirs."""
+def config(tmp_path_factory, ssr, models):
+    """The drawn set, with tiny models by path: fresh processes need no registration of theirs."""
     folder = tmp_path_factory.mktemp("scale") / "sample"
     ssr("sample", "--work", folder, "--train", PHOTOS, "--val", 1)
-    return folder / "sample.toml"
+    return models.put_into(folder / "sample.toml")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +67,7 @@ def contents(work: Path) -> dict[str, bytes]:
 
 def test_devices(config, whole, tmp_path):
     work = tmp_path / "work"
-    for stage, command in (("superpixels", WARM), ("masks", SSR)):
+    for stage, command in (("superpixels", WARM), ("cams", SSR), ("masks", WARM)):
         ran = call(stage, "--config", config, "--work", work, "--devices", "cpu,cpu", command=command)
         assert f"{stage}: {PHOTOS}/{PHOTOS}" in ran.stderr
         assert f"--work {work}\n" in ran.stdout
@@ -121,49 +119,6 @@ def test_slurm_array(config, whole, tmp_path):
     assert (tmp_path / "superpixels.h5").read_bytes() == (whole / "superpixels.h5").read_bytes()
     ran = call("superpixels", "--work", tmp_path, "--shard", "0/1", environment={**environment})
     assert f"{PHOTOS} already done" in ran.stderr
-
-
-def running(*words: object, ready: str = "images") -> subprocess.Popen[str]:
-    """A command that has said a word on its standard error."""
-    process = subprocess.Popen(
-        [*WARM, *map(str, words)], env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stderr
-    line = process.stderr.readline()
-    assert ready in line
-    return process
-
-
-def test_a_signal_lets_a_run_finish_what_is_under_way(whole, tmp_path):
-    work = Path(shutil.copytree(whole, tmp_path / "work"))
-    for name in ("cams.h5", "cams.json"):
-        (work / name).unlink()
-    process = running("cams", "--work", work)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert said.splitlines()[0] == "SIGINT: finishing what is under way; once more stops at once"
-    assert said.splitlines()[-1] == "stopped: what was computed is kept; run the same command to go on"
-    assert "broken off" in call("status", "--work", work).stdout
-    call("cams", "--work", work)
-    assert contents(work) == contents(whole)
-
-
-def test_a_second_signal_stops_at_once(whole, tmp_path):
-    work = Path(shutil.copytree(whole, tmp_path / "work"))
-    for name in ("refined.h5", "refined.json", "masks.json"):
-        (work / name).unlink()
-    shutil.rmtree(work / "masks")
-    process = running("refine", "--work", work)
-    process.send_signal(signal.SIGINT)
-    assert process.stderr
-    process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "stopped at once" in said
-    call("refine", "--work", work)
-    assert contents(work) == contents(whole)
 
 
 def test_ray(config, whole, tmp_path):

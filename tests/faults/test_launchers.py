@@ -56,11 +56,12 @@ def passes(command: list[str], *words: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, warm):
+def undisturbed(tmp_path_factory, warm, models):
     """Work directories of one process over a drawn set after each stage; after ``""`` nothing is there yet."""
     folder = tmp_path_factory.mktemp("launchers")
     ssr = [str(warm.ssr)]
     passes(ssr, "sample", "--work", folder / "sample", "--train", PHOTOS, "--val", 1)
+    models.put_into(folder / "sample/sample.toml")
     now, after = folder / "work", {"": folder / "empty"}
     now.mkdir()
     after[""].mkdir()
