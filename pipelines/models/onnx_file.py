@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,25 +93,22 @@ def write_onnx(
     if patch_size == 1:  # without a patch, sides inside the network depend on roundings that the exporter cannot prove
         free = dict.fromkeys((0, 2, 3), Dim.DYNAMIC)
     example = torch.rand(2, 3, *(side * patch_size for side in grid))  # (B, 3, H, W)
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # its one operator has no counterpart in ONNX
     try:
-        program = torch.onnx.export(
-            network,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=(free,),
-            verbose=False,
-        )
+        with _exporting():
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=(free,),
+                verbose=False,
+            )
     except torch.onnx.OnnxExporterError as error:
         cause = error.__cause__ or error
         found = f"{type(cause).__name__}: {cause}".strip().splitlines()[0]
         raise SsrError(f"torch's exporter cannot write this network as ONNX ({found})", "--model") from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
     if program is None:
         raise SsrError("torch's exporter made no ONNX program")
     shape = program.model.graph.inputs[0].shape
@@ -120,6 +119,20 @@ def write_onnx(
     )
     with atomic_path(path) as temporary:
         program.save(temporary, external_data=False)
+
+
+@contextmanager
+def _exporting() -> Iterator[None]:
+    """Switch off torch's fused attention, which has no counterpart in ONNX, and messages on constants that are not folded."""
+    fused, logger = torch.backends.mha.get_fastpath_enabled(), logging.getLogger("onnxscript")
+    level = logger.level
+    torch.backends.mha.set_fastpath_enabled(False)
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        logger.setLevel(level)
 
 
 def read_onnx(path: Path, threads: int = 0) -> OnnxModel:
