@@ -204,7 +204,7 @@ def held():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
 
 path, images, array_store.REOPEN = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-for shard in (Shard(index, 32) for index in range(32)):
+for shard in (Shard(index, 8) for index in range(8)):
     with ArrayWriter(path, shard=shard) as writer:
         for image_id in (f"{number:06d}" for number in range(images)):
             if shard.holds(image_id):
@@ -220,8 +220,8 @@ print(held() - before)
 def test_opening_the_sources_anew_bounds_the_memory_of_a_merge(tmp_path: Path) -> None:
     """HDF5 keeps tables of each image that it has read until the file is closed."""
     grown = []
-    for reopen in (250, 10**9):
-        command = [sys.executable, "-c", MERGE, str(tmp_path / f"{reopen}/s.h5"), "6000", str(reopen)]
+    for reopen in (100, 10**9):
+        command = [sys.executable, "-c", MERGE, str(tmp_path / f"{reopen}/s.h5"), "2000", str(reopen)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
         grown.append(int(done.stdout))
     assert grown[0] < 0.8 * grown[1]  # KiB
