@@ -31,10 +31,10 @@ from pipelines.options.stages import CamsOptions
 CLIP, DINO = "clip-vit-b16-visual.safetensors", "dinov2-vits14.safetensors"
 EXPECTED = {
     # what: mIoU in percent, p = 1, no CRF; measured once with these weights, ids and recipes
-    "clip-es cams": 51.66,
-    "clip-es masks": 68.29,
-    "ssr cams": 59.45,
-    "ssr masks": 72.62,
+    "clip-es cams": 47.76,
+    "clip-es masks": 63.53,
+    "ssr cams": 58.44,
+    "ssr masks": 68.71,
 }
 
 
@@ -51,19 +51,19 @@ def real_weights(shared_data: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def twelve(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Split file with the first ids of the side-by-side with CLIP-ES."""
-    path = tmp_path_factory.mktemp("real") / "twelve.txt"
-    path.write_text("\n".join((shared_data / "reference/peer_sample.txt").read_text().split()[:12]))
+def four(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Split file with the first ids of the side-by-side with CLIP-ES; two of them have two classes."""
+    path = tmp_path_factory.mktemp("real") / "four.txt"
+    path.write_text("\n".join((shared_data / "reference/peer_sample.txt").read_text().split()[:4]))
     return path
 
 
 @pytest.fixture(scope="module")
-def config(shared_data: Path, real_weights: Path, twelve: Path) -> Path:
-    path = twelve.with_name("real.toml")
+def config(shared_data: Path, real_weights: Path, four: Path) -> Path:
+    path = four.with_name("real.toml")
     text = shared_data / "data/text"
     path.write_text(
-        f'[dataset]\nkind = "voc"\nroot = "{shared_data / "data/voc12-mini/VOCdevkit/VOC2012"}"\nsplit = "{twelve}"\n'
+        f'[dataset]\nkind = "voc"\nroot = "{shared_data / "data/voc12-mini/VOCdevkit/VOC2012"}"\nsplit = "{four}"\n'
         f'[clip]\npretrained = "{real_weights / CLIP}"\n'
         f'text_bank = "{text / "voc12.safetensors"}"\nbackground_bank = "{text / "background-clip-es.safetensors"}"\n'
         f'[dino]\nmodel = "vit_small_patch14_dinov2"\npretrained = "{real_weights / DINO}"\n'
@@ -103,14 +103,14 @@ def measured(config, ssr, tmp_path_factory) -> Iterator[Measured]:
         for what in ("cams", "masks"):
             ssr("eval", what, "--no-pictures", *made)
             report = json.loads((work / f"eval/{what}/report.json").read_text())
-            assert report["images"] == 12
+            assert report["images"] == 4
             miou[f"{recipe} {what}"] = 100 * report["miou"]
     yield Measured(miou, cams)
     torch.set_num_threads(1)
 
 
 def test_initial_cams_are_those_of_clip_es(measured, shared_data):
-    assert len(measured.cams) == 12
+    assert len(measured.cams) == 4
     with safe_open(shared_data / "reference/clip_es_cams.safetensors", "pt") as file:
         for image_id, cam in measured.cams.items():
             torch.testing.assert_close(cam, file.get_tensor(f"{image_id}/cam"), atol=1e-3, rtol=0)
@@ -141,12 +141,12 @@ def background_bank(target: Path, words: Sequence[str], banks: Path) -> None:
 
 
 def test_the_tutorial_takes_the_flag_out_of_the_tie(ssr, shared_data, real_weights, tmp_path, monkeypatch):
-    """The commands of docs/tutorial.md in their order, on two of its photos."""
+    """The commands of docs/tutorial.md in their order, on the photo that its text is about."""
     page = (Path(__file__).parents[1] / "docs/tutorial.md").read_text()
     found = {kind: re.findall(rf"^```{kind}\n(.*?)^```", page, re.DOTALL | re.MULTILINE) for kind in ("python", "text", "toml")}
     monkeypatch.chdir(tmp_path)
     subprocess.run([sys.executable, "-c", found["python"][0]], check=True, timeout=60)
-    kept = ("image", "coffee", "grace_hopper")
+    kept = ("image", "grace_hopper")
     Path("photos/labels.csv").write_text("\n".join(row for row in found["text"][0].splitlines() if row.startswith(kept)))
     for photo in Path("photos").glob("*.jpg"):
         if photo.stem not in kept:
