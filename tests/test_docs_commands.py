@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.forks import Warm
+from tests.fixtures.models import TinyModels
 
 ROOT = Path(__file__).parents[1]
 OWN_DATA = "voc --root /data/VOCdevkit/VOC2012"
@@ -27,8 +28,8 @@ def blocks(page: str, heading: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory, warm: Warm):
-    """A shell in a folder with ``my.toml``; its ``ssr`` is this one, in forks of a warm process."""
+def shell(tmp_path_factory: pytest.TempPathFactory, warm: Warm, models: TinyModels):
+    """A shell in a folder with ``my.toml``, of tiny models; its ``ssr`` is this one, in forks of a warm process."""
     pytest.importorskip("pydensecrf", reason="the commands use the CRF")
     folder = tmp_path_factory.mktemp("reader")
     environment = os.environ | {"PATH": f"{warm.ssr.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
@@ -44,6 +45,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory, warm: Warm):
     short = r"/^work/d; s/^iterations.*/iterations = 2/; s/^schedule.*/schedule = \"2\"/; s/^\[align\]/&\niterations = 2/"
     short += "; s/^cache_views.*/cache_views = 1/"
     run(f"ssr sample --work . --train 4 --val 1 && sed '{short}' sample.toml > my.toml")
+    models.put_into(folder / "my.toml")
     return run
 
 

@@ -13,6 +13,7 @@ import pytest
 import pipelines.api.labeler
 import pipelines.api.model
 from tests.fixtures.commands import Ssr
+from tests.fixtures.models import TinyModels
 from tests.fixtures.shared import Once
 
 ROOT = Path(__file__).parents[1]
@@ -31,13 +32,13 @@ def python_of(page: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def drawn(built_once: Once, ssr: Ssr) -> Path:
+def drawn(built_once: Once, ssr: Ssr, models: TinyModels) -> Path:
     """A folder with ``runs/sample``: a few drawn photos, heads and a model after a few steps."""
 
     def build(folder: Path) -> None:
         work = folder / "runs/sample"
         ssr("sample", "--work", work, "--train", 4, "--val", 1)
-        ssr("superpixels", "--config", work / "sample.toml")
+        ssr("superpixels", "--config", models.put_into(work / "sample.toml"))
         ssr("align", "--work", work, "--epochs", 1)
         ssr("train", "--work", work, "--iterations", 2, "--cache-views", 1)
 
@@ -77,9 +78,10 @@ def test_examples_in_docstrings(module, drawn: Path, monkeypatch: pytest.MonkeyP
     assert (ran.failed, ran.attempted > 0) == (0, True)
 
 
-def test_comments_of_the_page_are_true(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``result.NAME  # (shape) dtype`` and the value of ``result.classes``."""
-    monkeypatch.chdir(drawn)
+def test_comments_of_the_page_are_true(ssr: Ssr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``result.NAME  # (shape) dtype`` and the value of ``result.classes``, with the embedded models."""
+    monkeypatch.chdir(tmp_path)
+    ssr("sample", "--train", 1, "--val", 1)
     result = pipelines.PseudoLabeler.from_config("runs/sample/sample.toml")(
         "runs/sample/dataset/JPEGImages/train_0000.jpg", ["cup", "apple"]
     )
