@@ -5,6 +5,7 @@ Files of retrained networks are tested beside `ssr retrain`.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.weights import build_clip, resolve_clip
 from pipelines.errors import SsrError, UsageError
 from pipelines.method.onnx_model import HalfStored
+from pipelines.models import onnx_file
 from pipelines.models.onnx_file import read_onnx, write_onnx
 from pipelines.models.segmenter import read_segmenter
 
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
@@ -95,12 +98,18 @@ def test_bad_input_is_one_line(work, ssr, tmp_path):
 NOTE = {"classes": ["cat"], "supervision": "pseudo"}
 
 
-@pytest.mark.parametrize("largest", [None, 64, [64], [64, 0], ["64", "16"], [1 << 20, 16]])
-def test_a_bad_size_in_the_note_is_one_line(tmp_path, largest):
+def test_a_bad_size_in_the_note_is_one_line(tmp_path):
     path = tmp_path / "model.onnx"
-    write_onnx(path, torch.nn.Conv2d(3, 2, 1).eval(), 1, {**NOTE, "largest": largest})
-    with pytest.raises(UsageError, match=r"model\.onnx is damaged: its note is not that of a segmentation model"):
-        read_onnx(path)
+    write_onnx(path, torch.nn.Conv2d(3, 2, 1).eval(), 1, {**NOTE, "largest": [64, 16]})
+    assert read_onnx(path).largest == (64, 16)
+    written = onnx.load(path)
+    [entry] = [entry for entry in written.metadata_props if entry.key == onnx_file.NOTE]
+    note = json.loads(entry.value)
+    for largest in (None, 64, [64], [64, 0], ["64", "16"], [1 << 20, 16]):
+        entry.value = json.dumps({**note, "largest": largest})
+        onnx.save(written, path)
+        with pytest.raises(UsageError, match=r"model\.onnx is damaged: its note is not that of a segmentation model"):
+            read_onnx(path)
 
 
 class Undecided(torch.nn.Module):
