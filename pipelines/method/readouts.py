@@ -54,10 +54,14 @@ def background_share(evidence: Evidence, options: CamsOptions) -> Tensor:
 def _values(evidence: Evidence, options: CamsOptions) -> Tensor:
     """Return the value vectors of the patches in CLIP's joint space, ``(B, N, E)`` L2-normalised."""
     tail = evidence.tail
-    values = tail.value_tokens(tail.normalise(tail.patches(evidence.tokens_cls)))  # (B, N, D)
+    return _joint(tail.value_tokens(tail.normalise(tail.patches(evidence.tokens_cls))), evidence, options)
+
+
+def _joint(tokens: Tensor, evidence: Evidence, options: CamsOptions) -> Tensor:
+    """Smooth tokens ``(B, N, D)`` over superpixels and project them into CLIP's joint space, ``(B, N, E)`` L2-normalised."""
     if options.superpixel_share:
-        values = smooth_over_superpixels(values, evidence.superpixels, options.superpixel_share)
-    return F.normalize(tail.project(values), dim=-1)
+        tokens = smooth_over_superpixels(tokens, evidence.superpixels, options.superpixel_share)
+    return F.normalize(evidence.tail.project(tokens), dim=-1)
 
 
 def _word_probabilities(features: Tensor, evidence: Evidence, options: CamsOptions) -> Tensor:
@@ -78,10 +82,24 @@ def mixed(evidence: Evidence, options: CamsOptions) -> Tensor:
 
 
 @torch.no_grad()
+def calibrated(evidence: Evidence, options: CamsOptions) -> Tensor:
+    """Mix the dense map with the class probabilities of the patches behind ExCEL's second path, ``(T, N)``."""
+    patches = evidence.tail.patches(_second_path(evidence, options))  # (B, N, D)
+    other = _probabilities(_joint(patches, evidence, options), evidence, options)  # (T, N)
+    weight = options.dense_weight
+    return mix([(weight, dense(evidence, options)), (1 - weight, other)])
+
+
+def _second_path(evidence: Evidence, options: CamsOptions) -> Tensor:
+    """Return the tokens at the end of ExCEL's second path through the last ``excel_blocks`` blocks, ``(B, P + N, D)``."""
+    last = slice(-options.excel_blocks, None)
+    return static_calibration.calibrated_tokens(evidence.clip_inputs[last], evidence.clip_opened[last])
+
+
+@torch.no_grad()
 def excel(evidence: Evidence, options: CamsOptions) -> Tensor:
     """Compute ExCEL's map: its second path compares queries with queries, keys with keys, values with values, ``(T, N)``."""
-    tail, last = evidence.tail, slice(-options.excel_blocks, None)
-    tokens = static_calibration.calibrated_tokens(evidence.clip_inputs[last], evidence.clip_opened[last])  # (B, P + N, D)
+    tail, tokens = evidence.tail, _second_path(evidence, options)  # (B, P + N, D)
     own = tail.output(evidence.tokens_cls, tail.normalise(evidence.tokens_cls))[:, : tail.prefix]  # (B, P, D)
     features = tail.project(torch.cat([own, tail.patches(tokens)], dim=1))  # (B, P + N, E)
     features = static_calibration.normalised_over_tokens(features)
@@ -124,10 +142,15 @@ def dense_needs(options: CamsOptions) -> Needs:
     return needs | {"superpixels"} if options.superpixel_share else needs
 
 
+def _calibrated_needs(options: CamsOptions) -> Needs:
+    return dense_needs(options) | {"clip_inputs"}
+
+
 READOUTS: dict[str, Part[Readout, CamsOptions]] = {
     "gradcam": Part(gradcam, always("tokens_cls", "text")),
     "dense": Part(dense, dense_needs, ("dense_scale", "superpixel_share")),
     "excel": Part(excel, always("tokens_cls", "clip_inputs", "text"), ("excel_blocks",)),
     "resclip": Part(resclip, always("tokens_cls", "clip_inputs", "text"), ("resclip_share", "resclip_feedback", "dense_scale")),
     "mix": Part(mixed, dense_needs, ("dense_weight", "dense_scale", "superpixel_share")),
+    "calibrated": Part(calibrated, _calibrated_needs, ("dense_weight", "dense_scale", "superpixel_share", "excel_blocks")),
 }

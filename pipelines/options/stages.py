@@ -40,11 +40,14 @@ class CamsOptions(Options):
         str,
         option(
             "How a CAM is read: GradCAM of the class softmax (gradcam; CLIP-ES), class softmax of each patch's "
-            "value vector (dense), both (mix), or patches behind the attention of the papers (excel, resclip).",
-            choices=("gradcam", "dense", "mix", "excel", "resclip"),
+            "value vector (dense), both (mix), dense and its like behind ExCEL's attention (calibrated), or patches "
+            "behind the attention of the papers (excel, resclip).",
+            choices=("gradcam", "dense", "mix", "calibrated", "excel", "resclip"),
         ),
     ] = "gradcam"
-    dense_weight: Annotated[float, Field(ge=0, le=1, description="Weight of the dense map in readout mix, from 0 to 1.")] = 0.7
+    dense_weight: Annotated[
+        float, Field(ge=0, le=1, description="Weight of the dense map in readouts mix and calibrated, from 0 to 1.")
+    ] = 0.7
     dense_scale: Annotated[
         float, Field(gt=0, description="Factor of the cosine similarities in the softmax of the dense map (1 / temperature).")
     ] = 50.0
@@ -54,7 +57,9 @@ class CamsOptions(Options):
             ge=0, le=1, description="Weight of the superpixel mean in each value vector, from 0 to 1; 0 needs no superpixels."
         ),
     ] = 0.5
-    excel_blocks: Annotated[int, Field(ge=1, description="Read-out excel: last blocks that have a second path (ExCEL: 5).")] = 5
+    excel_blocks: Annotated[
+        int, Field(ge=1, description="Read-outs excel and calibrated: last blocks that have a second path (ExCEL: 5).")
+    ] = 5
     resclip_share: Annotated[
         float, Field(ge=0, le=1, description="Read-out resclip: weight of the middle blocks' attention (RCS), from 0 to 1.")
     ] = 0.3

@@ -58,7 +58,7 @@ def asked(program: Path, line: str, shell: str, action: str = "get-args") -> sub
         ("ssr zz", []),
         ("ssr --show", ["--show-completion"]),
         ("ssr cams --re", ["--recipe", "--readout", "--resclip-share", "--resclip-feedback"]),
-        ("ssr cams --readout ", ["gradcam", "dense", "mix", "excel", "resclip"]),
+        ("ssr cams --readout ", ["gradcam", "dense", "mix", "calibrated", "excel", "resclip"]),
         ("ssr cams --readout d", ["dense"]),
         ("ssr cams vo", ["voc"]),
         ("ssr cams voc --recipe clip", ["clip-es", "clip-es-coco"]),
@@ -80,7 +80,7 @@ def test_zsh(program):
     assert asked(program, "ssr ca", "zsh").stdout.startswith('_arguments \'*: :(("cams":"3 Make class activation maps')
     assert (
         asked(program, "ssr cams --readout ", "zsh").stdout
-        == '_arguments \'*: :(("gradcam"\n"dense"\n"mix"\n"excel"\n"resclip"))\'\n'
+        == '_arguments \'*: :(("gradcam"\n"dense"\n"mix"\n"calibrated"\n"excel"\n"resclip"))\'\n'
     )
     assert asked(program, "ssr cams --config ", "zsh").stdout == "_files\n"
 
@@ -112,7 +112,7 @@ def test_a_real_bash(program, tmp_path):
     assert done.stdout.splitlines() == [
         "complete -o default -F _ssr_completion ssr",  # default: file names where we have nothing to say
         "2: cams",
-        "4: gradcam dense mix excel resclip",
+        "4: gradcam dense mix calibrated excel resclip",
         "5: colour",
         "4: ",
     ]

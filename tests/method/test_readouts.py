@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipelines.datasets.image import load_image
 from pipelines.method.evidence import Evidence
 from pipelines.method.readouts import READOUTS
 from pipelines.options.stages import CamsOptions
@@ -18,7 +20,11 @@ def encoded(clip, name: str, *image_ids: str, **values: object) -> tuple[Evidenc
     """Evidence of photos of one size, and what enters each block according to the model's own forward pass, block by block."""
     options = CamsOptions(readout=name, **values)
     extractor = clip.extractor(options)
-    photos = [extractor.load(clip.samples[image_id]) for image_id in image_ids]
+    photos = []
+    for image_id in image_ids:
+        image = load_image(clip.samples[image_id].image_path)
+        stripes = np.tile(np.arange(image.width) // 20, (image.height, 1))  # superpixels, where the read-out asks for them
+        photos.append(extractor.load(clip.samples[image_id], stripes))
     evidence = extractor.encoders.encode(photos)
     x, inputs = clip.encoder.tower.embed(torch.stack([photo.inputs[0] for photo in photos])), []
     for block in clip.encoder.blocks:
@@ -34,12 +40,9 @@ def by_head(block, x: Tensor) -> list[Tensor]:
     return [part.view(len(x), attn.num_heads, -1).transpose(0, 1) for part in packed.chunk(3, dim=1)]
 
 
-@pytest.mark.parametrize("blocks", [1, 3, 9])
-@torch.no_grad()
-def test_excel_is_the_written_steps(clip, blocks):
-    evidence, options, states = encoded(clip, "excel", "b_trio", excel_blocks=blocks)
-    found = READOUTS["excel"].call(evidence, options)
-    model, depth = clip.encoder.model, len(clip.encoder.blocks)
+def second_path(clip, states: Tensor, blocks: int) -> Tensor:
+    """ExCEL's second path through the last blocks, ``(T, D)``."""
+    depth = len(clip.encoder.blocks)
     first = max(0, depth - blocks)
     x = states[first, 0]
     for index in range(first, depth):
@@ -51,6 +54,15 @@ def test_excel_is_the_written_steps(clip, blocks):
         )
         attended = torch.cat([weights / 3 @ value[h] for h in range(heads)], dim=1)  # (T, D)
         x = x + block.attn.out_proj(attended)
+    return x
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 9])
+@torch.no_grad()
+def test_excel_is_the_written_steps(clip, blocks):
+    evidence, options, states = encoded(clip, "excel", "b_trio", excel_blocks=blocks)
+    found = READOUTS["excel"].call(evidence, options)
+    model, x = clip.encoder.model, second_path(clip, states, blocks)
     features = model.ln_post(torch.cat([states[-1, 0, :1], x[1:]])) @ model.proj  # CLS of the model's own path
     features = features / features.norm(dim=0)  # over tokens: the authors' code
     text = clip.text.all
@@ -58,6 +70,26 @@ def test_excel_is_the_written_steps(clip, blocks):
     products = torch.stack([features * name * weight for name, weight in zip(text, likely / likely.mean(), strict=True)])
     maps = (products - products.mean(dim=0)).sum(dim=2)[:, 1:]  # (C + M, N)
     torch.testing.assert_close(found, maps[list(evidence.labels[0])], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_calibrated_is_the_written_steps(clip):
+    evidence, options, states = encoded(clip, "calibrated", "b_trio", excel_blocks=2, dense_weight=0.3, superpixel_share=0.4)
+    found = READOUTS["calibrated"].call(evidence, options)
+    model, block, labels = clip.encoder.model, clip.encoder.blocks[-1], list(evidence.labels[0])
+    value = by_head(block, states[-2, 0])[2]  # (heads, T, d)
+    own = block.attn.out_proj(value.transpose(0, 1).flatten(1))  # (T, D)
+    expected = torch.zeros_like(found)
+    for weight, tokens in (0.3, own[1:]), (0.7, second_path(clip, states, 2)[1:]):
+        members = evidence.superpixels[0]  # (S, N)
+        mean = torch.stack([(row / row.sum()) @ tokens if row.sum() else torch.zeros(tokens.shape[1]) for row in members])
+        smooth = 0.6 * tokens + 0.4 * members.T @ mean
+        features = F.normalize(model.ln_post(smooth) @ model.proj, dim=1)
+        words = clip.text.all[[*labels, *range(20, len(clip.text.all))]]
+        for row, probability in zip(expected, (50 * features @ words.T).softmax(dim=1).T, strict=False):  # classes come first
+            row += weight * (probability - probability.min()) / (probability.max() - probability.min())
+    least, most = expected.amin(dim=1, keepdim=True), expected.amax(dim=1, keepdim=True)
+    torch.testing.assert_close(found, (expected - least) / (most - least), atol=2e-5, rtol=1e-4)
 
 
 def feedback(labels: list[int], width: int) -> Tensor:
@@ -124,7 +156,7 @@ def test_resclip_is_the_written_steps(clip, values):
     torch.testing.assert_close(found, expected[:, :count].T, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["excel", "resclip"])
+@pytest.mark.parametrize("name", ["excel", "calibrated", "resclip"])
 def test_a_batch_is_its_photos_one_by_one(clip, name):
     ids = [image_id for image_id in clip.samples if clip.extractor(CamsOptions()).load(clip.samples[image_id]).grid == (3, 4)]
     assert len(ids) > 1
