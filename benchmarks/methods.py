@@ -66,7 +66,6 @@ class Method:
 
 CDA = {"affinity_filter": "cda"}
 CDA_FOR_MASK = {**CDA, "cda_kappa": 4.0, "superpixel_mask": "none"}
-CALIBRATED = {"readout": "calibrated", "dense_weight": 0.5, "excel_blocks": 3}
 METHODS: dict[str, Method] = {
     "clip-es": Method("clip-es"),
     "clip-es, no box": Method("clip-es", refine={"box_mask": False}),
@@ -77,12 +76,15 @@ METHODS: dict[str, Method] = {
     "ssr": Method("ssr"),
     "ssr, read-out of excel": Method("ssr", cams={"readout": "excel"}),
     "ssr, read-out of resclip": Method("ssr", cams={"readout": "resclip", "dense_scale": 40.0}),
-    "ssr, calibrated": Method("ssr", cams=CALIBRATED),
+    "ssr, 6 blocks": Method("ssr", refine={"clip_blocks": 6}),
+    "ssr, dense alone": Method("ssr", cams={"readout": "dense", "dense_scale": 60.0}),
+    "ssr-plus": Method("ssr-plus"),
     "ssr, no mask": Method("ssr", refine={"superpixel_mask": "none"}),
     "ssr + CDA": Method("ssr", refine=CDA),
     "ssr, CDA for the mask": Method("ssr", refine=CDA_FOR_MASK),
     "ssr, aligned": Method("ssr", aligned=True),
-    "ssr, aligned, calibrated": Method("ssr", cams=CALIBRATED, aligned=True),
+    "ssr, aligned, 6 blocks": Method("ssr", refine={"clip_blocks": 6}, aligned=True),
+    "ssr-plus, aligned": Method("ssr-plus", aligned=True),
     "ssr, aligned + CDA": Method("ssr", refine=CDA, aligned=True),
     "ssr, aligned, CDA for the mask": Method("ssr", refine=CDA_FOR_MASK, aligned=True),
 }

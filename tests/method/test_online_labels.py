@@ -62,6 +62,7 @@ CASES: dict[str, tuple[tuple[CamsOptions, RefineOptions], bool]] = {
     "excel": (options_of("excel"), False),
     "resclip": (options_of("resclip"), False),
     "ssr, clusters": (options_of("ssr"), False),
+    "ssr-plus": (options_of("ssr-plus"), False),
     "ssr, few clusters": (options_of("ssr", clusters=5, mask_threshold=0.4), False),
     "gate": (options_of("ssr", superpixel_mask="gate", mask_threshold=0.35, mask_every_step=False), False),
     "colour": (options_of("ssr", superpixel_mask="colour", clusters=4), False),
