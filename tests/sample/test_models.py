@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def pictures() -> list[Picture]:
     """Pictures that neither the set nor the training has."""
-    return [draw_picture(np.random.default_rng([123_456, index]), 192, 256) for index in range(40)]
+    return [draw_picture(np.random.default_rng([123_456, index]), 192, 256) for index in range(16)]
 
 
 @pytest.fixture(scope="module")
