@@ -16,7 +16,7 @@ from pipelines.stores.manifest import read_manifest
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 TRAININGS = {
     "align": (["align", "--iterations", "40"], "cmpa.safetensors"),
-    "train": (["train", "--iterations", "24", "--batch", "4", "--cache-views", "1"], "model.safetensors"),
+    "train": (["train", "--iterations", "32", "--batch", "4", "--cache-views", "1"], "model.safetensors"),
     "retrain": (["retrain", "--schedule", "20", "--batch", "4"], "retrained.safetensors"),
 }
 
@@ -33,7 +33,7 @@ def ended(command: list[str], *, interrupt_at: str = "") -> tuple[int, str, str]
         assert line, said
         said += line
     if interrupt_at:
-        time.sleep(0.1)
+        time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
     out, rest = process.communicate(timeout=300)
     return process.returncode, out, said + rest
