@@ -15,7 +15,7 @@ from pipelines.stores.manifest import read_manifest
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 TRAININGS = {
-    "align": (["align", "--iterations", "40"], "cmpa.safetensors"),
+    "align": (["align", "--iterations", "100"], "cmpa.safetensors"),
     "train": (["train", "--iterations", "32", "--batch", "4", "--cache-views", "1"], "model.safetensors"),
     "retrain": (["retrain", "--schedule", "20", "--batch", "4"], "retrained.safetensors"),
 }
