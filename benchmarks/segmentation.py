@@ -61,6 +61,7 @@ from ssr_cli.console import ConsoleProgress
 
 CDA = {"affinity_filter": "cda"}
 SBE = {"losses": {"sbe": 0.6}}
+NO_TEXT = {"text_classifier": False}
 ROWS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     # row: recipe, changes to [train], to [refine]
     "weclip": ("weclip", {"ckpt": None}, {}),
@@ -70,7 +71,11 @@ ROWS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "cd-clip, no SBE": ("cd-clip", {"ckpt": None, "losses": {}}, {}),
     "ssr, seed 0": ("ssr", {"seed": 0}, {}),
     "ssr, seed 1": ("ssr", {"seed": 1}, {}),
+    "ssr, no text classifier, seed 0": ("ssr", {"seed": 0, **NO_TEXT}, {}),
+    "ssr, no text classifier, seed 1": ("ssr", {"seed": 1, **NO_TEXT}, {}),
     "ssr, seed 0, 3000 steps": ("ssr", {"seed": 0, "iterations": 3000}, {}),
+    "ssr + CDA + SBE, no text classifier, seed 0": ("ssr", {"seed": 0, **SBE, **NO_TEXT}, CDA),
+    "ssr + CDA + SBE, no text classifier, seed 1": ("ssr", {"seed": 1, **SBE, **NO_TEXT}, CDA),
     "ssr + CDA + SBE, seed 0": ("ssr", {"seed": 0, **SBE}, CDA),
     "ssr + CDA + SBE, seed 1": ("ssr", {"seed": 1, **SBE}, CDA),
     "ssr, plain CLIP": ("ssr", {"ckpt": None}, {}),
@@ -232,8 +237,8 @@ def _row(name: str, base: Workspace, heads: dict[int, Path], changes: dict[str, 
     )
     inputs = train_inputs(base, sections.checked(base), resolve_device(base.run.device), Processes(), stack)
     encoder = inputs.encoders.clip
-    decoder = new_decoder(options, encoder, len(base.dataset.classes.names))
-    trainer = SegmentationTrainer(decoder, options, encoder.device, dtype=encoder.dtype)
+    decoder = new_decoder(options, encoder, len(base.dataset.classes.names), inputs.aligned)
+    trainer = SegmentationTrainer(decoder, options, encoder.device, dtype=encoder.dtype, project=encoder.tail((1, 1)).project)
     return Row(inputs, options, trainer, repr((recipe, refine, options.ckpt, options.supervision, options.losses)))
 
 

@@ -54,7 +54,10 @@ class SegmentationNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Map RGB in [0, 1], ``(B, 3, H, W)``, sides multiples of the patch, to logits ``(B, C + 1, h, w)``, both fp32."""
         walked = walk(self.tower, (pixels - self.mean) / self.std, token_blocks=self.blocks)
-        logits: Tensor = self.decoder(walked.block_tokens, walked.grid)[0]  # (B, C + 1, h, w)
+        assert walked.block_tokens is not None  # noqa: S101 - asked for
+        text, last = self.decoder.text, walked.block_tokens[-1]  # (B, N, D)
+        joint = None if text is None else self.tower.tail(walked.grid).project(last)  # (B, N, E)
+        logits: Tensor = self.decoder(walked.block_tokens, walked.grid, joint=joint)[0]  # (B, C + 1, h, w)
         return logits
 
 

@@ -113,7 +113,9 @@ class Predictor:
         encoder = self.encoder
         tokens = encoder.encode(images, token_blocks=self.blocks)
         assert tokens.block_tokens is not None  # noqa: S101 - asked for
+        blocks = tokens.block_tokens.float()  # (L, B, N, D)
+        joint = None if self.decoder.text is None else encoder.tail(tokens.grid).project(blocks[-1])  # (B, N, E)
         half = encoder.device.type == "cuda" and encoder.dtype != torch.float32
         with torch.autocast(encoder.device.type, encoder.dtype, enabled=half):
-            logits: Tensor = self.decoder(tokens.block_tokens.float(), tokens.grid)[0]
+            logits: Tensor = self.decoder(blocks, tokens.grid, joint=joint)[0]
         return logits.float()

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipelines.encoders.weights import Weights
 from pipelines.errors import UsageError
 from pipelines.models.decoder import SegmentationDecoder
+from pipelines.models.text_classifier import TextClassifier
 from pipelines.stores.checkpoint import read_checkpoint, write_checkpoint
 from pipelines.stores.manifest import differences
 
@@ -19,6 +20,7 @@ FORMAT = "ssr segmentation decoder 1"
 UPPER_BOUND = "trained on ground-truth masks: an upper bound, not a weakly supervised result"
 SUPERVISIONS = ("pseudo", "corrected", "masks")
 """Possible values of ``Segmenter.supervision``, which names the masks of the training."""
+_TEXT_SIZES = ("width", "hidden", "residual", "classes", "words")
 _SIZES = ("blocks", "width", "classes", "hidden", "layers", "heads")
 
 
@@ -52,6 +54,8 @@ def write_segmenter(path: Path, segmenter: Segmenter, clip: Weights) -> None:
         "iteration": segmenter.iteration,
         "sizes": segmenter.decoder.sizes,
     }
+    if segmenter.decoder.text is not None:
+        note["text"] = segmenter.decoder.text.sizes
     write_checkpoint(path, segmenter.decoder.state_dict(), note)
 
 
@@ -75,14 +79,24 @@ def read_segmenter(path: Path, clip: Weights, flag: str = "--model") -> Segmente
 
 def _rebuilt(tensors: dict[str, Tensor], note: dict[str, Any]) -> Segmenter:
     sizes, classes, supervision = note["sizes"], note["classes"], note["supervision"]
-    if sorted(sizes) != sorted(_SIZES) or not all(isinstance(size, int) and 0 < size <= 4096 for size in sizes.values()):
-        raise ValueError
+    _check_sizes(sizes, _SIZES)
+    words = note.get("text")
+    if words is not None:
+        _check_sizes({**words, "residual": 1}, _TEXT_SIZES)
+        if words["classes"] != sizes["classes"]:
+            raise ValueError
     if not isinstance(classes, list) or len(classes) != sizes["classes"] or not all(isinstance(name, str) for name in classes):
         raise ValueError
     sound = all(tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
     if supervision not in SUPERVISIONS or not sound:
         raise ValueError
     with torch.device("meta"):  # sizes in a damaged file cost no memory
-        decoder = SegmentationDecoder(**sizes)
+        text = None if words is None else TextClassifier(**{**words, "residual": bool(words["residual"])})
+        decoder = SegmentationDecoder(**sizes, text=text)
     decoder.load_state_dict(tensors, assign=True)
     return Segmenter(decoder.eval().requires_grad_(False), sizes["blocks"], tuple(classes), supervision, int(note["iteration"]))
+
+
+def _check_sizes(sizes: dict[str, Any], names: tuple[str, ...]) -> None:
+    if sorted(sizes) != sorted(names) or not all(isinstance(size, int) and 0 < size <= 4096 for size in sizes.values()):
+        raise ValueError

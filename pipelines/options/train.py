@@ -58,6 +58,13 @@ class TrainOptions(Options):
     clip_layers: Annotated[
         int, Field(ge=0, description="First CLIP blocks whose tokens the decoder reads; 0 means all (WeCLIP: 11).")
     ] = 0
+    text_classifier: Annotated[
+        bool,
+        option(
+            "Add the scores of the class names, as the alignment heads of --ckpt see them, to the decoder's; without --ckpt "
+            "nothing is added."
+        ),
+    ] = False
     hidden: Annotated[int, Field(ge=8, description="Width of the decoder, in channels.")] = 256
     decoder_layers: Annotated[int, Field(ge=1, description="Transformer layers of the decoder.")] = 3
     decoder_heads: Annotated[

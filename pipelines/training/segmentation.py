@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,12 +35,13 @@ class SegmentationTrainer:
         processes: This process and its peers; each brings its share of every batch.
         dtype: Precision of the forward pass; bf16 by autocast, parameters stay fp32.
         micro_batches: Number of micro-batches per step, the same in each process.
+        project: Maps tokens of CLIP's last block into its joint space, for a decoder with a text classifier.
 
     Raises:
         UsageError: ``options.losses`` names a loss that cannot be computed.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a training, each of which its caller makes
         self,
         decoder: SegmentationDecoder,
         options: TrainOptions,
@@ -49,12 +50,14 @@ class SegmentationTrainer:
         processes: Processes = Processes(),  # noqa: B008 - frozen
         dtype: torch.dtype = torch.float32,
         micro_batches: int = 1,
+        project: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        self.project = project if decoder.text is not None else None
         self.decoder, self.options, self.device, self.processes, self.dtype = decoder, options, device, processes, dtype
         self.alignment, self.micro_batches = alignment, micro_batches
         self.losses, self._columns = active_losses(options), column_names(options)
         self._needs = frozenset[str]().union(*(loss.needs for loss, _ in self.losses.values()))
-        groups = [{"params": list(decoder.parameters()), "lr": options.learning_rate}]
+        groups = [{"params": [p for p in decoder.parameters() if p.requires_grad], "lr": options.learning_rate}]
         if alignment is not None:
             trained = [parameter for parameter in alignment.heads.parameters() if parameter.requires_grad]
             decay = alignment.options.weight_decay
@@ -85,9 +88,10 @@ class SegmentationTrainer:
             slots: Place of each crop in the batch of all processes; the seed of the crop's dropout.
         """
         self.decoder.train()
+        joint = None if self.project is None else self.project(tokens[-1].float())  # (B, N, E)
         tokens = tokens[: self.decoder.sizes["blocks"]].to(self.dtype)  # (L, B, N, D)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            logits, features = self.decoder(tokens, grid, self._dropped(slots))
+            logits, features = self.decoder(tokens, grid, self._dropped(slots), joint)
         affinity = decoder_affinity(features) if self.filters or "decoder_affinity" in self._needs else None  # (B, N, N)
         detached = affinity.detach() if affinity is not None and self.filters else None
         return DecoderState(logits, features, grid, affinity, detached)

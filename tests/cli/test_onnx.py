@@ -31,7 +31,7 @@ def work(tiny_voc, write_model, ssr, tmp_path_factory) -> Path:
     """A work directory with a model and its ONNX file."""
     work = tmp_path_factory.mktemp("onnx") / "work"
     ssr("superpixels", "--config", tiny_voc.config, "--work", work)
-    write_model(work / "model.safetensors", supervision="corrected")  # read_onnx takes it as the other two
+    write_model(work / "model.safetensors", supervision="corrected", text=True)  # read_onnx takes it as the other two
     ran = ssr("onnx", "--work", work, "--compare", 3)
     assert "opset 18" in ran.out
     assert "100.0000% of the pixels have the same class" in ran.out
@@ -49,7 +49,8 @@ def test_any_batch_and_size_equals_torch(work, models, batch, rows, columns):
     pixels = torch.rand(batch, 3, 16 * rows, 16 * columns, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (encoder.mean, encoder.std))
     tokens = encoder.encode((pixels - mean) / std, token_blocks=segmenter.blocks)
-    expected = segmenter.decoder(tokens.block_tokens, tokens.grid)[0]
+    joint = encoder.tail(tokens.grid).project(tokens.block_tokens[-1])
+    expected = segmenter.decoder(tokens.block_tokens, tokens.grid, joint=joint)[0]
     found = read_onnx(work / "model.onnx").logits(pixels)
     assert found.shape == expected.shape == (batch, 21, rows, columns)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

@@ -17,6 +17,7 @@ from pipelines.encoders.weights import Weights, resolve_clip
 from pipelines.errors import UsageError
 from pipelines.models.decoder import SegmentationDecoder
 from pipelines.models.segmenter import Segmenter, read_segmenter, write_segmenter
+from pipelines.models.text_classifier import TextClassifier
 from tests.fixtures.model_files import damages, rewritten
 
 NAMES = ("cat", "dog", "bird")
@@ -27,18 +28,25 @@ def weights(models) -> Weights:
     return resolve_clip("tiny-quickgelu", str(models.visual))
 
 
+def text_of(classes: int = 3) -> TextClassifier:
+    classifier = TextClassifier(8, 4, residual=True, classes=classes, words=2)
+    torch.nn.init.normal_(classifier.text)
+    return classifier
+
+
 @pytest.fixture
 def model(weights, tmp_path) -> Path:
     torch.manual_seed(0)
-    decoder = SegmentationDecoder(blocks=3, width=48, classes=3, hidden=16, layers=2, heads=4)
+    decoder = SegmentationDecoder(blocks=3, width=48, classes=3, hidden=16, layers=2, heads=4, text=text_of())
     write_segmenter(tmp_path / "model.safetensors", Segmenter(decoder, 3, NAMES, "pseudo", 17), weights)
     return tmp_path / "model.safetensors"
 
 
-@pytest.mark.parametrize("supervision", ["pseudo", "masks"])
-def test_round_trip(weights, tmp_path, supervision):
+@pytest.mark.parametrize(("supervision", "text"), [("pseudo", True), ("masks", False)])
+def test_round_trip(weights, tmp_path, supervision, text):
     torch.manual_seed(1)
-    decoder = SegmentationDecoder(blocks=3, width=48, classes=3, hidden=16, layers=2, heads=4)
+    classifier = text_of() if text else None
+    decoder = SegmentationDecoder(blocks=3, width=48, classes=3, hidden=16, layers=2, heads=4, text=classifier)
     path = tmp_path / "new/model.safetensors"
     write_segmenter(path, Segmenter(decoder, 3, NAMES, supervision, 17), weights)
     found = read_segmenter(path, weights)
@@ -46,15 +54,15 @@ def test_round_trip(weights, tmp_path, supervision):
     assert found.decoder.sizes == decoder.sizes
     assert not found.decoder.training
     assert not any(parameter.requires_grad for parameter in found.decoder.parameters())
-    tokens = torch.randn(3, 2, 6, 48)
+    tokens, joint = torch.randn(3, 2, 6, 48), torch.randn(2, 6, 8) if text else None
     with torch.no_grad():
-        assert torch.equal(found.decoder(tokens, (2, 3))[0], decoder.eval()(tokens, (2, 3))[0])
+        assert torch.equal(found.decoder(tokens, (2, 3), joint=joint)[0], decoder.eval()(tokens, (2, 3), joint=joint)[0])
 
 
 def test_the_file_holds_the_trained_parts_and_no_path(model, models, weights):
     with safe_open(model, framework="pt") as file:
         note = json.loads(file.metadata()["note"])
-        assert set(file.keys()) == set(SegmentationDecoder(**note["sizes"]).state_dict())  # nothing of CLIP
+        assert set(file.keys()) == set(SegmentationDecoder(**note["sizes"], text=text_of()).state_dict())  # nothing of CLIP
     assert note["clip"] == weights.provenance()
     assert str(models.folder) not in json.dumps(note)
     assert model.stat().st_size < 150_000
@@ -73,6 +81,10 @@ NOTES |= {
     "another size": lambda note: note["sizes"].update(hidden=32),
     "heads that do not divide": lambda note: note["sizes"].update(heads=3),
     "a huge size": lambda note: note["sizes"].update(hidden=10**12),
+    "words are a list": lambda note: note.update(text=sorted(note["text"])),
+    "no words": lambda note: note["text"].update(words=0),
+    "words of other classes": lambda note: note["text"].update(classes=4),
+    "no text": lambda note: note.pop("text"),
     "huge sizes within reason": lambda note: note["sizes"].update(hidden=4096, width=4096, blocks=64, layers=24),
 }
 

@@ -91,7 +91,10 @@ def test_a_training_on_views_is_that_of_its_loop(new, run_train, on_the_spot, na
     run_train(workspace, name, iterations=7, accumulate=2, batch=3, dropout=0.3)
     inputs, sections = on_the_spot(workspace, name, iterations=7, accumulate=2, batch=3, dropout=0.3)
     options, samples = sections.train, workspace.dataset.samples
-    trainer = SegmentationTrainer(new_decoder(options, inputs.encoders.clip, 20), options, torch.device("cpu"), micro_batches=2)
+    clip = inputs.encoders.clip
+    decoder, project = new_decoder(options, clip, 20, inputs.aligned), clip.tail((1, 1)).project
+    assert (decoder.text is not None) == (name == "views")
+    trainer = SegmentationTrainer(decoder, options, torch.device("cpu"), micro_batches=2, project=project)
     for step, photos in enumerate(islice(photo_order(6, 3, 0), 7)):
         crops = [inputs.source.views(samples[photo], [step // 2 % 2])[0] for photo in photos]
         for slots in ((0, 1), (2,)):

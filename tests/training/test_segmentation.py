@@ -32,9 +32,11 @@ class Listening(SegmentationDecoder):
         super().__init__(*args, **sizes)
         self.channels: list[Tensor | None] = []
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int], channels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, grid: tuple[int, int], channels: Tensor | None = None, joint: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         self.channels.append(channels)
-        return super().forward(tokens, grid, channels)
+        return super().forward(tokens, grid, channels, joint)
 
 
 def crop(step: int, slot: int) -> tuple[Tensor, Tensor]:

@@ -14,11 +14,13 @@ from pipelines.method.aligned import AlignedText
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.loading import FrozenModels
 from pipelines.method.online_labels import OnlineLabels
+from pipelines.method.tagging import TAGGERS
 from pipelines.models.alignment_file import Alignment
 from pipelines.models.decoder import SegmentationDecoder
+from pipelines.models.text_classifier import TextClassifier
 from pipelines.options.train import TrainOptions
 from pipelines.stages.train.crops import CropSource
-from pipelines.stages.train.settings import TrainSections, needs_of_views, training_needs
+from pipelines.stages.train.settings import TrainSections, needs_of_views, reads_text, training_needs
 from pipelines.training.losses import needs_super_maps
 from pipelines.training.online_alignment import OnlineAlignment
 from pipelines.training.processes import Processes
@@ -50,6 +52,7 @@ class TrainInputs:
         text: Class and background embeddings; None if labels and losses need none.
         labels: Makes label maps of crops on-line; None: crops have their ground truth.
         heads: Alignment heads that are trained further, or None.
+        aligned: Alignment heads that the decoder's text classifier is made of, or None.
     """
 
     encoders: Encoders
@@ -57,6 +60,7 @@ class TrainInputs:
     text: TextEmbeddings | None = None
     labels: OnlineLabels | None = None
     heads: TrainedHeads | None = None
+    aligned: AlignedText | None = None
 
 
 def train_inputs(
@@ -85,6 +89,8 @@ def train_inputs(
     sources = model_sources(workspace, needs, sections.cams.ckpt)
     models = FrozenModels(sources, device, workspace.run.precision)
     _check_encoder(options, models.clip)
+    if reads_text(sections):
+        _check_text_classifier(options, models)
     if needs_super_maps(options) and models.embeddings is not None:
         _check_supers(models.embeddings)
     blocks = Blocks(
@@ -97,20 +103,34 @@ def train_inputs(
     superpixels = stack.enter_context(superpixel_reader(workspace, "superpixels" in needs))
     corrected = corrected_masks(workspace, options.supervision, options.corrected)
     source = CropSource(workspace.dataset, options, encoders, superpixels, corrected)
+    aligned = encoders.alignment if reads_text(sections) else None
     if labelled or options.supervision == "masks":
-        return TrainInputs(encoders, source, models.embeddings)
+        return TrainInputs(encoders, source, models.embeddings, aligned=aligned)
     text, heads = models.embeddings, None
     if options.train_heads and text is not None and models.alignment is not None and encoders.alignment is not None:
         heads = _trained_heads(sections, models.alignment, encoders.alignment, text, processes)
-    return TrainInputs(encoders, source, text, OnlineLabels(sections.cams, sections.refine, options), heads)
+    return TrainInputs(encoders, source, text, OnlineLabels(sections.cams, sections.refine, options), heads, aligned)
 
 
-def new_decoder(options: TrainOptions, encoder: ClipEncoder, classes: int) -> SegmentationDecoder:
-    """Return an untrained decoder on the encoder's device; equal seeds give equal ones."""
+def new_decoder(
+    options: TrainOptions, encoder: ClipEncoder, classes: int, aligned: AlignedText | None = None
+) -> SegmentationDecoder:
+    """Return an untrained decoder on the encoder's device; equal seeds give equal ones.
+
+    Args:
+        options: Sizes and seed.
+        encoder: The frozen CLIP.
+        classes: Number of foreground classes.
+        aligned: Alignment heads for a text classifier; None: the decoder has none.
+    """
+    text = None
+    if aligned is not None:
+        threshold, words = TAGGERS["heads"].default_threshold(classes), aligned.text
+        text = TextClassifier.of(aligned.heads, words.all, classes, words.logit_scale, threshold)
     torch.manual_seed(options.seed)
     blocks = _read_blocks(options, encoder)
-    decoder = SegmentationDecoder(blocks, encoder.width, classes, options.hidden, options.decoder_layers, options.decoder_heads)
-    return decoder.to(encoder.device)
+    sizes = options.hidden, options.decoder_layers, options.decoder_heads
+    return SegmentationDecoder(blocks, encoder.width, classes, *sizes, text).to(encoder.device)
 
 
 def _read_blocks(options: TrainOptions, encoder: ClipEncoder) -> int:
@@ -140,3 +160,16 @@ def _check_encoder(options: TrainOptions, encoder: ClipEncoder) -> None:
         raise UsageError(f"a crop of {options.crop} pixels is no multiple of CLIP's patch of {patch}", "--crop")
     if options.clip_layers > depth:
         raise UsageError(f"this CLIP has {depth} blocks, found {options.clip_layers}", "--clip-layers")
+
+
+def _check_text_classifier(options: TrainOptions, models: FrozenModels) -> None:
+    """Refuse heads and blocks that a text classifier cannot read: it is the heads on the output of CLIP's last block."""
+    depth, alignment, words = len(models.clip.blocks), models.alignment, models.embeddings
+    if _read_blocks(options, models.clip) != depth:
+        found = f"a text classifier reads the last of CLIP's {depth} blocks, the decoder's last is block {options.clip_layers}"
+        raise UsageError(found, "--clip-layers 0, or --no-text-classifier")
+    if alignment is not None and alignment.features != "output":
+        found = f"a text classifier reads the output of CLIP's last block, these heads its {alignment.features} path"
+        raise UsageError(found, "--no-text-classifier, or train heads with `ssr align --features output`")
+    if words is not None and len(words.all) == len(words.classes):
+        raise UsageError("a text classifier needs background words, the class list has none", "--no-text-classifier")

@@ -110,7 +110,13 @@ def training_needs(sections: TrainSections) -> Needs:
 def needs_of_views(sections: TrainSections) -> Needs:
     """Return the fields of the evidence that a training on cached views reads in addition."""
     words: Needs = frozenset({"text", "super_classes"}) if needs_super_maps(sections.train) else frozenset()
-    return DECODER_NEEDS | words
+    heads: Needs = frozenset({"alignment"}) if reads_text(sections) else frozenset()
+    return DECODER_NEEDS | words | heads
+
+
+def reads_text(sections: TrainSections) -> bool:
+    """Return whether the decoder has a text classifier, which is made of alignment heads."""
+    return sections.train.text_classifier and sections.cams.ckpt is not None and sections.train.supervision != "masks"
 
 
 def train_settings(workspace: Workspace, sections: TrainSections, processes: Processes) -> dict[str, Any]:
@@ -130,7 +136,7 @@ def train_settings(workspace: Workspace, sections: TrainSections, processes: Pro
     if crops < processes.count:
         raise UsageError(f"{processes.count} processes share {crops} crops a step", "--batch, or fewer processes")
     # without these options the keys are absent, as in trainings made before the options existed
-    unused = {name for name in ("losses", "cache_views") if not getattr(options, name)}
+    unused = {name for name in ("losses", "cache_views", "text_classifier") if not getattr(options, name)}
     settings = {
         **options.model_dump(mode="json", exclude=NOT_SETTINGS | unused),
         **_label_settings(workspace, sections),

@@ -178,8 +178,9 @@ def _train(training: TrainingRun, options: TrainOptions, device: torch.device, l
     inputs, validation = load()
     count, _ = inputs.source.micro_batches(processes)
     encoder, online = inputs.encoders.clip, inputs.heads.online if inputs.heads else None
-    decoder = new_decoder(options, encoder, len(training.workspace.dataset.classes.names))
-    trainer = SegmentationTrainer(decoder, options, device, online, processes, encoder.dtype, count)
+    decoder = new_decoder(options, encoder, len(training.workspace.dataset.classes.names), inputs.aligned)
+    project = encoder.tail((1, 1)).project
+    trainer = SegmentationTrainer(decoder, options, device, online, processes, encoder.dtype, count, project)
     if saved is not None:
         trainer.restore(saved[0])
     outputs, unusable = _Outputs(training, options, inputs, trainer, curves), _Unusable(training)
