@@ -34,6 +34,7 @@ from pipelines.stages.train.settings import train_settings
 from pipelines.training.processes import Processes
 from pipelines.workdir.workspace import Workspace
 from tests.fixtures.heard import Heard
+from tests.fixtures.model_files import rewritten
 
 ONCE = {"scales": (1.0,), "flip": False, "long_side": 0}
 
@@ -223,6 +224,11 @@ def test_validation_that_cannot_be_is_one_line(new, tiny_voc, tmp_path, spoil, s
         ("masks", {"train_heads": True, "ckpt": Path("auto")}, "--supervision pseudo"),
         ("weclip", {"crop": 72}, "72 pixels is no multiple of CLIP's patch of 16 .*--crop"),
         ("weclip", {"clip_layers": 5}, "this CLIP has 4 blocks, found 5 .*--clip-layers"),
+        (
+            "ssr",
+            {"clip_layers": 3},
+            "last of CLIP's 4 blocks, the decoder's last is block 3 .*--clip-layers 0, or --no-text-class",
+        ),
         ("ssr", {"ckpt": Path("nowhere.safetensors")}, "no checkpoint at nowhere.safetensors .*--ckpt"),
     ],
 )
@@ -233,6 +239,15 @@ def test_options_that_do_not_fit_are_one_line(new, name, changed, said, run_trai
         run_train(workspace, name, **changed)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in workspace.work.rglob("*")) == before
+
+
+def test_heads_of_values_make_no_text_classifier(new, run_train):
+    workspace = new()
+    rewritten(workspace.checkpoint, lambda note: note.update(features="value"))
+    with pytest.raises(UsageError, match=r"text classifier reads the output .* value path .*--no-text-classifier") as caught:
+        run_train(workspace, "ssr")
+    assert "\n" not in str(caught.value)
+    assert run_train(workspace, "ssr", text_classifier=False, iterations=1).done == 1
 
 
 def test_refinement_without_attention_is_refused_as_by_refine(new, train_sections):
