@@ -13,7 +13,7 @@ import pytest
 from .contents import litter, unreadable
 from .harness import STAGES, sized
 
-LAST = ("stopped: what was computed is kept; run the same command to go on", "stopped at once: ")
+LAST = ("stopped: what was computed is kept; run the same command ", "stopped at once: ")
 """How the last line begins; after a second signal either way, because the run may have ended before it."""
 
 

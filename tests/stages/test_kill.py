@@ -96,7 +96,7 @@ COMMANDS = {
     ),
     "masks": Command(
         "masks --boundary none", ("superpixels.h5", "cams.h5", "refined.h5", "masks/*.png"),
-        ("superpixels", "cams", "refined", "masks"), store="cams.h5",
+        ("superpixels", "cams", "refined", "masks"), store="refined.h5",  # the last of the three to be committed
     ),
     "align": Command(
         "align", ("cmpa.safetensors", "align/tokens.h5", "align/cams.h5", "align/inputs.h5", "align/background.h5"),
