@@ -80,7 +80,7 @@ class TextClassifier(nn.Module):
         return torch.cat([background, logits[..., : self.classes]], dim=-1)
 
     def image_gate(self, log_probabilities: Tensor) -> Tensor:
-        """Compute what is added to the logits of all patches, so that classes which the image does not seem to show lose.
+        """Compute what lowers the logits of classes that the image does not seem to show, the same for all its patches.
 
         The score of a class is the mean of its best patches. From the threshold on, or for the best class of the image, nothing
         is added; below, the class's probabilities are multiplied by score / threshold.

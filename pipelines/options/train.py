@@ -61,8 +61,8 @@ class TrainOptions(Options):
     text_classifier: Annotated[
         bool,
         option(
-            "Add the scores of the class names, as the alignment heads of --ckpt see them, to the decoder's; without --ckpt "
-            "nothing is added."
+            "Add the class scores of the alignment heads (--ckpt) to the decoder's, so that rare classes are not learned from "
+            "nothing; without --ckpt there are none."
         ),
     ] = False
     hidden: Annotated[int, Field(ge=8, description="Width of the decoder, in channels.")] = 256

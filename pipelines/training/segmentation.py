@@ -35,7 +35,8 @@ class SegmentationTrainer:
         processes: This process and its peers; each brings its share of every batch.
         dtype: Precision of the forward pass; bf16 by autocast, parameters stay fp32.
         micro_batches: Number of micro-batches per step, the same in each process.
-        project: Maps tokens of CLIP's last block into its joint space, for a decoder with a text classifier.
+        project: Maps output tokens of CLIP's last block, ``(B, N, D)``, into its joint space, ``(B, N, E)``; necessary for a
+            decoder with a text classifier, and read by no other.
 
     Raises:
         UsageError: ``options.losses`` names a loss that cannot be computed.
