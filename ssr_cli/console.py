@@ -28,6 +28,16 @@ EXIT_PARTLY = 3
 def reports_errors(debug: bool) -> Iterator[None]:
     """Turn errors into one line and an exit code: 2 usage, 1 failure. Tracebacks only with ``--debug``."""
     try:
+        with _reports_failures(debug):
+            yield
+    except KeyboardInterrupt:  # also one that arrives while the line of an error is printed
+        err.print("[bold yellow]stopped:[/] what was computed is kept; run the same command to go on")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+@contextmanager
+def _reports_failures(debug: bool) -> Iterator[None]:
+    try:
         yield
     except SsrError as error:
         if debug and error.exit_code != EXIT_INTERRUPTED:
@@ -37,9 +47,6 @@ def reports_errors(debug: bool) -> Iterator[None]:
             raise typer.Exit(EXIT_INTERRUPTED) from None
         err.print(f"[bold red]error:[/] {escape(str(error))}")
         raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        err.print("[bold yellow]stopped:[/] what was computed is kept; run the same command to go on")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
