@@ -36,6 +36,8 @@ OUTPUTS = {
 }
 TRAINED = ("cmpa", "model", "retrained")
 """Outputs that not every recipe needs; they are listed once they were begun."""
+FEW_PHOTOS = 50
+"""Number of images below which people look their masks through instead of training a model on them."""
 _FOLDERS = {"cmpa": "align", "model": "train", "retrained": "retrain"}
 """Folder of each training."""
 
@@ -297,22 +299,29 @@ def _next(work: Path, outputs: list[OutputStatus], reports: list[Report]) -> str
 
 
 def _after_masks(work: Path, outputs: list[OutputStatus], reports: list[Report]) -> str:
-    """The first command that was not run of those after the last one that was; `ssr show` once all were."""
+    """Return the first command that was not run of those after the last one that was; `ssr show` once all were."""
     options = cast("DatasetOptions", build_options("dataset", recall(work).get("dataset") or {}))
     scored = {report.what for report in reports}
     page = (work / "report.html").is_file()
-    to_see = ("ssr show", page or (work / "show" / "index.html").is_file())
+    to_see = [
+        ("ssr show", page or (work / "show" / "index.html").is_file()),
+        ("ssr review", (work / "review" / "review.csv").is_file()),
+    ]
     to_score = [
         ("ssr eval", "masks" in scored),
         ("ssr ablation", (work / "ablation.json").is_file()),
         ("ssr eval ablation", (work / "ablation.json").is_file() and "cams" in scored),
         ("ssr report", page),
     ]
-    commands = [
-        *(to_score if may_have_masks(options.kind, options.root) else [to_see]),
+    to_train = [
         (f"{OUTPUTS['model']}{_checkpoint(work, 'model', outputs)}", any(o.name == "model" for o in outputs)),
         ("ssr predict", any((work / "predictions").glob("*.json"))),
     ]
+    few = next(output.total for output in outputs if output.name == "masks") < FEW_PHOTOS
+    if may_have_masks(options.kind, options.root):
+        commands = to_score + to_train
+    else:
+        commands = to_see if few else [to_see[0], *to_train]
     last = max((index for index, (_, run) in enumerate(commands) if run), default=-1)
     return commands[last + 1][0] if last + 1 < len(commands) else "ssr show"
 

@@ -110,26 +110,24 @@ def test_next_after_a_training_that_was_broken_off_is_to_go_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "following"),
+    ("files", "scored", "looked_at", "few"),
     [
-        ([], "ssr eval"),
-        (["ablation.json"], "ssr eval ablation"),
-        (["ablation.json", "report.html"], "ssr train --ckpt auto"),
-        (["report.html"], "ssr train --ckpt auto"),  # nobody has to make an ablation
-        (["predictions/val.json"], "ssr show"),
+        ([], "ssr eval", "ssr show", "ssr show"),
+        (["ablation.json"], "ssr eval ablation", "ssr show", "ssr show"),
+        (["show/index.html"], "ssr eval", "ssr train --ckpt auto", "ssr review"),
+        (["ablation.json", "report.html"], "ssr train --ckpt auto", "ssr train --ckpt auto", "ssr review"),
+        (["report.html"], "ssr train --ckpt auto", "ssr train --ckpt auto", "ssr review"),  # nobody has to make an ablation
+        (["review/review.csv"], "ssr eval", "ssr show", "ssr show"),
+        (["predictions/val.json"], "ssr show", "ssr show", "ssr show"),
     ],
 )
-@pytest.mark.parametrize("kind", ["voc", "folder"])
-def test_next_after_the_masks(tmp_path, files, following, kind):
+def test_next_after_the_masks(tmp_path, files, scored, looked_at, few):
     work = heads(superpixels(tmp_path))
-    for name in ("cams", "refined", "masks"):
-        Manifest(name, {"ckpt": "abc"}, {"images": 6}, {"done": 6}, True).write(work / f"{name}.json")
     for name in files:
         (work / name).parent.mkdir(exist_ok=True)
-        (work / name).touch() if name.endswith("html") else Manifest("predict", {}, {}, {}, True).write(work / name)
-    (work / "work.json").write_text(json.dumps({"dataset": {"kind": kind, "root": str(tmp_path)}}))
-    if kind == "folder" and not {"report.html", "predictions/val.json"}.intersection(
-        files
-    ):  # without ground truth there is no score
-        following = "ssr show"
-    assert status(work).next_command == f"{following} --work {work}"
+        (work / name).touch() if not name.endswith("json") else Manifest("predict", {}, {}, {}, True).write(work / name)
+    for kind, images, following in (("voc", 6, scored), ("folder", 60, looked_at), ("folder", 6, few)):
+        for name in ("cams", "refined", "masks"):
+            Manifest(name, {"ckpt": "abc"}, {"images": images}, {"done": images}, True).write(work / f"{name}.json")
+        (work / "work.json").write_text(json.dumps({"dataset": {"kind": kind, "root": str(tmp_path)}}))
+        assert status(work).next_command == f"{following} --work {work}"
