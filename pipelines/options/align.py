@@ -93,14 +93,6 @@ class AlignOptions(Options):
     batch: Annotated[int, Field(ge=1, description="Images in a step, over all processes (SSR: 128 for VOC, 256 for COCO).")] = (
         32
     )
-    balance: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1,
-            description="How much more often images of rare classes are drawn: 0 draws all images alike, 1 all classes.",
-        ),
-    ] = 0.0
     learning_rate: Annotated[float, Field(gt=0, description="Learning rate of AdamW (SSR: 1e-5).")] = 1e-4
     final_rate: Annotated[
         float,

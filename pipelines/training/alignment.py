@@ -16,7 +16,7 @@ from pipelines.models.alignment import AlignmentHeads
 from pipelines.ops.prototype_loss import weighted_pool
 from pipelines.ops.prototypes import class_means, kmeans_prototypes, purity, spread
 from pipelines.options.align import AlignOptions
-from pipelines.training.alignment_data import AlignmentData, balanced_shares, photo_order, steps_an_epoch
+from pipelines.training.alignment_data import AlignmentData, photo_order, steps_an_epoch
 from pipelines.training.alignment_loss import Prototypes, alignment_loss
 from pipelines.training.optimiser_state import optimiser_tensors, restore_optimiser
 from pipelines.training.processes import Processes
@@ -107,9 +107,7 @@ class AlignmentTrainer:
         """
         if not self.prototypes.image.numel():
             self.refresh()
-        shares = balanced_shares(self.data.labels, self.options.balance) if self.options.balance else None
-        order = photo_order(len(self.data), self.options.batch, self.options.seed, shares)
-        batches = islice(order, self.iteration, None)
+        batches = islice(photo_order(len(self.data), self.options.batch, self.options.seed), self.iteration, None)
         while self.iteration < self.iterations:
             loss = self._step(next(batches))
             self.iteration += 1

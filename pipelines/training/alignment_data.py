@@ -76,7 +76,7 @@ class AlignmentData:
         return dataclasses.replace(batch, unknown=unknown.to(device))
 
 
-def photo_order(photos: int, batch: int, seed: int, shares: NDArray[np.float64] | None = None) -> Iterator[list[int]]:
+def photo_order(photos: int, batch: int, seed: int) -> Iterator[list[int]]:
     """Yield batches without end; the order of every epoch depends on seed and epoch alone.
 
     An epoch's last batch is filled up with the epoch's first images, so that BatchNorm gets batches of one size. A set that is
@@ -86,7 +86,6 @@ def photo_order(photos: int, batch: int, seed: int, shares: NDArray[np.float64] 
         photos: Number of images, at least 1.
         batch: Images per batch.
         seed: Seed of the order.
-        shares: ``(photos,)``, with sum 1: how often each image is drawn; None: once in each epoch.
 
     Yields:
         ``min(batch, photos)`` rows.
@@ -94,29 +93,11 @@ def photo_order(photos: int, batch: int, seed: int, shares: NDArray[np.float64] 
     batch = min(batch, photos)
     epoch = 0
     while True:
-        draw = np.random.default_rng((seed, epoch))
-        order = (draw.permutation(photos) if shares is None else draw.choice(photos, photos, p=shares)).tolist()
+        order = np.random.default_rng((seed, epoch)).permutation(photos).tolist()
         order += order[: -photos % batch]
         for start in range(0, len(order), batch):
             yield order[start : start + batch]
         epoch += 1
-
-
-def balanced_shares(labels: Sequence[tuple[int, ...]], balance: float) -> NDArray[np.float64]:
-    """Return how often each image is drawn, so that images of rare classes are drawn more often.
-
-    An image's weight is that of its rarest class, (1 / images of the class)^balance.
-
-    Args:
-        labels: Class indices of each image, at least one.
-        balance: 0 draws all images alike, 1 all classes.
-
-    Returns:
-        ``(P,)`` fp64, with sum 1.
-    """
-    images = np.bincount([label for one in labels for label in one])  # (C,)
-    weights = np.array([float(images[list(one)].min()) ** -balance for one in labels])
-    return weights / weights.sum()
 
 
 def steps_an_epoch(photos: int, batch: int) -> int:
