@@ -10,7 +10,8 @@
 # On one's own data: make all DATASET=voc|coco|folder ROOT=/data/VOCdevkit/VOC2012 [SPLIT=train], or make all CONFIG=my.toml;
 # WORK=folder, RECIPE=ssr|clip-es|weclip, CLIP=file and DINO=file for local weights, EVAL=no where there is no ground truth,
 # ALIGN=no for plain CLIP, TRAIN=no for no segmentation model. That is trained for STEPS=300 (papers: 30000) unless the config has
-# [train], and scored on split VAL too, if one is given. RETRAIN=yes also trains a standard network on mmsegmentation from the masks.
+# [train], and scored on split VAL, if one is given, else on its training images. RETRAIN=yes also trains a standard network on
+# mmsegmentation from the masks.
 PYTHON  ?= python3
 VENV    ?= .venv
 # versions that the tests have passed with; CONSTRAINTS= takes the newest
@@ -46,10 +47,11 @@ BOUNDARY_FLAG = $(if $(CONFIG),,--boundary auto)
 OWN_STEPS = $(or $(SAMPLE),$(if $(CONFIG),$(shell grep -s '^\[train\]' $(call q,$(CONFIG)))))
 TRAIN_FLAGS = $(if $(OWN_STEPS),,--iterations $(STEPS)) $(if $(filter yes,$(ALIGN)),--ckpt auto) $(FLAGS)
 RETRAIN_FLAGS = $(if $(or $(SAMPLE),$(if $(CONFIG),$(shell grep -s '^\[retrain\]' $(call q,$(CONFIG))))),,--schedule $(STEPS)) $(if $(DINO),--dino-pretrained $(call q,$(DINO)))
+VAL_FLAG = $(if $(VAL),--split $(call q,$(VAL)))
 PREDICT_FLAGS = $(CLIP_FLAG) $(BOUNDARY_FLAG)
 # says the command, runs it; exit code 3: done but for the bad images that --max-failures allows
 step    = @set -- $(1) $(ARGS) $(2); echo; printf '%s\n' $(call q,> ssr $(1) $(ARGS) $(2)); $(SSR) "$$@" || [ $$? -eq 3 ]
-# the page is there before the long trainings, which then add to it
+# the page is there before the ablation and the long trainings, which then add to it
 REPORT  = $(call step,report,$(if $(filter yes,$(EVAL)),--gt))
 scored  = $(if $(filter yes,$(EVAL)),$(call step,$(1),$(2)))
 
@@ -91,17 +93,16 @@ all: setup $(if $(filter yes,$(RETRAIN)),$(VENV)/.with-mmseg)
 	$(call step,cams,$(if $(filter yes,$(ALIGN)),--ckpt auto) $(CLIP_FLAG))
 	$(call step,refine,$(FLAGS) $(BOUNDARY_FLAG))
 	$(call scored,eval masks)
+	$(if $(filter yes,$(EVAL)),$(REPORT))
 	$(call scored,ablation,$(FLAGS) $(BOUNDARY_FLAG))
 	$(call scored,eval ablation)
 	$(REPORT)
 	$(if $(filter yes,$(TRAIN)),$(call step,train,$(TRAIN_FLAGS)))
-	$(if $(filter yes,$(TRAIN)),$(call step,predict,$(PREDICT_FLAGS)))
-	$(if $(filter yes,$(TRAIN)),$(call scored,eval predictions))
-	$(if $(filter yes,$(TRAIN)),$(if $(VAL),$(call step,predict,$(PREDICT_FLAGS) --split $(call q,$(VAL)))))
-	$(if $(filter yes,$(TRAIN)),$(if $(VAL),$(call scored,eval predictions,--split $(call q,$(VAL)))))
+	$(if $(filter yes,$(TRAIN)),$(call step,predict,$(PREDICT_FLAGS) $(VAL_FLAG)))
+	$(if $(filter yes,$(TRAIN)),$(call scored,eval predictions,$(VAL_FLAG)))
 	$(if $(filter yes,$(RETRAIN)),$(call step,retrain,$(RETRAIN_FLAGS)))
-	$(if $(filter yes,$(RETRAIN)),$(call step,predict,--model retrained $(PREDICT_FLAGS) $(if $(VAL),--split $(call q,$(VAL)))))
-	$(if $(filter yes,$(RETRAIN)),$(call scored,eval retrained,$(if $(VAL),--split $(call q,$(VAL)))))
+	$(if $(filter yes,$(RETRAIN)),$(call step,predict,--model retrained $(PREDICT_FLAGS) $(VAL_FLAG)))
+	$(if $(filter yes,$(RETRAIN)),$(call scored,eval retrained,$(VAL_FLAG)))
 	$(if $(filter yes,$(TRAIN) $(RETRAIN)),$(REPORT))
 	@echo; $(SSR) $(if $(filter-out runs/%,$(WORK)),status --work $(call q,$(WORK)))
 

@@ -309,9 +309,9 @@ def _after_masks(work: Path, outputs: list[OutputStatus], reports: list[Report])
     ]
     to_score = [
         ("ssr eval", "masks" in scored),
+        ("ssr report", page),
         ("ssr ablation", (work / "ablation.json").is_file()),
         ("ssr eval ablation", (work / "ablation.json").is_file() and "cams" in scored),
-        ("ssr report", page),
     ]
     to_train = [
         (f"{OUTPUTS['model']}{_checkpoint(work, 'model', outputs)}", any(o.name == "model" for o in outputs)),

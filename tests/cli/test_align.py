@@ -73,7 +73,7 @@ def test_next_commands_lead_the_whole_way(way):
     assert through in said["status"].out
     assert f"next: ssr refine --work {work}\n" in said["cams"].out
     assert f"next: ssr eval --work {work}\n" in said["refine"].out
-    assert f"next: ssr ablation --work {work}\n" in said["status, all done"].out
+    assert f"next: ssr report --work {work}\n" in said["status, all done"].out
 
 
 def test_status_has_a_row_of_the_heads(way, finished, ssr):

@@ -259,11 +259,11 @@ def test_printed_commands_run_as_they_are_printed(ssr, tiny_folder, tmp_path, pl
     made = ["folder", "--root", root, "--config", tmp_path / place / "models.toml", "--work", tmp_path / place / "runs"]
     said = ssr("doctor", *made).out
     commands = []
-    for _ in range(5):
+    for _ in range(6):
         command = next(line.removeprefix("next: ") for line in said.splitlines() if line.startswith("next: "))
         commands.append(shlex.split(command)[1])
         said = ssr(*shlex.split(command)[1:]).out
-    assert commands == ["superpixels", "cams", "refine", "eval", "ablation"]
+    assert commands == ["superpixels", "cams", "refine", "eval", "report", "ablation"]
     shutil.rmtree(tmp_path / place / "runs")
     failed = ssr("refine", *made, code=1).err
     for expected in ("cams", "superpixels"):

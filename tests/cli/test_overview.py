@@ -60,7 +60,7 @@ def test_one_work_directory(ssr, finished, monkeypatch):
     ssr("eval", "--work", work, "--no-pictures")
     out = ssr().out
     assert re.search(r"masks mIoU \d+\.\d\d\s*$", state(out, "eval"))
-    assert "next: ssr ablation --work runs/voc\n" in out
+    assert "next: ssr report --work runs/voc\n" in out
     assert "  runs/voc/masks  pseudo-masks as PNG" in out
     assert "your own photos: ssr init --root FOLDER" in out
     monkeypatch.setattr(console.out, "_width", 80)
@@ -110,7 +110,7 @@ def test_several_work_directories_are_one_line_each(ssr, finished):
     out = ssr().out
     lines = [line for line in out.splitlines() if line.startswith("runs/")]
     assert lines[0] == "runs/a: voc train; masks 6/6 done; next: ssr eval --work runs/a"
-    assert re.fullmatch(r"runs/b: voc train; masks 6/6 done; masks mIoU [\d.]+; next: ssr ablation --work runs/b", lines[1])
+    assert re.fullmatch(r"runs/b: voc train; masks 6/6 done; masks mIoU [\d.]+; next: ssr report --work runs/b", lines[1])
     assert lines[2:3] == ["runs/c: not begun; next: ssr superpixels --work runs/c"]
     assert "done" not in state(out, "cams")
 

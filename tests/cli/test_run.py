@@ -66,13 +66,13 @@ def test_eval_show_and_status(finished, ssr, tiny_voc, tmp_path, recipe):
     assert set(report["per_class_iou"]) == {"background", *(n for n in report["per_class_iou"] if n != "background")}
     assert len(report["per_class_iou"]) == 21
     assert f"mIoU {100 * report['miou']:.2f}" in ran.out
-    for said in ("split train", "6 images", "boundary refinement none", report["options_digest"], "next: ssr ablation --work"):
+    for said in ("split train", "6 images", "boundary refinement none", report["options_digest"], "next: ssr report --work"):
         assert said in ran.out
     for picture in ("confusion.png", "per_class_iou.png"):
         Image.open(work / "eval/masks" / picture).verify()
     assert (work / "eval/masks/per_class.csv").read_text().startswith("class,iou,precision,recall,pixels\nbackground,")
 
-    assert f"next: ssr ablation --work {work}" in ssr("status", "--work", work).out
+    assert f"next: ssr report --work {work}" in ssr("status", "--work", work).out
     ssr("show", "--work", work, "--count", 2)
     page = (work / "show/index.html").read_text()
     assert "data:image/jpeg;base64," in page

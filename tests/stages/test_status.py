@@ -115,8 +115,8 @@ def test_next_after_a_training_that_was_broken_off_is_to_go_on(tmp_path):
         ([], "ssr eval", "ssr show", "ssr show"),
         (["ablation.json"], "ssr eval ablation", "ssr show", "ssr show"),
         (["show/index.html"], "ssr eval", "ssr train --ckpt auto", "ssr review"),
-        (["ablation.json", "report.html"], "ssr train --ckpt auto", "ssr train --ckpt auto", "ssr review"),
-        (["report.html"], "ssr train --ckpt auto", "ssr train --ckpt auto", "ssr review"),  # nobody has to make an ablation
+        (["ablation.json", "report.html"], "ssr eval ablation", "ssr train --ckpt auto", "ssr review"),
+        (["report.html"], "ssr ablation", "ssr train --ckpt auto", "ssr review"),
         (["review/review.csv"], "ssr eval", "ssr show", "ssr show"),
         (["predictions/val.json"], "ssr show", "ssr show", "ssr show"),
     ],
