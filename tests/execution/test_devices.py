@@ -72,9 +72,9 @@ def test_precision(
     expected: torch.dtype,
 ) -> None:
     if instructions is None:
-        monkeypatch.delattr(torch.cpu, "get_capabilities")
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     else:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     assert resolve_dtype(precision, device) == expected
 
