@@ -318,10 +318,8 @@ def _after_masks(work: Path, outputs: list[OutputStatus], reports: list[Report])
         ("ssr predict", any((work / "predictions").glob("*.json"))),
     ]
     few = next(output.total for output in outputs if output.name == "masks") < FEW_PHOTOS
-    if may_have_masks(options.kind, options.root):
-        commands = to_score + to_train
-    else:
-        commands = to_see if few else [to_see[0], *to_train]
+    to_look_at = to_see if few else [to_see[0], *to_train]
+    commands = [*to_score, *to_train] if may_have_masks(options.kind, options.root) else to_look_at
     last = max((index for index, (_, run) in enumerate(commands) if run), default=-1)
     return commands[last + 1][0] if last + 1 < len(commands) else "ssr show"
 
