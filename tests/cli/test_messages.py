@@ -11,11 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 from PIL import Image
 
-from pipelines.execution.interruption import EXIT_INTERRUPTED, Interrupted
-from ssr_cli import console
 from ssr_cli.app import COMMANDS
 from ssr_cli.console import ConsoleProgress
 
@@ -389,15 +386,3 @@ def stored(work):
             for image_id in ("a_cat", "c_bird", "e_pair"):
                 found[image_id] = found.get(image_id, b"") + reader.read(image_id)[0].tobytes()
     return found
-
-
-def test_a_signal_while_the_last_line_is_printed_still_leaves_a_line(monkeypatch, capsys):
-    def interrupt_once(*_):
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(console.err, "print", interrupt_once)
-    with pytest.raises(typer.Exit) as ended, console.reports_errors(debug=False):
-        raise Interrupted("stopped: what was computed is kept", "run the same command to go on")
-    assert ended.value.exit_code == EXIT_INTERRUPTED
-    assert capsys.readouterr().err.splitlines() == ["stopped: what was computed is kept; run the same command to go on"]

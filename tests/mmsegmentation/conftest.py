@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.mmsegmentation.retrained import write_retrained
+
+from .networks import DESIGN, random_network
+
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
@@ -21,9 +25,5 @@ def _no_network(monkeypatch):
 
 @pytest.fixture
 def model(tmp_path) -> Path:
-    from pipelines.mmsegmentation.retrained import write_retrained
-
-    from .networks import DESIGN, random_network
-
     write_retrained(tmp_path / "retrained.safetensors", random_network(DESIGN), DESIGN, "pseudo", 17)
     return tmp_path / "retrained.safetensors"
