@@ -20,7 +20,13 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.fixtures.forked_processes import end_with, fork_processes, name_semaphores, start_processes_afresh
+from tests.fixtures.forked_processes import (
+    end_with,
+    fork_processes,
+    keep_memory_shared,
+    name_semaphores,
+    start_processes_afresh,
+)
 
 PART_IMAGES = 4  # parts are committed every few images, as they are every 64 of a large set
 POOLS = ("superpixels", "refine", "masks", "predict")  # commands with worker processes
@@ -58,6 +64,7 @@ def prepare(clip_config: str) -> None:
         original(self, *args, **options)
 
     ArrayWriter.__init__ = small_parts  # type: ignore[method-assign]
+    keep_memory_shared()
 
 
 def draw_plainly() -> None:
@@ -79,6 +86,7 @@ def prepare_mmsegmentation() -> None:
     importlib.import_module("ssr_cli.commands.retrain")
     importlib.import_module("pipelines.stages.retrain.stage")
     importlib.import_module("pipelines.mmsegmentation.training")
+    keep_memory_shared()
 
 
 class Events:

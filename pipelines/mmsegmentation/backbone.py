@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -112,24 +113,27 @@ def timm_backbone(model: TimmModel, weights: str, output_stride: int | None = No
     return Backbone(config, tuple(int(c) for c in channels), patch, mean, std)
 
 
-def _feature_maps(name: str, arguments: Mapping[str, Any]) -> Any:
+def _feature_maps(name: str, arguments: dict[str, Any]) -> Any:
     """Return timm's model with feature maps, on a device without memory for weights."""
-    import timm
-
     try:
-        with torch.device("meta"):
-            return timm.create_model(name, features_only=True, pretrained=False, **arguments)
+        return _without_memory(name, json.dumps({**arguments, "features_only": True}))
     except (RuntimeError, TypeError, AttributeError, ValueError, AssertionError, ArithmeticError) as error:
         found = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UsageError(f"timm cannot make feature maps of {name} for any size of image ({found})", "--backbone") from error
 
 
-def _check_names(file: Path, model: TimmModel) -> None:
-    """Check that a file has all tensors of a model, because timm silently initialises missing ones at random."""
+@lru_cache(maxsize=8)
+def _without_memory(name: str, arguments: str) -> Any:
+    """Build a model of timm on a device without memory for weights, once for each set of arguments, given as JSON."""
     import timm
 
     with torch.device("meta"):
-        wanted = timm.create_model(model.name, pretrained=False, num_classes=0, **model.arguments).state_dict().keys()
+        return timm.create_model(name, pretrained=False, **json.loads(arguments))
+
+
+def _check_names(file: Path, model: TimmModel) -> None:
+    """Check that a file has all tensors of a model, because timm silently initialises missing ones at random."""
+    wanted = _without_memory(model.name, json.dumps({"num_classes": 0, **model.arguments})).state_dict().keys()
     try:
         with safe_open(file, framework="pt") as tensors:
             held = wanted & set(tensors.keys())

@@ -63,12 +63,24 @@ def run(  # noqa: PLR0913 - what a process of a training differs in
             raise SsrError(f"mmsegmentation cannot set this network up: {found}", hint) from error
         if runner.val_loop is not None and to_validate():
             runner.val()
+        _end_loaders(runner, to_train)
     return runner
+
+
+def _end_loaders(runner: Runner, trained: bool) -> None:
+    """Drop the data loaders, which ends their workers at once.
+
+    The garbage collector would end their queues first, and then wait 5 s for workers that no message reaches any more.
+    """
+    if trained:
+        del runner.train_loop.dataloader_iterator, runner.train_loop.dataloader
+    if runner.val_loop is not None:
+        del runner.val_loop.dataloader
 
 
 def _runnable(config_file: Path, work: Path, state: Path | None, launcher: str, device: torch.device) -> Config:
     """Return the config with the settings of this run."""
-    found = Config.fromfile(config_file)
+    found = Config.fromfile(config_file, format_python_code=False)  # mmengine's own copy of it; formatting takes a second
     found.work_dir = str(work)
     found.launcher = launcher
     found.load_from = str(state) if state else None
