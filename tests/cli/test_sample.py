@@ -21,7 +21,7 @@ def chain(ssr, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for command in (
         "doctor",
         "superpixels",
-        "align",
+        "align --iterations 40 --refresh 10",
         "cams --ckpt auto",
         "refine --boundary auto",
         "eval masks",
@@ -83,7 +83,7 @@ def test_a_second_run_draws_and_computes_nothing(chain: dict[str, str], ssr) -> 
     ssr("sample", "--work", work, "--train", PHOTOS, "--val", VAL)
     for command, count in (
         ("superpixels", PHOTOS),
-        ("align", PHOTOS),
+        ("align --iterations 40 --refresh 10", PHOTOS),
         ("cams --ckpt auto", PHOTOS),
         ("refine --boundary auto", PHOTOS),
         ("predict", PHOTOS),

@@ -1,4 +1,4 @@
-"""The same bytes from one process, several devices, torchrun, a Slurm array and Ray."""
+"""The same bytes from one process, several devices, torchrun and a Slurm array; for Ray see faults/test_launchers.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WARM: list[str] = []
 
 @pytest.fixture(scope="module", autouse=True)
 def warm_command(warm):
-    """Most commands run in forks of a warm process; those of torchrun and Ray and one of `--devices` in fresh ones."""
+    """Most commands run in forks of a warm process; those of torchrun and one of `--devices` in fresh ones."""
     WARM[:] = [str(warm.ssr)]
 
 
@@ -119,16 +119,6 @@ def test_slurm_array(config, whole, tmp_path):
     assert (tmp_path / "superpixels.h5").read_bytes() == (whole / "superpixels.h5").read_bytes()
     ran = call("superpixels", "--work", tmp_path, "--shard", "0/1", environment={**environment})
     assert f"{PHOTOS} already done" in ran.stderr
-
-
-def test_ray(config, whole, tmp_path):
-    pytest.importorskip("ray", reason="needs ray: pip install 'ssr-wsss[ray]'")
-    work = tmp_path / "work"
-    flags = ("--engine", "ray", "--actors", 2, "--actor-cpus", 0.5)
-    ran = call("masks", "--config", config, "--work", work, *flags, command=SSR)
-    assert f"masks: {PHOTOS}/{PHOTOS}" in ran.stderr
-    call("eval", "masks", "--work", work, "--no-pictures")
-    assert contents(work) == contents(whole)
 
 
 SBATCH = """#!/bin/bash

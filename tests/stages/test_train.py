@@ -348,6 +348,7 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(new, monkeypatch, run
 # learning
 
 
+@pytest.mark.slow
 def test_one_photo_is_learnt_by_heart(workspace_in, make_voc, tmp_path, run_train):
     root = tmp_path / "VOC2012"
     make_voc(root, {"a_pair": ((160, 160), ("cat", "dog"))})

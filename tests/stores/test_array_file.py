@@ -46,6 +46,7 @@ def _reads(path: str, said: multiprocessing.connection.Connection) -> None:
         said.send("refused")
 
 
+@pytest.mark.slow
 def test_flips_anywhere(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the look ahead in a process of its own, some of these flips crash or hang HDF5."""
     content, moments = store.read_bytes(), random.Random(0)

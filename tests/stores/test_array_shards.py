@@ -130,6 +130,7 @@ def test_clear(tmp_path: Path) -> None:
     assert not store_exists(path)
 
 
+@pytest.mark.slow
 def test_many_parts_become_few(tmp_path: Path) -> None:
     """However long a run is broken off, few files are left; and what came last counts."""
     draw, expected = random.Random(0), {}
