@@ -272,19 +272,8 @@ def test_printed_commands_run_as_they_are_printed(ssr, tiny_folder, tmp_path, pl
 def test_make_quotes_its_variables(tmp_path):
     """What `make all` runs: each variable is one word, whatever is in it."""
     root, work = "/data/my photos & co's", "runs/a  b"
-    words = [
-        "make",
-        "-n",
-        "-o",
-        "setup",
-        "all",
-        "VENV=.venv",
-        "DATASET=folder",
-        f"ROOT={root}",
-        f"WORK={work}",
-        "CLIP=a b.pt",
-        "VAL=v w",
-    ]
+    given = ["VENV=.venv", "DATASET=folder", f"ROOT={root}", f"WORK={work}", "CLIP=a b.pt", "VAL=v w"]
+    words = ["make", "-n", "-o", "setup", "all", *given]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     lines = [line for line in done.stdout.splitlines() if line.startswith("set -- ")]
     assert len(lines) >= 7
