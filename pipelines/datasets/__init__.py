@@ -11,6 +11,7 @@ from pipelines.datasets.classes import COCO14, VOC12, ClassList, load_class_list
 from pipelines.datasets.coco import coco_splits, load_coco
 from pipelines.datasets.folder import load_folder
 from pipelines.datasets.voc import load_voc, voc_splits
+from pipelines.errors import UsageError
 from pipelines.options.sources import DatasetOptions
 from pipelines.plugins import table_entry
 
@@ -73,4 +74,6 @@ def load_dataset(options: DatasetOptions) -> Dataset:
         UsageError: The kind, folder, split, label file or class list is missing or not as expected.
         SsrError: Annotations cannot be read.
     """
+    if "\0" in str(options.root):  # glob raises on it, where `Path.is_dir` says no
+        raise UsageError("expected a dataset folder, found a null character in its name", "--root")
     return kind_of(options).load(options)

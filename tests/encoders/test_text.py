@@ -34,7 +34,7 @@ def test_round_trip(tmp_path: Path) -> None:
     write_bank(tmp_path / "new" / "b.safetensors", strided)
     read = read_bank(tmp_path / "new" / "b.safetensors", "ViT-B-16-quickgelu")
     torch.testing.assert_close(read.embeddings, bank.embeddings)
-    assert dataclasses.replace(read, embeddings=bank.embeddings) == bank
+    assert vars(read) | {"embeddings": None} == vars(bank) | {"embeddings": None}
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["b.safetensors"]
 
 

@@ -9,6 +9,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ Pixels = NDArray[np.uint8]
 RNG = np.random.default_rng(7)
 NOISE: Pixels = np.kron(RNG.integers(0, 256, (8, 10, 3)), np.ones((5, 5, 1))).astype(np.uint8)  # (40, 50, 3)
 GREY: Pixels = NOISE[..., 0]
+BOUNDARIES = ("none", *("crf",) * bool(find_spec("pydensecrf")), "par")
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -190,7 +192,7 @@ def runs(tiny_voc, ssr, tmp_path_factory) -> dict[str, tuple[Path, dict[str, Any
         for stage in ("superpixels", "cams"):  # CLIP-ES's CAMs need no superpixels: they open every photo themselves
             said[stage] = ssr(stage, *made, "--recipe", "clip-es", "--max-failures", -1, code=code)
         if which == "with":
-            for name in ("none", "crf", "par"):
+            for name in BOUNDARIES:
                 flags = ("--recipe", "clip-es", "--max-failures", -1, "--boundary", name, "--force")
                 said[name] = ssr("refine", *made, *flags, code=code)
         found[which] = (work, said)
