@@ -116,7 +116,9 @@ def test_killed_process(undisturbed, warm, table, tmp_path, launcher):
     config = undisturbed[""].parent / "sample/sample.toml"
     for turn in range(10 * KILLS):
         stage = STAGES[(turn + 1) % 3]
-        before = undisturbed[("", *STAGES)[STAGES.index(stage)]]
+        before, after = undisturbed[("", *STAGES)[STAGES.index(stage)]], undisturbed[stage]
+        if launcher == "Ray" and turn == 0:  # all three in one pass
+            stage, before, after = "masks", undisturbed[""], undisturbed[STAGES[-1]]
         work = Path(shutil.copytree(before, tmp_path / f"work{turn}"))
         pids.unlink(missing_ok=True)
         process = started(command, stage, "--config", config, "--work", work, *flags, pids=pids)
@@ -135,7 +137,7 @@ def test_killed_process(undisturbed, warm, table, tmp_path, launcher):
             assert re.search(death, said), said
             passes(command, stage, "--work", work, *flags)
         passes([str(warm.ssr)], "merge", "--work", work)
-        assert differing(digest(undisturbed[stage]), digest(work)) == []
+        assert differing(digest(after), digest(work)) == []
         if workers:
             outcome = f"exit {process.returncode}, and the bytes of an undisturbed run at the end"
             table.add(f"a process killed under {launcher}", stage, outcome)
