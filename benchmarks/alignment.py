@@ -355,7 +355,7 @@ class PlainMaps:
 
 def _half(maps: torch.Tensor, grid: tuple[int, int]) -> NDArray[np.float16]:
     """Maps ``(K, N)`` as the stores hold them, ``(K, h, w)``."""
-    return maps.view(-1, *grid).numpy().astype(np.float16)
+    return maps.view(-1, *grid).cpu().numpy().astype(np.float16)
 
 
 def _cell(metrics: Any) -> str:

@@ -7,7 +7,7 @@ MOST_USED = {
     "superpixels": ("segments",),
     "align": ("epochs", "iterations", "batch", "learning_rate", "seed", "resume"),
     "cams": ("ckpt", "readout", "scales", "flip"),
-    "refine": ("boundary", "superpixel_mask", "dino_weight", "power", "background_power", "min_confidence"),
+    "refine": ("boundary", "superpixel_mask", "dino_weight", "power", "background_power", "min_confidence", "probabilities"),
     "train": ("ckpt", "iterations", "batch", "crop", "val_split", "validate_every", "cache_views", "supervision", "resume"),
     "predict": ("model", "images", "output", "boundary", "probabilities", "flip", "scales", "long_side"),
     "retrain": ("model", "backbone", "schedule", "batch", "crop", "masks", "val_split", "amp", "resume", "write_only"),

@@ -49,6 +49,7 @@ BLIND = {
     "refine, par": ["refine", "--boundary", "par", "--force", "--workers", "1"],
     "tag": ["tag"],
     "predict": ["predict", "--model", "MODEL", "--probabilities"],
+    "refine, probabilities": ["refine", "--probabilities", "auto", "--force", "--workers", "1"],
     "predict, no model": ["predict", "--model", "tags", "--workers", "1"],
     "predict photos": ["predict", "--model", "MODEL", "--images", "PHOTOS"],
     "retrain": ["retrain", *RETRAIN],

@@ -31,7 +31,7 @@ from pipelines.method.composition import refined_cams
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.evidence import DINO_NEEDS, Evidence
 from pipelines.method.label_free import label_free, label_free_needs
-from pipelines.method.label_maps import pseudo_mask
+from pipelines.method.label_maps import pseudo_mask, refuse_probabilities
 from pipelines.method.loading import FrozenModels, Sources
 from pipelines.method.parts_in_use import cam_needs, refine_needs
 from pipelines.method.photo import Photo, by_photo, shapes
@@ -79,6 +79,7 @@ class PseudoLabeler:
         tag: TagOptions = TagOptions(),  # noqa: B008 - a constant
         batch_size: int = 0,
     ) -> None:
+        refuse_probabilities(refine)
         self.models, self.class_list = models, classes
         self.superpixels_options, self.cams_options, self.refine_options, self.tag_options = superpixels, cams, refine, tag
         blocks = Blocks(clip_attention=refine.clip_blocks, dino_attention=refine.dino_blocks)

@@ -34,6 +34,7 @@ class MaskJob:
         target: Path of the PNG.
         orient: Whether the image is turned by its EXIF orientation.
         photo: Fingerprint of the image for the PNG; empty if a store holds it.
+        probabilities: Class probabilities ``(C + 1, h', w')`` fp16 that are mixed into the scores of a CAM, or None.
     """
 
     image_id: str
@@ -44,6 +45,7 @@ class MaskJob:
     target: Path
     orient: bool = False
     photo: str = ""
+    probabilities: NDArray[np.float16] | None = None
 
 
 class LabelMapWorkers:

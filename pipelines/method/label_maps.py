@@ -10,9 +10,10 @@ from PIL import Image
 
 from pipelines.datasets.classes import palette
 from pipelines.datasets.image import load_image
+from pipelines.errors import UsageError
 from pipelines.execution.label_map_workers import MaskJob
 from pipelines.method.boundary import Scores, Size, boundary_of, refined_scores
-from pipelines.ops.label_map import label_map, resize_maps, with_background
+from pipelines.ops.label_map import among_labels, label_map, mixed_scores, resize_maps, with_background
 from pipelines.options.stages import RefineOptions
 from pipelines.options.train import PredictOptions
 from pipelines.stores.mask_store import write_mask
@@ -25,16 +26,20 @@ def pseudo_mask(
     options: RefineOptions,
     load: Callable[[], Image.Image],
     device: str = "cpu",
+    probabilities: NDArray[np.floating] | None = None,
 ) -> tuple[NDArray[np.uint8], Scores]:
     """Make the pseudo-mask of refined CAMs: resize, apply the background rule, refine the boundaries, take the argmax.
+
+    Class probabilities of a trained model, if there are any, are mixed in before the boundaries are refined.
 
     Args:
         maps: Refined CAMs on the token grid, ``(K, h, w)`` in [0, 1].
         labels: The K class indices.
         size: ``(H, W)`` of the image.
-        options: Background rule, boundary refinement, confidence.
+        options: Background rule, boundary refinement, confidence, weight of the class probabilities.
         load: Returns the image; called only if the boundary refinement reads it.
         device: Torch device of a boundary refinement that uses torch.
+        probabilities: Class probabilities ``(C + 1, h', w')``, background first, on any grid.
 
     Returns:
         The mask ``(H, W)`` uint8, 0 background, ``i + 1`` for class i, 255 ignored; and its scores.
@@ -42,11 +47,24 @@ def pseudo_mask(
     refines = boundary_of(options).call is not None
     power = (options.boundary_background_power if refines else None) or options.background_power
 
+    known = None if probabilities is None else among_labels(probabilities, labels)  # (K + 1, h', w')
+
     def scores_at(at: Size) -> Scores:
-        return with_background(resize_maps(maps, at), power)  # (K + 1, H, W)
+        scores = with_background(resize_maps(maps, at), power)  # (K + 1, H, W)
+        return scores if known is None else mixed_scores(scores, resize_maps(known, at), options.probability_weight)
 
     scores = refined_scores(scores_at, size, options, load, device) if refines and labels else scores_at(size)
     return label_map(scores, labels, options.min_confidence), scores
+
+
+def refuse_probabilities(options: RefineOptions) -> None:
+    """Refuse class probabilities where no work directory holds a store of them.
+
+    Raises:
+        UsageError: The options name a store.
+    """
+    if options.probabilities is not None:
+        raise UsageError("class probabilities are only for `ssr refine` and `ssr masks`", "leave refine.probabilities out")
 
 
 def predicted_mask(
@@ -106,7 +124,9 @@ def make_mask(job: MaskJob, options: RefineOptions, device: str = "cpu") -> None
     Raises:
         ImageError: The image can no longer be read.
     """
-    mask, _ = pseudo_mask(job.maps, job.labels, job.size, options, lambda: load_image(job.image_path, job.orient), device)
+    mask, _ = pseudo_mask(
+        job.maps, job.labels, job.size, options, lambda: load_image(job.image_path, job.orient), device, job.probabilities
+    )
     write_mask(job.target, mask, palette())
 
 

@@ -6,6 +6,7 @@ The functions run in worker processes that never load torch, so they use numpy, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 IGNORE_INDEX = 255
+SMALLEST_SHARE = 1e-6
+"""Added to the probabilities of labels before they are divided, since half precision holds improbable classes as 0."""
 
 
 def resize_maps(maps: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -46,6 +49,41 @@ def with_background(cams: NDArray[np.float32], power: float) -> NDArray[np.float
         return np.ones((1, *cams.shape[1:]), dtype=np.float32)
     background = np.clip(1 - cams.max(axis=0), 0, 1) ** np.float32(power)
     return np.concatenate([background[None], cams]).astype(np.float32, copy=False)
+
+
+def among_labels(probabilities: NDArray[np.floating], labels: Sequence[int]) -> NDArray[np.float32]:
+    """Give the probability of all classes together to those that an image is known to have.
+
+    The background keeps its probability. The rest is divided among the labels in proportion to their own probabilities, so that
+    an object which a model takes for an absent class still counts as an object.
+
+    Args:
+        probabilities: ``(C + 1, h, w)`` in [0, 1], background first; they sum to 1.
+        labels: The K class indices, 0-based without background.
+
+    Returns:
+        ``(K + 1, h, w)`` fp32, background first; they sum to 1 if there are labels.
+    """
+    values = probabilities[[0, *(index + 1 for index in labels)]].astype(np.float32)  # (K + 1, h, w)
+    shares = values[1:] + SMALLEST_SHARE  # (K, h, w)
+    values[1:] = (1 - values[0]) * shares / shares.sum(axis=0)
+    return values
+
+
+def mixed_scores(scores: NDArray[np.float32], probabilities: NDArray[np.float32], weight: float) -> NDArray[np.float32]:
+    """Mix the scores of CAMs with class probabilities.
+
+    Args:
+        scores: ``(K + 1, H, W)``, background first, non-negative; they need not sum to 1.
+        probabilities: ``(K + 1, H, W)``, background first; they sum to 1.
+        weight: Share of the probabilities, in [0, 1].
+
+    Returns:
+        ``(K + 1, H, W)`` fp32; they sum to 1.
+    """
+    shares = scores / np.maximum(scores.sum(axis=0), np.finfo(np.float32).tiny)
+    mixed: NDArray[np.float32] = np.float32(1 - weight) * shares + np.float32(weight) * probabilities
+    return mixed
 
 
 def label_map(scores: NDArray[np.float32], labels: tuple[int, ...], min_confidence: float = 0.0) -> NDArray[np.uint8]:

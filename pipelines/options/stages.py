@@ -233,6 +233,16 @@ class RefineOptions(BoundaryOptions, PropagationOptions):
             ge=0, le=1, description="Pixels whose best class has a smaller share of the score become 255 (ignore); 0 keeps all."
         ),
     ] = 0.0
+    probabilities: Annotated[
+        Path | None,
+        option(
+            "Class probabilities of a trained model that are mixed into the scores of the masks: a store of `ssr "
+            "predict --probabilities` (.h5); auto is that of the split in WORK."
+        ),
+    ] = None
+    probability_weight: Annotated[
+        float, Field(ge=0, le=1, description="Share of these probabilities in the scores; the CAMs have the rest.")
+    ] = 0.3
 
 
 class EvalOptions(Options):

@@ -27,7 +27,7 @@ from pipelines.method.boundary import boundary_note, boundary_of
 from pipelines.method.cam_extractor import one_pass_scales
 from pipelines.method.encoders import Blocks, Encoders
 from pipelines.method.label_free import LabelFree, label_free, label_free_needs
-from pipelines.method.label_maps import make_mask
+from pipelines.method.label_maps import make_mask, refuse_probabilities
 from pipelines.method.loading import FrozenModels
 from pipelines.method.photo import Photo, by_photo, shapes, too_large
 from pipelines.models.alignment_file import FORMAT as HEADS
@@ -110,6 +110,7 @@ def run(
     progress, device = progress or Silent(), resolve_device(workspace.run.device)
     if options.probabilities:
         raise UsageError("--probabilities: only a trained model has them", "leave it out, or --model FILE of `ssr train`")
+    refuse_probabilities(refine)
     workspace, cams, refine = _with_given(photos_of(workspace, options), options, cams, refine)
     needs = label_free_needs(tags, cams, refine)
     sources = model_sources(workspace, needs, cams.ckpt)

@@ -41,7 +41,7 @@ from pipelines.stores.manifest import Manifest, digest
 from pipelines.workdir.commands import command_for
 from pipelines.workdir.counts import Counts
 from pipelines.workdir.photos import seen
-from pipelines.workdir.workspace import Workspace, oriented
+from pipelines.workdir.workspace import Workspace, folder_name, oriented
 
 STAGE = "predict"
 
@@ -196,7 +196,7 @@ def folder_of(options: PredictOptions, parent: Path, name: str) -> Path:
         UsageError: The name leaves no room for ``NAME.json`` and ``NAME.h5`` beside it.
     """
     if options.output is None:
-        return parent / (name.replace(".", "_") or "photos")
+        return parent / folder_name(name)
     if options.output.name in {"", ".."} or options.output.suffix:
         raise UsageError(f"expected a folder name without a dot, found {str(options.output)!r}", "--output")
     return options.output

@@ -39,6 +39,31 @@ def read_cam(reader: ArrayReader, image_id: str) -> tuple[NDArray[np.float16], d
     return cam, attributes
 
 
+def read_probabilities(reader: ArrayReader, image_id: str, classes: int) -> tuple[NDArray[np.float16], dict[str, Any]]:
+    """Read a model's class probabilities of an image, and their attributes.
+
+    Args:
+        reader: Reader of a store of `ssr predict --probabilities`.
+        image_id: Id of the image.
+        classes: Number C of classes without background.
+
+    Returns:
+        ``(C + 1, h, w)`` fp16 in [0, 1], background first; ``size`` is ``[H, W]`` of the image.
+
+    Raises:
+        SsrError: They are missing or damaged.
+    """
+    found, attributes = reader.read(image_id)
+    if not (found.ndim == 3 and found.dtype.kind == "f" and len(found) == classes + 1 and found.size > 0) or not (
+        (found >= 0).all() and (found <= 1).all()  # NaN fails both
+    ):
+        expected = f"{classes + 1} maps (C + 1, h, w) of values from 0 to 1"
+        raise SsrError(
+            f"{image_id} in {reader.path}: expected {expected}, found {_seen(found)}", "run `ssr predict` again with --force"
+        )
+    return found, attributes
+
+
 def read_superpixels(reader: ArrayReader, image_id: str) -> NDArray[np.integer]:
     """Read the superpixels of an image.
 

@@ -126,8 +126,9 @@ def _photo_settings(workspace: Workspace) -> dict[str, Any]:
 
 
 def mask_settings(options: RefineOptions) -> dict[str, Any]:
-    """Return the options that change a mask made from a given refined CAM."""
-    return label_map_values(options, "background_power", "min_confidence")
+    """Return the options that change a mask made from a given refined CAM and given class probabilities."""
+    weight = () if options.probabilities is None else ("probability_weight",)
+    return label_map_values(options, "background_power", "min_confidence", *weight)
 
 
 def _superpixel_settings(workspace: Workspace, needs: Needs, made_now: Digests) -> dict[str, Any]:

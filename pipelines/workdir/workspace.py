@@ -197,6 +197,11 @@ class Workspace:
         return bool(record.changed)
 
 
+def folder_name(images: str) -> str:
+    """Return the name of the folder of predictions of a split or folder of images; a dot would look like a file's suffix."""
+    return images.replace(".", "_") or "photos"
+
+
 def superpixel_reader(workspace: Workspace, used: bool) -> AbstractContextManager[ArrayReader | None]:
     """Return the store of superpixels as a context manager; None unless some option uses them."""
     return ArrayReader(workspace.superpixels) if used else nullcontext()

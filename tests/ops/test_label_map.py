@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.ops.label_map import label_map, resize_maps, with_background
+from pipelines.ops.label_map import among_labels, label_map, mixed_scores, resize_maps, with_background
 
 
 @settings(deadline=None, max_examples=60)
@@ -74,3 +74,28 @@ def test_label_map_same_as_one_pixel_at_a_time(count: int, seed: int) -> None:
             best = max(range(count + 1), key=lambda c: scores[c, y, x])
             sure = scores[best, y, x] / scores[:, y, x].sum() >= 0.4
             assert result[y, x] == ([0, *(i + 1 for i in labels)][best] if sure else 255)
+
+
+@given(st.integers(1, 4), st.floats(0, 1), st.integers(0, 1000))
+def test_probabilities_of_labels_same_as_one_pixel_at_a_time(count: int, weight: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = tuple(sorted(int(i) for i in rng.choice(6, count, replace=False)))
+    model = rng.dirichlet([0.1] * 7, (2, 3)).transpose(2, 0, 1).astype(np.float16)  # (C + 1, h, w), many of them 0
+    known = among_labels(model, labels)
+    scores = rng.random((count + 1, 2, 3), np.float32)
+    mixed = mixed_scores(scores, known, weight)
+    for y in range(2):
+        for x in range(3):
+            of_labels = [float(model[label + 1, y, x]) + 1e-6 for label in labels]
+            foreground = 1 - float(model[0, y, x])
+            expected = [1 - foreground, *(foreground * value / sum(of_labels) for value in of_labels)]
+            np.testing.assert_allclose(known[:, y, x], expected, atol=1e-5)
+            shares = scores[:, y, x] / scores[:, y, x].sum()
+            np.testing.assert_allclose(mixed[:, y, x], (1 - weight) * shares + weight * np.array(expected), atol=1e-5)
+
+
+def test_an_object_of_an_absent_class_counts_as_the_label() -> None:
+    model = np.array([0.1, 0.9, 0.0], np.float16).reshape(3, 1, 1)  # background, a dog, no cow
+    np.testing.assert_allclose(among_labels(model, (1,)).ravel(), [0.1, 0.9], atol=1e-3)
+    np.testing.assert_allclose(among_labels(model, (0, 1)).ravel(), [0.1, 0.9, 0.0], atol=1e-3)
+    assert among_labels(model, ()).shape == (1, 1, 1)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.datasets.base import Sample
+from pipelines.errors import ImageError
 from pipelines.execution.devices import resolve_device
 from pipelines.execution.label_map_workers import LabelMapWorkers, MaskJob
 from pipelines.execution.pool import resolve_workers
@@ -25,6 +26,7 @@ from pipelines.stores.array_store import ArrayReader
 from pipelines.stores.image_arrays import photo_attributes, read_cam
 from pipelines.stores.manifest import digest
 from pipelines.workdir.output import Output, Part
+from pipelines.workdir.probabilities import Probabilities
 from pipelines.workdir.settings import Digests, input_digest, mask_settings, refinement_settings
 from pipelines.workdir.workspace import Workspace
 
@@ -69,12 +71,18 @@ def open_target(
     """
     made_from = {"cams": made_now.get("cams") or input_digest(workspace.cams, "ssr cams")}
     settings = refinement_settings(workspace, target.options, sources, made_now) | made_from
+    path = target.options.probabilities
+    probabilities = None if path is None else Probabilities(workspace, path)
     masks = {**mask_settings(target.options), "refined": digest(settings)}
+    if probabilities is not None:
+        masks |= probabilities.settings
     make = partial(make_mask, options=target.options, device=str(resolve_device(workspace.run.device)))
     processes = boundary_of(target.options).processes
-    if note := boundary_note(target.options):
-        progress.note(note)
+    for note in (boundary_note(target.options), probabilities.note if probabilities is not None else None):
+        if note:
+            progress.note(note)
     with (
+        probabilities or nullcontext(),
         workspace.output(
             STAGE,
             target.refined,
@@ -87,7 +95,7 @@ def open_target(
         LabelMapWorkers(make, resolve_workers(workspace.run.workers), output.made, processes=processes) as makers,
     ):
         _ = output.tally  # loads the tally, so that an image that failed before is not listed again
-        yield TargetJob(target, output, makers)
+        yield TargetJob(target, output, makers, probabilities)
 
 
 @dataclass(frozen=True)
@@ -98,11 +106,13 @@ class TargetJob:
         target: The options, and the folder of the output.
         output: Its store and its masks.
         makers: Workers that write its masks in the background.
+        probabilities: Class probabilities that are mixed into the scores of its masks, or None.
     """
 
     target: Target
     output: Output
     makers: LabelMapWorkers
+    probabilities: Probabilities | None = None
 
     def wants(self, sample: Sample) -> bool:
         """Return whether an image has no refined CAM yet. If it has one and no mask, its mask is queued."""
@@ -134,4 +144,10 @@ class TargetJob:
         job = MaskJob(
             sample.image_id, sample.image_path, cam, sample.labels, (size[0], size[1]), self._mask(sample), sample.orient
         )
+        if self.probabilities is not None:
+            try:
+                job = replace(job, probabilities=self.probabilities.of(sample, size))
+            except ImageError as error:
+                self.output.made(sample.image_id, error)
+                return
         self.makers.submit(job)
