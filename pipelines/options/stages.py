@@ -242,7 +242,7 @@ class RefineOptions(BoundaryOptions, PropagationOptions):
     ] = None
     probability_weight: Annotated[
         float, Field(ge=0, le=1, description="Share of these probabilities in the scores; the CAMs have the rest.")
-    ] = 0.3
+    ] = 0.2
 
 
 class EvalOptions(Options):
