@@ -110,8 +110,6 @@ def test_images_without_probabilities_fail_alone(predicted, workspace_in):
 
 def test_other_classes_are_refused(predicted):
     path = predicted.predictions / "train.json"
-    from pipelines.stores.manifest import Manifest
-
     manifest = Manifest.read(path)
     manifest.settings["classes"] = manifest.settings["classes"][::-1]
     manifest.write(path)

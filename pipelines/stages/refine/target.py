@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -141,13 +141,19 @@ class TargetJob:
         return self.target.masks / f"{sample.image_id}.png"
 
     def _submit(self, sample: Sample, cam: NDArray[np.float16], size: list[int]) -> None:
+        try:
+            probabilities = None if self.probabilities is None else self.probabilities.of(sample, size)
+        except ImageError as error:
+            self.output.made(sample.image_id, error)
+            return
         job = MaskJob(
-            sample.image_id, sample.image_path, cam, sample.labels, (size[0], size[1]), self._mask(sample), sample.orient
+            sample.image_id,
+            sample.image_path,
+            cam,
+            sample.labels,
+            (size[0], size[1]),
+            self._mask(sample),
+            sample.orient,
+            probabilities=probabilities,
         )
-        if self.probabilities is not None:
-            try:
-                job = replace(job, probabilities=self.probabilities.of(sample, size))
-            except ImageError as error:
-                self.output.made(sample.image_id, error)
-                return
         self.makers.submit(job)
