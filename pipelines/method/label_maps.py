@@ -13,7 +13,7 @@ from pipelines.datasets.image import load_image
 from pipelines.errors import UsageError
 from pipelines.execution.label_map_workers import MaskJob
 from pipelines.method.boundary import Scores, Size, boundary_of, refined_scores
-from pipelines.ops.label_map import among_labels, label_map, mixed_scores, resize_maps, with_background
+from pipelines.ops.label_map import agreement, among_labels, label_map, mixed_scores, resize_maps, with_background
 from pipelines.options.stages import RefineOptions
 from pipelines.options.train import PredictOptions
 from pipelines.stores.mask_store import write_mask
@@ -30,7 +30,9 @@ def pseudo_mask(
 ) -> tuple[NDArray[np.uint8], Scores]:
     """Make the pseudo-mask of refined CAMs: resize, apply the background rule, refine the boundaries, take the argmax.
 
-    Class probabilities of a trained model, if there are any, are mixed in before the boundaries are refined.
+    Class probabilities of a trained model, if there are any, are mixed in before the boundaries are refined. Their share is
+    ``probability_weight`` times the agreement of model and CAMs in this image, since a model that draws a known class
+    elsewhere has not learned it yet.
 
     Args:
         maps: Refined CAMs on the token grid, ``(K, h, w)`` in [0, 1].
@@ -48,13 +50,20 @@ def pseudo_mask(
     power = (options.boundary_background_power if refines else None) or options.background_power
 
     known = None if probabilities is None else among_labels(probabilities, labels)  # (K + 1, h', w')
+    weight = 0.0 if known is None else options.probability_weight * _agreement(maps, known, options.background_power)
 
     def scores_at(at: Size) -> Scores:
         scores = with_background(resize_maps(maps, at), power)  # (K + 1, H, W)
-        return scores if known is None else mixed_scores(scores, resize_maps(known, at), options.probability_weight)
+        return scores if known is None else mixed_scores(scores, resize_maps(known, at), weight)
 
     scores = refined_scores(scores_at, size, options, load, device) if refines and labels else scores_at(size)
     return label_map(scores, labels, options.min_confidence), scores
+
+
+def _agreement(maps: NDArray[np.floating], known: NDArray[np.float32], power: float) -> float:
+    """Return how far refined CAMs and class probabilities agree, on the finer of their grids."""
+    grid = (max(maps.shape[1], known.shape[1]), max(maps.shape[2], known.shape[2]))
+    return agreement(with_background(resize_maps(maps, grid), power), resize_maps(known, grid))
 
 
 def refuse_probabilities(options: RefineOptions) -> None:

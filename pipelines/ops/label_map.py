@@ -86,6 +86,21 @@ def mixed_scores(scores: NDArray[np.float32], probabilities: NDArray[np.float32]
     return mixed
 
 
+def agreement(scores: NDArray[np.float32], probabilities: NDArray[np.float32]) -> float:
+    """Measure how far two sets of scores give the same label map: the mean intersection over union of the labels.
+
+    Args:
+        scores: ``(K + 1, h, w)``, background first.
+        probabilities: ``(K + 1, h, w)``, background first.
+
+    Returns:
+        Mean over the K labels, in [0, 1]; a label that neither gives a pixel counts as 0, and so does an image without labels.
+    """
+    first, second = scores.argmax(axis=0), probabilities.argmax(axis=0)  # (h, w)
+    masks = [(first == row, second == row) for row in range(1, len(scores))]
+    return float(np.mean([(one & two).sum() / max((one | two).sum(), 1) for one, two in masks])) if masks else 0.0
+
+
 def label_map(scores: NDArray[np.float32], labels: tuple[int, ...], min_confidence: float = 0.0) -> NDArray[np.uint8]:
     """Return the class of the highest score at each pixel.
 

@@ -37,6 +37,7 @@ from pipelines.options.train import PredictOptions
 from pipelines.stores.array_store import store_exists
 from pipelines.stores.checkpoint import note_of
 from pipelines.stores.files import file_sha256
+from pipelines.stores.image_arrays import photo_attributes
 from pipelines.stores.manifest import Manifest, digest
 from pipelines.workdir.commands import command_for
 from pipelines.workdir.counts import Counts
@@ -170,7 +171,8 @@ def run(workspace: Workspace, options: PredictOptions, progress: Progress | None
                 for photo, logits in pairs:  # (C + 1, h, w)
                     sample, maps = photo.sample, logits.half().cpu().numpy()
                     if options.probabilities:
-                        output.writer.add(sample.image_id, logits.softmax(0).half().cpu().numpy(), {"size": list(photo.size)})
+                        probabilities = logits.softmax(0).half().cpu().numpy()  # (C + 1, h, w)
+                        output.writer.add(sample.image_id, probabilities, photo_attributes(photo.size, sample.photo))
                     target = folder / f"{sample.image_id}.png"
                     job = MaskJob(sample.image_id, sample.image_path, maps, (), photo.size, target, sample.orient, sample.photo)
                     makers.submit(job)

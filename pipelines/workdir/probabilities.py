@@ -61,20 +61,21 @@ class Probabilities:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._reader.__exit__(kind, error, trace)
 
-    def of(self, sample: Sample, size: list[int]) -> NDArray[np.float16]:
+    def of(self, sample: Sample, size: list[int], photo: str = "") -> NDArray[np.float16]:
         """Return the class probabilities ``(C + 1, h, w)`` fp16 of an image, background first.
 
         Args:
             sample: The image.
             size: ``[H, W]`` of it.
+            photo: Fingerprint of the image that its refined CAM was made of, if that is known.
 
         Raises:
-            ImageError: The store does not have them, or has those of an image of another size.
+            ImageError: The store does not have them, or has those of another image of this name.
             SsrError: The entry is damaged.
         """
         if sample.image_id not in self._reader:
             raise ImageError(f"it has no class probabilities in {self.path}", f"run `{self._command}`")
         probabilities, attributes = read_probabilities(self._reader, sample.image_id, self._classes)
-        if attributes.get("size") != size:
-            raise ImageError("its class probabilities are of an image of another size", f"run `{self._command} --force`")
+        if attributes.get("size") != size or (photo and attributes.get("photo", photo) != photo):
+            raise ImageError("its class probabilities are of another image", f"run `{self._command}`")
         return probabilities

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.ops.label_map import among_labels, label_map, mixed_scores, resize_maps, with_background
+from pipelines.ops.label_map import agreement, among_labels, label_map, mixed_scores, resize_maps, with_background
 
 
 @settings(deadline=None, max_examples=60)
@@ -92,6 +92,21 @@ def test_probabilities_of_labels_same_as_one_pixel_at_a_time(count: int, weight:
             np.testing.assert_allclose(known[:, y, x], expected, atol=1e-5)
             shares = scores[:, y, x] / scores[:, y, x].sum()
             np.testing.assert_allclose(mixed[:, y, x], (1 - weight) * shares + weight * np.array(expected), atol=1e-5)
+
+
+@given(st.integers(1, 4), st.integers(0, 1000))
+def test_agreement_same_as_sets_of_pixels(count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores, probabilities = rng.random((2, count + 1, 2, 3), np.float32)
+    masks: list[list[set[tuple[int, int]]]] = []
+    for one in (scores, probabilities):
+        masks.append([set() for _ in range(count + 1)])
+        for y in range(2):
+            for x in range(3):
+                masks[-1][max(range(count + 1), key=lambda row: one[row, y, x])].add((y, x))
+    ious = [len(a & b) / len(a | b) if a | b else 0.0 for a, b in zip(masks[0][1:], masks[1][1:], strict=True)]
+    assert agreement(scores, probabilities) == pytest.approx(sum(ious) / count)
+    assert agreement(scores[:1], probabilities[:1]) == 0  # an image without labels
 
 
 def test_an_object_of_an_absent_class_counts_as_the_label() -> None:

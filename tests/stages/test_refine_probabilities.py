@@ -15,7 +15,7 @@ from pipelines.ops.label_map import resize_maps
 from pipelines.options.stages import RefineOptions
 from pipelines.options.train import PredictOptions
 from pipelines.stages import predict, refine
-from pipelines.stores.array_store import iter_records
+from pipelines.stores.array_store import ArrayWriter, iter_records
 from pipelines.stores.manifest import Manifest, read_manifest
 from tests.fixtures.heard import Heard
 
@@ -31,6 +31,18 @@ def predicted(workspace, model):
     shutil.copy(model, workspace.model)
     predict.run(workspace, PREDICT)
     return replace(workspace, force=True)
+
+
+def agreement_of(maps, known):
+    """Mean IoU of the labels between the CAM and the model, on their common grid."""
+    assert maps.shape[1:] == known.shape[1:]
+    cam = np.concatenate([(1 - maps.max(0, keepdims=True)) ** SSR.background_power, maps]).argmax(0)
+    model = known.argmax(0)
+    ious = []
+    for row in range(1, len(known)):
+        union = np.logical_or(cam == row, model == row).sum()
+        ious.append(np.logical_and(cam == row, model == row).sum() / union if union else 0)
+    return np.mean(ious)
 
 
 def test_masks_are_those_of_a_slow_twin(predicted):
@@ -53,7 +65,8 @@ def test_masks_are_those_of_a_slow_twin(predicted):
         model = probabilities[image_id][0].astype(np.float64)
         foreground = model[[label + 1 for label in labels]] + 1e-6
         known = np.concatenate([model[:1], (1 - model[:1]) * foreground / foreground.sum(0)])
-        mixed = 0.4 * scores / scores.sum(0) + 0.6 * resize_maps(known, size)
+        share = 0.6 * agreement_of(maps.astype(np.float32), known)
+        mixed = (1 - share) * scores / scores.sum(0) + share * resize_maps(known, size)
         expected = np.array([0, *(label + 1 for label in labels)])[mixed.argmax(0)]
         top = np.sort(mixed, axis=0)
         sure = top[-1] - top[-2] > 1e-4
@@ -106,6 +119,19 @@ def test_images_without_probabilities_fail_alone(predicted, workspace_in):
     known = sum(1 for _ in iter_records(store))
     assert (counts.done, counts.failed) == (known, 6 - known)
     assert "it has no class probabilities" in (predicted.work / "failures.jsonl").read_text()
+
+
+def test_probabilities_of_a_replaced_image_are_refused(predicted, workspace_in):
+    store = predicted.predictions / "train.h5"
+    made = {image_id: attributes["photo"] for image_id, (_, attributes) in iter_records(predicted.refined)}
+    records = dict(iter_records(store))
+    assert {image_id: attributes["photo"] for image_id, (_, attributes) in records.items()} == made
+    array, attributes = records["a_cat"]
+    with ArrayWriter(store) as writer:
+        writer.add("a_cat", array, attributes | {"photo": made["c_bird"]})
+    counts = refine.run(workspace_in(predicted.work, max_failures=-1, force=True), MIXED)
+    assert (counts.done, counts.failed) == (5, 1)
+    assert "its class probabilities are of another image" in (predicted.work / "failures.jsonl").read_text()
 
 
 def test_other_classes_are_refused(predicted):

@@ -129,20 +129,20 @@ class TargetJob:
         refined = self.output.committed(self.target.refined)
         if isinstance(refined, ArrayReader):
             cam, attributes = read_cam(refined, sample.image_id)
-            self._submit(sample, cam, attributes["size"])
+            self._submit(sample, cam, attributes["size"], attributes.get("photo", ""))
         return False
 
     def refined(self, sample: Sample, cam: NDArray[np.float16], size: list[int]) -> None:
         """Store a refined CAM, and queue its mask."""
         self.output.writer.add(sample.image_id, cam, photo_attributes(size, sample.photo, sample.labels))
-        self._submit(sample, cam, size)
+        self._submit(sample, cam, size, sample.photo)
 
     def _mask(self, sample: Sample) -> Path:
         return self.target.masks / f"{sample.image_id}.png"
 
-    def _submit(self, sample: Sample, cam: NDArray[np.float16], size: list[int]) -> None:
+    def _submit(self, sample: Sample, cam: NDArray[np.float16], size: list[int], photo: str) -> None:
         try:
-            probabilities = None if self.probabilities is None else self.probabilities.of(sample, size)
+            probabilities = None if self.probabilities is None else self.probabilities.of(sample, size, photo)
         except ImageError as error:
             self.output.made(sample.image_id, error)
             return
