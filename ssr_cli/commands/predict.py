@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
 from pipelines.options.tag import TagOptions
 from pipelines.options.train import PredictOptions
+from pipelines.stores.manifest import read_manifest
 from ssr_cli.console import ConsoleProgress, out
 from ssr_cli.invocation import Invocation
 from ssr_cli.parameters import command_with
 from ssr_cli.run_command import launch, print_outcome
+
+if TYPE_CHECKING:
+    from pipelines.workdir.workspace import Workspace
 
 
 @command_with("predict", "tag", "dataset", "clip", "dino", "run", "scale")
@@ -48,4 +54,14 @@ def command(invocation: Invocation) -> None:
     what = default if options.output is None and not free else str(folder)
     scored = truth is not None and truth.is_dir()
     then = f"ssr eval {shlex.quote(what)} --split {shlex.quote(workspace.dataset_options.split)}" if scored else None
+    if options.probabilities and not free and options.output is None:
+        then = _masks_again(folder, workspace) or then
     print_outcome(counts, invocation.work, then, invocation)
+
+
+def _masks_again(folder: Path, workspace: Workspace) -> str | None:
+    """Return the command that makes the pseudo-masks again with these probabilities, if there are some of the same images."""
+    of_model, of_masks = read_manifest(folder), read_manifest(workspace.masks)
+    if of_model is None or of_masks is None or (of_model.dataset or {}).get("digest") != (of_masks.dataset or {}).get("digest"):
+        return None
+    return f"ssr refine --probabilities auto --boundary {shlex.quote(str(of_masks.settings['boundary']))} --force"

@@ -43,6 +43,20 @@ def test_split_is_predicted_and_scored_as_the_last_line_says(work, ssr, tmp_path
     assert "2 already done" in ssr("predict", "--split", "val", "--work", work).err
 
 
+def test_masks_are_made_again_as_the_last_line_says(finished, write_model, ssr, tmp_path):
+    work = Path(shutil.copytree(finished["ssr"], tmp_path / "runs/voc"))
+    write_model(work / "model.safetensors")
+    said = ssr("predict", "--probabilities", "--scales", 1, "--no-flip", "--work", work).out
+    line = next(line for line in said.splitlines() if line.startswith("next: "))
+    assert line == f"next: ssr refine --probabilities auto --boundary none --force --work {work}"
+    refined = (work / "refined.h5").read_bytes()
+    assert f"next: ssr eval --work {work}" in ssr(*line.split()[2:]).out
+    assert (work / "refined.h5").read_bytes() == refined
+    assert "probabilities" in json.loads((work / "masks.json").read_text())["settings"]
+    other = ssr("predict", "--probabilities", "--scales", 1, "--no-flip", "--split", "val", "--work", work).out
+    assert "next: ssr eval predictions --split val" in other  # there are no masks of these images
+
+
 def test_without_ground_truth_there_is_nothing_to_score(tiny_voc, write_model, ssr, tmp_path):
     root = Path(shutil.copytree(tiny_voc.root, tmp_path / "VOC2012", ignore=shutil.ignore_patterns("SegmentationClass")))
     model = write_model(tmp_path / "m.safetensors")
