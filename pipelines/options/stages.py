@@ -241,8 +241,14 @@ class RefineOptions(BoundaryOptions, PropagationOptions):
         ),
     ] = None
     probability_weight: Annotated[
-        float, Field(ge=0, le=1, description="Share of these probabilities in the scores; the CAMs have the rest.")
-    ] = 0.2
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Largest share of these probabilities in the scores: it is multiplied with the agreement of model and "
+            "CAMs in the image (mean IoU); the CAMs have the rest.",
+        ),
+    ] = 0.3
 
 
 class EvalOptions(Options):
