@@ -37,3 +37,13 @@ class ImageError(SsrError):
 
 class TooManyFailures(SsrError):  # noqa: N818 - it counts errors, it is not one more
     """More images failed than ``--max-failures`` allows."""
+
+
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed", "failed to allocate")
+"""Parts of the messages of allocators and libraries, in small letters. That of ``torch.OutOfMemoryError`` is among them."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory is used up, on a CPU or a GPU."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in said for words in _OUT_OF_MEMORY)

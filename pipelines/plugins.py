@@ -1,7 +1,7 @@
 """Extensible tables: a part that the package lacks comes from a module named in ``SSR_PLUGINS``.
 
-A table is a dict from a name to a part. A plugin is an importable module that adds entries when it is imported; worker
-processes inherit the environment and import it again when they look for its part.
+A `Table` maps names to parts. A plugin is an importable module that adds entries when it is imported; worker processes inherit
+the environment and import it again when they look for its part.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import functools
 import importlib
 import importlib.metadata
 import os
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from pipelines.errors import UsageError
+from pipelines.errors import SsrError, UsageError, is_out_of_memory
 
 VARIABLE = "SSR_PLUGINS"
 """Environment variable with module names, separated by commas."""
@@ -23,15 +23,45 @@ GROUP = "ssr.plugins"
 """Entry-point group of installed plugins; its values are modules."""
 
 Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 
-def table_entry(table: Mapping[str, Part], name: str, what: str, flag: str) -> Part:
+class Table(dict[str, Part]):
+    """Parts by name: those of the package, and those that plugins add, which may replace none of the package's.
+
+    Args:
+        what: What the table holds, in the singular: ``dataset kind``.
+        kind: Type of the parts.
+        parts: The parts of the package.
+
+    Attributes:
+        shipped: Names of the package's own parts.
+    """
+
+    def __init__(self, what: str, kind: type[Any], parts: Mapping[str, Part]) -> None:
+        super().__init__(parts)
+        self.what, self.shipped = what, frozenset(parts)
+        self._kind = kind
+
+    def __setitem__(self, name: str, part: Part) -> None:
+        """Add a part.
+
+        Raises:
+            UsageError: The package has a part of this name, or the object is no part.
+        """
+        if name in self.shipped:
+            raise UsageError(f"{self.what} {name!r} is in the package already", "choose another name")
+        if not isinstance(part, self._kind):
+            raise UsageError(f"{self.what} {name!r}: expected a {self._kind.__name__}(...), found a {type(part).__name__}")
+        super().__setitem__(name, part)
+
+
+def table_entry(table: Table[Part], name: str, flag: str) -> Part:
     """Return a part from a table; plugins are imported if the table lacks it.
 
     Args:
         table: Parts by name.
         name: Name of the part.
-        what: What the table holds, in the singular: ``dataset kind``.
         flag: Flag that gave the name.
 
     Raises:
@@ -43,8 +73,31 @@ def table_entry(table: Mapping[str, Part], name: str, what: str, flag: str) -> P
         close = difflib.get_close_matches(name[:80], table, n=1)
         near = f"; did you mean {close[0]!r}?" if close else ""
         known = ", ".join(table) or "nothing yet"
-        raise UsageError(f"{flag}: no {what} {name!r:.80}: expected one of {known}{near}", f"{VARIABLE}=MODULE adds others")
+        raise UsageError(
+            f"{flag}: no {table.what} {name!r:.80}: expected one of {known}{near}", f"{VARIABLE}=MODULE adds others"
+        )
     return table[name]
+
+
+def called(title: str, call: Callable[..., Result], *arguments: object) -> Result:
+    """Call a part; an exception in the code of a plugin names the part.
+
+    Args:
+        title: The part, for the message: ``affinity 'mine'``.
+        call: Function of the part.
+        *arguments: Its arguments.
+
+    Raises:
+        SsrError: The code of a plugin raised another error than this one; one about memory passes, since it may be mended.
+    """
+    try:
+        return call(*arguments)
+    except SsrError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error) or getattr(call, "__module__", "").partition(".")[0] == __package__:
+            raise
+        raise SsrError(f"{title} raised {_reason(error)}", "--debug shows where") from error
 
 
 def load_plugins() -> None:
@@ -63,9 +116,14 @@ def _load(named: str) -> None:
     for name, source in modules:
         try:
             importlib.import_module(name)
-        except Exception as error:  # a plugin can fail in any way
-            reason = (str(error).strip().splitlines() or [""])[0][:160]
+        except UsageError as error:  # of a `Table`
+            raise UsageError(f"plugin {name!r:.80} of {source}: {error.message}", error.hint) from error
+        except (Exception, SystemExit) as error:  # a plugin can fail in any way
             raise UsageError(
-                f"cannot import plugin {name!r:.80} of {source}: {type(error).__name__}: {reason}",
+                f"cannot import plugin {name!r:.80} of {source}: {_reason(error)}",
                 f"{VARIABLE} takes module names, separated by commas; PYTHONPATH must hold their folder",
             ) from error
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"

@@ -10,10 +10,11 @@ from pipelines.datasets.base import Dataset, Sample
 from pipelines.datasets.classes import COCO14, VOC12, ClassList, load_class_list, palette
 from pipelines.datasets.coco import coco_splits, load_coco
 from pipelines.datasets.folder import load_folder
+from pipelines.datasets.names import check_image_id
 from pipelines.datasets.voc import load_voc, voc_splits
 from pipelines.errors import UsageError
 from pipelines.options.sources import DatasetOptions
-from pipelines.plugins import table_entry
+from pipelines.plugins import Table, load_plugins, table_entry
 
 __all__ = [
     "COCO14", "KINDS", "VOC12", "ClassList", "Dataset", "Kind", "Sample", "kind_of", "layout_of", "load_class_list",
@@ -37,11 +38,15 @@ class Kind:
     splits: Callable[[Path], tuple[str, ...] | None] | None = None
 
 
-KINDS = {
-    "voc": Kind(load_voc, VOC12, voc_splits),
-    "coco": Kind(load_coco, COCO14, coco_splits),
-    "folder": Kind(load_folder),
-}
+KINDS: Table[Kind] = Table(
+    "dataset kind",
+    Kind,
+    {
+        "voc": Kind(load_voc, VOC12, voc_splits),
+        "coco": Kind(load_coco, COCO14, coco_splits),
+        "folder": Kind(load_folder),
+    },
+)
 """Every layout by its name, which is the argument DATASET. A plugin adds its own."""
 
 
@@ -51,11 +56,12 @@ def kind_of(options: DatasetOptions) -> Kind:
     Raises:
         UsageError: There is no layout of this name.
     """
-    return table_entry(KINDS, options.kind, "dataset kind", "DATASET")
+    return table_entry(KINDS, options.kind, "DATASET")
 
 
 def layout_of(root: Path) -> str:
-    """Return the name of a folder's layout: the first layout that recognises it, else ``folder``."""
+    """Return the name of a folder's layout: the first layout that recognises it, those of plugins included, else ``folder``."""
+    load_plugins()
     return next((name for name, kind in KINDS.items() if kind.splits is not None and kind.splits(root) is not None), "folder")
 
 
@@ -76,4 +82,29 @@ def load_dataset(options: DatasetOptions) -> Dataset:
     """
     if "\0" in str(options.root):  # glob raises on it, where `Path.is_dir` says no
         raise UsageError("expected a dataset folder, found a null character in its name", "--root")
-    return kind_of(options).load(options)
+    found = kind_of(options).load(options)
+    if options.kind not in KINDS.shipped:
+        _check(found, f"dataset kind {options.kind!r}")
+    return found
+
+
+def _check(dataset: Dataset, title: str) -> None:
+    """Check the images that a plugin lists.
+
+    Raises:
+        UsageError: There is none, an id is unsafe or stands twice, a path is none, or labels are not as `Sample` says.
+    """
+    if not isinstance(dataset, Dataset) or not dataset.samples:
+        raise UsageError(f"{title}: expected a Dataset of one image or more, found {dataset!r:.80}")
+    count, ids = len(dataset.classes.names), set()
+    for sample in dataset.samples:
+        check_image_id(sample.image_id, title)
+        if sample.image_id in ids:
+            raise UsageError(f"{title}: two images have the id {sample.image_id!r}")
+        ids.add(sample.image_id)
+        if not isinstance(sample.image_path, Path):
+            raise UsageError(f"{title}: expected a Path of {sample.image_id}, found {sample.image_path!r:.80}")
+        ascending = isinstance(sample.labels, tuple) and list(sample.labels) == sorted(set(sample.labels))
+        if not ascending or not set(sample.labels).issubset(range(count)):
+            expected = f"labels in a tuple, ascending, from 0 to {count - 1}"
+            raise UsageError(f"{title}: expected {expected}, found {sample.labels!r:.80} of {sample.image_id}")

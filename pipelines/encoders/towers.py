@@ -13,7 +13,7 @@ from pipelines.encoders import open_clip_vit, timm_eva, timm_vit
 from pipelines.encoders.timm_trunk import can_project
 from pipelines.encoders.tower import VisionTower
 from pipelines.errors import UsageError
-from pipelines.plugins import VARIABLE, load_plugins
+from pipelines.plugins import VARIABLE, Table, load_plugins
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,15 @@ class Adapter:
     convert: Callable[[dict[str, Tensor], Any], Mapping[str, Tensor]] | None = None
 
 
-TOWERS = {
-    "open_clip's ViT": Adapter(open_clip_vit.fits, open_clip_vit.OpenClipViT),
-    "timm's ViT": Adapter(timm_vit.fits, timm_vit.TimmViT, can_project, vision_transformer.checkpoint_filter_fn),
-    "timm's Eva": Adapter(timm_eva.fits, timm_eva.TimmEva, can_project, eva.checkpoint_filter_fn),
-}
+TOWERS: Table[Adapter] = Table(
+    "adapter",
+    Adapter,
+    {
+        "open_clip's ViT": Adapter(open_clip_vit.fits, open_clip_vit.OpenClipViT),
+        "timm's ViT": Adapter(timm_vit.fits, timm_vit.TimmViT, can_project, vision_transformer.checkpoint_filter_fn),
+        "timm's Eva": Adapter(timm_eva.fits, timm_eva.TimmEva, can_project, eva.checkpoint_filter_fn),
+    },
+)
 """Adapters by the kind of model; a plugin may add others."""
 
 

@@ -7,11 +7,10 @@ from typing import TypeVar
 
 import torch
 
+from pipelines.errors import is_out_of_memory
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed", "failed to allocate")
-"""Parts of the messages of allocators and libraries, in small letters."""
 
 
 def fitting(
@@ -40,9 +39,3 @@ def fitting(
             yield from fitting(make, [[item] for item in batch], too_large)
         else:
             too_large(batch[0])
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory is used up, on a CPU or a GPU."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in said for words in _WORDS)

@@ -10,6 +10,7 @@ from pipelines.errors import UsageError
 from pipelines.method.evidence import Evidence, Need, Needs, Part
 from pipelines.ops.affinity import fuse_attention, normalise_rows, sinkhorn
 from pipelines.options.stages import RefineOptions
+from pipelines.plugins import Table
 
 Affinity = Callable[[Evidence, RefineOptions], Tensor]
 """Evidence and options -> ``(B, N, N)``, row = receiver, column = source."""
@@ -57,7 +58,11 @@ def _symmetrised(affinity: Tensor, options: RefineOptions) -> Tensor:
     return (affinity + affinity.transpose(-2, -1)) / 2 if options.symmetrise else affinity
 
 
-AFFINITIES: dict[str, Part[Affinity, RefineOptions]] = {
-    "row": Part(row, attention_needs, _ATTENTION),
-    "sinkhorn": Part(doubly_stochastic, attention_needs, (*_ATTENTION, "sinkhorn_rounds")),
-}
+AFFINITIES: Table[Part[Affinity, RefineOptions]] = Table(
+    "affinity",
+    Part,
+    {
+        "row": Part(row, attention_needs, _ATTENTION),
+        "sinkhorn": Part(doubly_stochastic, attention_needs, (*_ATTENTION, "sinkhorn_rounds")),
+    },
+)

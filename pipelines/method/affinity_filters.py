@@ -11,6 +11,7 @@ from pipelines.method.evidence import Evidence, Part, always
 from pipelines.ops.affinity import normalise_rows
 from pipelines.ops.class_distribution import class_distributions, jensen_shannon, similarity_weights
 from pipelines.options.stages import RefineOptions
+from pipelines.plugins import Table
 
 AffinityFilter = Callable[[Evidence, Tensor, RefineOptions], Tensor]
 """Evidence, affinity ``(B, N, N)`` and options -> another affinity of that shape, row = receiver."""
@@ -32,10 +33,14 @@ def cda(evidence: Evidence, affinity: Tensor, options: RefineOptions) -> Tensor:
     return normalise_rows(weights) @ affinity if matrix else normalise_rows(weights * affinity)
 
 
-AFFINITY_FILTERS: dict[str, Part[AffinityFilter, RefineOptions]] = {
-    "cda": Part(
-        cda,
-        always("tokens_cls", "text", "super_classes"),
-        ("cda_features", "cda_scale", "cda_kappa", "cda_tau", "cda_product"),
-    ),
-}
+AFFINITY_FILTERS: Table[Part[AffinityFilter, RefineOptions]] = Table(
+    "affinity filter",
+    Part,
+    {
+        "cda": Part(
+            cda,
+            always("tokens_cls", "text", "super_classes"),
+            ("cda_features", "cda_scale", "cda_kappa", "cda_tau", "cda_product"),
+        ),
+    },
+)

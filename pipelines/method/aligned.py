@@ -17,6 +17,7 @@ from pipelines.ops.gradcam import Features, softmax_entries, softmax_gradcam
 from pipelines.ops.head_gradcam import head_gradcam
 from pipelines.ops.mix import mix
 from pipelines.options.stages import CamsOptions
+from pipelines.plugins import Table
 
 
 class AlignedText:
@@ -130,8 +131,12 @@ def _needs(options: CamsOptions) -> Needs:
 _OPTIONS = ("aligned_scale", "aligned_superpixel_share")
 _GRADCAM_OPTIONS = (*_OPTIONS, "aligned_layer", "aligned_relu")
 
-ALIGNED_READOUTS: dict[str, Part[Readout, CamsOptions]] = {
-    "dense": Part(dense, _needs, _OPTIONS),
-    "gradcam": Part(gradcam, _needs, _GRADCAM_OPTIONS),
-    "mix": Part(mixed, _needs, (*_GRADCAM_OPTIONS, "aligned_dense_weight")),
-}
+ALIGNED_READOUTS: Table[Part[Readout, CamsOptions]] = Table(
+    "aligned read-out",
+    Part,
+    {
+        "dense": Part(dense, _needs, _OPTIONS),
+        "gradcam": Part(gradcam, _needs, _GRADCAM_OPTIONS),
+        "mix": Part(mixed, _needs, (*_GRADCAM_OPTIONS, "aligned_dense_weight")),
+    },
+)

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipelines.errors import SsrError
 from pipelines.ops.crf import CrfParameters, dense_crf
 from pipelines.ops.label_map import resize_maps
 from pipelines.options.boundary import BoundaryOptions
-from pipelines.plugins import table_entry
+from pipelines.plugins import Table, called, table_entry
 
 Pixels = NDArray[np.uint8]
 """``(H, W, 3)`` RGB."""
@@ -91,11 +92,15 @@ def _par_scale(options: BoundaryOptions, size: Size) -> float:
     return min(options.par_scale, PAR_LONG_SIDE / max(size))
 
 
-BOUNDARY: dict[str, Boundary] = {
-    "none": Boundary(None),
-    "crf": Boundary(_crf, ("crf_scale", *CRF_KEYS), lambda options, size: float(options.crf_scale), processes=True),
-    "par": Boundary(_par, ("par_iterations", "par_dilations", "par_scale"), _par_scale),
-}
+BOUNDARY: Table[Boundary] = Table(
+    "boundary refinement",
+    Boundary,
+    {
+        "none": Boundary(None),
+        "crf": Boundary(_crf, ("crf_scale", *CRF_KEYS), lambda options, size: float(options.crf_scale), processes=True),
+        "par": Boundary(_par, ("par_iterations", "par_dilations", "par_scale"), _par_scale),
+    },
+)
 
 
 def crf_installed() -> bool:
@@ -119,7 +124,7 @@ def boundary_note(options: BoundaryOptions) -> str | None:
 
 def boundary_of(options: BoundaryOptions) -> Boundary:
     """Return the entry of `BOUNDARY` that the options name."""
-    return table_entry(BOUNDARY, boundary_name(options), "boundary refinement", "--boundary")
+    return table_entry(BOUNDARY, boundary_name(options), "--boundary")
 
 
 def label_map_values(options: BoundaryOptions, *names: str) -> dict[str, Any]:
@@ -148,6 +153,9 @@ def refined_scores(
 
     Returns:
         ``(K + 1, H, W)`` at the image's size, resized bilinearly.
+
+    Raises:
+        SsrError: A plugin's refinement fails, or a refinement returns another shape, NaN or infinity.
     """
     boundary = boundary_of(options)
     if boundary.call is None:
@@ -155,7 +163,12 @@ def refined_scores(
     scale = boundary.scale(options, size)
     height, width = (max(1, round(side * scale)) for side in size)
     photo = load()
-    if (height, width) == size:
-        return boundary.call(make(size), np.asarray(photo), options, device)
-    small = np.asarray(photo.resize((width, height), Image.Resampling.BILINEAR))  # (h, w, 3)
-    return resize_maps(boundary.call(make((height, width)), small, options, device), size)
+    whole = (height, width) == size
+    small = np.asarray(photo if whole else photo.resize((width, height), Image.Resampling.BILINEAR))  # (h, w, 3)
+    scores = make((height, width))  # (K + 1, h, w)
+    title = f"{BOUNDARY.what} {boundary_name(options)!r}"
+    refined = called(title, boundary.call, scores, small, options, device)  # (K + 1, h, w)
+    if np.shape(refined) != scores.shape or not np.isfinite(refined).all():
+        seen = "NaN or infinity" if np.shape(refined) == scores.shape else f"shape {np.shape(refined)}"
+        raise SsrError(f"{title} returned {seen}, expected finite scores {scores.shape}")
+    return refined if whole else resize_maps(refined, size)

@@ -11,6 +11,7 @@ from pipelines.ops import superpixel_mask
 from pipelines.ops.box_mask import box_mask
 from pipelines.ops.kmeans import kmeans, one_hot
 from pipelines.options.stages import RefineOptions
+from pipelines.plugins import Table
 
 ColumnMask = Callable[[Evidence, Tensor, RefineOptions], Tensor]
 """Maps evidence, maps ``(T, N)`` in [0, 1] and options to ``(T, N)`` bool: the patches that are kept as sources."""
@@ -53,13 +54,17 @@ def _clustered(evidence: Evidence, features: Tensor, options: RefineOptions) -> 
     return one_hot(kmeans(features, options.clusters, valid), options.clusters)
 
 
-COLUMN_MASKS: dict[str, Part[ColumnMask, RefineOptions]] = {
-    "box": Part(box, always(), ("box_threshold",)),
-    "token": Part(token, always(), ("mask_threshold",)),
-    "gate": Part(gate, always("superpixels"), ("mask_threshold",)),
-    "colour": Part(colour, always("superpixels", "superpixel_colours"), ("mask_threshold", "clusters", "colour_high")),
-    "cluster": Part(cluster, always("superpixels", "dino_tokens"), ("mask_threshold", "clusters")),
-}
+COLUMN_MASKS: Table[Part[ColumnMask, RefineOptions]] = Table(
+    "column mask",
+    Part,
+    {
+        "box": Part(box, always(), ("box_threshold",)),
+        "token": Part(token, always(), ("mask_threshold",)),
+        "gate": Part(gate, always("superpixels"), ("mask_threshold",)),
+        "colour": Part(colour, always("superpixels", "superpixel_colours"), ("mask_threshold", "clusters", "colour_high")),
+        "cluster": Part(cluster, always("superpixels", "dino_tokens"), ("mask_threshold", "clusters")),
+    },
+)
 
 
 def column_mask_names(options: RefineOptions) -> list[str]:

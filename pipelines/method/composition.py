@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipelines.method.evidence import Evidence
+from pipelines.method.evidence import FLOATS, Evidence
 from pipelines.method.parts_in_use import affinity_filters_of, affinity_of, aligned_readout_of, column_masks_of, readout_of
 from pipelines.ops.affinity import propagate
 from pipelines.ops.mix import mix
@@ -33,15 +33,16 @@ def initial_cams(evidence: Evidence, options: CamsOptions) -> Tensor:
         the plain map is left out where its weight is below `PLAIN_SHARE`.
     """
     plain = readout_of(options)
+    shape = (sum(evidence.counts), evidence.grid[0] * evidence.grid[1])  # T, N
     if "alignment" not in evidence:
-        return mix([(1, plain.call(evidence, options))])
-    aligned = aligned_readout_of(options).call(evidence, options)  # (T, N)
+        return mix([(1, plain.made(shape, evidence, options))])
+    aligned = aligned_readout_of(options).made(shape, evidence, options)  # (T, N)
     weight = evidence.alignment.weight(evidence.labels)  # (T,)
     asked = 1 - weight >= PLAIN_SHARE  # (T,)
     if not bool(asked.any()):
         return mix([(1, aligned)])
     weight = sent(torch.where(asked, weight, 1).unsqueeze(1), aligned.device)  # (T, 1)
-    return mix([(weight, aligned), (1 - weight, plain.call(evidence.replacing(asked=asked), options))])
+    return mix([(weight, aligned), (1 - weight, plain.made(shape, evidence.replacing(asked=asked), options))])
 
 
 def refined_cams(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Tensor:
@@ -59,9 +60,11 @@ def refined_cams(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Te
     if padding is not None:
         maps = maps.masked_fill(padding, 0)
     mask = column_mask(evidence, maps, options)
-    affinity = affinity_of(options).call(evidence, options)  # (B, N, N)
+    shape = (len(evidence.labels), maps.shape[1], maps.shape[1])  # B, N, N
+    dtypes = tuple(dict.fromkeys((*FLOATS, maps.dtype)))
+    affinity = affinity_of(options).made(shape, evidence, options, dtypes=dtypes)  # (B, N, N)
     for part in affinity_filters_of(options):
-        affinity = part.call(evidence, affinity, options)  # (B, N, N)
+        affinity = part.made(shape, evidence, affinity, options, dtypes=dtypes)  # (B, N, N)
     spread = propagate(
         affinity,
         evidence.padded(maps),
@@ -78,7 +81,8 @@ def refined_cams(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Te
 
 def column_mask(evidence: Evidence, maps: Tensor, options: RefineOptions) -> Tensor | None:
     """Compute the product of the column masks in use, ``(T, N)`` bool; None if there is none."""
-    masks = [part.call(evidence, maps, options) for part in column_masks_of(options)]
+    shape = (maps.shape[0], maps.shape[1])  # T, N
+    masks = [part.made(shape, evidence, maps, options, dtypes=(torch.bool,)) for part in column_masks_of(options)]
     return torch.stack(masks).all(dim=0) if masks else None
 
 

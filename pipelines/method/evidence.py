@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from pipelines.errors import SsrError
 from pipelines.ops.transfer import sent
+from pipelines.plugins import called
 
 if TYPE_CHECKING:
     from pipelines.encoders.tower import Tail
@@ -34,6 +36,9 @@ Need = Literal[
     "alignment",
 ]
 Needs = frozenset[Need]
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+"""Types of maps and affinities."""
 
 CLIP_NEEDS: Needs = frozenset({"tokens_cls", "clip_attention", "clip_block_attention", "clip_block_tokens", "clip_inputs"})
 """Fields that one pass of CLIP's image tower yields."""
@@ -174,11 +179,34 @@ class Part(Generic[Call, Options]):
         call: The part itself.
         needs: Maps the options to the fields of `Evidence` that the part reads with them.
         options: Names of the options that change its result; manifests compare them while the part is in use.
+        title: What messages call it, such as ``affinity 'row'``; `pipelines.method.parts_in_use` sets it.
     """
 
     call: Call
     needs: Callable[[Options], Needs]
     options: tuple[str, ...] = ()
+    title: str = field(default="part", kw_only=True)
+
+    def made(self, shape: tuple[int, ...], *arguments: object, dtypes: tuple[torch.dtype, ...] = FLOATS) -> Tensor:
+        """Call the part, and check what it returns.
+
+        Args:
+            shape: Expected shape.
+            *arguments: Arguments of ``call``.
+            dtypes: Expected types.
+
+        Raises:
+            SsrError: It returned something else, or is of a plugin and raised an error.
+        """
+        result = called(self.title, self.call, *arguments)
+        if not isinstance(result, Tensor) or tuple(result.shape) != shape or result.dtype not in dtypes:
+            seen = f"{_type(result.dtype)} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            raise SsrError(f"{self.title} returned {seen}, expected {' or '.join(map(_type, dtypes))} {shape}")
+        return result
+
+
+def _type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def always(*names: Need) -> Callable[[object], Needs]:

@@ -6,42 +6,72 @@ Needs decide which encoders run and which stores are opened; manifests compare t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar, get_args
 
+from pipelines.datasets.names import did_you_mean
+from pipelines.errors import UsageError
 from pipelines.method.affinity import AFFINITIES, Affinity
 from pipelines.method.affinity_filters import AFFINITY_FILTERS, AffinityFilter
 from pipelines.method.aligned import ALIGNED_READOUTS
 from pipelines.method.column_masks import COLUMN_MASKS, ColumnMask, column_mask_names
-from pipelines.method.evidence import Needs, Part
+from pipelines.method.evidence import Need, Needs, Part
 from pipelines.method.readouts import READOUTS, Readout
+from pipelines.options.sources import Options
 from pipelines.options.stages import CamsOptions, RefineOptions
-from pipelines.plugins import table_entry
+from pipelines.plugins import Table, table_entry
+
+Entry = TypeVar("Entry", bound=Part[Any, Any])
 
 
 def readout_of(options: CamsOptions) -> Part[Readout, CamsOptions]:
     """Return the entry of `READOUTS` that the options name."""
-    return table_entry(READOUTS, options.readout, "read-out", "--readout")
+    return in_use(READOUTS, options.readout, "--readout", options)
 
 
 def aligned_readout_of(options: CamsOptions) -> Part[Readout, CamsOptions]:
     """Return the entry of `ALIGNED_READOUTS` that the options name."""
-    return table_entry(ALIGNED_READOUTS, options.aligned_readout, "aligned read-out", "--aligned-readout")
+    return in_use(ALIGNED_READOUTS, options.aligned_readout, "--aligned-readout", options)
 
 
 def affinity_of(options: RefineOptions) -> Part[Affinity, RefineOptions]:
     """Return the entry of `AFFINITIES` that the options name."""
-    return table_entry(AFFINITIES, options.affinity, "affinity", "--affinity")
+    return in_use(AFFINITIES, options.affinity, "--affinity", options)
 
 
 def affinity_filters_of(options: RefineOptions) -> list[Part[AffinityFilter, RefineOptions]]:
     """Return the entry of `AFFINITY_FILTERS` that the options name, in a list; empty for ``none``."""
     name = options.affinity_filter
-    return [] if name == "none" else [table_entry(AFFINITY_FILTERS, name, "affinity filter", "--affinity-filter")]
+    return [] if name == "none" else [in_use(AFFINITY_FILTERS, name, "--affinity-filter", options)]
 
 
 def column_masks_of(options: RefineOptions) -> list[Part[ColumnMask, RefineOptions]]:
     """Return the entries of `COLUMN_MASKS` that the options name; their product is taken."""
-    return [table_entry(COLUMN_MASKS, name, "column mask", "--superpixel-mask") for name in column_mask_names(options)]
+    return [in_use(COLUMN_MASKS, name, "--superpixel-mask", options) for name in column_mask_names(options)]
+
+
+def in_use(table: Table[Entry], name: str, flag: str, options: CamsOptions | RefineOptions, *others: Options) -> Entry:
+    """Return a part that knows its name.
+
+    Args:
+        table: Parts by name.
+        name: Name of the part.
+        flag: Flag that gave the name.
+        options: The options by which the part says its needs.
+        *others: Further options that it may name.
+
+    Raises:
+        UsageError: There is no such part, or it names options or fields of the evidence that do not exist.
+    """
+    part = replace(table_entry(table, name, flag), title=f"{table.what} {name!r}")
+    keys = {key for section in (options, *others) for key in type(section).model_fields}
+    for what, names, known in (
+        ("option", part.options, keys),
+        ("field of the evidence", part.needs(options), get_args(Need)),
+    ):
+        for unknown in sorted(set(names).difference(known)):
+            raise UsageError(f"{part.title} names the {what} {unknown!r}, which does not exist{did_you_mean(unknown, known)}")
+    return part
 
 
 def cam_needs(options: CamsOptions) -> Needs:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.datasets.base import Sample
-from pipelines.errors import ImageError
+from pipelines.errors import ImageError, SsrError
 from pipelines.method.evidence import Grid
 
 Value = TypeVar("Value", bound=np.generic)
@@ -49,9 +49,20 @@ def shapes(photo: Photo) -> tuple[tuple[int, ...], ...]:
 
 
 def by_photo(maps: NDArray[Value], photos: Sequence[Photo]) -> list[NDArray[Value]]:
-    """Split ``(T, ...)``, T (image, class) pairs, image by image, into the maps ``(K, ...)`` of each image."""
+    """Split ``(T, ...)``, T (image, class) pairs, image by image, into the maps ``(K, ...)`` of each image.
+
+    Raises:
+        SsrError: A map holds NaN or infinity.
+    """
     counts = [len(photo.sample.labels) for photo in photos]
-    return np.split(maps, np.cumsum(counts)[:-1])
+    of_photos = np.split(maps, np.cumsum(counts)[:-1])
+    for photo, own in zip(photos, of_photos, strict=True):
+        if not np.isfinite(own).all():
+            made = f"the maps of {photo.sample.image_id} hold NaN or infinity"
+            raise SsrError(
+                made, "a part in use returns them, such as --readout or --affinity; --precision fp32 has the widest range"
+            )
+    return of_photos
 
 
 def too_large(photo: Photo) -> ImageError:

@@ -15,6 +15,7 @@ from pipelines.ops.gradcam import cosine_logits, softmax_entries, softmax_gradca
 from pipelines.ops.mix import mix
 from pipelines.ops.transfer import sent
 from pipelines.options.stages import CamsOptions
+from pipelines.plugins import Table
 
 Readout = Callable[[Evidence, CamsOptions], Tensor]
 """Maps evidence and options to maps ``(T, N)``, which the composition scales to [0, 1]."""
@@ -146,11 +147,17 @@ def _calibrated_needs(options: CamsOptions) -> Needs:
     return dense_needs(options) | {"clip_inputs"}
 
 
-READOUTS: dict[str, Part[Readout, CamsOptions]] = {
-    "gradcam": Part(gradcam, always("tokens_cls", "text")),
-    "dense": Part(dense, dense_needs, ("dense_scale", "superpixel_share")),
-    "excel": Part(excel, always("tokens_cls", "clip_inputs", "text"), ("excel_blocks",)),
-    "resclip": Part(resclip, always("tokens_cls", "clip_inputs", "text"), ("resclip_share", "resclip_feedback", "dense_scale")),
-    "mix": Part(mixed, dense_needs, ("dense_weight", "dense_scale", "superpixel_share")),
-    "calibrated": Part(calibrated, _calibrated_needs, ("dense_weight", "dense_scale", "superpixel_share", "excel_blocks")),
-}
+READOUTS: Table[Part[Readout, CamsOptions]] = Table(
+    "read-out",
+    Part,
+    {
+        "gradcam": Part(gradcam, always("tokens_cls", "text")),
+        "dense": Part(dense, dense_needs, ("dense_scale", "superpixel_share")),
+        "excel": Part(excel, always("tokens_cls", "clip_inputs", "text"), ("excel_blocks",)),
+        "resclip": Part(
+            resclip, always("tokens_cls", "clip_inputs", "text"), ("resclip_share", "resclip_feedback", "dense_scale")
+        ),
+        "mix": Part(mixed, dense_needs, ("dense_weight", "dense_scale", "superpixel_share")),
+        "calibrated": Part(calibrated, _calibrated_needs, ("dense_weight", "dense_scale", "superpixel_share", "excel_blocks")),
+    },
+)

@@ -41,7 +41,8 @@ def super_maps(evidence: Evidence, options: CamsOptions) -> Tensor:
     found = text.all.new_full((len(labels), len(text.supers), evidence.dino_tokens.shape[1]), UNKNOWN)  # (B, S, N)
     if not any(labels):
         return found
-    cams = named.padded(min_max(readout_of(options).call(named, options)))  # (B, K, N)
+    shape = (sum(named.counts), evidence.dino_tokens.shape[1])  # T, N
+    cams = named.padded(min_max(readout_of(options).made(shape, named, options)))  # (B, K, N)
     valid = evidence.valid if "valid" in evidence else None  # (B, N)
     maps = named.flat(boundary_maps(cams, evidence.dino_tokens.float(), valid))  # (T, N)
     images = [image for image, own in enumerate(labels) for _ in own]

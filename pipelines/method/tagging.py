@@ -13,10 +13,11 @@ from torch import Tensor
 from pipelines.errors import UsageError
 from pipelines.method import aligned, readouts
 from pipelines.method.evidence import Evidence, Needs, Part, always
+from pipelines.method.parts_in_use import in_use
 from pipelines.ops.best_patches import best_patches
 from pipelines.options.stages import CamsOptions
 from pipelines.options.tag import TagOptions
-from pipelines.plugins import table_entry
+from pipelines.plugins import Table
 
 Scores = Callable[[Evidence, CamsOptions, TagOptions], Tensor]
 """Maps evidence whose labels are all classes of the list, and options, to ``(B, C)`` in [0, 1]."""
@@ -87,12 +88,16 @@ def _needs_heads(cams: CamsOptions) -> Needs:
 _DENSE = readouts.READOUTS["dense"].options
 _HEADS = (*_DENSE, *aligned.ALIGNED_READOUTS["dense"].options, "few_photos", "min_average_precision")
 
-TAGGERS: dict[str, Tagger] = {
-    "dense": Tagger(dense, readouts.dense_needs, (*_DENSE, "best_share"), 0.65),
-    "cls": Tagger(cls, always("tokens_cls", "text"), (), 0.14),
-    "heads": Tagger(heads, _needs_heads, (*_HEADS, "best_share"), 0.73),
-    "mean": Tagger(mean, _needs_heads, (*_DENSE, "aligned_scale", "aligned_superpixel_share", "best_share"), 0.45),
-}
+TAGGERS: Table[Tagger] = Table(
+    "tagger",
+    Tagger,
+    {
+        "dense": Tagger(dense, readouts.dense_needs, (*_DENSE, "best_share"), 0.65),
+        "cls": Tagger(cls, always("tokens_cls", "text"), (), 0.14),
+        "heads": Tagger(heads, _needs_heads, (*_HEADS, "best_share"), 0.73),
+        "mean": Tagger(mean, _needs_heads, (*_DENSE, "aligned_scale", "aligned_superpixel_share", "best_share"), 0.45),
+    },
+)
 
 
 def tagger_name(options: TagOptions, cams: CamsOptions) -> str:
@@ -109,7 +114,7 @@ def tagger_of(options: TagOptions, cams: CamsOptions) -> Tagger:
         UsageError: There is no tagger of this name, or it reads alignment heads and none are given.
     """
     name = tagger_name(options, cams)
-    tagger = table_entry(TAGGERS, name, "tagger", "--tagger")
+    tagger = in_use(TAGGERS, name, "--tagger", cams, options)
     if cams.ckpt is None and "alignment" in tagger.needs(cams):
         raise UsageError(f"tagger {name} reads alignment heads, found none", "--ckpt FILE, or --tagger dense")
     return tagger
@@ -128,7 +133,9 @@ def tag_scores(evidence: Evidence, cams: CamsOptions, options: TagOptions) -> Te
     """
     text = evidence.alignment.text if "alignment" in evidence else evidence.text
     every = tuple(range(text.classes))
-    return tagger_of(options, cams).call(evidence.replacing(labels=(every,) * len(evidence.labels)), cams, options).float()
+    shape = (len(evidence.labels), text.classes)  # B, C
+    named = evidence.replacing(labels=(every,) * len(evidence.labels))
+    return tagger_of(options, cams).made(shape, named, cams, options).float()
 
 
 def tag_values(options: TagOptions, cams: CamsOptions) -> dict[str, Any]:

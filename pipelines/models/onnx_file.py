@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from pipelines.errors import SsrError, UsageError
-from pipelines.execution.fitting import is_out_of_memory
+from pipelines.errors import SsrError, UsageError, is_out_of_memory
 from pipelines.models.segmenter import SUPERVISIONS
 from pipelines.stores.files import atomic_path
 

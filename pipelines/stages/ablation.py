@@ -15,8 +15,9 @@ from typing import Any
 from pipelines.errors import SsrError
 from pipelines.evaluation.report import Report, read_report
 from pipelines.execution.progress import Progress
-from pipelines.method.affinity import attention_needs
 from pipelines.method.boundary import boundary_name
+from pipelines.method.column_masks import COLUMN_MASKS
+from pipelines.method.parts_in_use import affinity_of
 from pipelines.options.stages import CamsOptions, EvalOptions, RefineOptions
 from pipelines.stages import cams, evaluate
 from pipelines.stages.refine import stage as refine
@@ -65,18 +66,25 @@ def rows(options: RefineOptions) -> list[Row]:
     off |= {"boundary": "none", "min_confidence": 0.0}
     result: list[Row] = []
     current = options.model_copy(update=off)
-    if "clip_attention" in attention_needs(options):
-        current = current.model_copy(update={"dino_weight": 0.0})
-        result.append(Row("clip", "+ CLIP affinity", current))
     steps: list[tuple[str, str, dict[str, Any]]] = []
-    if "dino_attention" in attention_needs(options):
+    attention = affinity_of(options).needs(options) & {"clip_attention", "dino_attention"}
+    without_dino = current.model_copy(update={"dino_weight": 0.0})
+    if "clip_attention" in attention and "dino_attention" not in affinity_of(options).needs(without_dino):
+        current = without_dino
+        result.append(Row("clip", "+ CLIP affinity", current))
+        attention -= {"clip_attention"}
+    if attention == {"dino_attention"}:
         steps.append(("dino", "+ DINO affinity", {"dino_weight": options.dino_weight}))
+    elif attention or not result:  # of a plugin: it reads no attention, or both kinds whatever the weight is
+        steps.append(("affinity", f"+ affinity {options.affinity}", {}))
     if options.affinity_filter != "none":
         steps.append(("filter", f"+ {options.affinity_filter.upper()}", {"affinity_filter": options.affinity_filter}))
     if options.box_mask:
         steps.append(("box", "+ box mask", {"box_mask": True}))
     if options.superpixel_mask != "none":
-        steps.append(("superpixels", "+ superpixels (SGC)", {"superpixel_mask": options.superpixel_mask}))
+        shipped = options.superpixel_mask in COLUMN_MASKS.shipped
+        title = "+ superpixels (SGC)" if shipped else f"+ {options.superpixel_mask}"
+        steps.append(("superpixels", title, {"superpixel_mask": options.superpixel_mask}))
     boundary = boundary_name(options if options.boundary != "none" else options.model_copy(update={"boundary": "auto"}))
     last = {"boundary": boundary, "min_confidence": options.min_confidence}
     steps.append(("boundary", f"+ {boundary.upper()}", last))

@@ -66,9 +66,9 @@ class Curves:
         Raises:
             SsrError: One of the values is not a number.
         """
-        if not all(math.isfinite(value) for value in values.values()):
+        if bad := [key for key, value in values.items() if not math.isfinite(value)]:
             hint = "a lower --learning-rate, and --force to start over"
-            raise SsrError(f"the loss of step {iteration} is not a number", hint)
+            raise SsrError(f"{' and '.join(bad)} of step {iteration} is not a number", hint)
         self.waiting.append(values)
         if not end and iteration % LOG_EVERY:
             return None

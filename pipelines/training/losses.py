@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.errors import UsageError
+from pipelines.errors import SsrError, UsageError
 from pipelines.ops.label_map import IGNORE_INDEX
 from pipelines.ops.segmentation_loss import affinity_halves, cross_entropy_halves, mean_of_means
 from pipelines.ops.super_class_maps import dice_losses, super_probabilities, supers_predicted
 from pipelines.options.train import TrainOptions
-from pipelines.plugins import table_entry
+from pipelines.plugins import Table, called, table_entry
 from pipelines.training.alignment_loss import Batch
 from pipelines.training.online_alignment import OnlineAlignment
 
@@ -116,6 +116,20 @@ class Loss:
     crops: bool = True
     trains: Literal["decoder", "heads"] = "decoder"
 
+    def of(self, name: str, state: TrainingState) -> tuple[Tensor, Tensor]:
+        """Return its sums and counts of a micro-batch, ``(size,)`` each.
+
+        Raises:
+            SsrError: It returned something else, or is of a plugin and raised an error.
+        """
+        result = called(f"loss {name!r}", self.sums_and_counts, state)
+        pair = isinstance(result, tuple) and len(result) == 2 and all(isinstance(one, Tensor) for one in result)
+        if not pair or any(tuple(one.shape) != (self.size,) for one in result):
+            seen = " and ".join(str(tuple(one.shape)) for one in result) if pair else type(result).__name__
+            hint = f"Loss(..., size=n) for n of them; it has size={self.size}"
+            raise SsrError(f"loss {name!r} returned {seen}, expected sums and counts ({self.size},) each", hint)
+        return result
+
 
 def _segmentation(state: TrainingState) -> tuple[Tensor, Tensor]:
     """Sum the cross-entropy over background pixels and over foreground pixels of the crops."""
@@ -155,25 +169,29 @@ def _super_class_boundary(state: TrainingState) -> tuple[Tensor, Tensor]:
     return (losses * meet).sum().view(1), meet.sum().view(1).to(losses.dtype)
 
 
-LOSSES: dict[str, Loss] = {
-    "segmentation": Loss("cross-entropy", _segmentation, size=2, weight=lambda _: 1.0),
-    "affinity": Loss(
-        "affinity loss",
-        _affinity,
-        size=2,
-        mean=lambda sums, counts: mean_of_means(sums, counts + 1),  # + 1 as in the authors' code
-        weight=lambda options: options.affinity_loss,
-        needs=frozenset({"decoder_affinity"}),
-    ),
-    "prototype": Loss(
-        "L_proto",
-        _prototype,
-        weight=lambda options: float(options.train_heads),
-        needs=frozenset({"samples"}),
-        trains="heads",
-    ),
-    "sbe": Loss("super-class borders", _super_class_boundary, needs=frozenset({"super_maps"}), crops=False),
-}
+LOSSES: Table[Loss] = Table(
+    "loss",
+    Loss,
+    {
+        "segmentation": Loss("cross-entropy", _segmentation, size=2, weight=lambda _: 1.0),
+        "affinity": Loss(
+            "affinity loss",
+            _affinity,
+            size=2,
+            mean=lambda sums, counts: mean_of_means(sums, counts + 1),  # + 1 as in the authors' code
+            weight=lambda options: options.affinity_loss,
+            needs=frozenset({"decoder_affinity"}),
+        ),
+        "prototype": Loss(
+            "L_proto",
+            _prototype,
+            weight=lambda options: float(options.train_heads),
+            needs=frozenset({"samples"}),
+            trains="heads",
+        ),
+        "sbe": Loss("super-class borders", _super_class_boundary, needs=frozenset({"super_maps"}), crops=False),
+    },
+)
 """Losses by name. A plugin adds an entry, and ``--loss NAME=WEIGHT`` switches it on."""
 
 NEEDS = frozenset({"decoder_affinity", "samples", "super_maps"})
@@ -187,7 +205,7 @@ def active_losses(options: TrainOptions) -> dict[str, tuple[Loss, float]]:
         UsageError: ``--loss`` names a loss that is not in the table, whose weight other options set, or whose needs are unmet.
     """
     for name in options.losses:
-        entry = table_entry(LOSSES, name, "loss", "--loss")
+        entry = table_entry(LOSSES, name, "--loss")
         if entry.weight is not None:
             raise UsageError(f"the weight of {name!r} is set by other options", "--loss is for further losses")
         if not entry.needs <= NEEDS:

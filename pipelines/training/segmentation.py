@@ -109,7 +109,7 @@ class SegmentationTrainer:
         state = TrainingState(decoder, targets, crops, self.options, self.alignment)
         sums, counts = {}, {}
         for name, (loss, _) in self.losses.items():
-            sums[name], counts[name] = loss.sums_and_counts(state)  # (size,), (size,)
+            sums[name], counts[name] = loss.of(name, state)  # (size,), (size,)
         of_all = torch.split(self.processes.sum(torch.cat(list(counts.values()))), [len(count) for count in counts.values()])
         values = {
             name: loss.mean(sums[name], count) * self.processes.count  # the gradient is a mean over processes

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.errors import UsageError
+from pipelines.errors import SsrError, UsageError
 from pipelines.method import boundary
 from pipelines.method.boundary import boundary_name, boundary_note, boundary_of, label_map_values, refined_scores
 from pipelines.method.label_maps import pseudo_mask
@@ -19,7 +19,7 @@ from pipelines.ops.crf import CrfParameters, dense_crf
 from pipelines.ops.label_map import resize_maps, with_background
 from pipelines.ops.par import pixel_adaptive_refinement, scaled_dilations
 from pipelines.options.stages import RefineOptions
-from pipelines.plugins import VARIABLE
+from pipelines.plugins import VARIABLE, Table
 
 Array = NDArray[np.float32]
 needs_crf = pytest.mark.skipif(find_spec("pydensecrf") is None, reason="pydensecrf2 is not installed")
@@ -71,7 +71,8 @@ def test_par_of_a_large_photo_runs_on_a_smaller_one(photo, maps, monkeypatch):
     seen: list[tuple[int, ...]] = []
     entry = boundary.BOUNDARY["par"]
     spy = replace(entry, call=lambda scores, *rest: seen.append(scores.shape) or entry.call(scores, *rest))
-    monkeypatch.setitem(boundary.BOUNDARY, "par", spy)
+    table = Table("boundary refinement", boundary.Boundary, boundary.BOUNDARY | {"par": spy})
+    monkeypatch.setattr(boundary, "BOUNDARY", table)
     monkeypatch.setattr(boundary, "PAR_LONG_SIDE", 13)
     mask, _ = pseudo_mask(maps, (2, 7), SIZE, RefineOptions(boundary="par", par_scale=1), lambda: photo)
     assert seen == [(3, 9, 13)]
@@ -107,6 +108,22 @@ def test_a_plugin_adds_an_entry_and_an_unknown_name_is_one_line(photo, maps, mon
         refined_scores(lambda at: maps, SIZE, RefineOptions(boundary="flat"), lambda: photo, "cpu").tolist()
         == np.ones_like(maps).tolist()
     )
+
+
+@pytest.mark.parametrize(
+    ("call", "found"),
+    [
+        (lambda scores, *_: scores[:1], r"shape \(1, 36, 52\), expected finite scores \(3, 36, 52\)"),
+        (lambda scores, *_: scores[:, 1:], r"shape \(3, 35, 52\)"),
+        (lambda scores, *_: np.where(scores > 0.5, np.nan, scores), "NaN or infinity"),
+        (lambda scores, *_: None, r"shape \(\)"),
+    ],
+)
+def test_a_plugin_that_returns_something_else_is_refused(photo, monkeypatch, call, found):
+    monkeypatch.setitem(boundary.BOUNDARY, "mine", boundary.Boundary(call))
+    scores = np.random.default_rng(0).random((3, *SIZE), np.float32)
+    with pytest.raises(SsrError, match=f"boundary refinement 'mine' returned {found}"):
+        refined_scores(lambda at: scores, SIZE, RefineOptions(boundary="mine"), lambda: photo, "cpu")
 
 
 def test_a_photo_without_classes_is_not_opened(maps):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipelines.config import read_recipe
 from pipelines.errors import SsrError
+from pipelines.method.affinity import AFFINITIES, attention_needs
+from pipelines.method.column_masks import COLUMN_MASKS
+from pipelines.method.evidence import Needs, Part, always
 from pipelines.options.align import AlignOptions
 from pipelines.options.stages import CamsOptions, EvalOptions, RefineOptions, ShowOptions
 from pipelines.stages import ablation, cams, report
@@ -40,6 +45,21 @@ def test_rows_are_the_parts_of_the_recipe_in_order(name: str, monkeypatch: pytes
         assert rows[-1].title == f"+ {made.upper()}"
         assert rows[-1].options == options.model_copy(update={"boundary": made})
         assert rows[-2].options == options.model_copy(update={"boundary": "none"}), "the row before it is the recipe"
+
+
+@pytest.mark.parametrize(
+    ("needs", "expected"),
+    [
+        (always("dino_tokens"), ["+ affinity mine", "+ bright"]),
+        (always("clip_attention", "dino_attention"), ["+ affinity mine", "+ bright"]),
+        (attention_needs, ["+ CLIP affinity", "+ DINO affinity", "+ bright"]),
+    ],
+)
+def test_rows_of_parts_from_a_plugin(monkeypatch: pytest.MonkeyPatch, needs: Callable[..., Needs], expected: list[str]) -> None:
+    monkeypatch.setitem(AFFINITIES, "mine", Part(lambda *_: torch.ones(1), needs))
+    monkeypatch.setitem(COLUMN_MASKS, "bright", Part(lambda *_: torch.ones(1), always()))
+    rows = ablation.rows(RefineOptions(affinity="mine", superpixel_mask="bright", boundary="par"))
+    assert [row.title for row in rows] == [*expected, "+ PAR"]
 
 
 def test_each_row_changes_one_thing() -> None:

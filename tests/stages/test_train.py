@@ -339,7 +339,7 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(new, monkeypatch, run
         return losses | {"affinity": float("nan")} if trainer.iteration == 4 else losses
 
     monkeypatch.setattr(SegmentationTrainer, "step", spoilt)
-    with pytest.raises(SsrError, match=r"the loss of step 4 is not a number .*--learning-rate"):
+    with pytest.raises(SsrError, match=r"affinity of step 4 is not a number .*--learning-rate"):
         run_train(workspace)
     assert int(load_file(workspace.work / "train/state.safetensors")["iteration"]) == 2
     assert [line["iteration"] for line in lines(workspace.work)] == [2]

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipelines.errors import SsrError
 from pipelines.models.alignment import AlignmentHeads
 from pipelines.models.decoder import SegmentationDecoder
 from pipelines.options.align import AlignOptions
 from pipelines.options.train import TrainOptions
 from pipelines.stores.checkpoint import read_checkpoint, write_checkpoint
 from pipelines.training.alignment_loss import Batch
-from pipelines.training.losses import Targets
+from pipelines.training.losses import Loss, Targets
 from pipelines.training.online_alignment import OnlineAlignment
 from pipelines.training.segmentation import SegmentationTrainer, StepLosses
 
@@ -211,6 +212,19 @@ def test_steps_without_anything_to_learn_are_finite(labels, affinity_loss):
     assert all(bool(tensor.isfinite().all()) for tensor in state.values())
     if labels != "background alone":  # weight decay alone
         torch.testing.assert_close(state["decoder.fusion.weight"], before["decoder.fusion.weight"] * (1 - 1e-2 / 2 * 0.01))
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ((torch.ones(2), torch.ones(2)), r"returned \(2,\) and \(2,\), expected .* \(1,\) each .*size=1"),
+        ((torch.tensor(1.0), torch.ones(1)), r"returned \(\) and \(1,\)"),
+        (torch.ones(2), "returned Tensor"),
+    ],
+)
+def test_a_loss_of_another_form_is_refused(returned, said):
+    with pytest.raises(SsrError, match=f"loss 'mine' {said}"):
+        Loss("mine", lambda _: returned).of("mine", None)
 
 
 def test_half_precision_of_the_forward_pass_alone():
