@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.api import PseudoLabeler, PseudoLabels, PseudoLabelTensors, SegmentationModel
-    from pipelines.errors import SsrError, UsageError
+    from pipelines.errors import ImageError, SsrError, UsageError
 
-__all__ = ["PseudoLabelTensors", "PseudoLabeler", "PseudoLabels", "SegmentationModel", "SsrError", "UsageError"]
+__all__ = [
+    "ImageError", "PseudoLabelTensors", "PseudoLabeler", "PseudoLabels", "SegmentationModel", "SsrError", "UsageError",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

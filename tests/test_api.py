@@ -136,10 +136,15 @@ def test_a_trained_model_makes_the_label_maps_of_ssr_predict(ssr, write_model, t
         (lambda labeler: labeler.torch(torch.zeros(3, 8, 8), [["cat"]]), r"\(B, 3, H, W\).* found torch.float32 \(3, 8, 8\)"),
         (lambda labeler: labeler(np.zeros((8, 8), np.uint8), ["cat"]), r"\(H, W, 3\) uint8, found uint8 \(8, 8\)"),
         (lambda labeler: labeler(np.zeros((8, 8, 3)), ["cat"]), "found float64"),
+        (lambda labeler: labeler(np.zeros((0, 8, 3), np.uint8), ["cat"]), r"found uint8 \(0, 8, 3\)"),
+        (lambda labeler: labeler(np.zeros((8, 8, 3), np.uint8), [1]), "expected names of classes, found 1"),
+        (lambda labeler: labeler.batch("photos/a.jpg", [["cat"]]), "a sequence of images, found the image photos/a.jpg"),
         (lambda _: PseudoLabeler.from_recipe("sssr", classes=["cat"]), "no recipe 'sssr'"),
         (lambda _: PseudoLabeler.from_recipe(classes=["cat"], refin={}), "unknown section 'refin'"),
         (lambda _: PseudoLabeler.from_recipe(classes="coco.toml"), "cannot read the class list"),
         (lambda _: PseudoLabeler.from_work(Path("nowhere")), "no work directory"),
+        (lambda _: SegmentationModel.load("model.onnx"), "expected the model.safetensors of `ssr train`, found model.onnx"),
+        (lambda _: SegmentationModel.load("m.safetensors", images="x"), "'images' is an option of the command `ssr predict`"),
         (lambda _: SegmentationModel.load("nowhere/model.safetensors", clip={"pretrained": "no.safetensors"}), "no weights"),
     ],
 )  # fmt: skip
@@ -150,7 +155,7 @@ def test_errors_are_one_line(labeler, call, message):
 
 def test_the_package_lists_its_names_and_imports_no_torch():
     assert set(dir(pipelines)) == {
-        "PseudoLabelTensors", "PseudoLabeler", "PseudoLabels", "SegmentationModel", "SsrError", "UsageError",
+        "ImageError", "PseudoLabelTensors", "PseudoLabeler", "PseudoLabels", "SegmentationModel", "SsrError", "UsageError",
     }  # fmt: skip
     code = "import pipelines, sys; dir(pipelines); raise SystemExit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -48,11 +48,23 @@ def as_picture(image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     array = np.asarray(image)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or array.size == 0:
         raise UsageError(
             f"expected an RGB image (H, W, 3) uint8, found {array.dtype} {array.shape}", "np.uint8 RGB, PIL or a path"
         )
     return Image.fromarray(array)
+
+
+def as_pictures(images: Sequence[ImageLike]) -> list[Image.Image]:
+    """Return images of any form as RGB pictures.
+
+    Raises:
+        UsageError: One path in place of a sequence, or an array of another shape or type.
+        ImageError: A file that cannot be used.
+    """
+    if isinstance(images, str | Path | Image.Image):
+        raise UsageError(f"expected a sequence of images, found the image {images!s:.80}", "labeler(image, labels) takes one")
+    return [as_picture(image) for image in images]
 
 
 def as_pixels(pixels: Tensor, device: torch.device) -> Tensor:
@@ -81,6 +93,9 @@ def checked_labels(labels: Sequence[Sequence[str]], photos: int, class_list: Cla
     for names in labels:
         if isinstance(names, str):
             raise UsageError(f"expected a list of class names, found the name {names!r:.80}", f"labels [{names!r:.80}]")
+        other = next((name for name in names if not isinstance(name, str)), None)
+        if other is not None:
+            raise UsageError(f"expected names of classes, found {other!r:.80}", "labeler.classes[i] is the name of class i")
     return [class_list.indices(names, f"image {number}") for number, names in enumerate(labels)]
 
 

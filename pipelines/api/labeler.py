@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from pipelines.api.inputs import ImageLike, as_class_list, as_picture, as_pixels, checked_labels, clip_of, precision_of
+from pipelines.api.inputs import ImageLike, as_class_list, as_pictures, as_pixels, checked_labels, clip_of, precision_of
 from pipelines.api.results import PseudoLabels, PseudoLabelTensors
 from pipelines.config import Values, build_options, read_config, read_recipe
 from pipelines.datasets import load_dataset
@@ -266,7 +266,7 @@ class PseudoLabeler:
             One result for each image, in the order of ``images``.
         """
         results: dict[int, PseudoLabels] = {}
-        pictures = [as_picture(image) for image in images]
+        pictures = as_pictures(images)
         known = [()] * len(pictures) if labels is None else checked_labels(labels, len(pictures), self.class_list)
         encoders, make = (self._tagging, self._made_without) if labels is None else (self._encoders, self._made)
         for group in batches_by(self._numbered(encoders, pictures, known), lambda pair: shapes(pair[1]), self.batch_size):

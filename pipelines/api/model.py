@@ -15,6 +15,7 @@ from pipelines.config import build_options
 from pipelines.datasets.base import Sample
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.weights import build_clip
+from pipelines.errors import UsageError
 from pipelines.execution.devices import resolve_device, resolve_dtype
 from pipelines.method.label_maps import predicted_mask
 from pipelines.method.photo import Photo
@@ -23,6 +24,9 @@ from pipelines.models.segmenter import read_segmenter
 from pipelines.ops.label_map import resize_maps
 from pipelines.options.train import PredictOptions
 from pipelines.workdir.memory import recall
+
+_OF_THE_COMMAND = {"model", "images", "output", "probabilities"}
+"""Options of ``[predict]`` that say what the command reads and writes."""
 
 
 class SegmentationModel:
@@ -67,6 +71,10 @@ class SegmentationModel:
             (202, 256)
         """
         path = Path(path)
+        if path.suffix == ".onnx":
+            raise UsageError(f"expected the model.safetensors of `ssr train`, found {path}", "onnxruntime runs an .onnx file")
+        for name in options.keys() & _OF_THE_COMMAND:
+            raise UsageError(f"{name!r} is an option of the command `ssr predict` alone", "leave it out")
         memory = recall(path.parent)
         _, weights = clip_of(memory.get("clip", {}) if clip is None else clip)
         segmenter = read_segmenter(path, weights, "SegmentationModel.load")

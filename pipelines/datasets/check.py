@@ -43,7 +43,7 @@ class PixelReport:
         self.print_colours: list[str] = []
         self.dark: list[str] = []
         self.larger: list[str] = []
-        self.largest = (0, 0)
+        self.largest, self.longest = (0, 0), (0, 0)  # by area; by the longer side, of the larger ones
         self._decoded = 0
 
     def add(self, sample: Sample, header: Header) -> None:
@@ -55,6 +55,7 @@ class PixelReport:
             self.turned.append(sample.image_id)
         if 0 < self.long_side < max(header.size):
             self.larger.append(sample.image_id)
+            self.longest = max(self.longest, header.size, key=max)
         if header.size[0] * header.size[1] > self.largest[0] * self.largest[1]:
             self.largest = header.size
         if header.mode.startswith("I;16") and self._decoded < DECODED:

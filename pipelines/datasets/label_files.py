@@ -86,7 +86,8 @@ def refuse_twice(path: Path, suspects: Container[str], name: NameOf = image_id_o
                 hint = "rename one image; dataset `folder` reads sub-folders if the folder of images holds nothing else"
                 raise UsageError(f"{row.where()}: {found}", hint)
             if first is not row:
-                raise UsageError(f"{row.where()}: image {image_id!r} occurs twice, first in {first.where()}")
+                found = f"image {image_id!r} occurs twice, first in {first.where()}"
+                raise UsageError(f"{row.where()}: {found}", "keep one of the two")
 
 
 def label_names(path: Path) -> tuple[str, ...]:

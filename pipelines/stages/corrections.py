@@ -48,7 +48,8 @@ def run(workspace: Workspace, file: Path, options: ImportOptions, progress: Prog
     """Import corrected label maps; those of an image that was imported before are replaced.
 
     Args:
-        workspace: Names the images and classes. With ``force``, corrections of earlier files are removed first.
+        workspace: Names the images and classes. With ``force``, corrections of earlier files are removed, once this one has
+            given a label map.
         file: File of CVAT, COCO or Label Studio; the content tells which.
         options: Meaning of an image without objects.
         progress: Receives each image.
@@ -67,9 +68,8 @@ def run(workspace: Workspace, file: Path, options: ImportOptions, progress: Prog
     empty = 0
     with one_writer(folder, "importing", 0.0):
         before = Manifest.read(folder.with_suffix(".json"))
-        if workspace.force:
-            remove_masks(folder)
-        elif before is not None and before.settings != corrections_manifest(workspace).settings:
+        replaces = workspace.force
+        if not replaces and before is not None and before.settings != corrections_manifest(workspace).settings:
             raise UsageError(f"{folder} has corrections of other classes", "--force removes them, or give another --work")
         progress.start(STAGE, len(samples))
         for image_id, found in until_interrupted(corrections(source)):
@@ -83,7 +83,11 @@ def run(workspace: Workspace, file: Path, options: ImportOptions, progress: Prog
                 if not found.objects and options.empty == "skip":
                     empty += 1
                     continue
-                write_mask(folder / f"{image_id}.png", _checked(sample, found), palette())
+                label_map = _checked(sample, found)
+                if replaces:  # not before, since a file that cannot be used must cost nobody's work
+                    remove_masks(folder)
+                    replaces = False
+                write_mask(folder / f"{image_id}.png", label_map, palette())
                 tally.made(image_id)
             except ImageError as error:
                 tally.made(image_id, error)

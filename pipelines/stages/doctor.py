@@ -197,8 +197,10 @@ def _pixels(pixels: PixelReport) -> Iterator[Finding]:
         if ids:
             yield Finding("warning", "dataset", f"{len(ids)} {what}: {some(ids)}")
     if pixels.larger:
-        height, width = pixels.largest
-        what = f"images larger than {pixels.long_side} pixels, encoded at that long side (--long-side); masks keep their size"
+        height, width = pixels.longest
+        what = (
+            f"images have a side above {pixels.long_side} pixels and are encoded at that (--long-side); masks keep their size"
+        )
         yield Finding("ok", "dataset", f"{len(pixels.larger)} {what}; the largest is {width} x {height}")
     elif pixels.long_side == 0 and max(pixels.largest) > LONG_SIDE:
         height, width = pixels.largest

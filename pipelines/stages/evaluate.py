@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,15 +33,13 @@ from pipelines.stores.image_arrays import read_cam
 from pipelines.stores.manifest import Manifest, read_manifest
 from pipelines.stores.one_writer import one_writer
 from pipelines.workdir.commands import command_for
-from pipelines.workdir.workspace import REPORTS, Workspace
+from pipelines.workdir.workspace import PREDICTED, REPORTS, Workspace
 
 STAGE = "eval"
 
 ORACLE_POWERS = tuple(float(p) for p in range(1, 11))
 """Exponents that ``--oracle`` compares, those of CLIP-ES."""
 
-PREDICTED = ("predictions", "retrained")
-"""Folders of a work directory that hold one folder of label maps per split."""
 
 Predict = Callable[[Sample, tuple[int, int]], dict[float | None, NDArray[np.uint8]]]
 """Maps an image and ``(H, W)`` of its ground truth to label maps, by background power."""
@@ -328,8 +326,3 @@ def _boundary(what: str, manifest: Manifest | None) -> str | None:
         return "none"
     value = manifest.settings.get("boundary") if manifest else None
     return value if isinstance(value, str) else None
-
-
-def reports_in(work: Path) -> Iterator[Path]:
-    """Yield the path of every report of a work directory."""
-    yield from sorted((work / REPORTS).glob("*/report.json"))

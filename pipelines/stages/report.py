@@ -8,15 +8,14 @@ from pathlib import Path
 
 from pipelines.errors import ImageError
 from pipelines.evaluation.ground_truth import read_mask
-from pipelines.evaluation.report import read_report
 from pipelines.execution.progress import Progress, Silent
 from pipelines.figures.page import html_page
 from pipelines.figures.score_sections import ablation_section, report_section
 from pipelines.options.stages import ShowOptions
 from pipelines.stages import ablation, show
-from pipelines.stages.evaluate import reports_in
 from pipelines.stores.files import atomic_path
 from pipelines.workdir.confidences import Confidences
+from pipelines.workdir.scores import scores
 from pipelines.workdir.workspace import Workspace
 
 PAGE = "report.html"
@@ -48,8 +47,10 @@ def run(workspace: Workspace, options: ShowOptions, progress: Progress | None = 
     ]
     rows = ablation.scored(workspace.work)
     sections = [ablation_section(rows)] if rows else []
-    for path in reports_in(workspace.work):
-        report = read_report(path)
+    for path, report, current in scores(workspace.work):
+        if not current:
+            progress.note(f"the scores of {report.what} are left out, since it was made again after `ssr eval {report.what}`")
+            continue
         picture = path.parent / "confusion.png"
         sections.append(report_section(report, picture.read_bytes() if picture.is_file() else None, drawn.colours))
     target = workspace.work / PAGE

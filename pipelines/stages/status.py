@@ -13,7 +13,7 @@ from pipelines.datasets import Dataset, load_dataset
 from pipelines.datasets.folder import load_photos, may_have_masks
 from pipelines.datasets.unlabelled import lacks_labels
 from pipelines.errors import SsrError
-from pipelines.evaluation.report import Report, read_report
+from pipelines.evaluation.report import Report
 from pipelines.options.sources import DatasetOptions
 from pipelines.stores.array_store import ArrayReader, store_exists
 from pipelines.stores.manifest import Manifest, read_manifest
@@ -22,6 +22,7 @@ from pipelines.workdir.commands import command_for
 from pipelines.workdir.memory import recall
 from pipelines.workdir.output import is_changed
 from pipelines.workdir.record import begun_at
+from pipelines.workdir.scores import scores
 from pipelines.workdir.trained_photos import replaced_photos
 
 OUTPUTS = {
@@ -98,7 +99,7 @@ class WorkStatus:
         recipe: The recipe in use.
         outputs: Outputs in the order of the stages. ``cmpa``, ``model``, ``retrained`` and label maps of these, which not every
             recipe needs, are listed only once they were begun.
-        reports: Reports of the evaluations so far.
+        reports: Reports of the evaluations so far, without those of outputs that were made again since.
         next_command: The next command.
     """
 
@@ -120,14 +121,15 @@ def status(work: Path) -> WorkStatus:
     trained = {"cmpa": _heads(work), "model": _model(work, "model"), "retrained": _model(work, "retrained")}
     looked_at = [trained[name] if name in TRAINED else _output(work, name) for name in OUTPUTS]
     outputs = [replace(output, made_by=OUTPUTS[output.name]) for output in looked_at if output is not None]
-    # not read by `evaluate.reports_in`, which would import matplotlib (0.5 s) in bare `ssr`
-    reports = [read_report(path) for path in sorted((work / "eval").glob("*/report.json"))]
+    found = list(scores(work))
+    reports = [score.report for score in found if score.current]
+    old = any(not score.current and score.report.what == "masks" for score in found)
     return WorkStatus(
         dataset=f"{dataset.get('kind', '?')}, {dataset.get('split', '?')}, {dataset.get('root', '?')}",
         recipe=str(memory.get("recipe") or "?"),
         outputs=[*outputs, *_predictions(work)],
         reports=reports,
-        next_command=command_for(work, _labels_first(work, dataset) or _next(work, outputs, reports)),
+        next_command=command_for(work, _labels_first(work, dataset) or _next(work, outputs, reports, old)),
     )
 
 
@@ -290,12 +292,12 @@ def _labels_first(work: Path, dataset: Mapping[str, Any]) -> str | None:
     return f"ssr masks --labels {shlex.quote(str(tags))}" if tags.is_file() else "ssr tag"
 
 
-def _next(work: Path, outputs: list[OutputStatus], reports: list[Report]) -> str:
+def _next(work: Path, outputs: list[OutputStatus], reports: list[Report], old_scores: bool) -> str:
     for index, output in enumerate(outputs):
         passed_over = not output.total and any(later.total for later in outputs[index + 1 :])  # not every recipe needs all
         if not output.complete and not passed_over:
             return OUTPUTS[output.name] + _checkpoint(work, output.name, outputs)
-    return _after_masks(work, outputs, reports)
+    return "ssr eval" if old_scores else _after_masks(work, outputs, reports)
 
 
 def _after_masks(work: Path, outputs: list[OutputStatus], reports: list[Report]) -> str:

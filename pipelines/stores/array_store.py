@@ -8,6 +8,7 @@ the number of shards. A kill loses at most the images of the open part.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -233,7 +234,7 @@ def _refuse_others(path: Path, shard: Shard) -> None:
         if other.count != shard.count:
             raise UsageError(
                 f"{path} has shards of {other.count}, not of {shard.count}",
-                f"`ssr merge --work {path.parent}` merges them, and any count works then; or --shard {other}",
+                f"`ssr merge --work {shlex.quote(str(path.parent))}` merges them, and any count works then; or --shard {other}",
             )
 
 

@@ -94,6 +94,8 @@ class Manifest:
 def read_manifest(output: Path) -> Manifest | None:
     """Read the manifest of an output, or of all its shards together: their counts are added; complete if each shard is.
 
+    If the output was complete before some shards were made again, its own counts are kept.
+
     Raises:
         UsageError: A file is not a manifest, or a shard was made with other settings than the whole.
     """
@@ -106,13 +108,14 @@ def read_manifest(output: Path) -> Manifest | None:
         changed = differences(whole.settings, manifest.settings)
         if changed:
             raise UsageError(f"shard {shard} of {output} was made with other options ({changed[0]})", "--force starts it over")
-    counts = [manifest.counts for manifest in shards.values()]
-    added = {key: sum(int(each.get(key, 0)) for each in counts) for key in sorted(set().union(*counts))}
+    of_shards = [manifest.counts for manifest in shards.values()]
+    added = {key: sum(int(each.get(key, 0)) for each in of_shards) for key in sorted(set().union(*of_shards))}
     whole_list = {shard.index for shard in shards} == set(range(next(iter(shards)).count))
     complete = whole_list and all(manifest.complete for manifest in shards.values())
     newest = max(shards.values(), key=lambda manifest: manifest.updated)
     before = whole.complete and whole.dataset == newest.dataset  # and some shards were made again
-    return replace(whole, dataset=newest.dataset, counts=added, complete=complete or before, updated=newest.updated)
+    counts = whole.counts if before and not whole_list else added
+    return replace(whole, dataset=newest.dataset, counts=counts, complete=complete or before, updated=newest.updated)
 
 
 def shard_manifests(output: Path) -> dict[Shard, Manifest]:

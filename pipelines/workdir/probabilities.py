@@ -34,7 +34,7 @@ class Probabilities:
 
     Raises:
         SsrError: There is no such store.
-        UsageError: Another stage has made it, or its model has other classes.
+        UsageError: Another stage has made it, its model has other classes, or it is of other images.
     """
 
     def __init__(self, workspace: Workspace, path: Path) -> None:
@@ -53,6 +53,11 @@ class Probabilities:
         self.note = f"the probabilities' model was {UPPER_BOUND}" if manifest.settings.get("supervision") == "masks" else ""
         self._classes = len(names)
         self._reader = ArrayReader(self.path)
+        samples = workspace.samples
+        with ArrayReader(self.path) as reader:
+            if len(samples) and not any(sample.image_id in reader for sample in samples):
+                split = workspace.dataset.split
+                raise UsageError(f"{self.path} holds class probabilities of no image of split {split}", "--probabilities")
 
     def __enter__(self) -> Self:
         self._reader.__enter__()

@@ -28,6 +28,9 @@ HEADS_FILE = "cmpa.safetensors"
 REPORTS = "eval"
 """Folder of a work directory, or of a shard, with the reports of `ssr eval`."""
 
+PREDICTED = ("predictions", "retrained")
+"""Folders of a work directory that hold one folder of label maps per split."""
+
 FAILURES = "failures.jsonl"
 """Log of the bad images of the last run of each stage, in the work directory or the folder of a shard."""
 

@@ -55,13 +55,27 @@ def command(invocation: Invocation) -> None:
     scored = truth is not None and truth.is_dir()
     then = f"ssr eval {shlex.quote(what)} --split {shlex.quote(workspace.dataset_options.split)}" if scored else None
     if options.probabilities and not free and options.output is None:
-        then = _masks_again(folder, workspace) or then
+        then = _masks_again(folder, workspace, invocation.options("refine", RefineOptions)) or then
     print_outcome(counts, invocation.work, then, invocation)
 
 
-def _masks_again(folder: Path, workspace: Workspace) -> str | None:
-    """Return the command that makes the pseudo-masks again with these probabilities, if there are some of the same images."""
-    of_model, of_masks = read_manifest(folder), read_manifest(workspace.masks)
-    if of_model is None or of_masks is None or (of_model.dataset or {}).get("digest") != (of_masks.dataset or {}).get("digest"):
+def _masks_again(folder: Path, workspace: Workspace, options: RefineOptions) -> str | None:
+    """Return the command that makes the pseudo-masks of these images again with the probabilities, if it changes nothing else.
+
+    Args:
+        folder: Folder of the label maps, beside which the store of probabilities is.
+        workspace: Where the masks are.
+        options: What `ssr refine` would take without flags.
+    """
+    of_model, of_refined, of_masks = (read_manifest(path) for path in (folder, workspace.refined, workspace.masks))
+    if of_model is None or of_refined is None or of_masks is None:
         return None
-    return f"ssr refine --probabilities auto --boundary {shlex.quote(str(of_masks.settings['boundary']))} --force"
+    made = of_refined.settings | of_masks.settings
+    images = (manifest.dataset or {} for manifest in (of_model, of_masks))
+    others = options.model_dump(mode="json", exclude={"boundary", "probabilities", "probability_weight"})
+    if len({one.get("digest") for one in images}) > 1 or made.get("probabilities") == of_model.options_digest:
+        return None
+    if any(made.get(key, value) != value for key, value in others.items()):  # flags that the command would have to repeat
+        return None
+    store = "auto" if folder.parent == workspace.predictions else shlex.quote(str(folder.with_suffix(".h5")))
+    return f"ssr refine --probabilities {store} --boundary {shlex.quote(str(made['boundary']))} --force"

@@ -44,7 +44,7 @@ def command(
         return
     with ConsoleProgress() as progress:
         made = review.run(invocation.workspace, top, per_page, progress)
-    out.print(f"{made.masks:,} masks, most doubtful first: [bold]{escape(str(made.table))}[/]")
+    out.print(f"{made.masks:,} masks of single classes, most doubtful first: [bold]{escape(str(made.table))}[/]")
     further = "" if made.pages == 1 else f" and {made.pages - 1} more linked with it"
     out.print(
         f"the first {made.shown:,}, to mark: [bold]{escape(str(made.page))}[/]{further}; then ssr review --apply review.json"

@@ -21,6 +21,9 @@ def work(tiny_voc, write_model, ssr, tmp_path) -> Path:
     return work
 
 
+ONE = ("--scales", 1, "--no-flip")
+
+
 def clip(models) -> tuple[object, ...]:
     return ("--clip-model", "tiny-quickgelu", "--clip-pretrained", models.visual, "--precision", "fp32")
 
@@ -46,15 +49,40 @@ def test_split_is_predicted_and_scored_as_the_last_line_says(work, ssr, tmp_path
 def test_masks_are_made_again_as_the_last_line_says(finished, write_model, ssr, tmp_path):
     work = Path(shutil.copytree(finished["ssr"], tmp_path / "runs/voc"))
     write_model(work / "model.safetensors")
-    said = ssr("predict", "--probabilities", "--scales", 1, "--no-flip", "--work", work).out
+    said = ssr("predict", "--probabilities", *ONE, "--work", work).out
     line = next(line for line in said.splitlines() if line.startswith("next: "))
     assert line == f"next: ssr refine --probabilities auto --boundary none --force --work {work}"
     refined = (work / "refined.h5").read_bytes()
     assert f"next: ssr eval --work {work}" in ssr(*line.split()[2:]).out
     assert (work / "refined.h5").read_bytes() == refined
     assert "probabilities" in json.loads((work / "masks.json").read_text())["settings"]
-    other = ssr("predict", "--probabilities", "--scales", 1, "--no-flip", "--split", "val", "--work", work).out
+    other = ssr("predict", "--probabilities", *ONE, "--split", "val", "--work", work).out
     assert "next: ssr eval predictions --split val" in other  # there are no masks of these images
+    assert (
+        "next: ssr eval predictions --split train" in ssr("predict", "--probabilities", *ONE, "--work", work).out
+    )  # they hold them
+    ssr("refine", "--force", "--background-power", 2, "--work", work)
+    assert (
+        "next: ssr eval predictions --split train" in ssr("predict", "--probabilities", *ONE, "--work", work).out
+    )  # a flag more
+
+
+def test_scores_of_older_masks_are_not_shown(finished, ssr, tmp_path):
+    work = Path(shutil.copytree(finished["ssr"], tmp_path / "work"))
+    for what in ("masks", "cams"):
+        ssr("eval", what, "--work", work, "--no-pictures")
+    assert "mIoU" in (said := ssr("status", "--work", work).out)
+    score = f"{json.loads((work / 'eval/masks/report.json').read_text())['miou'] * 100:.2f}"
+    assert score in said
+    ssr("report", "--work", work)
+    ssr("refine", "--force", "--background-power", 9, "--work", work)
+    said = ssr("status", "--work", work).out
+    assert f"next: ssr eval --work {work}" in said
+    assert score not in said
+    assert "the scores of masks are left out, since it was made again" in " ".join(ssr("report", "--work", work).err.split())
+    page = (work / "report.html").read_text()
+    assert "masks · split train" not in page
+    assert "cams · split train" in page
 
 
 def test_without_ground_truth_there_is_nothing_to_score(tiny_voc, write_model, ssr, tmp_path):

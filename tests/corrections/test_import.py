@@ -71,6 +71,24 @@ def test_images_without_objects_are_passed_over(odd, exported, tmp_path):
     assert "1 images without an object" in done.said[0]
 
 
+def test_force_removes_earlier_corrections_once_the_file_has_given_one(odd, exported, tmp_path):
+    workspace = replace(odd.workspace, work=tmp_path / "work", force=True)
+    good = exported("cvat") / "masks.zip"
+    kept = stage.run(workspace, good, ImportOptions()).total
+    (tmp_path / "tasks.json").write_text('[{"id": 1, "data": {"image": "/x/ring.jpg"}, "predictions": []}]')
+    empty = cvat_zip(tmp_path / "x.zip", {"elsewhere": Image.new("L", (2, 2))}, "background:0,0,0::\n")
+    for file in (tmp_path / "tasks.json", empty):
+        with pytest.raises(SsrError):
+            stage.run(workspace, file, ImportOptions())
+        assert len(list(workspace.corrected.glob("*.png"))) == kept
+    one = next(iter(odd.maps))
+    with zipfile.ZipFile(good) as whole, zipfile.ZipFile(tmp_path / "one.zip", "w") as part:
+        for name in whole.namelist():
+            if name.endswith((f"SegmentationClass/{one}.png", "labelmap.txt")):
+                part.writestr(name, whole.read(name))
+    assert stage.run(workspace, tmp_path / "one.zip", ImportOptions(empty="background")).total == 1
+
+
 def read(odd, file: Path) -> dict:
     return dict(corrections(Source(file, odd.workspace.dataset.classes)))
 

@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.config import SECTIONS, build_options, read_config
 from pipelines.errors import UsageError
+from pipelines.method.readouts import READOUTS
 from pipelines.plugins import table_entry
 
 NOT_TOML = {
@@ -129,7 +130,7 @@ def test_wrong_values_name_the_flag(tmp_path, one_line, name):
 
 @pytest.mark.parametrize("name", ["cityscapes", "a" * 1_000_000, "a\nb", "\x1b[2J", ""])
 def test_unknown_parts_name_the_flag(one_line, name):
-    assert "--readout: no read-out" in one_line(table_entry, {"dense": 1}, name, "read-out", "--readout")
+    assert "--readout: no read-out" in one_line(table_entry, READOUTS, name, "--readout")
 
 
 @pytest.mark.parametrize("value", ["true", "-1", '"x"', "[]", "{}", "1e400"])

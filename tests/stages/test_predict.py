@@ -27,7 +27,7 @@ from pipelines.ops.par import pixel_adaptive_refinement
 from pipelines.options.train import PredictOptions
 from pipelines.stages import predict
 from pipelines.stores.array_store import ArrayWriter, iter_records
-from pipelines.stores.mask_store import write_mask
+from pipelines.stores.mask_store import photo_of_mask, write_mask
 from tests.fixtures.heard import Heard
 
 PLAIN = PredictOptions(scales=(1.0,), flip=False)
@@ -152,7 +152,9 @@ def test_probabilities_sum_to_one_and_name_the_same_class(work_with_model, tmp_p
     folder = work_with_model.predictions / ("photos" if photo else "train")
     for image_id, (array, attributes) in iter_records(folder.with_suffix(".h5")):
         found = pixels(folder / f"{image_id}.png")
-        assert (array.dtype, attributes) == (np.float16, {"size": list(found.shape)})
+        photo_made_of = photo_of_mask(folder / f"{image_id}.png")
+        assert photo_made_of
+        assert (array.dtype, attributes) == (np.float16, {"size": list(found.shape), "photo": photo_made_of})
         assert array.shape == (21, *token_grid(*found.shape, 16))
         np.testing.assert_allclose(array.astype(np.float32).sum(0), 1, atol=2e-3)
         if photo:

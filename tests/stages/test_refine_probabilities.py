@@ -121,6 +121,17 @@ def test_images_without_probabilities_fail_alone(predicted, workspace_in):
     assert "it has no class probabilities" in (predicted.work / "failures.jsonl").read_text()
 
 
+def test_probabilities_of_other_images_cost_no_mask(predicted, workspace_in):
+    predict.run(workspace_in(predicted.work, split="val"), PREDICT)
+    store = predicted.predictions / "val.h5"
+    ids = {image_id for image_id, _ in iter_records(store)}
+    kept = [sample for sample in predicted.dataset.samples if sample.image_id not in ids]
+    others = replace(predicted, photos=replace(predicted.dataset, samples=kept))
+    with pytest.raises(UsageError, match=r"val\.h5 holds class probabilities of no image of split train"):
+        refine.run(others, MIXED.model_copy(update={"probabilities": store}))
+    assert len(list(predicted.masks.glob("*.png"))) == 6
+
+
 def test_probabilities_of_a_replaced_image_are_refused(predicted, workspace_in):
     store = predicted.predictions / "train.h5"
     made = {image_id: attributes["photo"] for image_id, (_, attributes) in iter_records(predicted.refined)}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.stores.array_store import ArrayReader
+from pipelines.stores.manifest import read_manifest
 from pipelines.stores.shard import Shard
 
 STAGES = ("superpixels", "cams", "refine")
@@ -116,6 +117,16 @@ def test_a_dead_worker_costs_its_share(run, finished, ssr, tmp_path):
         ran = ssr(stage, "--work", work)
         left = sum(Shard(1, 3).holds(one) for one in ("a_cat", "b_trio", "c_bird", "d_empty", "e_pair", "f_car"))
         assert f", {6 - left} already done" in ran.err
+    assert contents(work) | counts_of(work) == contents(finished["ssr"]) | counts_of(work)
+
+
+def test_a_share_that_runs_again_over_the_whole_keeps_its_counts(run, finished, ssr, tmp_path):
+    work = Path(shutil.copytree(finished["ssr"], tmp_path / "work"))
+    counts = read_manifest(work / "masks").counts
+    run("refine", work, shards=[0])
+    assert read_manifest(work / "masks").counts == counts
+    ssr("merge", "--work", work)
+    assert read_manifest(work / "masks").counts == counts
     assert contents(work) | counts_of(work) == contents(finished["ssr"]) | counts_of(work)
 
 
