@@ -104,6 +104,7 @@ def print_outcome(counts: Counts, work: Path, then: str | None, invocation: Invo
         typer.Exit: Code 3 if some images failed and the run went on without them.
     """
     from pipelines.workdir.commands import command_for
+    from pipelines.workdir.made_from import runnable
 
     shard = invocation.shard
     if shard is None and os.environ.get("RANK", "0") != "0":  # only the first process of a training prints
@@ -117,6 +118,6 @@ def print_outcome(counts: Counts, work: Path, then: str | None, invocation: Invo
             first, merge = command_for(work, then or "ssr status"), command_for(work, "ssr merge")
             next_step(f"{first}, or first {merge}, {after}")
     elif then is not None:
-        next_step(command_for(work, then))
+        next_step(command_for(work, runnable(work, then)))
     if counts.failed:
         raise typer.Exit(EXIT_PARTLY)

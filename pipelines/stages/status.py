@@ -19,6 +19,7 @@ from pipelines.stores.array_store import ArrayReader, store_exists
 from pipelines.stores.manifest import Manifest, read_manifest
 from pipelines.stores.mask_store import photo_of_mask, written_masks
 from pipelines.workdir.commands import command_for
+from pipelines.workdir.made_from import older_inputs, runnable
 from pipelines.workdir.memory import recall
 from pipelines.workdir.output import is_changed
 from pipelines.workdir.record import begun_at
@@ -62,6 +63,7 @@ class OutputStatus:
         outdated: Images whose labels or files changed since, or that are new in the work list; see `with_outdated`. For a
             training, only those whose image was replaced.
         made_by: The command that makes it.
+        older_inputs: Inputs that were made again with other options after it.
     """
 
     name: str
@@ -74,6 +76,7 @@ class OutputStatus:
     updated: str
     outdated: tuple[str, ...] = ()
     made_by: str = ""
+    older_inputs: tuple[str, ...] = ()
 
     @property
     def trained(self) -> bool:
@@ -87,6 +90,7 @@ class OutputStatus:
         words += [f"{self.failed} bad"] if self.failed else []
         words += [f"{self.others} of another split"] if self.others else []
         words += [f"{len(self.outdated)} out of date"] if self.outdated else []
+        words += [f"of older {' and '.join(self.older_inputs)}"] if self.older_inputs else []
         return ", ".join(words)
 
 
@@ -120,7 +124,11 @@ def status(work: Path) -> WorkStatus:
     dataset = memory.get("dataset") or {}
     trained = {"cmpa": _heads(work), "model": _model(work, "model"), "retrained": _model(work, "retrained")}
     looked_at = [trained[name] if name in TRAINED else _output(work, name) for name in OUTPUTS]
-    outputs = [replace(output, made_by=OUTPUTS[output.name]) for output in looked_at if output is not None]
+    outputs = [
+        replace(output, made_by=OUTPUTS[output.name], older_inputs=older_inputs(work, output.name))
+        for output in looked_at
+        if output is not None
+    ]
     found = list(scores(work))
     reports = [score.report for score in found if score.current]
     old = any(not score.current and score.report.what == "masks" for score in found)
@@ -295,8 +303,8 @@ def _labels_first(work: Path, dataset: Mapping[str, Any]) -> str | None:
 def _next(work: Path, outputs: list[OutputStatus], reports: list[Report], old_scores: bool) -> str:
     for index, output in enumerate(outputs):
         passed_over = not output.total and any(later.total for later in outputs[index + 1 :])  # not every recipe needs all
-        if not output.complete and not passed_over:
-            return OUTPUTS[output.name] + _checkpoint(work, output.name, outputs)
+        if (not output.complete or output.older_inputs) and not passed_over:
+            return runnable(work, OUTPUTS[output.name] + _checkpoint(work, output.name, outputs))
     return "ssr eval" if old_scores else _after_masks(work, outputs, reports)
 
 

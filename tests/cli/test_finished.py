@@ -58,3 +58,16 @@ def test_model_libraries_are_not_imported(ssr, work, stage):
     modules = set(ran.stdout.splitlines()[-1].split())
     assert "torch" in modules
     assert not {"open_clip", "timm", "torchvision", "sklearn", "scipy", "matplotlib"} & modules
+
+
+def test_after_an_earlier_stage_the_printed_command_runs(finished, ssr, tmp_path):
+    """What was made of the older CAMs is refused without --force, so the line has it, and the status says it."""
+    work = Path(shutil.copytree(finished["ssr"], tmp_path / "work"))
+    said = ssr("cams", "--force", "--dense-scale", 20, "--work", work).out
+    line = f"next: ssr refine --force --work {work}"
+    assert line in said
+    said = ssr("status", "--work", work).out
+    assert line in said
+    assert "older" in said
+    assert "next: ssr eval" in ssr(*line.split()[2:]).out
+    assert "older" not in ssr("status", "--work", work).out

@@ -10,6 +10,7 @@ import pytest
 
 from pipelines.stages.status import WorkStatus, status
 from pipelines.stores.array_store import ArrayWriter
+from pipelines.stores.files import file_sha256
 from pipelines.stores.manifest import Manifest
 
 
@@ -96,12 +97,22 @@ def test_next_after_the_heads_are_cams_through_them(tmp_path):
     work = heads(superpixels(tmp_path))
     through = f"ssr cams --ckpt auto --work {work}"
     assert status(work).next_command == through
-    Manifest("cams", {"ckpt": "abc"}, {"images": 6}, {}, False).write(work / "cams.json")
+    these = {"sha256": file_sha256(work / "cmpa.safetensors")}
+    Manifest("cams", {"ckpt": these}, {"images": 6}, {}, False).write(work / "cams.json")
     assert status(work).next_command == through
+    Manifest("cams", {"ckpt": {"sha256": "of other heads"}}, {"images": 6}, {}, False).write(work / "cams.json")
+    assert status(work).next_command == f"ssr cams --ckpt auto --force --work {work}"
     Manifest("cams", {"ckpt": None}, {"images": 6}, {}, False).write(work / "cams.json")
     assert status(work).next_command == f"ssr cams --work {work}"
-    Manifest("cams", {"ckpt": "abc"}, {"images": 6}, {"done": 6}, True).write(work / "cams.json")
+    cams = Manifest("cams", {"ckpt": these}, {"images": 6}, {"done": 6}, True)
+    cams.write(work / "cams.json")
     assert status(work).next_command == f"ssr refine --work {work}"
+    Manifest("refine", {"cams": cams.options_digest}, {"images": 6}, {"done": 3}, False).write(work / "refined.json")
+    assert status(work).next_command == f"ssr refine --work {work}"
+    Manifest("refine", {"cams": "others"}, {"images": 6}, {"done": 6}, True).write(work / "refined.json")
+    found = status(work)
+    assert found.next_command == f"ssr refine --force --work {work}"
+    assert next(output for output in found.outputs if output.name == "refined").state == "done, of older cams"
 
 
 def test_next_after_a_training_that_was_broken_off_is_to_go_on(tmp_path):
