@@ -96,7 +96,7 @@ def test_an_image_that_stands_twice(tmp_path: Path, kind: str, monkeypatch: pyte
     rows = ROWS["plain"][:9]
     path = written(tmp_path, [*rows, rows[3]], kind)
     line = 4 + (kind == "csv")
-    said = rf":{line + 6}: image '2007_000003' occurs twice, first in .*:{line}$"
+    said = rf":{line + 6}: image '2007_000003' occurs twice, first in .*:{line} \(keep one of the two\)$"
     with pytest.raises(UsageError, match=said):
         LabelStream(path, VOC12, place)
     with pytest.raises(UsageError, match=said):
