@@ -53,11 +53,12 @@ class Probabilities:
         self.note = f"the probabilities' model was {UPPER_BOUND}" if manifest.settings.get("supervision") == "masks" else ""
         self._classes = len(names)
         self._reader = ArrayReader(self.path)
-        samples = workspace.samples
+        dataset = workspace.dataset  # all of it: one shard's images may be missing
         with ArrayReader(self.path) as reader:
-            if len(samples) and not any(sample.image_id in reader for sample in samples):
-                split = workspace.dataset.split
-                raise UsageError(f"{self.path} holds class probabilities of no image of split {split}", "--probabilities")
+            if not any(sample.image_id in reader for sample in dataset.samples):
+                raise UsageError(
+                    f"{self.path} holds class probabilities of no image of split {dataset.split}", "--probabilities"
+                )
 
     def __enter__(self) -> Self:
         self._reader.__enter__()

@@ -14,7 +14,7 @@ from pipelines.method.affinity import AFFINITIES
 from pipelines.method.column_masks import COLUMN_MASKS
 from pipelines.method.composition import column_mask, initial_cams, refined_cams
 from pipelines.method.evidence import Evidence, Part, always
-from pipelines.method.parts_in_use import affinity_of, readout_of
+from pipelines.method.parts_in_use import readout_of
 from pipelines.method.photo import Photo, by_photo
 from pipelines.method.readouts import READOUTS
 from pipelines.options.stages import CamsOptions, RefineOptions
@@ -63,14 +63,6 @@ def test_names_that_do_not_exist_are_refused(monkeypatch, part: Part, said: str)
     monkeypatch.setitem(READOUTS, "mine", part)
     with pytest.raises(UsageError, match=f"read-out 'mine' {said}"):
         readout_of(CamsOptions(readout="mine"))
-
-
-def test_an_entry_must_be_a_part(monkeypatch):
-    with pytest.raises(UsageError, match=r"affinity 'mine': expected a Part\(\.\.\.\), found a function"):
-        AFFINITIES["mine"] = lambda *_: MAPS
-    with pytest.raises(UsageError, match="affinity 'row' is in the package already"):
-        AFFINITIES["row"] = AFFINITIES["sinkhorn"]
-    assert affinity_of(RefineOptions()).call is AFFINITIES["row"].call
 
 
 @pytest.mark.parametrize("spoil", [np.nan, np.inf], ids=str)
