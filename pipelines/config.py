@@ -188,7 +188,10 @@ def build_options(section: str, *layers: Mapping[str, Any]) -> Options:
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else ""
-        flag = flag_of(section, key) if key in SECTIONS[section].model_fields else f"[{section}]"
+        known_keys = SECTIONS[section].model_fields
+        if first["type"] == "extra_forbidden":
+            raise UsageError(f"unknown key {key!r:.80} in [{section}]{_did_you_mean(key, known_keys)}", section) from error
+        flag = flag_of(section, key) if key in known_keys else f"[{section}]"
         raise UsageError(
             f"{flag}: {first['msg'].lower()}, found {first['input']!r:.80}", f"{flag}, or {key} in [{section}]"
         ) from error

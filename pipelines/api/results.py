@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.datasets.classes import palette
+from pipelines.errors import UsageError
 from pipelines.stores.mask_store import write_mask
 
 
@@ -32,7 +33,13 @@ class PseudoLabels:
     confidence: NDArray[np.float32]
 
     def save(self, path: Path | str) -> None:
-        """Write the mask as a palette PNG, as `ssr refine` does."""
+        """Write the mask as a palette PNG, as `ssr refine` does.
+
+        Raises:
+            UsageError: ``path`` does not end in ``.png``.
+        """
+        if Path(path).suffix.lower() != ".png":
+            raise UsageError(f"expected a path that ends in .png, found {path}", "a mask in another format loses classes")
         write_mask(Path(path), self.mask, palette())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +52,17 @@ def remember(workspace: Workspace) -> None:
 def refuse_other_dataset(workspace: Workspace) -> None:
     """Compare the dataset with the one that the directory stores.
 
+    Where the stored root is no longer a folder, another one is taken, because the dataset was moved. Each stage compares its
+    images with those that its output was made of.
+
     Raises:
         UsageError: The directory was made for other images.
     """
     remembered = recall(workspace.work).get("dataset")
-    changed = differences(remembered, workspace.dataset_options.model_dump(mode="json")) if remembered else []
-    changed = [change for change in changed if change.startswith(("kind", "root"))]
+    if not remembered:
+        return
+    moved = not os.path.isdir(str(remembered.get("root")))
+    changed = differences(remembered, workspace.dataset_options.model_dump(mode="json"))
+    changed = [change for change in changed if change.startswith("kind" if moved else ("kind", "root"))]
     if changed:
         raise UsageError(f"{workspace.work} belongs to another dataset ({'; '.join(changed)})", "give another --work")

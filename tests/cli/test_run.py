@@ -160,6 +160,23 @@ def test_work_directory_of_another_dataset_is_refused(work, ssr, tiny_coco):
     assert (work / "work.json").read_text() == before
 
 
+def test_moved_dataset_is_taken_and_other_images_are_made_anew(tiny_voc, make_voc, ssr, tmp_path):
+    flags = ("--config", tiny_voc.config, "--work", tmp_path / "work")
+    shutil.copytree(tiny_voc.root, tmp_path / "disk/VOC")
+    ssr("superpixels", *flags, "--root", tmp_path / "disk/VOC")
+    copy = ssr("superpixels", *flags, code=2).err
+    assert "belongs to another dataset (root: " in copy
+    (tmp_path / "disk").rename(tmp_path / "moved")
+    assert "no JPEGImages in" in ssr("superpixels", "--work", tmp_path / "work", code=2).err
+    assert ", 6 already done" in ssr("superpixels", "--work", tmp_path / "work", "--root", tmp_path / "moved/VOC").err
+    assert ", 6 already done" in ssr("superpixels", "--work", tmp_path / "work").err
+    shutil.rmtree(tmp_path / "moved")
+    make_voc(tmp_path / "other", {"a_cat": ((48, 40), ("cat",))})
+    other = ssr("superpixels", "--work", tmp_path / "work", "--root", tmp_path / "other").err
+    assert "1/1" in other
+    assert "already done" not in other
+
+
 def test_eval_of_cams_and_its_oracle(work, ssr):
     ran = ssr("eval", "cams", "--oracle", "--work", work, "--no-pictures")
     fixed, oracle = (json.loads((work / f"eval/{name}/report.json").read_text()) for name in ("cams", "cams-oracle"))
