@@ -118,7 +118,7 @@ coverage: dev
 	$(PYTEST) $(QUICK) --cov=pipelines --cov=ssr_cli --cov-branch --cov-report=term-missing:skip-covered
 
 faults: dev
-	SSR_FAULTS=full $(BIN)/python -m pytest tests/faults
+	SSR_FAULTS=full $(BIN)/python -m pytest tests/faults tests/stages/test_kill.py tests/cli/test_interrupted_trainings.py
 
 lint: dev
 	$(BIN)/ruff format --check .

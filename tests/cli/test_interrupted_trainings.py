@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.stores.manifest import read_manifest
+from tests.faults.harness import either
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 TRAININGS = {
@@ -49,7 +50,7 @@ def config(tmp_path_factory, ssr, models):
     return config
 
 
-@pytest.mark.parametrize("training", TRAININGS)
+@pytest.mark.parametrize("training", either(TRAININGS, "train", "retrain"))
 def test_interrupted_training_goes_on_to_the_same_bytes(config, warm, tmp_path, training):
     words, name = TRAININGS[training]
     launch = [str(warm.torchrun), "--standalone", "--nproc-per-node=2", "--no-python"]

@@ -11,11 +11,12 @@ import re
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tests.fixtures.forks import Ended, Run, Server
 
@@ -33,6 +34,11 @@ KILLED = -signal.SIGKILL
 def sized(short: int, full: int) -> int:
     """A number of trials."""
     return full if FULL else short
+
+
+def either(full: Iterable[Any], *short: Any) -> list[Any]:
+    """The cases of the full form, or of the short one: those that take another way through the code."""
+    return list(full if FULL else short)
 
 
 @dataclass(frozen=True)

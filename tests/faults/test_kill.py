@@ -14,12 +14,12 @@ from collections import Counter
 import pytest
 
 from .contents import litter, unreadable
-from .harness import FULL, KILLED, STAGES, sized
+from .harness import KILLED, STAGES, either, sized
 
 KILLS = sized(4, 100)
 
-STAGES_HERE = STAGES if FULL else ("refine", "predict", "eval")
-"""In the short form few: tests/stages/test_kill.py kills the others, and `refine`, at each kind of rename."""
+STAGES_HERE = either(STAGES, "predict")
+"""In the short form, tests/stages/test_kill.py kills the others at each kind of rename."""
 
 
 @pytest.mark.parametrize("stage", STAGES_HERE)
@@ -110,7 +110,7 @@ LEFT = (
 )
 
 
-@pytest.mark.parametrize(("stage", "name"), LEFT if FULL else LEFT[:4])
+@pytest.mark.parametrize(("stage", "name"), either(LEFT, *LEFT[:2]))
 def test_temporary_files_of_a_kill_are_removed(lab, tmp_path, stage, name):
     work = lab.finished(stage, tmp_path / "work")
     left = work / f"{name}.abcdefgh.tmp"

@@ -19,7 +19,7 @@ import pytest
 from tests.fixtures.forks import Warm
 
 from .contents import differing, digest
-from .harness import ROOT, sized
+from .harness import ROOT, either, sized
 
 STAGES = ("superpixels", "cams", "refine")
 PHOTOS = 6
@@ -106,7 +106,7 @@ def command_line(pid: int) -> bytes:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", either(LAUNCHERS, "--devices", "Ray"))
 def test_killed_process(undisturbed, warm, table, tmp_path, launcher):
     if launcher == "Ray" and importlib.util.find_spec("ray") is None:
         pytest.skip("needs ray: pip install 'ssr-wsss[ray]'")

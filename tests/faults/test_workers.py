@@ -14,7 +14,7 @@ import pytest
 
 from tests.fixtures.forks import Run, session_of
 
-from .harness import STAGES, sized
+from .harness import STAGES, either, sized
 
 POOLS = [stage.name for stage in STAGES.values() if stage.pool and "none" not in stage.argv]
 
@@ -41,7 +41,7 @@ def _alive(pid: int) -> bool:
     return (Path(f"/proc/{pid}/stat")).read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-@pytest.mark.parametrize("stage", POOLS)
+@pytest.mark.parametrize("stage", either(POOLS, "superpixels", "predict"))
 def test_worker_killed(lab, table, tmp_path, stage):
     """The first is killed while work is still handed out, the others at any moment."""
     moments, faults = random.Random(f"worker {stage}"), []
@@ -70,7 +70,7 @@ def test_worker_killed(lab, table, tmp_path, stage):
     assert faults == []
 
 
-@pytest.mark.parametrize("stage", POOLS)
+@pytest.mark.parametrize("stage", either(POOLS, "superpixels"))
 def test_workers_end_with_a_killed_run(lab, table, tmp_path, stage):
     """Those of a fork server as the program starts it."""
     work = lab.fresh(stage, tmp_path / "work")

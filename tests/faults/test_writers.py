@@ -13,7 +13,7 @@ import pytest
 
 from tests.fixtures.forks import Run
 
-from .harness import STAGES, sized
+from .harness import STAGES, either, sized
 
 PAUSE = 0.05
 
@@ -39,7 +39,7 @@ def under_way(run: Run, work: Path, stage: str, there: set[Path]) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs /proc")
-@pytest.mark.parametrize("stage", [stage.name for stage in STAGES.values() if stage.lock])
+@pytest.mark.parametrize("stage", either([stage.name for stage in STAGES.values() if stage.lock], "align", "refine"))
 def test_second_run_is_refused(lab, table, tmp_path, stage):
     for turn in range(sized(1, 5)):
         work = lab.fresh(stage, tmp_path / f"work{turn}")
@@ -61,7 +61,9 @@ def test_second_run_is_refused(lab, table, tmp_path, stage):
         table.add("second writer of the same stage", stage, "one line, exit 1; the first ends in the same bytes", 2)
 
 
-@pytest.mark.parametrize(("first", "second"), [("superpixels", "predict"), ("cams", "train"), ("refine", "align")])
+@pytest.mark.parametrize(
+    ("first", "second"), either([("superpixels", "predict"), ("cams", "train"), ("refine", "align")], ("refine", "align"))
+)
 def test_different_stages_side_by_side(lab, table, tmp_path, first, second):
     """Both start over on what a finished chain has: neither reads what the other makes."""
     work = lab.finished("eval", tmp_path / "work")

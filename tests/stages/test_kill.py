@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from pipelines.stores.array_store import ArrayReader, store_exists
+from tests.faults.harness import either, sized
 
 KILLED = -9
 IMAGES, STEPS = 12, 20  # photos; steps of align, train makes half of them, retrain 8
-SHARES = [n / 12 for n in range(1, 13)]
+SHARES = [n / sized(10, 12) for n in range(1, 13)]
 """Moments of death, run by run, as shares of the renames and removals of an undisturbed run; the later runs have fewer."""
 
 TOML = f"""
@@ -176,7 +177,7 @@ class Bench:
         return done
 
 
-@pytest.fixture(scope="module", params=COMMANDS)
+@pytest.fixture(scope="module", params=either(COMMANDS, "tag", "refine", "masks", "align", "views", "retrain"))
 def bench(request, tmp_path_factory, make_voc, models, tiny_voc, forks) -> Bench:
     """Runs of a command: undisturbed in ``calm``, killed by files in ``files`` and by steps in ``steps``."""
     command = COMMANDS[request.param]

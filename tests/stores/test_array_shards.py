@@ -131,14 +131,15 @@ def test_clear(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_many_parts_become_few(tmp_path: Path) -> None:
+def test_many_parts_become_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long a run is broken off, few files are left; and what came last counts."""
+    monkeypatch.setattr(array_store, "UNITE", 8)
     draw, expected = random.Random(0), {}
     path = tmp_path / "s.h5"
     writer = ArrayWriter(path, part_images=1)
     most = 0
-    for turn in range(1100):
-        one = f"im{draw.randrange(300):03d}"
+    for turn in range(150):
+        one = f"im{draw.randrange(50):03d}"
         expected[one] = turn
         writer.add(one, np.full(1, turn, np.int32))
         most = max(most, len(parts_of(path)))
