@@ -181,3 +181,13 @@ def _absolute(options: AnyOptions) -> AnyOptions:
         elif isinstance(value, str) and Path(value).suffix in FILE_SUFFIXES:
             changes[key] = str(Path(value).expanduser().absolute())
     return options.model_copy(update=changes)
+
+
+def refuse_missing(work: Path) -> None:
+    """Refuse a work directory that is not there, for commands that only look at one.
+
+    Raises:
+        UsageError: There is no such folder.
+    """
+    if not work.is_dir():
+        raise UsageError(f"expected a work directory, found {'a file' if work.exists() else 'nothing'} at {work}", "--work")

@@ -111,7 +111,7 @@ def print_outcome(counts: Counts, work: Path, then: str | None, invocation: Invo
         return
     log = work / "failures.jsonl" if shard is None else shard.place(work / "failures.jsonl")
     if counts.failed:
-        err.print(f"[yellow]{counts.failed} bad images left out, listed in {log}[/]")
+        err.print(f"[yellow]{counts.failed} bad images left out, listed in {escape(str(log))}[/]")
     if shard is not None:
         if shard.index == 0:
             after = f"once all {shard.count} shards are done"

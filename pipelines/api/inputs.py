@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,9 @@ from pipelines.datasets.image import load_image
 from pipelines.encoders.weights import Weights, resolve_clip
 from pipelines.errors import UsageError
 from pipelines.options.sources import ClipOptions, RunOptions
+
+_SLACK = 1e-3
+"""How far pixels may lie outside [0, 1], as those of an augmentation that rounds do."""
 
 ImageLike = NDArray[np.uint8] | Image.Image | Path | str
 """An RGB array ``(H, W, 3)`` uint8, a PIL image, or the path of an image."""
@@ -71,7 +74,7 @@ def as_pixels(pixels: Tensor, device: torch.device) -> Tensor:
     """Return a batch of images as fp32 in [0, 1] on a device.
 
     Raises:
-        UsageError: A tensor of another shape or type.
+        UsageError: A tensor of another shape or type, or floating point outside [0, 1].
     """
     scaled = pixels.dtype == torch.uint8
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not (scaled or pixels.is_floating_point()):
@@ -79,7 +82,13 @@ def as_pixels(pixels: Tensor, device: torch.device) -> Tensor:
         raise UsageError(
             f"expected pixels (B, 3, H, W), uint8 or floating point in [0, 1], found {found}", "image[None] adds B"
         )
-    return pixels.to(device).float() / 255 if scaled else pixels.to(device).float()
+    moved = pixels.to(device).float()  # (B, 3, H, W)
+    if scaled:
+        return moved / 255
+    low, high = (float(value) for value in torch.aminmax(moved)) if moved.numel() else (0.0, 1.0)
+    if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN, too
+        raise UsageError(f"expected pixels in [0, 1], found {low:.3g} to {high:.3g}", "pixels / 255, or uint8")
+    return moved
 
 
 def checked_labels(labels: Sequence[Sequence[str]], photos: int, class_list: ClassList) -> list[tuple[int, ...]]:
@@ -111,6 +120,13 @@ def as_class_list(classes: Sequence[str] | str | Path, background: Sequence[str]
         named = {"voc12": VOC12, "coco14": COCO14}.get(str(classes))
         class_list = named if named is not None else load_class_list(Path(classes))
     else:
-        names = tuple(classes)
+        names = _words(classes, "class names")
         class_list = ClassList(names, names, VOC12.background)
-    return class_list if background is None else replace(class_list, background=tuple(background))
+    return class_list if background is None else replace(class_list, background=_words(background, "background words"))
+
+
+def _words(given: Sequence[str], what: str) -> tuple[str, ...]:
+    words = None if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    if words is None or not all(isinstance(word, str) for word in words):
+        raise UsageError(f"expected a list of {what}, found {given!r:.80}", f"such as {['sky', 'grass']!r}")
+    return words

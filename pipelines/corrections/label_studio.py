@@ -9,6 +9,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from pipelines.corrections.base import Canvas, Correction, Outcome, Source, known_keys
+from pipelines.datasets.names import check_image_id
 from pipelines.errors import ImageError, SsrError
 from pipelines.ops.run_lengths import decode_brush
 
@@ -29,8 +30,7 @@ def tasks(source: Source, content: list[Any]) -> Iterator[Outcome]:
         task = known_keys(entry, ("data", "annotations"), f"{source.path}: {where}")
         if not isinstance(task["data"], dict) or not isinstance(task["annotations"], list):
             raise SsrError(f"{source.path}: {where}: expected Label Studio's JSON export", "export as JSON, not as JSON-MIN")
-        name = _name(task["data"])
-        image_id = source.image_id(unquote(name) if isinstance(name, str) else name, where)
+        image_id = _image_id(source, task["data"], where)
         made = [a for a in task["annotations"] if isinstance(a, dict) and not a.get("was_cancelled") and "result" in a]
         if not made:
             continue
@@ -42,10 +42,13 @@ def tasks(source: Source, content: list[Any]) -> Iterator[Outcome]:
             yield image_id, ImageError(f"{where}: {error.message}", error.hint)
 
 
-def _name(data: dict[str, Any]) -> object:
-    """Return the image of a task: its id, if `ssr export` wrote it, or its address."""
+def _image_id(source: Source, data: dict[str, Any], where: str) -> str:
+    """Return the id of a task's image: as `ssr export` wrote it, or of its address."""
     own = data.get("image_id")
-    return own if isinstance(own, str) else next((data[key] for key in _IMAGES if key in data), None)
+    if isinstance(own, str):
+        return check_image_id(own, f"{source.path}: {where}")
+    address = next((data[key] for key in _IMAGES if key in data), None)
+    return source.image_id(unquote(address) if isinstance(address, str) else address, where)
 
 
 def _painted(source: Source, results: Any, where: str) -> Canvas | None:

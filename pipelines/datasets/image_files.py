@@ -11,9 +11,10 @@ from pathlib import Path
 
 from pipelines.datasets.names import IMAGE_SUFFIXES, UNREAD_SUFFIXES, did_you_mean, image_id_of, name_key, without_suffix
 from pipelines.errors import UsageError
+from pipelines.stores.manifest import holds_outputs
 
 NO_PHOTOS = {"masks", "segmentationclass", "segmentationclassaug", "segmentationobject", "annotations", "labels"}
-"""Subfolders of a folder of images in which no images are searched."""
+"""Subfolders of a folder of images in which no images are searched; nor are they in what commands wrote."""
 
 
 class ImageFiles:
@@ -118,7 +119,11 @@ def nested(folder: Path) -> dict[str, Path]:
     """
     found: dict[str, list[Path]] = {}
     for place, folders, _ in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in NO_PHOTOS)
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not (name.startswith(".") or name.lower() in NO_PHOTOS or holds_outputs(Path(place) / name))
+        )
         for name in sorted(listed(Path(place))):
             path = Path(place) / name
             found.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)

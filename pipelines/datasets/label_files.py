@@ -16,7 +16,7 @@ from pipelines.datasets.classes import ClassList
 from pipelines.datasets.label_json import json_rows, jsonl_rows
 from pipelines.datasets.label_rows import NameOf, Row
 from pipelines.datasets.label_tables import TAGS, layout_of, preamble, table_rows
-from pipelines.datasets.names import did_you_mean, image_id_of
+from pipelines.datasets.names import did_you_mean, image_id_of, listed_name
 from pipelines.datasets.splits import encoding_of, refuse_irregular
 from pipelines.errors import SsrError, UsageError
 from pipelines.stores.files import atomic_path
@@ -126,7 +126,7 @@ def write_label_file(path: Path, labels: Mapping[str, Sequence[int]], classes: C
     Raises:
         UsageError: The suffix is unknown, or the file cannot be written.
     """
-    rows = {image_id: [classes.names[index] for index in present] for image_id, present in labels.items()}
+    rows = {listed_name(image_id): [classes.names[index] for index in present] for image_id, present in labels.items()}
     text = io.StringIO(newline="")
     match path.suffix.lower():
         case ".csv":
@@ -158,7 +158,7 @@ def write_tag_file(path: Path, rows: Iterable[tuple[str, Sequence[int]]], classe
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.write(TAGS + "\n")
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerows((image_id, ";".join(classes.names[index] for index in tags)) for image_id, tags in rows)
+        writer.writerows((listed_name(image_id), ";".join(classes.names[index] for index in tags)) for image_id, tags in rows)
 
 
 def holds_tags(path: Path | None) -> bool:

@@ -57,6 +57,11 @@ def without_suffix(name: str) -> str:
     return stem if (dot + suffix).lower() in IMAGE_SUFFIXES else name
 
 
+def listed_name(image_id: str) -> str:
+    """Return the name by which lists and tables have an image, so that `image_id_of` gives its id back."""
+    return image_id if without_suffix(image_id) == image_id else image_id + IMAGE_SUFFIXES[0]
+
+
 def check_image_id(image_id: str, where: str) -> str:
     """Return an image id if it is safe as a file name.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,7 +43,7 @@ def write(plan: Plan) -> Iterator[Add]:
         plan.said += [
             "start Label Studio with these two lines, and add a local storage of the image folder to the project:",
             "export LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true",
-            f"export LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={plan.photo_root.parent}",
+            f"export LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={shlex.quote(str(plan.photo_root.parent))}",
         ]
 
 

@@ -65,6 +65,7 @@ def run(workspace: Workspace, file: Path, options: ImportOptions, progress: Prog
     source = Source(file, dataset.classes)
     tally = workspace.tally(STAGE, progress)
     others: list[str] = []
+    seen: set[str] = set()
     empty = 0
     with one_writer(folder, "importing", 0.0):
         before = Manifest.read(folder.with_suffix(".json"))
@@ -80,6 +81,9 @@ def run(workspace: Workspace, file: Path, options: ImportOptions, progress: Prog
             try:
                 if isinstance(found, ImageError):
                     raise found
+                if image_id in seen:
+                    raise ImageError(f"{file} has a second label map of it", "one entry an image")
+                seen.add(image_id)
                 if not found.objects and options.empty == "skip":
                     empty += 1
                     continue

@@ -25,7 +25,7 @@ from pipelines.ops.label_map import IGNORE_INDEX
 from pipelines.ops.regions import without_specks
 from pipelines.options.export import ExportOptions
 from pipelines.stores.files import new_folder
-from pipelines.stores.manifest import Manifest
+from pipelines.stores.manifest import EXPORT_FILE, Manifest
 from pipelines.stores.mask_store import written_masks
 from pipelines.stores.shard import Shard
 from pipelines.workdir.commands import command_for
@@ -33,7 +33,7 @@ from pipelines.workdir.confidences import Confidences
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "export"
-MARK = "export.json"
+MARK = EXPORT_FILE
 """Manifest in the folder of an export, which marks the folder as one."""
 _IN_WORK = {
     "masks": "ssr refine",

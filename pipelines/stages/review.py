@@ -16,6 +16,7 @@ import numpy as np
 from pipelines.datasets.base import Sample
 from pipelines.datasets.classes import palette
 from pipelines.datasets.image import load_image
+from pipelines.datasets.names import listed_name
 from pipelines.errors import ImageError, SsrError, UsageError
 from pipelines.evaluation.ground_truth import read_mask
 from pipelines.execution.progress import Progress, Silent
@@ -68,6 +69,7 @@ class Applied:
         marks: How many masks were marked as what.
         changed: Images with a corrected mask from this.
         left_out: Those of them all of whose masks are bad: nothing is learned from them.
+        taken_back: Images whose corrected mask is gone, because none of their masks is bad any more.
         fix: List of the images to correct, or None if there are none.
     """
 
@@ -75,6 +77,7 @@ class Applied:
     marks: dict[str, int]
     changed: int
     left_out: int
+    taken_back: int
     fix: Path | None
 
 
@@ -136,7 +139,8 @@ def apply(workspace: Workspace, files: Sequence[Path]) -> Applied:
     """Take over what a person said: pixels of bad masks become 255 in ``WORK/corrected``, which trainings prefer.
 
     An image all of whose classes are bad becomes 255 everywhere. Images to fix are listed in ``WORK/review/fix.txt``, which is
-    a split for `ssr export`.
+    a split for `ssr export`. A mask that was marked bad before and is not now is used again, unless its image was corrected in
+    another tool or its mask was made anew meanwhile.
 
     Args:
         workspace: Its masks.
@@ -147,27 +151,49 @@ def apply(workspace: Workspace, files: Sequence[Path]) -> Applied:
     """
     marks = _read_marks(workspace, files)
     samples = {sample.image_id: sample for sample in workspace.dataset.samples}
-    changed = left_out = 0
+    changed = left_out = taken_back = 0
     names, folder = workspace.dataset.classes.names, workspace.corrected
     with one_writer(folder, "reviewing", 0.0):
         for image_id, classes in marks.items():
-            bad = {index for index, mark in classes.items() if mark == "bad"}
+            labels, corrected = set(samples[image_id].labels), folder / f"{image_id}.png"
+            source, earlier = _marked_before(workspace, corrected, labels)
+            bad = {index for index, mark in classes.items() if mark == "bad"} | (earlier - classes.keys())
             if not bad:
+                if earlier:
+                    corrected.unlink()
+                    taken_back += 1
                 continue
-            source = next((at for at in (folder, workspace.masks) if (at / f"{image_id}.png").is_file()), workspace.masks)
-            mask = read_mask(source / f"{image_id}.png", len(names))  # (H, W)
-            whole = bad >= set(samples[image_id].labels)
+            mask = read_mask(source, len(names))  # (H, W)
+            whole = bad >= labels
             mask[whole | np.isin(mask, [index + 1 for index in bad])] = IGNORE_INDEX
-            write_mask(folder / f"{image_id}.png", mask, palette())
+            write_mask(corrected, mask, palette())
             changed, left_out = changed + 1, left_out + whole
-        if changed:
+        if changed or taken_back:
             corrections_manifest(workspace).write(folder.with_suffix(".json"))
     fix = [image_id for image_id, classes in marks.items() if "fix" in classes.values()]
     listed = workspace.work / STAGE / "fix.txt"
     with atomic_path(listed) as temporary:
-        temporary.write_text("".join(f"{image_id}\n" for image_id in fix), encoding="utf-8")
+        temporary.write_text("".join(f"{listed_name(image_id)}\n" for image_id in fix), encoding="utf-8")
     counts = {mark: sum(list(classes.values()).count(mark) for classes in marks.values()) for mark in MARKS}
-    return Applied(folder, counts, changed, left_out, listed if fix else None)
+    return Applied(folder, counts, changed, left_out, taken_back, listed if fix else None)
+
+
+def _marked_before(workspace: Workspace, corrected: Path, labels: set[int]) -> tuple[Path, set[int]]:
+    """Return the label map that marks apply to, and the classes that are bad by earlier marks.
+
+    A corrected mask that is the pseudo-mask but for ignored pixels comes from marks alone. Any other one was corrected in
+    another tool, or is of an older pseudo-mask: marks apply to it.
+    """
+    pseudo, classes = workspace.masks / corrected.name, len(workspace.dataset.classes.names)
+    if not corrected.is_file():
+        return pseudo, set()
+    if not pseudo.is_file():
+        return corrected, set()
+    mask, edited = read_mask(pseudo, classes), read_mask(corrected, classes)  # (H, W)
+    ignored = edited == IGNORE_INDEX
+    if mask.shape != edited.shape or (mask != edited)[~ignored].any():
+        return corrected, set()
+    return pseudo, labels if ignored.all() else labels & {int(value) - 1 for value in np.unique(mask[ignored])}
 
 
 def _read_marks(workspace: Workspace, files: Sequence[Path]) -> dict[str, dict[int, str]]:
@@ -199,7 +225,9 @@ def _rows(file: Path) -> list[tuple[Any, Any, Any]]:
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
         return [(row["image"], row["class"], row["mark"]) for row in rows]
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+    except OSError as error:
+        raise UsageError(f"cannot read the marks {file}: {error.strerror}", "--apply") from error
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise UsageError(f"{file}: expected {expected}", "--apply") from error
 
 

@@ -20,12 +20,29 @@ from pipelines.errors import SsrError, UsageError
 from pipelines.stores.files import read_json, write_json
 from pipelines.stores.shard import Shard, shard_folders
 
+WORK_FILE, EXPORT_FILE = "work.json", "export.json"
+"""Files that mark a work directory and the folder of an export."""
+MAX_MANIFEST_BYTES = 1 << 20
 PACKAGES = ("ssr-wsss", "torch", "open_clip_torch", "timm", "scikit-image", "numpy", "h5py", "pillow", "pydensecrf2")
 
 
 def digest(settings: Any) -> str:
     """Return a short SHA-256 of any JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def holds_outputs(folder: Path) -> bool:
+    """Return whether commands wrote a folder: a work directory, an export, or label maps with their manifest beside them."""
+    if any((folder / name).is_file() for name in (WORK_FILE, EXPORT_FILE)):
+        return True
+    beside = folder.with_suffix(".json")
+    if not beside.is_file() or beside.stat().st_size > MAX_MANIFEST_BYTES:
+        return False
+    try:
+        content = read_json(beside)
+    except SsrError:  # of something else
+        return False
+    return isinstance(content, dict) and {"stage", "settings", "dataset"} <= content.keys()
 
 
 @dataclass

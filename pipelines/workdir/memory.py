@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import SsrError, UsageError
 from pipelines.stores.files import read_json, write_json
-from pipelines.stores.manifest import differences
+from pipelines.stores.manifest import WORK_FILE, differences
 
 if TYPE_CHECKING:
     from pipelines.workdir.workspace import Workspace
 
-MEMORY = "work.json"
+MEMORY = WORK_FILE
 """File in which a work directory stores its dataset, encoders, recipe and config for later commands."""
 
 

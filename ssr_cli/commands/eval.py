@@ -62,7 +62,9 @@ def command(
     then = status(invocation.work).next_command if what == "masks" else command_for(invocation.work, "ssr report")
     next_step(then)
     if evaluations[0].failed:
-        err.print(f"[yellow]{evaluations[0].failed} images left out, listed in {invocation.work / 'failures.jsonl'}[/]")
+        err.print(
+            f"[yellow]{evaluations[0].failed} images left out, listed in {escape(str(invocation.work / 'failures.jsonl'))}[/]"
+        )
         raise typer.Exit(EXIT_PARTLY)
 
 
@@ -110,7 +112,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     _print_warnings(report)
     for name, rule in report.rules.items():
         out.print(f"[dim]{name}: {escape(rule)}[/]")
-    out.print(f"[dim]options digest {report.options_digest}; {evaluation.folder / 'report.json'}[/]")
+    out.print(f"[dim]options digest {report.options_digest}; {escape(str(evaluation.folder / 'report.json'))}[/]")
 
 
 def _print_warnings(*reports: Report) -> None:
@@ -142,7 +144,7 @@ def _compare(first: Path, second: Path) -> None:
     _print_warnings(a, b)
     picture = _report_path(second).parent / "compare.png"
     save_figure(compare_figure(a, b, (str(first), str(second))), picture)
-    out.print(f"[dim]{picture}[/]")
+    out.print(f"[dim]{escape(str(picture))}[/]")
 
 
 def _rows(a: Report, b: Report) -> list[tuple[str, float | None, float | None]]:

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from ssr_cli.commands.eval import print_evaluation
 from ssr_cli.console import EXIT_PARTLY, err, next_step, out
-from ssr_cli.invocation import Invocation
+from ssr_cli.invocation import Invocation, refuse_missing
 from ssr_cli.parameters import command_with
 
 
@@ -27,6 +27,7 @@ def command(
     from pipelines.stages.status import status
 
     work = invocation.work
+    refuse_missing(work)
     outputs = merge.run(work, folders or ())
     for merged in outputs:
         name = escape(str(merged.output))

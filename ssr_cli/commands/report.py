@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
+
 from pipelines.options.stages import ShowOptions
 from ssr_cli.console import ConsoleProgress, next_step, out
 from ssr_cli.invocation import Invocation
@@ -16,5 +18,5 @@ def command(invocation: Invocation) -> None:
 
     with ConsoleProgress() as progress:
         page = report.run(invocation.workspace, invocation.options("show", ShowOptions), progress)
-    out.print(f"report: [bold]{page.absolute()}[/]")
+    out.print(f"report: [bold]{escape(str(page.absolute()))}[/]")
     next_step(status(invocation.work).next_command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -35,19 +36,20 @@ def command(
         done = review.apply(invocation.workspace, apply)
         counted = ", ".join(f"{count} {mark}" for mark, count in done.marks.items())
         out.print(f"{counted}; {done.changed} corrected masks in [bold]{escape(str(done.folder))}[/]", highlight=False)
+        if done.taken_back:
+            out.print(f"{done.taken_back} images are as their pseudo-masks again: none of their masks is bad any more")
         if done.left_out:
             out.print(
                 f"{done.left_out} of them are 255 everywhere: all their classes are bad, and nothing is learned from them"
             )
         if done.fix is not None:
-            next_step(command_for(invocation.work, f"ssr export cvat --split {done.fix}"))
+            next_step(command_for(invocation.work, f"ssr export cvat --split {shlex.quote(str(done.fix))}"))
         return
     with ConsoleProgress() as progress:
         made = review.run(invocation.workspace, top, per_page, progress)
     out.print(f"{made.masks:,} masks of single classes, most doubtful first: [bold]{escape(str(made.table))}[/]")
     further = "" if made.pages == 1 else f" and {made.pages - 1} more linked with it"
-    out.print(
-        f"the first {made.shown:,}, to mark: [bold]{escape(str(made.page))}[/]{further}; then ssr review --apply review.json"
-    )
+    out.print(f"the first {made.shown:,}, to mark: [bold]{escape(str(made.page))}[/]{further}")
+    next_step(command_for(invocation.work, "ssr review --apply review.json"))
     if made.failed:
         raise typer.Exit(EXIT_PARTLY)

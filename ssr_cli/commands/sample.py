@@ -6,6 +6,8 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+from rich.markup import escape
+
 from pipelines.options.stages import SampleOptions
 from ssr_cli.console import ConsoleProgress, next_step, out
 from ssr_cli.invocation import Invocation
@@ -23,5 +25,6 @@ def command(invocation: Invocation) -> None:
     invocation = replace(invocation, work_flag=work)
     with ConsoleProgress() as progress:
         sample.run(work, invocation.options("sample", SampleOptions), invocation.force, progress)
-    out.print(f"images, labels and masks in [bold]{work / 'dataset'}[/], config [bold]{work / sample.CONFIG}[/]")
-    next_step(f"ssr superpixels --config {shlex.quote(str(work / sample.CONFIG))}")
+    dataset, config = work / "dataset", work / sample.CONFIG
+    out.print(f"images, labels and masks in [bold]{escape(str(dataset))}[/], config [bold]{escape(str(config))}[/]")
+    next_step(f"ssr superpixels --config {shlex.quote(str(config))}")

@@ -60,7 +60,8 @@ def _panels(invocation: Invocation) -> None:
 
     with ConsoleProgress() as progress:
         shown = show.run(invocation.workspace, invocation.options("show", ShowOptions), progress)
-    out.print(f"{len(shown.panels)} panels, contact sheet [bold]{shown.sheet}[/], page [bold]{shown.page}[/]")
+    sheet, page = escape(str(shown.sheet)), escape(str(shown.page))
+    out.print(f"{len(shown.panels)} panels, contact sheet [bold]{sheet}[/], page [bold]{page}[/]")
     if shown.failed:
         raise typer.Exit(EXIT_PARTLY)
 

@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ssr_cli.console import next_step, out
-from ssr_cli.invocation import Invocation
+from ssr_cli.invocation import Invocation, refuse_missing
 from ssr_cli.parameters import command_with
 
 
@@ -16,6 +16,8 @@ def command(invocation: Invocation) -> None:
     from pipelines.datasets.names import some
     from pipelines.stages.status import status, with_outdated
 
+    if invocation.config is None:  # else it says which command comes first
+        refuse_missing(invocation.work)
     state = with_outdated(invocation.work, status(invocation.work))
     out.print(f"[bold]{escape(str(invocation.work))}[/]: {escape(state.dataset)}; recipe {escape(state.recipe)}")
     table = Table()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from pipelines.options.sources import ClipOptions, DatasetOptions
 from ssr_cli.console import next_step, out
@@ -26,6 +27,6 @@ def command(
 
     dataset, clip = invocation.options("dataset", DatasetOptions), invocation.options("clip", ClipOptions)
     classes, background = write_banks(dataset, clip, target)
-    out.print(f"{classes}\n{background}")
+    out.print(escape(f"{classes}\n{background}"))
     banks = "--text-bank", str(classes), "--background-bank", str(background)
     next_step(invocation.command("ssr cams", "dataset", "clip", more=banks, without=("text_bank", "background_bank")))

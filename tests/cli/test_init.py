@@ -176,3 +176,23 @@ def test_on_a_terminal_it_asks_for_what_is_not_known(case, here, models, monkeyp
     assert result.stdout.endswith(command + "\n")
     assert result.output.count("Folder of photos") == 1 + ("nowhere" in answers)
     assert read_config(Path("ssr.toml"))[0]["dataset"]["kind"] == "folder"
+
+
+def test_what_commands_write_into_the_folder_of_images_is_no_image_of_it(tiny_folder, ssr, tmp_path):
+    """A folder of subfolders, with the work directory, an export and predictions inside."""
+    root = tmp_path / "own"
+    for place, name in (("mug", "one"), ("spoon", "two")):
+        (root / place).mkdir(parents=True)
+        shutil.copy(tiny_folder.root / f"images/{name}.png", root / place)
+    (root / "labels.csv").write_text("image,labels\none,cat\ntwo,cat;dog\n")
+    shutil.copy(tiny_folder.config, root)
+    made = ("--config", root / "tiny.toml", "--work", root / "runs/own")
+    (root / "classes.toml").write_text('[[classes]]\nname = "cat"\n[[classes]]\nname = "dog"\n')
+    tags = ("--classes", root / "classes.toml", "--output", root / "maps")
+    ssr("predict", "--model", "tags", *made, *tags)
+    ssr("masks", *made)
+    ssr("show", *made)
+    ssr("export", "voc", *made, "--output", root / "for others")
+    assert len(list(root.rglob("*.png"))) > 8
+    assert "masks: 2 images" in ssr("masks", *made, "--force").err
+    assert ", 2 already done" in ssr("predict", "--model", "tags", *made, *tags).err

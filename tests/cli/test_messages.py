@@ -145,12 +145,14 @@ def test_output_without_a_terminal_has_no_escape_codes(finished, ssr_process, tm
     assert "\r" not in ran.text
 
 
-def test_status_in_an_empty_place_says_what_to_do(ssr, tmp_path, monkeypatch):
+def test_status_in_an_empty_place_says_what_to_do(ssr, tiny_voc, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran = ssr("status", code=2)
     assert "there is none under runs/" in ran.err
     assert "--work" in ran.err
-    ran = ssr("status", "--work", tmp_path / "new")
+    for command in ("status", "merge"):
+        assert f"found nothing at {tmp_path / 'new'} (--work)" in ssr(command, "--work", tmp_path / "new", code=2).err
+    ran = ssr("status", "--config", tiny_voc.config, "--work", tmp_path / "new")
     assert "not begun" in ran.out
     assert f"next: ssr superpixels --work {tmp_path / 'new'}" in ran.out
     assert not (tmp_path / "new").exists()
@@ -247,7 +249,7 @@ def test_a_class_without_ground_truth_is_named_beside_every_score(ssr, own_voc):
     assert f"warning: {line}" in ssr("eval", "--compare", work, work).out
 
 
-@pytest.mark.parametrize("place", ["my photos & co", "it's #1; $(x)"])
+@pytest.mark.parametrize("place", ["my photos & co", "it's #1; $(x)", "v[2] [bold]"])
 def test_printed_commands_run_as_they_are_printed(ssr, tiny_folder, tmp_path, place):
     """From `doctor` to the ablation, only by what is printed: `next:` lines, and commands in errors."""
     root = Path(shutil.copytree(tiny_folder.root, tmp_path / place / "photos"))
@@ -260,7 +262,15 @@ def test_printed_commands_run_as_they_are_printed(ssr, tiny_folder, tmp_path, pl
         command = next(line.removeprefix("next: ") for line in said.splitlines() if line.startswith("next: "))
         commands.append(shlex.split(command)[1])
         said = ssr(*shlex.split(command)[1:]).out
+        if commands[-1] == "report":
+            assert f"report: {(tmp_path / place / 'runs/report.html').absolute()}\n" in said
     assert commands == ["superpixels", "cams", "refine", "eval", "report", "ablation"]
+    said = ssr("show", *made, "--count", 1).out
+    assert f"contact sheet {tmp_path / place / 'runs/show/contact_sheet.png'}, page " in said
+    said = ssr("review", *made).out
+    (tmp_path / "review.json").write_text("[]")
+    command = said.rsplit("next: ", 1)[1].replace("review.json", str(tmp_path / "review.json"))
+    assert "0 bad" in ssr(*shlex.split(command)[1:]).out
     shutil.rmtree(tmp_path / place / "runs")
     failed = ssr("refine", *made, code=1).err
     for expected in ("cams", "superpixels"):

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.datasets.classes import VOC12
+from pipelines.datasets.classes import VOC12, palette
 from pipelines.figures.page_links import PageOf
 from pipelines.figures.review_page import SCRIPT, Doubtful, review_page
 from pipelines.ops.confidence import mask_confidence
+from pipelines.stores.mask_store import write_mask
 from tests.fixtures.datasets import PHOTOS
 
 NASTY = '</script><script>alert("1")</script>, "x"'
@@ -124,6 +125,30 @@ def test_marks_become_corrected_masks(work, ssr):
         ran = ssr("review", "--work", work, "--apply", file, code=0 if rows == {} else 2)
         assert words in ran.out + ran.err
     assert "found no review*.json" in ssr("review", "--work", work, "--apply", work / "masks", code=2).err
+
+
+def test_what_is_no_longer_bad_is_used_again(work, ssr):
+    image_id, (_, names) = next((i, photo) for i, photo in PHOTOS.items() if len(photo[1]) > 1)
+    pseudo, corrected = work / f"masks/{image_id}.png", work / f"corrected/{image_id}.png"
+    mask, (first, second) = pixels(pseudo), sorted(names)[:2]
+
+    def marked(**marks: str) -> str:
+        rows = [{"image": image_id, "class": name, "mark": mark} for name, mark in marks.items()]
+        (work / "marks.json").write_text(json.dumps(rows))
+        return ssr("review", "--work", work, "--apply", work / "marks.json").out
+
+    marked(**dict.fromkeys(names, "bad"))
+    assert (pixels(corrected) == 255).all()
+    marked(**{first: "good"})
+    left = [VOC12.names.index(name) + 1 for name in names if name != first]
+    assert np.array_equal(pixels(corrected), np.where(np.isin(mask, left), 255, mask))
+    assert "1 images are as their pseudo-masks again" in marked(**{name: "good" for name in names if name != first})
+    assert not corrected.exists()
+    edited = mask.copy()
+    edited[:2] = VOC12.names.index(second) + 1
+    write_mask(corrected, edited, palette())
+    marked(**{first: "good"})  # of another tool: stays
+    assert np.array_equal(pixels(corrected), edited)
 
 
 def test_page_runs_its_own_script_alone():

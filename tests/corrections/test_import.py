@@ -15,7 +15,7 @@ from PIL import Image
 from pipelines.corrections import Source, corrections
 from pipelines.corrections.coco import run_length_mask
 from pipelines.datasets.classes import palette
-from pipelines.errors import ImageError, SsrError, UsageError
+from pipelines.errors import ImageError, SsrError, TooManyFailures, UsageError
 from pipelines.options.export import ImportOptions
 from pipelines.stages import corrections as stage
 from tests.fixtures.odd import NAMES
@@ -169,6 +169,22 @@ def test_polygons_of_label_studio_are_percent(odd, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps([task]))
     found = read(odd, tmp_path / "x.json")["naïve 図.v2"]
     np.testing.assert_array_equal(found.label_map, np.repeat([[5] * 4 + [0] * 4], 4, axis=0))
+
+
+def test_ids_of_label_studio_are_taken_as_they_are_and_a_second_entry_is_named(odd, tmp_path):
+    """An id that `ssr export` wrote may look like a file name or an address; only addresses are shortened."""
+    value = {"points": [[0, 0], [50, 0], [50, 100]], "polygonlabels": ["class 5"]}
+    results = [{"type": "polygonlabels", "original_width": 8, "original_height": 4, "value": value}]
+    ids = ("photo.jpg", "a%20b", "photo")
+    tasks = [{"data": {"image": "/x/y.jpg", "image_id": one}, "annotations": [{"result": results}]} for one in ids]
+    (tmp_path / "x.json").write_text(json.dumps(tasks))
+    assert tuple(read(odd, tmp_path / "x.json")) == ids
+    one = next(iter(odd.maps))
+    empty = Image.fromarray(np.zeros_like(odd.maps[one]))
+    file = cvat_zip(tmp_path / "x.zip", {one: empty, f"sub/{one}": empty}, "background:0,0,0::\n")
+    workspace = replace(odd.workspace, work=tmp_path / "work")
+    with pytest.raises(TooManyFailures, match="second label map"):
+        stage.run(workspace, file, ImportOptions(empty="background"))
 
 
 def test_later_files_replace_and_add(odd, exported, tmp_path, ssr):

@@ -125,3 +125,10 @@ def test_select_keeps_the_wanted_order() -> None:
     assert list(select_labels(GOOD, ["d e", "a"], Path("l")).items()) == [("d e", (14,)), ("a", (7, 11))]
     with pytest.raises(UsageError, match="l: no entry for 2 of 3 images, first 'x'"):
         select_labels(GOOD, ["a", "x", "y"], Path("l"))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
+def test_ids_that_look_like_file_names_come_back(tmp_path: Path, suffix: str) -> None:
+    labels = {"photo": (7,), "photo.jpg": (11,), "scan1.tif": (14,)}
+    write_label_file(tmp_path / f"l{suffix}", labels, VOC12)
+    assert read_label_file(tmp_path / f"l{suffix}", VOC12) == labels
