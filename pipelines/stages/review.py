@@ -181,7 +181,7 @@ def apply(workspace: Workspace, files: Sequence[Path]) -> Applied:
 def _marked_before(workspace: Workspace, corrected: Path, labels: set[int]) -> tuple[Path, set[int]]:
     """Return the label map that marks apply to, and the classes that are bad by earlier marks.
 
-    A corrected mask that is the pseudo-mask but for ignored pixels comes from marks alone. Any other one was corrected in
+    A corrected mask that is the pseudo-mask but for whole classes comes from marks alone. Any other one was corrected in
     another tool, or is of an older pseudo-mask: marks apply to it.
     """
     pseudo, classes = workspace.masks / corrected.name, len(workspace.dataset.classes.names)
@@ -190,10 +190,13 @@ def _marked_before(workspace: Workspace, corrected: Path, labels: set[int]) -> t
     if not pseudo.is_file():
         return corrected, set()
     mask, edited = read_mask(pseudo, classes), read_mask(corrected, classes)  # (H, W)
-    ignored = edited == IGNORE_INDEX
-    if mask.shape != edited.shape or (mask != edited)[~ignored].any():
+    if mask.shape != edited.shape:
         return corrected, set()
-    return pseudo, labels if ignored.all() else labels & {int(value) - 1 for value in np.unique(mask[ignored])}
+    if (edited == IGNORE_INDEX).all():
+        return pseudo, labels
+    bad = {label for label in labels if label + 1 in mask and (edited[mask == label + 1] == IGNORE_INDEX).all()}
+    expected = np.where(np.isin(mask, [label + 1 for label in bad]), IGNORE_INDEX, mask)  # (H, W)
+    return (pseudo, bad) if np.array_equal(expected, edited) else (corrected, set())
 
 
 def _read_marks(workspace: Workspace, files: Sequence[Path]) -> dict[str, dict[int, str]]:

@@ -144,11 +144,16 @@ def test_what_is_no_longer_bad_is_used_again(work, ssr):
     assert np.array_equal(pixels(corrected), np.where(np.isin(mask, left), 255, mask))
     assert "1 images are as their pseudo-masks again" in marked(**{name: "good" for name in names if name != first})
     assert not corrected.exists()
-    edited = mask.copy()
-    edited[:2] = VOC12.names.index(second) + 1
-    write_mask(corrected, edited, palette())
-    marked(**{first: "good"})  # of another tool: stays
-    assert np.array_equal(pixels(corrected), edited)
+    edge = mask.copy()
+    edge[:2] = 255
+    other = mask.copy()
+    other[:2] = VOC12.names.index(second) + 1
+    for edited in (edge, other):  # of another tool: stays
+        write_mask(corrected, edited, palette())
+        marked(**{first: "good"})
+        assert np.array_equal(pixels(corrected), edited)
+    marked(**{first: "bad"})
+    assert np.array_equal(pixels(corrected), np.where(other == VOC12.names.index(first) + 1, 255, other))
 
 
 def test_page_runs_its_own_script_alone():
