@@ -111,8 +111,11 @@ def read_config(path: Path) -> tuple[Values, dict[str, Any]]:
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number with thousands of digits
         raise UsageError(f"{path} is not valid TOML: {error!s:.300}", "--config") from error
     top: dict[str, Any] = {key: content.pop(key) for key in ("work", "recipe") if key in content}
+    for key, value in top.items():
+        if not isinstance(value, str) or not value:
+            raise UsageError(f"{path}: expected text as `{key}`, found {value!r:.80}", "--config")
     if "work" in top:
-        top["work"] = path.parent / _expanded(str(top["work"]))
+        top["work"] = path.parent / _expanded(top["work"])
     values = _checked_keys(content, str(path))
     for section, entries in values.items():
         for key, value in entries.items():
@@ -177,6 +180,8 @@ def build_options(section: str, *layers: Mapping[str, Any]) -> Options:
     """
     merged: dict[str, Any] = {}
     for layer in layers:
+        if not isinstance(layer, Mapping):
+            raise UsageError(f"[{section}]: expected a mapping of options, found {layer!r:.80}", section)
         merged.update(layer)
     for key, value in merged.items():
         known = SECTIONS[section].model_fields.get(key)

@@ -76,8 +76,10 @@ def as_pixels(pixels: Tensor, device: torch.device) -> Tensor:
     Raises:
         UsageError: A tensor of another shape or type, or floating point outside [0, 1].
     """
-    scaled = pixels.dtype == torch.uint8
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or not (scaled or pixels.is_floating_point()):
+    if not isinstance(pixels, Tensor):
+        raise UsageError(f"expected a tensor of pixels (B, 3, H, W), found {type(pixels).__name__}", "torch.from_numpy")
+    pixels, scaled = pixels.detach(), pixels.dtype == torch.uint8
+    if pixels.numel() == 0 or pixels.ndim != 4 or pixels.shape[1] != 3 or not (scaled or pixels.is_floating_point()):
         found = f"{pixels.dtype} {tuple(pixels.shape)}"
         raise UsageError(
             f"expected pixels (B, 3, H, W), uint8 or floating point in [0, 1], found {found}", "image[None] adds B"
@@ -85,7 +87,7 @@ def as_pixels(pixels: Tensor, device: torch.device) -> Tensor:
     moved = pixels.to(device).float()  # (B, 3, H, W)
     if scaled:
         return moved / 255
-    low, high = (float(value) for value in torch.aminmax(moved)) if moved.numel() else (0.0, 1.0)
+    low, high = (float(value) for value in torch.aminmax(moved))
     if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN, too
         raise UsageError(f"expected pixels in [0, 1], found {low:.3g} to {high:.3g}", "pixels / 255, or uint8")
     return moved

@@ -305,6 +305,10 @@ class PseudoLabeler:
         """
         scaled = as_pixels(pixels, self.device)
         indices = checked_labels(labels, len(pixels), self.class_list)
+        if superpixels is not None and (superpixels.is_floating_point() or superpixels.min() < 0):
+            raise UsageError(
+                "expected superpixels (B, H, W) of integer ids from 0, found others", "labeler.superpixels makes them"
+            )
         rows = zip(scaled, indices, superpixels if superpixels is not None else [None] * len(scaled), strict=True)
         photos = [self._photo_of(of_photo, own, ids) for of_photo, own, ids in rows]
         evidence, cams = encode_and_extract(self._encoders, photos, self.cams_options)

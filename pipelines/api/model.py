@@ -17,6 +17,7 @@ from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.weights import build_clip
 from pipelines.errors import UsageError
 from pipelines.execution.devices import resolve_device, resolve_dtype
+from pipelines.method.boundary import boundary_of
 from pipelines.method.label_maps import predicted_mask
 from pipelines.method.photo import Photo
 from pipelines.method.predictor import MakesLogits, Predictor
@@ -79,6 +80,7 @@ class SegmentationModel:
         _, weights = clip_of(memory.get("clip", {}) if clip is None else clip)
         segmenter = read_segmenter(path, weights, "SegmentationModel.load")
         predict = cast("PredictOptions", build_options("predict", options))
+        boundary_of(predict)  # refuses an unknown one before the first image
         where = resolve_device(device)
         dtype = resolve_dtype(precision_of(precision, memory.get("config") or {}), where)
         encoder = ClipEncoder(build_clip(weights), where, dtype)

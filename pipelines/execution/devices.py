@@ -24,6 +24,8 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         UsageError: The name is unknown, or the GPU does not exist.
     """
+    if not isinstance(name, str):  # from Python
+        raise UsageError(f"expected the name of a device, found {name!r:.40}", "auto, cpu, cuda or cuda:N")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,9})?", name):

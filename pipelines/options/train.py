@@ -71,9 +71,12 @@ class TrainOptions(Options):
         int, Field(ge=1, description="Attention heads in each layer of the decoder; they must divide hidden.")
     ] = 8
     dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout rate of the fused channels.")] = 0.1
-    learning_rate: Annotated[float, Field(gt=0, description="Learning rate of the decoder for AdamW (WeCLIP: 2e-3).")] = 2e-3
+    learning_rate: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="Learning rate of the decoder for AdamW (WeCLIP: 2e-3).")
+    ] = 2e-3
     heads_learning_rate: Annotated[
-        float, Field(gt=0, description="Learning rate of the alignment heads with train_heads (SSR: 1e-5).")
+        float,
+        Field(gt=0, allow_inf_nan=False, description="Learning rate of the alignment heads with train_heads (SSR: 1e-5)."),
     ] = 1e-5
     weight_decay: Annotated[float, Field(ge=0, description="Weight decay of AdamW (WeCLIP: 0.01).")] = 0.01
     warmup: Annotated[int, Field(ge=0, description="Steps over which the learning rate rises from 0 (WeCLIP: 50).")] = 50

@@ -13,6 +13,7 @@ import torch
 from pipelines.datasets.base import Dataset
 from pipelines.datasets.folder import load_photos
 from pipelines.datasets.image import load_image
+from pipelines.datasets.image_files import listed
 from pipelines.datasets.splits import split_file
 from pipelines.encoders.clip import ClipEncoder
 from pipelines.encoders.weights import build_clip, resolve_clip
@@ -241,7 +242,7 @@ def check_output(workspace: Workspace, options: PredictOptions, output: Path) ->
         raise UsageError(f"{output} is not a folder", "--output FOLDER")
     place = digest(str(workspace.dataset.root.resolve()))
     manifest = Manifest.read(output.with_suffix(".json"))
-    filled = any(output.glob("*.png")) or store_exists(output.with_suffix(".h5"))
+    filled = any(True for _ in listed(output)) or store_exists(output.with_suffix(".h5"))
     own = options.output is None and manifest is None  # in the work directory, but without a manifest
     if (filled if manifest is None else manifest.stage != STAGE) and not (own and workspace.force):  # --force would remove it
         hint = "--force starts it over" if own else "--output FOLDER, a new one"

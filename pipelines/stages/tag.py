@@ -94,6 +94,8 @@ def run(
     progress, device = progress or Silent(), resolve_device(workspace.run.device)
     workspace = unlabelled(workspace)
     cams = cams.model_copy(update={"ckpt": workspace.heads(cams.ckpt)})
+    if tags.tag_thresholds is not None:
+        given_thresholds(workspace.dataset.classes.names, cams, tags)  # a bad file is refused before the images are encoded
     needs = tagger_of(tags, cams).needs(cams)
     sources = model_sources(workspace, needs, cams.ckpt if "alignment" in needs else None)
     settings = tag_settings(workspace, cams, tags, sources)

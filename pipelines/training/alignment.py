@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.errors import UsageError
+from pipelines.errors import SsrError, UsageError
 from pipelines.models.alignment import AlignmentHeads
 from pipelines.ops.prototype_loss import weighted_pool
 from pipelines.ops.prototypes import class_means, kmeans_prototypes, purity, spread
@@ -128,6 +129,9 @@ class AlignmentTrainer:
         self.processes.average_gradients(self.heads.parameters())
         self.optimiser.step()
         self._losses.append(loss.item())
+        if not math.isfinite(self._losses[-1]):
+            hint = "a lower --learning-rate, and --force to start over"
+            raise SsrError(f"the loss of step {self.iteration} is not a number", hint)
         return self._losses[-1]
 
     def learning_rate(self, iteration: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,18 @@ def given_thresholds(names: Sequence[str], cams: CamsOptions, tags: TagOptions) 
 def _read(path: Path, tagger: str, names: Sequence[str]) -> NDArray[np.float64]:
     try:
         content = read_json(path)
-        found, of = dict(content["classes"]), content["tagger"]
-        values = np.array([found[name] for name in names], dtype=np.float64)
     except SsrError as error:
         raise UsageError(error.message, FLAG) from None
-    except (KeyError, TypeError, ValueError) as error:
+    if not isinstance(content, dict) or not isinstance(content.get("classes"), dict) or "tagger" not in content:
+        expected = 'the thresholds.json of `ssr tag`, {"tagger": ..., "classes": {NAME: THRESHOLD}}'
+        raise UsageError(f"{path}: expected {expected}, found {json.dumps(content):.60}", FLAG)
+    found, of = content["classes"], content["tagger"]
+    try:
+        values = np.array([found[name] for name in names], dtype=np.float64)
+    except KeyError as error:
         raise UsageError(f"{path}: expected thresholds for {len(names)} classes, found none for {error}", FLAG) from None
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path}: expected numbers as thresholds: {error}", FLAG) from None
     if of != tagger:
         raise UsageError(
             f"{path}: expected thresholds of tagger {tagger}, found those of {of!r:.40}", "--tagger, or another file"

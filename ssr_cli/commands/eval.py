@@ -41,8 +41,10 @@ def command(
 ) -> None:
     """Score CAMs, pseudo-masks or any folder of PNGs against ground truth (opens it)."""
     if compare is not None:
-        _compare(*compare)
+        _compare(*compare, what)
         return
+    if "background_power" in invocation.flags.get("eval", {}) and what not in {"cams", "refined", "ablation"}:
+        raise UsageError(f"--background-power: {what} has no scores to apply it to", "ssr eval refined, or ssr refine")
     options = invocation.options("eval", EvalOptions)
     power = options.background_power or invocation.options("refine", RefineOptions).background_power
     if what == "ablation":
@@ -125,11 +127,12 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def _compare(first: Path, second: Path) -> None:
+def _compare(first: Path, second: Path, what: str) -> None:
     from pipelines.evaluation.figures import compare_figure, save_figure
     from pipelines.evaluation.report import read_report
 
-    a, b = read_report(_report_path(first)), read_report(_report_path(second))
+    places = _report_path(first, what), _report_path(second, what)
+    a, b = (read_report(place) for place in places)
     table = Table(
         title="A: " + escape(f"{first}: {a.caption}") + "\nB: " + escape(f"{second}: {b.caption}"), title_justify="left"
     )
@@ -142,19 +145,26 @@ def _compare(first: Path, second: Path) -> None:
         table.add_row(name, _percent(before), _percent(after), "-" if gain is None else f"{colour}{100 * gain:+.2f}")
     out.print(table)
     _print_warnings(a, b)
-    picture = _report_path(second).parent / "compare.png"
+    if a.per_class_iou.keys() != b.per_class_iou.keys() or (a.split, a.images) != (b.split, b.images):
+        out.print("[yellow]warning: A and B have other classes or images, so their means say little of each other[/]")
+    picture = places[1].parent / "compare.png"
     save_figure(compare_figure(a, b, (str(first), str(second))), picture)
     out.print(f"[dim]{escape(str(picture))}[/]")
 
 
 def _rows(a: Report, b: Report) -> list[tuple[str, float | None, float | None]]:
-    names = [n for n in a.per_class_iou if a.per_class_iou[n] is not None or b.per_class_iou.get(n) is not None]
-    rows: list[tuple[str, float | None, float | None]] = [(n, a.per_class_iou[n], b.per_class_iou.get(n)) for n in names]
+    both = [(n, a.per_class_iou.get(n), b.per_class_iou.get(n)) for n in dict.fromkeys([*a.per_class_iou, *b.per_class_iou])]
+    rows: list[tuple[str, float | None, float | None]] = [row for row in both if row[1:] != (None, None)]
     return [*rows, ("mIoU", a.miou, b.miou), ("precision", a.precision, b.precision), ("recall", a.recall, b.recall)]
 
 
-def _report_path(path: Path) -> Path:
-    for candidate in (path, path / "report.json", path / "eval" / "masks" / "report.json"):
+def _report_path(path: Path, what: str) -> Path:
+    of_splits = sorted(path.glob(f"eval/{what}-*/report.json")) if what in {"predictions", "retrained"} else []
+    if len(of_splits) > 1:
+        names = ", ".join(found.parent.name for found in of_splits)
+        raise UsageError(f"{path} has several reports: {names}", f"ssr eval {of_splits[0].parent.name} --compare A B")
+    for candidate in (path, path / "report.json", path / "eval" / what / "report.json", *of_splits):
         if candidate.is_file():
             return candidate
-    raise UsageError(f"no report at {path}", "give a work directory with `ssr eval` done, an eval folder or a report.json")
+    hint = f"give a work directory with `ssr eval {what}` done, an eval folder or a report.json"
+    raise UsageError(f"no report of {what} at {path}", hint)

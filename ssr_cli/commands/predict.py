@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from rich.markup import escape
 
+from pipelines.config import flag_of
+from pipelines.errors import UsageError
 from pipelines.options.stages import CamsOptions, RefineOptions, SuperpixelsOptions
 from pipelines.options.tag import TagOptions
 from pipelines.options.train import PredictOptions
@@ -41,6 +43,8 @@ def command(invocation: Invocation) -> None:
             folder = label_free.output_folder(workspace, options)
             counts = launch(invocation, label_free, workspace, options, *more, progress=progress)
         else:
+            if given := [flag_of("tag", key) for key in invocation.flags.get("tag", {})]:
+                raise UsageError(f"{given[0]}: a trained model needs no tags", "leave it out, or --model tags or heads")
             folder = predict.output_folder(workspace, options)
             counts = launch(invocation, predict, workspace, options, progress=progress)
     out.print(f"{counts.done + counts.skipped:,} label maps in [bold]{escape(str(folder))}[/]")

@@ -76,6 +76,25 @@ def test_next_commands_lead_the_whole_way(way):
     assert f"next: ssr report --work {work}\n" in said["status, all done"].out
 
 
+def test_images_with_other_labels_go_through_the_heads_again(work, tiny_voc, ssr, tmp_path):
+    root = Path(shutil.copytree(tiny_voc.root, tmp_path / "VOC2012"))
+    (work / "work.json").write_text((work / "work.json").read_text().replace(str(tiny_voc.root), str(root)))
+    labels = root / "Annotations/a_cat.xml"
+    labels.write_text(labels.read_text().replace("cat", "dog"))
+    said = ssr("status", "--work", work).out
+    assert "cams: 1 images out of date" in said
+    assert f"next: ssr cams --ckpt auto --work {work}\n" in said
+    assert ", 5 already done" in ssr("cams", "--ckpt", "auto", "--work", work).err
+
+
+def test_a_training_that_diverges_says_so_and_saves_nothing(tiny_voc, ssr, tmp_path):
+    made = ("--config", tiny_voc.config, "--work", tmp_path / "work")
+    ssr("superpixels", *made)
+    said = ssr("align", *made, *SMALL, "--learning-rate", 1e30, code=1).err
+    assert "is not a number (a lower --learning-rate, and --force to start over)" in said
+    assert not (tmp_path / "work/align/state.safetensors").exists()
+
+
 def test_status_has_a_row_of_the_heads(way, finished, ssr):
     _, said = way
     row = next(line for line in said["status"].out.splitlines() if "cmpa" in line and "│" in line)

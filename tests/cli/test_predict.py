@@ -219,3 +219,8 @@ def test_upper_bound_is_called_so_wherever_it_is_scored(work, ssr, write_model):
     assert "supervision: ground-truth masks (upper bound)" in said
     report = json.loads((work / "eval/predictions-val/report.json").read_text())
     assert report["rules"]["supervision"] == "ground-truth masks (upper bound)"
+
+
+def test_flags_of_tags_are_refused_with_a_model(work, ssr):
+    said = ssr("predict", "--split", "val", "--work", work, "--tag-thresholds", "nowhere.json", code=2).err
+    assert "--tag-thresholds: a trained model needs no tags" in said

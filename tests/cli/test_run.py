@@ -221,7 +221,22 @@ def test_compare_shows_two_runs(finished, ssr, tmp_path):
     out = ssr("eval", "--compare", *works).out
     row = next(line for line in out.splitlines() if "mIoU" in line and "│" in line)
     assert [f"{100 * a:.2f}", f"{100 * b:.2f}", f"{100 * (b - a):+.2f}"] == re.findall(r"[-+]?\d+\.\d+", row)
-    assert "no report at" in ssr("eval", "--compare", works[0], tmp_path, code=2).err
+    assert "no report of masks at" in ssr("eval", "--compare", works[0], tmp_path, code=2).err
+    assert f"no report of predictions at {works[0]}" in ssr("eval", "predictions", "--compare", *works, code=2).err
+    assert "warning" not in out
+    path = works[1] / "eval/masks/report.json"
+    path.write_text(path.read_text().replace('"cat"', '"lynx"'))
+    for given in (works, works[::-1]):
+        out = ssr("eval", "--compare", *given).out
+        assert "A and B have other classes or images" in out
+        assert all(re.search(rf"│ {name} +│", out) for name in ("cat", "lynx"))
+    split = works[0] / "eval/predictions-val"
+    shutil.copytree(works[0] / "eval/masks", split)
+    assert "mIoU" in ssr("eval", "predictions", "--compare", works[0], split).out
+    shutil.copytree(split, works[0] / "eval/predictions-train")
+    said = ssr("eval", "predictions", "--compare", works[0], split, code=2).err
+    assert "several reports: predictions-train, predictions-val (ssr eval predictions-train --compare" in said
+    assert "--background-power" in ssr("eval", "masks", "--background-power", 3, "--work", works[0], code=2).err
 
 
 @pytest.mark.parametrize("dataset", ["tiny_folder", "tiny_coco"])

@@ -167,6 +167,7 @@ BAD = {
     "unknown class": (("--config", "VOC", "--labels", "UNKNOWN"), "unicorn"),
     "thresholds of nothing": (("--config", "VOC", "--tag-thresholds", "CLASSES"), "is not valid JSON"),
     "thresholds of other classes": (("--config", "VOC", "--tag-thresholds", "TWO"), "expected thresholds for 20 classes"),
+    "thresholds as a list": (("--config", "VOC", "--tag-thresholds", "LIST"), "expected the thresholds.json of `ssr tag`"),
     "thresholds of another tagger": (("--config", "VOC", "--tag-thresholds", "CLS"), "expected thresholds of tagger dense"),
     "heads that are not there": (("--config", "VOC", "--tagger", "heads"), "reads alignment heads, found none (--ckpt FILE"),
 }
@@ -180,6 +181,7 @@ def test_bad_input_is_one_line(name, tagged, tiny_folder, tiny_voc, ssr, tmp_pat
         "others.csv": "image,labels\nelsewhere,cat\n",
         "unknown.csv": "image,labels\na_cat,unicorn\n",
     }
+    files |= {"list.json": "[1, 2]"}
     files |= {"two.json": '{"tagger": "dense", "classes": {"cat": 0.5}}'}
     files |= {"cls.json": json.dumps({"tagger": "cls", "classes": dict.fromkeys(VOC12.names, 0.5)})}
     for file, text in files.items():

@@ -42,6 +42,8 @@ WRONG_KEYS = {
     "section as 1 MB of text": (f"cams = '{'a' * 1_000_000}'\n", "must be a table"),
     "option outside its section": ("flip = true\n", "unknown section [flip]"),
     "nobody's home": ('[dataset]\nroot = "~no-such-user-here/voc"\n', "home"),
+    "truth as a work directory": ("work = true\n", "expected text as `work`, found True"),
+    "list as a recipe": ('recipe = ["ssr"]\n', "expected text as `recipe`, found ['ssr']"),
     "work in nobody's home": ('work = "~no-such-user-here"\n', "home"),
     "weights in nobody's home": ('[clip]\npretrained = "~no-such-user-here/a.pt"\n', "home"),
 }
@@ -51,6 +53,7 @@ VALUES = {
     "list for a number": ("refine", "power", "[2]", "--power"),
     "table for a number": ("superpixels", "segments", "{a = 1}", "--segments"),
     "negative": ("superpixels", "segments", "-1", "--segments"),
+    "infinite rate": ("align", "learning_rate", "inf", "--learning-rate"),
     "infinite": ("superpixels", "compactness", "-inf", "--compactness"),
     "not a number": ("refine", "dino_weight", "nan", "--dino-weight"),
     "truth for a number": ("superpixels", "segments", "true", "--segments"),
@@ -147,7 +150,7 @@ def test_no_value_is_more_than_one_line(tmp_path, section, value):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("work = 3\nrecipe = 4\n", "no recipe 4"),
+    ("recipe = 4\n", "expected text as `recipe`, found 4"),
     ("recipe = '../../etc/passwd'\n", "no recipe"),
     ("recipe = '" + "a" * 100_000 + "'\n", "no recipe"),
     ("[align]\nlearning_rate = 2020-01-01\n", "date"),

@@ -86,11 +86,16 @@ def other_store(workspace: Workspace, folder: Path) -> None:
     folder.with_suffix(".h5").write_bytes(b"a store of something else")
 
 
+def photos(workspace: Workspace, folder: Path) -> None:
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "holiday.jpg")
+
+
 def a_file(workspace: Workspace, folder: Path) -> None:
     folder.write_text("")
 
 
-@pytest.mark.parametrize("make", [foreign_pngs, other_stage, other_store, a_file])
+@pytest.mark.parametrize("make", [foreign_pngs, photos, other_stage, other_store, a_file])
 def test_output_of_somebody_else_is_left_alone(work_with_model, tmp_path, make):
     make(work_with_model, tmp_path / "out")
     before = {path: path.read_bytes() for path in tmp_path.glob("out*/**/*") if path.is_file()}
