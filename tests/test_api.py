@@ -154,7 +154,7 @@ def test_a_trained_model_makes_the_label_maps_of_ssr_predict(ssr, write_model, t
         (lambda _: PseudoLabeler.from_recipe(classes=["cat"], clip="ViT"), "expected a mapping of options, found 'ViT'"),
         (lambda _: PseudoLabeler.from_recipe("sssr", classes=["cat"]), "no recipe 'sssr'"),
         (lambda _: PseudoLabeler.from_recipe(classes=["cat"], refin={}), "unknown section 'refin'"),
-        (lambda _: PseudoLabeler.from_recipe(classes=["cat"], refine={"boundary_": ""}), "key 'boundary_' in .*mean 'boundary'"),
+        (lambda _: PseudoLabeler.from_recipe(classes=["cat"], refine={"boundarx": ""}), "key 'boundarx' in .*mean 'boundary'"),
         (lambda labeler: labeler(np.zeros((32, 32, 3), np.uint8), ["cat"]).save("a.jpg"), "ends in .png, found a.jpg"),
         (lambda _: PseudoLabeler.from_recipe(classes="coco.toml"), "cannot read the class list"),
         (lambda _: PseudoLabeler.from_work(Path("nowhere")), "no work directory"),
