@@ -148,7 +148,7 @@ def test_a_trained_model_makes_the_label_maps_of_ssr_predict(ssr, write_model, t
         (lambda labeler: labeler.torch(torch.zeros(0, 3, 8, 8), []), r"expected pixels .*found torch.float32 \(0, 3, 8, 8\)"),
         (
             lambda labeler: labeler.torch(torch.zeros(1, 3, 8, 8), [["cat"]], superpixels=-torch.ones(1, 8, 8)),
-            "expected superpixels .B, H, W. of integer ids",
+            r"expected superpixels \(1, 8, 8\) of integers from 0, found torch.float32 \(1, 8, 8\) from -1.0",
         ),
         (lambda _: PseudoLabeler.from_recipe(classes=["cat"], refine=3), "expected a mapping of options, found 3"),
         (lambda _: PseudoLabeler.from_recipe(classes=["cat"], clip="ViT"), "expected a mapping of options, found 'ViT'"),

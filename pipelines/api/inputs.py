@@ -78,19 +78,33 @@ def as_pixels(pixels: Tensor, device: torch.device) -> Tensor:
     """
     if not isinstance(pixels, Tensor):
         raise UsageError(f"expected a tensor of pixels (B, 3, H, W), found {type(pixels).__name__}", "torch.from_numpy")
-    pixels, scaled = pixels.detach(), pixels.dtype == torch.uint8
+    scaled = pixels.dtype == torch.uint8
     if pixels.numel() == 0 or pixels.ndim != 4 or pixels.shape[1] != 3 or not (scaled or pixels.is_floating_point()):
         found = f"{pixels.dtype} {tuple(pixels.shape)}"
         raise UsageError(
             f"expected pixels (B, 3, H, W), uint8 or floating point in [0, 1], found {found}", "image[None] adds B"
         )
-    moved = pixels.to(device).float()  # (B, 3, H, W)
+    moved = pixels.detach().to(device).float()  # (B, 3, H, W)
     if scaled:
         return moved / 255
     low, high = (float(value) for value in torch.aminmax(moved))
     if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN, too
         raise UsageError(f"expected pixels in [0, 1], found {low:.3g} to {high:.3g}", "pixels / 255, or uint8")
     return moved
+
+
+def checked_superpixels(superpixels: Tensor, pixels: Tensor) -> Tensor:
+    """Return the superpixels ``(B, H, W)`` of a batch of images ``(B, 3, H, W)``.
+
+    Raises:
+        UsageError: Another shape, or values that are no integers from 0.
+    """
+    shape = (len(pixels), *pixels.shape[2:])
+    if superpixels.shape != shape or superpixels.is_floating_point() or superpixels.min() < 0:
+        least = f" from {superpixels.min().item()}" if superpixels.numel() else ""
+        found = f"{superpixels.dtype} {tuple(superpixels.shape)}{least}"
+        raise UsageError(f"expected superpixels {shape} of integers from 0, found {found}", "labeler.superpixels makes them")
+    return superpixels
 
 
 def checked_labels(labels: Sequence[Sequence[str]], photos: int, class_list: ClassList) -> list[tuple[int, ...]]:
@@ -128,7 +142,8 @@ def as_class_list(classes: Sequence[str] | str | Path, background: Sequence[str]
 
 
 def _words(given: Sequence[str], what: str) -> tuple[str, ...]:
+    """Return the texts of a list; one text alone is refused, because its letters would be taken."""
     words = None if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
     if words is None or not all(isinstance(word, str) for word in words):
-        raise UsageError(f"expected a list of {what}, found {given!r:.80}", f"such as {['sky', 'grass']!r}")
+        raise UsageError(f"expected a list of {what}, found {given!r:.80}", "a list of texts")
     return words

@@ -15,7 +15,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from pipelines.api.inputs import ImageLike, as_class_list, as_pictures, as_pixels, checked_labels, clip_of, precision_of
+from pipelines.api.inputs import (
+    ImageLike,
+    as_class_list,
+    as_pictures,
+    as_pixels,
+    checked_labels,
+    checked_superpixels,
+    clip_of,
+    precision_of,
+)
 from pipelines.api.results import PseudoLabels, PseudoLabelTensors
 from pipelines.config import Values, build_options, read_config, read_recipe
 from pipelines.datasets import load_dataset
@@ -305,11 +314,8 @@ class PseudoLabeler:
         """
         scaled = as_pixels(pixels, self.device)
         indices = checked_labels(labels, len(pixels), self.class_list)
-        if superpixels is not None and (superpixels.is_floating_point() or superpixels.min() < 0):
-            raise UsageError(
-                "expected superpixels (B, H, W) of integer ids from 0, found others", "labeler.superpixels makes them"
-            )
-        rows = zip(scaled, indices, superpixels if superpixels is not None else [None] * len(scaled), strict=True)
+        given = [None] * len(scaled) if superpixels is None else checked_superpixels(superpixels, pixels)
+        rows = zip(scaled, indices, given, strict=True)
         photos = [self._photo_of(of_photo, own, ids) for of_photo, own, ids in rows]
         evidence, cams = encode_and_extract(self._encoders, photos, self.cams_options)
         refined = self._refined(evidence, cams)

@@ -39,7 +39,7 @@ class PseudoLabels:
             UsageError: ``path`` does not end in ``.png``.
         """
         if Path(path).suffix.lower() != ".png":
-            raise UsageError(f"expected a path that ends in .png, found {path}", "a mask in another format loses classes")
+            raise UsageError(f"expected a path that ends in .png, found {path}", "only a PNG keeps the class numbers")
         write_mask(Path(path), self.mask, palette())
 
 

@@ -127,7 +127,7 @@ def _xml_names(path: Path) -> list[str]:
 def _root(root: Path | None) -> Path:
     expected = "expected VOC's folder with JPEGImages and ImageSets"
     if root is None:
-        raise UsageError(f"{expected}, found no dataset root", "--root VOCdevkit/VOC2012, or --work of an earlier command")
+        raise UsageError(f"{expected}, found no dataset root", "--root VOCdevkit/VOC2012")
     if (root / "JPEGImages").is_dir():
         return root
     inner = sorted(path.parent for pattern in ("*/JPEGImages", "*/*/JPEGImages") for path in root.glob(pattern))

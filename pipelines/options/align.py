@@ -93,7 +93,7 @@ class AlignOptions(Options):
     batch: Annotated[int, Field(ge=1, description="Images in a step, over all processes (SSR: 128 for VOC, 256 for COCO).")] = (
         32
     )
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False, description="Learning rate of AdamW (SSR: 1e-5).")] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0, description="Learning rate of AdamW (SSR: 1e-5).")] = 1e-4
     final_rate: Annotated[
         float,
         Field(

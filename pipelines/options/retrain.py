@@ -72,11 +72,9 @@ class RetrainOptions(Options):
         int, Field(ge=0, description="Width of the decode head, in channels; 0 means the network's own (512, SegFormer 256).")
     ] = 0
     learning_rate: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="Learning rate of the decode head for AdamW (SegFormer: 6e-4).")
+        float, Field(gt=0, description="Learning rate of the decode head for AdamW (SegFormer: 6e-4).")
     ] = 6e-4
-    backbone_learning_rate: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="Learning rate of the backbone (SegFormer: 6e-5).")
-    ] = 6e-5
+    backbone_learning_rate: Annotated[float, Field(gt=0, description="Learning rate of the backbone (SegFormer: 6e-5).")] = 6e-5
     weight_decay: Annotated[float, Field(ge=0, description="Weight decay of AdamW (SegFormer: 0.01).")] = 0.01
     warmup: Annotated[
         int, Field(ge=0, description="Steps over which the learning rates rise from 0; at most a tenth of all steps.")

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Options(BaseModel):
-    """Base of all options: frozen, strict about unknown keys."""
+    """Base of all options: frozen, strict about unknown keys, numbers finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 def option(description: str, *, flag: str | None = None, choices: Sequence[str] = ()) -> object:

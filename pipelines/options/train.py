@@ -71,12 +71,9 @@ class TrainOptions(Options):
         int, Field(ge=1, description="Attention heads in each layer of the decoder; they must divide hidden.")
     ] = 8
     dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout rate of the fused channels.")] = 0.1
-    learning_rate: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="Learning rate of the decoder for AdamW (WeCLIP: 2e-3).")
-    ] = 2e-3
+    learning_rate: Annotated[float, Field(gt=0, description="Learning rate of the decoder for AdamW (WeCLIP: 2e-3).")] = 2e-3
     heads_learning_rate: Annotated[
-        float,
-        Field(gt=0, allow_inf_nan=False, description="Learning rate of the alignment heads with train_heads (SSR: 1e-5)."),
+        float, Field(gt=0, description="Learning rate of the alignment heads with train_heads (SSR: 1e-5).")
     ] = 1e-5
     weight_decay: Annotated[float, Field(ge=0, description="Weight decay of AdamW (WeCLIP: 0.01).")] = 0.01
     warmup: Annotated[int, Field(ge=0, description="Steps over which the learning rate rises from 0 (WeCLIP: 50).")] = 50
@@ -94,7 +91,7 @@ class TrainOptions(Options):
         float, Field(ge=0, description="Weight of the affinity loss of the decoder; 0 turns it off (WeCLIP: 0.1).")
     ] = 0.0
     losses: Annotated[
-        dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]],
+        dict[str, Annotated[float, Field(ge=0)]],
         option(
             "Weight of a further loss, NAME=WEIGHT: sbe is for borders of super-classes (CD-CLIP: 0.6), and plugins add names.",
             flag="--loss",

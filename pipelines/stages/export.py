@@ -33,8 +33,6 @@ from pipelines.workdir.confidences import Confidences
 from pipelines.workdir.workspace import Workspace
 
 STAGE = "export"
-MARK = EXPORT_FILE
-"""Manifest in the folder of an export, which marks the folder as one."""
 _IN_WORK = {
     "masks": "ssr refine",
     "predictions": "ssr predict",
@@ -94,7 +92,7 @@ def run(workspace: Workspace, options: ExportOptions, progress: Progress | None 
     if images.held < len(dataset.samples):
         progress.note(f"{images.held} of {len(dataset.samples)} images have a label map; the others are left out")
     target = export_folder(workspace, options)
-    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MARK).is_file())):
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / EXPORT_FILE).is_file())):
         raise UsageError(f"{target} is no export, and is not overwritten", "--output FOLDER, a new one")
     tally = workspace.tally(f"{STAGE} {options.format}", progress)
     known = form.confidence and options.what == "masks" and not options.images
@@ -134,7 +132,7 @@ def run(workspace: Workspace, options: ExportOptions, progress: Progress | None 
         }
         manifest = workspace.manifest(STAGE, settings)
         manifest.complete, manifest.counts = True, tally.counts.as_dict()
-        manifest.write(plan.folder / MARK)
+        manifest.write(plan.folder / EXPORT_FILE)
     return Exported(target, tally.counts.done, tally.counts.failed, (*seen.said(), *plan.said))
 
 

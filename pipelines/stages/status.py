@@ -172,11 +172,9 @@ def with_outdated(work: Path, found: WorkStatus) -> WorkStatus:
         relevant = output.name in {"superpixels", "cams", "refined", "masks"} and output.total
         outputs.append(replace(output, outdated=shown) if relevant else output)
     first = next((output for output in outputs if output.outdated and not output.trained), None)
-    command = (
-        found.next_command
-        if first is None
-        else command_for(work, runnable(work, first.made_by + _checkpoint(work, first.name, found.outputs)))
-    )
+    command = found.next_command
+    if first is not None:
+        command = command_for(work, runnable(work, first.made_by + _checkpoint(work, first.name, found.outputs)))
     return replace(found, outputs=outputs, next_command=command)
 
 

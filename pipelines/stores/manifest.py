@@ -20,29 +20,18 @@ from pipelines.errors import SsrError, UsageError
 from pipelines.stores.files import read_json, write_json
 from pipelines.stores.shard import Shard, shard_folders
 
-WORK_FILE, EXPORT_FILE = "work.json", "export.json"
-"""Files that mark a work directory and the folder of an export."""
-MAX_MANIFEST_BYTES = 1 << 20
+WORK_FILE = "work.json"
+"""File in which a work directory stores its dataset, encoders, recipe and config for later commands."""
+EXPORT_FILE = "export.json"
+"""Manifest in the folder of an export, which marks the folder as one."""
+MAX_BYTES = 1 << 20
+"""Size above which `holds_outputs` takes a JSON file for no manifest, because annotations may have hundreds of MB."""
 PACKAGES = ("ssr-wsss", "torch", "open_clip_torch", "timm", "scikit-image", "numpy", "h5py", "pillow", "pydensecrf2")
 
 
 def digest(settings: Any) -> str:
     """Return a short SHA-256 of any JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def holds_outputs(folder: Path) -> bool:
-    """Return whether commands wrote a folder: a work directory, an export, or label maps with their manifest beside them."""
-    if any((folder / name).is_file() for name in (WORK_FILE, EXPORT_FILE)):
-        return True
-    beside = folder.with_suffix(".json")
-    if not beside.is_file() or beside.stat().st_size > MAX_MANIFEST_BYTES:
-        return False
-    try:
-        content = read_json(beside)
-    except SsrError:  # of something else
-        return False
-    return isinstance(content, dict) and {"stage", "settings", "dataset"} <= content.keys()
 
 
 @dataclass
@@ -106,6 +95,17 @@ class Manifest:
         if content.get("options_digest", found := digest(content["settings"])) != found:
             raise UsageError(f"{path} is damaged: its settings are not those of its digest", cure)
         return cls(**{key: value for key, value in content.items() if key in names})
+
+
+def holds_outputs(folder: Path) -> bool:
+    """Return whether commands wrote a folder: a work directory, an export, or label maps with their manifest beside them."""
+    if any((folder / name).is_file() for name in (WORK_FILE, EXPORT_FILE)):
+        return True
+    beside = folder.with_suffix(".json")
+    try:
+        return beside.is_file() and beside.stat().st_size <= MAX_BYTES and Manifest.read(beside) is not None
+    except SsrError:  # the file is of something else
+        return False
 
 
 def read_manifest(output: Path) -> Manifest | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.errors import SsrError, UsageError
+from pipelines.errors import UsageError
 from pipelines.models.alignment import AlignmentHeads
 from pipelines.ops.prototype_loss import weighted_pool
 from pipelines.ops.prototypes import class_means, kmeans_prototypes, purity, spread
 from pipelines.options.align import AlignOptions
 from pipelines.training.alignment_data import AlignmentData, photo_order, steps_an_epoch
 from pipelines.training.alignment_loss import Prototypes, alignment_loss
+from pipelines.training.curves import refuse_diverged
 from pipelines.training.optimiser_state import optimiser_tensors, restore_optimiser
 from pipelines.training.processes import Processes
 
@@ -129,9 +129,7 @@ class AlignmentTrainer:
         self.processes.average_gradients(self.heads.parameters())
         self.optimiser.step()
         self._losses.append(loss.item())
-        if not math.isfinite(self._losses[-1]):
-            hint = "a lower --learning-rate, and --force to start over"
-            raise SsrError(f"the loss of step {self.iteration} is not a number", hint)
+        refuse_diverged({"loss": self._losses[-1]}, self.iteration)
         return self._losses[-1]
 
     def learning_rate(self, iteration: int) -> float:

@@ -66,9 +66,7 @@ class Curves:
         Raises:
             SsrError: One of the values is not a number.
         """
-        if bad := [key for key, value in values.items() if not math.isfinite(value)]:
-            hint = "a lower --learning-rate, and --force to start over"
-            raise SsrError(f"{' and '.join(bad)} of step {iteration} is not a number", hint)
+        refuse_diverged(values, iteration)
         self.waiting.append(values)
         if not end and iteration % LOG_EVERY:
             return None
@@ -85,6 +83,17 @@ class Curves:
         """Write the file, atomically."""
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+
+
+def refuse_diverged(values: Line, iteration: int) -> None:
+    """Stop a training whose losses are not finite, before its state is saved.
+
+    Raises:
+        SsrError: One of the values is not a number.
+    """
+    if bad := [key for key, value in values.items() if not math.isfinite(value)]:
+        hint = "a lower --learning-rate, and --force to start over"
+        raise SsrError(f"{' and '.join(bad)} of step {iteration} is not a number", hint)
 
 
 def _parsed(text: str) -> Line | None:

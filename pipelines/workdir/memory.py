@@ -13,13 +13,10 @@ from pipelines.stores.manifest import WORK_FILE, differences
 if TYPE_CHECKING:
     from pipelines.workdir.workspace import Workspace
 
-MEMORY = WORK_FILE
-"""File in which a work directory stores its dataset, encoders, recipe and config for later commands."""
-
 
 def recall(work: Path) -> dict[str, Any]:
     """Return the stored facts of a work directory; empty if it is new."""
-    path = work / MEMORY
+    path = work / WORK_FILE
     if not path.is_file():
         return {}
     content = read_json(path)
@@ -46,7 +43,7 @@ def remember(workspace: Workspace) -> None:
         "config": workspace.config,
     }
     if recall(workspace.work) != now:
-        write_json(workspace.work / MEMORY, now)
+        write_json(workspace.work / WORK_FILE, now)
 
 
 def refuse_other_dataset(workspace: Workspace) -> None:

@@ -24,9 +24,10 @@ from pipelines.execution.progress import Progress
 from pipelines.stores.array_reader import files_of
 from pipelines.stores.array_store import ArrayReader, ArrayWriter, store_exists
 from pipelines.stores.files import remove_leftovers
+from pipelines.stores.manifest import WORK_FILE
 from pipelines.stores.mask_store import photo_of_mask, remove_masks
 from pipelines.workdir.counts import Counts, ImageTally
-from pipelines.workdir.memory import MEMORY, remember
+from pipelines.workdir.memory import remember
 from pipelines.workdir.record import Record
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Output:
             self._compare()  # again, because another shard may have written in between
             if workspace.remembers:  # save the settings only after they were accepted
                 if workspace.shard is None:
-                    remove_leftovers(workspace.work, MEMORY)
+                    remove_leftovers(workspace.work, WORK_FILE)
                 remember(workspace)
             changes = [bool(record.changed) for record in self._records]
             first = changes.index(True) if any(changes) else 0

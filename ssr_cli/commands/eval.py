@@ -44,7 +44,8 @@ def command(
         _compare(*compare, what)
         return
     if "background_power" in invocation.flags.get("eval", {}) and what not in {"cams", "refined", "ablation"}:
-        raise UsageError(f"--background-power: {what} has no scores to apply it to", "ssr eval refined, or ssr refine")
+        made = "--background-power changes label maps that are made from CAMs"
+        raise UsageError(f"{made}; {what} are label maps already", "ssr eval refined, or ssr refine")
     options = invocation.options("eval", EvalOptions)
     power = options.background_power or invocation.options("refine", RefineOptions).background_power
     if what == "ablation":
@@ -146,7 +147,7 @@ def _compare(first: Path, second: Path, what: str) -> None:
     out.print(table)
     _print_warnings(a, b)
     if a.per_class_iou.keys() != b.per_class_iou.keys() or (a.split, a.images) != (b.split, b.images):
-        out.print("[yellow]warning: A and B have other classes or images, so their means say little of each other[/]")
+        out.print("[yellow]warning: A and B differ in their classes or images, so their means cannot be compared[/]")
     picture = places[1].parent / "compare.png"
     save_figure(compare_figure(a, b, (str(first), str(second))), picture)
     out.print(f"[dim]{escape(str(picture))}[/]")

@@ -228,7 +228,7 @@ def test_compare_shows_two_runs(finished, ssr, tmp_path):
     path.write_text(path.read_text().replace('"cat"', '"lynx"'))
     for given in (works, works[::-1]):
         out = ssr("eval", "--compare", *given).out
-        assert "A and B have other classes or images" in out
+        assert "A and B differ in their classes or images" in out
         assert all(re.search(rf"│ {name} +│", out) for name in ("cat", "lynx"))
     split = works[0] / "eval/predictions-val"
     shutil.copytree(works[0] / "eval/masks", split)

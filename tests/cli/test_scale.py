@@ -82,6 +82,8 @@ def test_devices(config, whole, tmp_path):
     assert contents(work) == contents(whole)
     call(*words, "--segments", 50, "--force")
     assert contents(work) != contents(whole)
+    call("superpixels", "--work", work, "--force")
+    assert contents(work) == contents(whole)
 
 
 def test_devices_that_cannot_be(config, tmp_path):

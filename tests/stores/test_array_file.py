@@ -53,7 +53,7 @@ def test_flips_anywhere(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = multiprocessing.get_context("fork")
     monkeypatch.setattr(array_file, "_PATIENCE", 5.0)
     outcomes: list[str] = []
-    for _ in range(15):
+    for _ in range(30):
         damaged = bytearray(content)
         damaged[moments.randrange(len(content))] ^= 1 << moments.randrange(8)
         store.write_bytes(damaged)
